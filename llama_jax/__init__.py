@@ -1,0 +1,29 @@
+"""LLaMA in JAX: `load` a checkpoint, `generate` text, or take `forward` apart."""
+
+from llama_jax.cache import KVCache
+from llama_jax.checkpoint import load, save
+from llama_jax.config import Config, LinearScaling, Llama3Scaling
+from llama_jax.generate import Completion, generate, stream
+from llama_jax.model import forward, init_params
+from llama_jax.params import Params
+from llama_jax.sharding import make_mesh, shard_params
+from llama_jax.tokenizer import load_tokenizer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Completion",
+    "Config",
+    "KVCache",
+    "LinearScaling",
+    "Llama3Scaling",
+    "Params",
+    "forward",
+    "generate",
+    "init_params",
+    "load",
+    "load_tokenizer",
+    "make_mesh",
+    "save",
+    "shard_params",
+    "stream",
+]

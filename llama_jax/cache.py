@@ -1,0 +1,133 @@
+"""Keys and values of the past, as values that know how to attend."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from llama_jax.config import Config
+from llama_jax.ops.attention import Span, attention
+
+Queries = Float[Array, "batch time heads head_dim"]
+NewKeys = Float[Array, "batch time kv_heads head_dim"]
+Positions = Int[Array, "batch time"]
+
+
+class Cache(Protocol):
+    """What the model asks of a cache; paged or contiguous, it does not learn."""
+
+    def attend(
+        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, Cache]:
+        """What the queries of `layer` read from the past and from this step's own keys and values.
+
+        Positions ascend by one along time. The cache returned remembers `k` and `v`.
+        """
+        ...
+
+    def commit(self, positions: Positions, after: Array) -> Cache:
+        """Stores what every layer's `attend` remembered, once `after` is known."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Uncached:
+    """No past and no future: each call sees its own tokens alone."""
+
+    def attend(
+        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, Uncached]:
+        return attention(q, [_own_span(k, v, positions)]), self
+
+    def commit(self, positions: Positions, after: Array) -> Uncached:
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """A contiguous cache: the key and value of position p lie in slot p, row by row.
+
+    Slots above a row's position hold leftovers that nothing reads: a query sees slots below its
+    step's first position and the step's own keys. So prompts are padded on the right, with
+    anything, and no length is stored.
+    """
+
+    k: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    """One array per layer. This order of axes needs no transpose in attention, on CPU or GPU."""
+    v: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    step: tuple[tuple[Array, Array], ...] = ()
+    """The running step's keys and values, a pair per layer, until `commit`. A step that wrote a
+    buffer and then read it would make XLA copy the whole cache."""
+    fresh: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Whether nothing was ever committed, so that a prompt's first step reads no slot at all."""
+
+    @classmethod
+    def empty(cls, config: Config, *, batch: int, slots: int, dtype: jnp.dtype) -> KVCache:
+        """A cache for `batch` rows of up to `slots` positions."""
+        shape = (batch, config.n_kv_heads, slots, config.head_dim)
+        # Each array its own allocation: one buffer given twice cannot be donated.
+        k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+        v = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+        return cls(k, v, fresh=True)
+
+    @property
+    def slots(self) -> int:
+        return self.k[0].shape[2]
+
+    def attend(
+        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, KVCache]:
+        own = _own_span(k, v, positions)
+        spans = [own]
+        if not self.fresh:
+            past = jnp.arange(self.slots) < positions[:, :1]
+            visible = jnp.broadcast_to(past[:, None], (*positions.shape, self.slots))
+            spans = [Span(self.k[layer], self.v[layer], visible), own]
+        out = attention(q, spans)
+        return out, dataclasses.replace(self, step=(*self.step, (own.k, own.v)))
+
+    def commit(self, positions: Positions, after: Array) -> KVCache:
+        """Writes the step's keys and values at `positions`; those beyond the slots are dropped."""
+        positions = _known_after(positions, after)
+        k = tuple(
+            _write(old, new, positions) for old, (new, _) in zip(self.k, self.step, strict=True)
+        )
+        v = tuple(
+            _write(old, new, positions) for old, (_, new) in zip(self.v, self.step, strict=True)
+        )
+        return KVCache(k, v)
+
+
+def _own_span(k: NewKeys, v: NewKeys, positions: Positions) -> Span:
+    heads_first = (0, 2, 1, 3)
+    return Span(k.transpose(heads_first), v.transpose(heads_first), _causal(positions))
+
+
+def _causal(positions: Positions) -> Bool[Array, "batch time time"]:
+    return positions[:, None, :] <= positions[:, :, None]
+
+
+def _write(
+    slots: Float[Array, "batch kv_heads slots head_dim"],
+    new: Float[Array, "batch kv_heads time head_dim"],
+    positions: Positions,
+) -> Float[Array, "batch kv_heads slots head_dim"]:
+    rows = jnp.arange(slots.shape[0])[:, None]
+    new = new.transpose(0, 2, 1, 3)
+    return slots.at[rows, :, positions].set(new, mode="drop", unique_indices=True)
+
+
+def _known_after(positions: Positions, after: Array) -> Positions:
+    """`positions`, in a form that XLA cannot compute before `after`.
+
+    It keeps every write behind the last read of the cache, and so in place. A comparison with
+    infinity is false for every number, NaN included, and XLA does not fold it away.
+    """
+    never = jnp.ravel(after)[0] > jnp.inf
+    return jnp.where(never, 0, positions)

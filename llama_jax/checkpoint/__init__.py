@@ -1,0 +1,86 @@
+"""Files to `Params` and back: the project's own checkpoints (Orbax) and Meta's."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+
+from llama_jax.checkpoint import native
+from llama_jax.checkpoint.convert import convert, open_source
+from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.placement import place
+from llama_jax.checkpoint.source import Source
+from llama_jax.config import Config
+from llama_jax.params import Params, WeightPath, Weights, nested
+from llama_jax.sharding import weight_shardings
+from llama_jax.tokenizer import find_tokenizer
+
+__all__ = ["convert", "load", "save"]
+
+
+def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+    """The model in a directory: a native checkpoint or Meta's files, told apart by what lies there.
+
+    With a mesh every weight goes straight to its shards; without one, to the default device.
+    `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
+    float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
+
+    FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
+    """
+    path = Path(path)
+    dtype = _default_dtype(mesh) if dtype is None else parse_dtype(dtype)
+    if native.is_native(path):
+        config = native.read_config(path)
+        shardings = _shardings(config, mesh)
+        weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
+        return Params(weights, config, find_tokenizer(path))
+    source = open_source(path)
+    weights = _place(source, _shardings(source.config, mesh), dtype)
+    return Params(weights, source.config, source.tokenizer)
+
+
+def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) -> None:
+    """Writes a native checkpoint, weights as they are, with a copy of the tokenizer.
+
+    All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
+    is empty, or a checkpoint and `overwrite` is set.
+    """
+    weights = {row.path: _at(params.weights, row.path) for row in table(params.config)}
+    native.write(
+        Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
+    )
+
+
+def _place(source: Source, shardings: dict[WeightPath, Sharding], dtype: np.dtype) -> Weights:
+    """Each weight read where it is wanted: a process touches only the bytes of its own shards."""
+    return nested(
+        {
+            path: place(tensor.shape, dtype, shardings[path], tensor.read)
+            for path, tensor in source.tensors.items()
+        }
+    )
+
+
+def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
+    if mesh is not None:
+        return dict(weight_shardings(config, mesh))
+    device = SingleDeviceSharding(jnp.zeros(()).devices().pop())  # jax_default_device's choice
+    return {row.path: device for row in table(config)}
+
+
+def _default_dtype(mesh: Mesh | None) -> np.dtype:
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+
+
+def _at(weights: Weights, path: WeightPath) -> Any:
+    for key in path:
+        weights = weights[key]
+    return weights

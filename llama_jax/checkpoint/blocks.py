@@ -1,0 +1,64 @@
+"""Parts of a weight in host memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.source import StoredTensor
+
+Tensor = StoredTensor | np.ndarray | jax.Array
+
+
+def whole(shape: Sequence[int]) -> Index:
+    """The index of all of an array."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def cells(wanted: Index, sides: Sequence[int]) -> Iterator[Index]:
+    """`wanted`, cut where a regular grid of cells with these sides is."""
+    cuts = []
+    for cut, side in zip(wanted, sides, strict=True):
+        first = cut.start // side * side
+        starts = range(first, max(cut.stop, first + 1), side)
+        cuts.append([slice(max(s, cut.start), min(s + side, cut.stop)) for s in starts])
+    return itertools.product(*cuts)
+
+
+def host_block(tensor: Tensor, index: Index) -> np.ndarray:
+    """A part of a weight in host memory."""
+    if not isinstance(tensor, jax.Array):
+        return tensor[index]
+    out = np.empty([cut.stop - cut.start for cut in index], tensor.dtype)
+    for shard in tensor.addressable_shards:
+        if shard.replica_id == 0:
+            inner, outer = [], []
+            for cut, have, size in zip(index, shard.index, tensor.shape, strict=True):
+                start, stop, _ = have.indices(size)
+                low, high = max(cut.start, start), min(cut.stop, stop)
+                inner.append(slice(low - start, max(high, low) - start))
+                outer.append(slice(low - cut.start, max(high, low) - cut.start))
+            # Sliced on the device: an array keeps the host copy of itself that is asked of it.
+            if all(cut.stop > cut.start for cut in inner):
+                out[tuple(outer)] = np.asarray(shard.data[tuple(inner)])
+    return out
+
+
+_EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
+
+
+def count_not_finite(block: np.ndarray) -> int:
+    """How many values have an exponent of all ones. NumPy's isfinite is slow on bfloat16."""
+    ones = _EXPONENT[block.dtype.name]
+    bits = np.ravel(block).view(f"u{block.dtype.itemsize}")
+    scratch, count = np.empty(1 << 16, bits.dtype), 0  # small enough to stay in the cache
+    for start in range(0, bits.size, scratch.size):
+        part = bits[start : start + scratch.size]
+        exponents = np.bitwise_and(part, ones, out=scratch[: part.size])
+        if exponents.max() == ones:
+            count += int(np.count_nonzero(exponents == ones))
+    return count

@@ -1,0 +1,77 @@
+"""Somebody's files to a native checkpoint, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llama_jax.checkpoint import native
+from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.meta import is_meta, open_meta
+from llama_jax.checkpoint.source import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+    """What a conversion read and wrote."""
+
+    source: Source
+    written: native.Written
+
+
+def convert(
+    source: str | PathLike[str],
+    destination: str | PathLike[str],
+    *,
+    dtype: Any = None,
+    max_seq_len: int | None = None,
+    rope_factor: float | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Writes the checkpoint in `source` as a native one, holding a few tensors at a time.
+
+    Without `dtype` every tensor keeps its own. `max_seq_len` and `rope_factor` (of Llama 3.1's
+    scaling) stand in for what Meta's files do not say. `progress` is told bytes done and in all.
+    A failure, or a kill, leaves `destination` as it was.
+    """
+    opened = open_source(Path(source), max_seq_len=max_seq_len, rope_factor=rope_factor)
+    written = native.write(
+        Path(destination),
+        opened.config,
+        opened.tensors,
+        dtype=None if dtype is None else parse_dtype(dtype),
+        tokenizer=opened.tokenizer,
+        source=_origin(opened),
+        progress=progress,
+        overwrite=overwrite,
+    )
+    return Conversion(opened, written)
+
+
+def open_source(path: Path, **overrides: Any) -> Source:
+    """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
+    if is_meta(path):
+        return open_meta(path, **overrides)
+    if native.is_native(path):
+        raise ValueError(f"{path} is a native checkpoint already; load it as it is")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
+    raise FileNotFoundError(
+        f"{path} holds no checkpoint: neither checkpoint.json (native) nor params.json and "
+        "consolidated.*.pth (Meta)"
+    )
+
+
+def _origin(source: Source) -> dict[str, Any]:
+    return {
+        "path": str(source.path.resolve()),
+        "format": source.format,
+        "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
+        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "notes": list(source.notes),
+    }

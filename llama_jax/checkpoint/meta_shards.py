@@ -1,0 +1,127 @@
+"""The files consolidated.NN.pth: one per rank of the model parallelism that Meta trained with."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.checkpoint.torch_file import read_state_dict
+from llama_jax.checkpoint.torch_pickle import shorten
+
+_NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
+# Constants that Meta's modules used to register as buffers; the model computes its own.
+_BUFFER = re.compile(
+    r"rope\.freqs|layers\.[0-9]+\.attention\.(mask|rope\.freqs|inner_attention\.rope\.freqs)"
+)
+_BLOCK_BYTES = 4 * 2**20
+_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Every rank's files and pieces, in the order of the ranks."""
+
+    files: tuple[Path, ...]
+    pieces: dict[str, tuple[np.ndarray, ...]]
+    """By Meta's name, one memory-mapped piece per file. The buffers are left out."""
+    buffers: tuple[str, ...]
+
+
+def open_shards(folder: Path) -> Shards:
+    """Maps every file, and checks that none is missing and that all name the same tensors."""
+    files = _files(folder)
+    states = [read_state_dict(file) for file in files]
+    for file, state in zip(files[1:], states[1:], strict=True):
+        if differing := sorted(states[0].keys() ^ state.keys()):
+            lacking = file if differing[0] in states[0] else files[0]
+            raise ValueError(
+                f"{lacking} lacks {shorten(differing[0])}, which other shards of the model have; "
+                "the files belong to different models, or one is damaged"
+            )
+    buffers = tuple(name for name in states[0] if _BUFFER.fullmatch(name))
+    names = [name for name in states[0] if name not in buffers]
+    return Shards(files, {name: tuple(state[name] for state in states) for name in names}, buffers)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    found: dict[int, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if match := _NAME.fullmatch(file.name):
+            rank = int(match[1])
+            if rank in found:
+                raise ValueError(f"{file} and {found[rank].name} are both shard {rank}; remove one")
+            found[rank] = file
+    if not found:
+        raise ValueError(
+            f"{folder} has no consolidated.00.pth; download Meta's weights beside params.json"
+        )
+    for rank in range(len(found)):
+        if rank not in found:
+            raise ValueError(
+                f"{folder} has shard {max(found):02} but no consolidated.{rank:02}.pth; "
+                "copy or download it"
+            )
+    return tuple(found[rank] for rank in range(len(found)))
+
+
+def check_dtypes(shards: Shards, name: str) -> None:
+    """Checks that a tensor is of one dtype in all files, and of one that is a weight's."""
+    for file, piece in zip(shards.files, shards.pieces[name], strict=True):
+        if piece.dtype not in _DTYPES:
+            raise ValueError(
+                f"{file}: {name!r} is {piece.dtype}; only float16, bfloat16 and float32 weights "
+                "are read, so of a quantized model get the bfloat16 files"
+            )
+        if piece.dtype != shards.pieces[name][0].dtype:
+            raise ValueError(
+                f"{file}: {name!r} is {piece.dtype}, and {shards.pieces[name][0].dtype} in "
+                f"{shards.files[0].name}; the files belong to different models"
+            )
+
+
+def check_shapes(shards: Shards, name: str, part: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    """Checks that every file holds `part` of the `whole`."""
+    for file, piece in zip(shards.files, shards.pieces[name], strict=True):
+        if piece.shape != part:
+            among = f"{list(part)}, its part of {list(whole)} in {len(shards.files)} files"
+            expected = f"{list(whole)}" if part == whole else among
+            raise ValueError(
+                f"{file}: {name!r} has shape {list(piece.shape)} where params.json says "
+                f"{expected}; one of the two is damaged or belongs to another model"
+            )
+
+
+def check_replicas(shards: Shards, name: str, copies: int) -> None:
+    """Checks that each run of `copies` neighbouring files holds one and the same piece."""
+    pieces = shards.pieces[name]
+    for index, piece in enumerate(pieces):
+        first = index - index % copies
+        row_bytes = piece[:1].nbytes
+        if index != first and not same_bits(
+            pieces[first].__getitem__, piece.__getitem__, len(piece), row_bytes
+        ):
+            raise ValueError(
+                f"{shards.files[index]}: {name!r} differs from {shards.files[first].name}'s, of "
+                "which it should be a copy; the files are damaged or belong to different models"
+            )
+
+
+def same_bits(
+    a: Callable[[slice], np.ndarray], b: Callable[[slice], np.ndarray], rows: int, row_bytes: int
+) -> bool:
+    """Whether two tensors, read by rows, are bitwise equal; a NaN equals itself.
+
+    Reads a few megabytes at a time, and a few rows first: two that differ are soon told apart.
+    """
+    begin, step = 0, 8
+    while begin < rows:
+        block = slice(begin, min(begin + step, rows))
+        if a(block).tobytes() != b(block).tobytes():
+            return False
+        begin, step = block.stop, max(1, _BLOCK_BYTES // row_bytes)
+    return True

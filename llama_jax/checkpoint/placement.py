@@ -1,0 +1,47 @@
+"""From files straight to devices."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+Index = tuple[slice, ...]
+"""One slice per axis, with its bounds."""
+
+
+def place(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    fill: Callable[[Index, np.ndarray], None],
+) -> jax.Array:
+    """An array whose parts `fill(index, out)` reads, each on the process that has use for it.
+
+    A part that several devices hold is read once, into memory that JAX on CPU takes as it is: what
+    is placed is held once.
+    """
+
+    @functools.cache
+    def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        out = _aligned(tuple(stop - start for start, stop in bounds), dtype)
+        fill(tuple(slice(*bound) for bound in bounds), out)
+        return out
+
+    def placed(index: tuple[slice, ...] | None) -> np.ndarray:
+        cuts = zip(index or (), shape, strict=True)
+        return part(tuple(cut.indices(size)[:2] for cut, size in cuts))
+
+    array = jax.make_array_from_callback(shape, sharding, placed)
+    return array.block_until_ready()  # before the next weight takes host memory
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory at a 64-byte boundary; any other would be copied."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)

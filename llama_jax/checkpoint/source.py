@@ -1,0 +1,89 @@
+"""A checkpoint as it lies in somebody's files: known whole, read piece by piece."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_jax.checkpoint.names import WeightPath
+from llama_jax.config import Config
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredTensor:
+    """One weight in our layout, over the memory-mapped pieces that hold it.
+
+    Indexing reads: `tensor[:, 16:32]` touches only the bytes it needs and returns an array of
+    its own, never a view of the file.
+    """
+
+    pieces: tuple[np.ndarray, ...]
+    """Views of the files, all of one dtype, alike but for `axis`."""
+    axis: int
+    """Where the pieces join, in the files' layout."""
+    transposed: bool
+    """Whether the files hold [out, in]."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.pieces[0].dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        stored = list(self.pieces[0].shape)
+        stored[self.axis] = sum(piece.shape[self.axis] for piece in self.pieces)
+        return tuple(reversed(stored)) if self.transposed else tuple(stored)
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """The part of the weight under `index`: a slice (of step 1) per axis, or `...` for all."""
+        index = (slice(None),) * len(self.shape) if index is Ellipsis else tuple(index)
+        sizes = zip(index, self.shape, strict=True)
+        part = np.empty([len(range(*one.indices(size))) for one, size in sizes], self.dtype)
+        self.read(index, part)
+        return part
+
+    def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
+        """Reads the part under `index` into `out`, in the dtype of `out`."""
+        stored = out.T if self.transposed else out
+        index = tuple(reversed(index)) if self.transposed else index
+        before, after = index[: self.axis], index[self.axis + 1 :]
+        start, stop, _ = index[self.axis].indices(sum(p.shape[self.axis] for p in self.pieces))
+        begin = 0
+        for piece in self.pieces:
+            end = begin + piece.shape[self.axis]
+            low, high = max(start, begin), min(stop, end)
+            if low < high:
+                target = (*(slice(None) for _ in before), slice(low - start, high - start))
+                _copy(stored[target], piece[(*before, slice(low - begin, high - begin), *after)])
+            begin = end
+
+
+def _copy(target: np.ndarray, source: np.ndarray) -> None:
+    # A transposing copy of a large matrix in one go misses the cache at every number: measured at
+    # 0.3 GB/s, where bands of 64 rows give 0.95 and bands of 16 give 2.5.
+    for row in range(0, len(source), 16):
+        target[row : row + 16] = source[row : row + 16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened checkpoint of another project's format, checked against its own config."""
+
+    path: Path
+    format: str
+    """"meta"."""
+    config: Config
+    tensors: dict[WeightPath, StoredTensor]
+    """Every weight of the model and nothing else, in the order of `names.table`."""
+    tokenizer: Path | None
+    files: tuple[Path, ...]
+    """The weight files, for the record of where the checkpoint came from."""
+    notes: tuple[str, ...]
+    """What a person should know of how it was read: a RoPE factor supplied, buffers skipped."""

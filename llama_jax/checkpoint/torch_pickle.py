@@ -1,0 +1,272 @@
+"""The pickle inside torch's files, read as data: a closed set of opcodes, and nothing importable.
+
+Python's own unpickler looks names up in modules and calls what it finds. This one knows a
+handful of names, each standing only for itself, and builds plain values; a name or an opcode
+beyond them is refused before anything happens. `pickletools` cuts the bytes into opcodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickletools
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+class Refused(ValueError):
+    """What is wrong with a file, in words for a person, who still has to be told which file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of numbers that lies in a record of the archive."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A strided view of a storage, counted in elements and not yet held to its bounds."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def read_pickle(data: bytes) -> Any:
+    """What `torch.save` pickled: dicts, lists, tuples, scalars and `Tensor`s.
+
+    Time and memory are linear in `data`. Raises `Refused`, or for bytes that are no pickle at
+    all whatever Python raises on them.
+    """
+    machine = _Machine([], [], {})
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name == "STOP":
+            break
+        if opcode.name not in _OPCODES:
+            raise Refused(f"its pickle uses {opcode.name}, which no state dict needs; {_RESAVE}")
+        _OPCODES[opcode.name](machine, argument)
+    return machine.stack.pop()
+
+
+_RESAVE = (
+    "nothing in it was run. Where you trust the file, save its tensors alone: "
+    "torch.save({name: tensor, ...}, file)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Name:
+    """A name the pickle may say. It stands for itself: there is nothing behind it to call."""
+
+    name: str
+
+
+@dataclasses.dataclass
+class _Machine:
+    stack: list[Any]
+    below: list[list[Any]]
+    """The stacks under each open mark."""
+    memo: dict[int, Any]
+
+    def since_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise Refused(f"its pickle changes a value that is not a {kind.__name__}; {_RESAVE}")
+        return self.stack[-1]
+
+
+def _proto(machine: _Machine, version: int) -> None:
+    if version != 2:
+        raise Refused(
+            f"its pickle has protocol {version}, and torch.save writes 2; "
+            "save it again without pickle_protocol"
+        )
+
+
+def _push(machine: _Machine, value: Any) -> None:
+    machine.stack.append(value)
+
+
+def _constant(value: Any) -> Callable[[_Machine, Any], None]:
+    return lambda machine, _: machine.stack.append(value)
+
+
+def _mark(machine: _Machine, _: Any) -> None:
+    machine.below.append(machine.stack)
+    machine.stack = []
+
+
+def _put(machine: _Machine, slot: int) -> None:
+    machine.memo[slot] = machine.stack[-1]
+
+
+def _get(machine: _Machine, slot: int) -> None:
+    machine.stack.append(machine.memo[slot])
+
+
+def _tuple(machine: _Machine, _: Any) -> None:
+    items = machine.since_mark()
+    machine.stack.append(tuple(items))
+
+
+def _tuple_of(count: int) -> Callable[[_Machine, Any], None]:
+    def make(machine: _Machine, _: Any) -> None:
+        items = [machine.stack.pop() for _ in range(count)]
+        machine.stack.append(tuple(reversed(items)))
+
+    return make
+
+
+def _append(machine: _Machine, _: Any) -> None:
+    value = machine.stack.pop()
+    machine.top(list).append(value)
+
+
+def _appends(machine: _Machine, _: Any) -> None:
+    values = machine.since_mark()
+    machine.top(list).extend(values)
+
+
+def _setitem(machine: _Machine, _: Any) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _fill(machine.top(dict), [key, value])
+
+
+def _setitems(machine: _Machine, _: Any) -> None:
+    items = machine.since_mark()
+    _fill(machine.top(dict), items)
+
+
+def _fill(target: dict[Any, Any], items: list[Any]) -> None:
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        # Tuples within tuples, each the same one twice, take exponential time to hash.
+        if not isinstance(key, str | int):
+            raise Refused(f"its pickle has a dict key that is a {type(key).__name__}; {_RESAVE}")
+        target[key] = value
+
+
+def _global(machine: _Machine, module_and_name: str) -> None:
+    name = module_and_name.replace(" ", ".")
+    if name.startswith(_QUANTIZED):
+        raise Refused(
+            f"holds float8 or quantized tensors ({shorten(name)}); get the model's bfloat16 files"
+        )
+    if name not in _STORAGES and name not in _BUILDERS:
+        raise Refused(f"its pickle names {shorten(name)}, which no state dict needs; {_RESAVE}")
+    machine.stack.append(_Name(name))
+
+
+def _reduce(machine: _Machine, _: Any) -> None:
+    arguments, function = machine.stack.pop(), machine.stack.pop()
+    if (
+        type(function) is not _Name
+        or function.name not in _BUILDERS
+        or type(arguments) is not tuple
+    ):
+        raise Refused(f"its pickle calls a value that is not a function; {_RESAVE}")
+    machine.stack.append(_BUILDERS[function.name](*arguments))
+
+
+def _build(machine: _Machine, _: Any) -> None:
+    """Drops the attributes torch hangs on a state dict (`_metadata`: module versions)."""
+    machine.stack.pop()
+    machine.top(dict)
+
+
+def _storage(machine: _Machine, _: Any) -> None:
+    kind, storage_type, key, _location, numel = machine.stack.pop()
+    known = type(storage_type) is _Name and storage_type.name in _STORAGES
+    if kind != "storage" or not known or not isinstance(key, str) or not is_count(numel):
+        raise Refused("its pickle describes a storage as torch does not; the file is damaged")
+    machine.stack.append(Storage(key, np.dtype(_STORAGES[storage_type.name]), numel))
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, flags: Any = None
+) -> Tensor:
+    if flags:
+        raise Refused(
+            "a tensor is stored conjugated or negated; save it again after resolving that"
+        )
+    counts = (offset, *size, *stride)
+    if type(storage) is not Storage or len(size) != len(stride) or not all(map(is_count, counts)):
+        raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
+    return Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _parameter(tensor: Any, _grad: Any, _hooks: Any) -> Tensor:
+    if type(tensor) is not Tensor:
+        raise Refused("its pickle has a parameter that is no tensor; the file is damaged")
+    return tensor
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is an integer that can count something in a file."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+def shorten(text: object) -> str:
+    """Text from a file, fit to stand in a message."""
+    shown = repr(str(text))
+    return shown if len(shown) <= 200 else f"{shown[:196]}...'"
+
+
+_STORAGES: dict[str, Any] = {
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": ml_dtypes.bfloat16,
+    "torch.FloatStorage": np.float32,
+    "torch.DoubleStorage": np.float64,
+    "torch.CharStorage": np.int8,
+    "torch.ShortStorage": np.int16,
+    "torch.IntStorage": np.int32,
+    "torch.LongStorage": np.int64,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+}
+_QUANTIZED = ("torch._utils._rebuild_qtensor", "torch._utils._rebuild_tensor_v3")
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+_OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
+    "PROTO": _proto,
+    "NONE": _constant(None),
+    "NEWTRUE": _constant(True),
+    "NEWFALSE": _constant(False),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"), _push),
+    "EMPTY_TUPLE": _constant(()),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append({}),
+    "MARK": _mark,
+    "TUPLE": _tuple,
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "SETITEM": _setitem,
+    "SETITEMS": _setitems,
+    "BINPUT": _put,
+    "LONG_BINPUT": _put,
+    "BINGET": _get,
+    "LONG_BINGET": _get,
+    "GLOBAL": _global,
+    "REDUCE": _reduce,
+    "BUILD": _build,
+    "BINPERSID": _storage,
+}

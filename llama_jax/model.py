@@ -1,0 +1,215 @@
+"""The LLaMA transformer: Flax modules that name the weights, and pure functions that do the work.
+
+The only file that imports Flax. `forward` serves training, prefill, decoding and serving alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
+
+from llama_jax.cache import Cache, Uncached
+from llama_jax.config import Config, LinearScaling, Llama3Scaling
+from llama_jax.ops import rope
+from llama_jax.ops.linear import linear
+from llama_jax.ops.norm import rms_norm
+from llama_jax.ops.swiglu import swiglu
+from llama_jax.params import Params
+from llama_jax.sharding import ACTIVATION, LOGITS, constrain
+
+Hidden = Float[Array, "batch time dim"]
+Rotations = Complex64[Array, "batch time half_head_dim"]
+Tokens = Int[Array, "batch time"]
+Positions = Int[Array, "batch time"]
+Logits = Float32[Array, "batch wanted vocab"]
+
+
+def forward(
+    params: Params,
+    tokens: Tokens,
+    positions: Positions,
+    cache: Cache | None = None,
+    *,
+    at: Int[Array, "batch wanted"] | None = None,
+) -> tuple[Logits, Any]:
+    """The logits that follow each token, and the cache with the tokens' keys and values in it.
+
+    Logits are [batch, time, vocab], in float32 whatever the weights. The cache is of the kind
+    given, or None.
+
+    Positions count from 0 and ascend by one along time. They alone decide the rotation, the slot
+    and the causal mask, so padding on the right needs no mask of its own. `at` picks the time
+    indices whose logits are wanted, in place of all: a prompt's last, say.
+
+    Pure and not jitted: wrap it in `jax.jit`, and donate the cache.
+    """
+    model = Transformer(params.config)
+    logits, after = model.apply(
+        {"params": params.weights}, tokens, positions, Uncached() if cache is None else cache, at
+    )
+    return logits, None if cache is None else after
+
+
+def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> Params:
+    """Random weights to train from: normal with deviation 0.02, less on the way to the residual.
+
+    Under `jax.eval_shape` it gives the shapes of a model of any size and allocates nothing.
+    """
+    token = jnp.zeros((1, 1), jnp.int32)
+    variables = Transformer(config, jnp.dtype(dtype)).init(key, token, token, Uncached(), None)
+    return Params(variables["params"], config)
+
+
+class Transformer(nn.Module):
+    """Embedding, `n_layers` blocks, norm, output: [batch, time] tokens to logits in float32."""
+
+    config: Config
+    init_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        positions: Positions,
+        cache: Cache,
+        at: Int[Array, "batch wanted"] | None,
+    ) -> tuple[Logits, Cache]:
+        c = self.config
+        embedding = Embedding(c, self.init_dtype, name="tok_embeddings")()
+        x = constrain(jnp.take(embedding, tokens, axis=0), ACTIVATION)
+        turns = rope.rotations(positions, rope_frequencies(c))
+        for layer in range(c.n_layers):
+            block = Block(c, self.init_dtype, name=f"layers_{layer}")
+            x, cache = block(x, turns, positions, layer, cache)
+        cache = cache.commit(positions, after=x)
+        if at is not None:
+            x = jnp.take_along_axis(x, at[:, :, None], axis=1)
+        x = RMSNorm(c, self.init_dtype, name="norm")(x)
+        output = embedding.T if c.tie_embeddings else Output(c, self.init_dtype, name="output")()
+        return constrain(linear(x, output).astype(jnp.float32), LOGITS), cache
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each after a norm and onto the residual."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
+    ) -> tuple[Hidden, Cache]:
+        c, dtype = self.config, self.init_dtype
+        h = RMSNorm(c, dtype, name="attention_norm")(x)
+        h, cache = Attention(c, dtype, name="attention")(h, turns, positions, layer, cache)
+        x = constrain(x + h, ACTIVATION)
+        h = RMSNorm(c, dtype, name="ffn_norm")(x)
+        x = constrain(x + FeedForward(c, dtype, name="feed_forward")(h), ACTIVATION)
+        return x, cache
+
+
+class Attention(nn.Module):
+    """Grouped-query attention. The cache reads and remembers: its kind is its own affair."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
+    ) -> tuple[Hidden, Cache]:
+        c, dtype = self.config, self.init_dtype
+        query_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        wq = self.param("wq", INWARD, (c.dim, query_dim), dtype)
+        wk = self.param("wk", INWARD, (c.dim, kv_dim), dtype)
+        wv = self.param("wv", INWARD, (c.dim, kv_dim), dtype)
+        wo = self.param("wo", _outward(c), (query_dim, c.dim), dtype)
+
+        heads = (*x.shape[:2], -1, c.head_dim)
+        q = rope.rotate(linear(x, wq).reshape(heads), turns)
+        k = rope.rotate(linear(x, wk).reshape(heads), turns)
+        v = linear(x, wv).reshape(heads)
+        out, cache = cache.attend(layer, q, k, v, positions)
+        return linear(out.reshape(*x.shape[:2], -1), wo), cache
+
+
+class FeedForward(nn.Module):
+    """`w2(swiglu(w1(x), w3(x)))`."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        c, dtype = self.config, self.init_dtype
+        w1 = self.param("w1", INWARD, (c.dim, c.hidden_dim), dtype)
+        w3 = self.param("w3", INWARD, (c.dim, c.hidden_dim), dtype)
+        w2 = self.param("w2", _outward(c), (c.hidden_dim, c.dim), dtype)
+        return linear(swiglu(linear(x, w1), linear(x, w3)), w2)
+
+
+class RMSNorm(nn.Module):
+    """Names the scale of one `rms_norm`."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Hidden) -> Hidden:
+        scale = self.param("scale", nn.initializers.ones, (self.config.dim,), self.init_dtype)
+        return rms_norm(x, scale, self.config.norm_eps)
+
+
+class Embedding(nn.Module):
+    """Names the embedding, [vocab, dim], which a tied model uses at both ends."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Float[Array, "vocab dim"]:
+        shape = (self.config.vocab_size, self.config.dim)
+        return self.param("weight", INWARD, shape, self.init_dtype)
+
+
+class Output(nn.Module):
+    """Names the output weight, [dim, vocab]."""
+
+    config: Config
+    init_dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Any:
+        shape = (self.config.dim, self.config.vocab_size)
+        return self.param("weight", INWARD, shape, self.init_dtype)
+
+
+INWARD = nn.initializers.normal(0.02)
+
+
+def _outward(c: Config) -> Any:
+    """For the two weights per layer that add to the residual, whose variance sums over depth."""
+    return nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5)
+
+
+@functools.cache
+def rope_frequencies(c: Config) -> rope.Frequencies:
+    """The frequencies of a config's RoPE, scaled as its kind of scaling says."""
+    frequencies = rope.frequencies(c.head_dim, c.rope_theta)
+    match c.rope_scaling:
+        case None:
+            return frequencies
+        case LinearScaling(factor):
+            return rope.scale_linear(frequencies, factor)
+        case Llama3Scaling() as s:
+            return rope.scale_llama3(
+                frequencies,
+                factor=s.factor,
+                low_freq_factor=s.low_freq_factor,
+                high_freq_factor=s.high_freq_factor,
+                original_max_seq_len=s.original_max_seq_len,
+            )

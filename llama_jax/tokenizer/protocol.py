@@ -1,0 +1,61 @@
+"""What a tokenizer is to the rest of the house, and the two checks every kind makes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Protocol, SupportsIndex
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back, for one vocabulary.
+
+    Text never becomes a control token: "<s>" or "<|eot_id|>" in it is encoded as the characters
+    it is made of. `decode` is defined for any ids there are, whatever bytes they make.
+    """
+
+    bos_id: int
+    eos_id: int
+    stop_ids: tuple[int, ...]
+    """The tokens that end a completion; `eos_id` is the first."""
+    vocab_size: int
+
+    def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
+        """The ids of `text`, between a `bos_id` and an `eos_id` where asked for."""
+        ...
+
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
+        """The bytes that one token adds to a text, and whether the next is still at its start.
+
+        A text begins `at_start`, and a control token leaves it there; SentencePiece drops the
+        space that follows.
+        """
+        ...
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError unless `text` is a str that UTF-8 can hold."""
+    if not isinstance(text, str):
+        raise ValueError(f"text must be a str, not {type(text).__name__}; decode bytes first")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"text has the lone surrogate {text[error.start]!r} at position {error.start}, which "
+            "is no character; replace it, say by text.encode(errors='replace').decode()"
+        ) from None
+
+
+def check_id(id: SupportsIndex, vocab_size: int) -> int:
+    """`id` as an int; ValueError unless it is in the vocabulary."""
+    index = operator.index(id)
+    if not 0 <= index < vocab_size:
+        raise ValueError(
+            f"id {index} is no token of this tokenizer, whose ids are 0 to {vocab_size - 1}; "
+            "decode with the tokenizer that came with the model"
+        )
+    return index

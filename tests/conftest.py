@@ -1,0 +1,31 @@
+"""Every test runs on eight fake CPU devices, with tiny configs and seeded keys."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+from llama_jax.config import Config
+from llama_jax.model import init_params
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of models, tokenizers and texts beside a developer's clone."""
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is absent: it holds others' models, which the project does not copy")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return Config.named("tiny")
+
+
+@pytest.fixture(scope="session")
+def params(config):
+    return init_params(jax.random.key(0), config)

@@ -1,0 +1,161 @@
+"""`llama-jax` as a person and as a program sees it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_meta import small_1b
+from typer.testing import CliRunner
+
+import llama_jax
+from llama_jax.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    """Llama 3.1's small random reference model, converted."""
+    folder = tmp_path_factory.mktemp("native") / "model"
+    result = run("convert", LLAMA3, folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_convert_prints_what_a_person_wants_to_check(tmp_path):
+    result = run("convert", LLAMA3, tmp_path / "out", "--dtype", "float32")
+    assert result.exit_code == 0, result.output
+    for shown in (
+        "unpublished",
+        "heads  3 query, 1 key-value, of 32",
+        "RoPE  theta 500,000, Llama 3 scaling by 8 beyond 8,192 positions",
+        "context  131,072 positions",
+        "dtype  float32, from",
+        "tokenizer  none found",
+        "written",
+    ):
+        assert shown in result.stdout
+
+
+def test_convert_says_that_it_supplied_the_factor_of_llama_3_2(tmp_path):
+    model = small_1b(tmp_path)
+    result = run("convert", model, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Llama 3 scaling by 32" in result.stdout
+    assert "note" in result.stdout
+    assert "rope_factor" in result.stdout
+    result = run("convert", model, tmp_path / "other", "--rope-factor", 8)
+    assert "Llama 3 scaling by 8" in result.stdout
+
+
+def test_a_converted_checkpoint_is_the_meta_directory_itself(native):
+    converted, direct = llama_jax.load(native), llama_jax.load(LLAMA3)
+    assert converted.config == direct.config
+    for path in (("output", "weight"), ("layers_1", "attention", "wk")):
+        one, two = converted.weights, direct.weights
+        for key in path:
+            one, two = one[key], two[key]
+        assert (one == two).all()
+
+
+def test_convert_leaves_an_existing_destination_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    result = run("convert", LLAMA3, tmp_path)
+    assert result.exit_code == 1
+    assert str(tmp_path) in result.stderr
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert run("convert", LLAMA3, tmp_path, "--overwrite").exit_code == 1
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_mistake_is_one_line_with_the_way_out(tmp_path):
+    for arguments, message in (
+        (("convert", tmp_path / "nothing", tmp_path / "out"), "does not exist"),
+        (("convert", tmp_path, tmp_path / "out"), "holds no checkpoint"),
+        (("convert", LLAMA3, tmp_path / "out", "--dtype", "int7"), "int7"),
+        (("generate", LLAMA3, "hello"), "pass lists of ids"),
+        (("generate", LLAMA3), "no prompt"),
+        (("generate", LLAMA3, "one two", "--ids"), "--ids takes token ids"),
+        (("generate", tmp_path, "hello"), "holds no checkpoint"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert message in result.stderr
+        assert "Traceback" not in result.output
+        assert result.stdout == ""
+
+
+def test_generate_prints_ids_for_a_checkpoint_without_a_tokenizer(native):
+    result = run("generate", native, "--ids", "46 182 24", "-n", 5, "-t", 0)
+    assert result.exit_code == 0, result.output
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("46 182 24 ")
+    assert len(line.split()) == 8
+    assert "tokens/s" in result.stderr
+    assert "compiling" in result.stderr
+
+
+def test_generate_prints_one_json_object_a_prompt(native):
+    result = run("generate", native, "--ids", "46", "13 158", "-n", 4, "-t", 0, "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["prompt"] for row in rows] == ["46", "13 158"]
+    assert [len(row["tokens"]) for row in rows] == [4, 4]
+    assert {row["finish_reason"] for row in rows} == {"length"}
+
+
+def test_prompts_come_from_a_file_or_from_stdin(native, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("46 182\n\n13\n")
+    options = ("--ids", "-n", 3, "-t", 0, "--json")
+    from_file = run("generate", native, "--file", prompts, *options)
+    from_stdin = run("generate", native, "--file", "-", *options, input="46 182\n13\n")
+    given = run("generate", native, "46 182", "13", *options)
+    assert from_file.stdout == from_stdin.stdout == given.stdout
+    assert len(given.stdout.splitlines()) == 2
+
+
+def test_a_seed_gives_the_same_text_again_and_each_prompt_its_own(native):
+    arguments = ("generate", native, "--ids", "46 182", "46 182", "-n", 8, "--json", "-t", 1.5)
+    one, two = run(*arguments, "--seed", 3), run(*arguments, "--seed", 3)
+    assert one.stdout == two.stdout
+    first, second = (json.loads(line)["tokens"] for line in one.stdout.splitlines())
+    assert first != second
+    assert run(*arguments, "--seed", 4).stdout != one.stdout
+
+
+@pytest.mark.parametrize("script", ["convert", "generate"])
+def test_a_script_runs_from_a_clone_that_is_not_installed(script, tmp_path):
+    arguments = {
+        "convert": [LLAMA3, tmp_path / "out"],
+        "generate": [LLAMA3, "--ids", "46 182", "-n", "3"],
+    }[script]
+    command = [sys.executable, ROOT / "tools" / f"{script}.py", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(native):
+    command = f"{sys.executable} -m llama_jax.cli generate {native} --ids 46 -n 200 | head -c 1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, check=False, env=environment
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_stories260k_converts_and_writes_its_known_text(shared, tmp_path):
+    model = shared / "models/stories260K-meta"
+    golden = json.loads((model / "golden.json").read_text())["greedy_text_200_steps_from_bos"]
+    assert run("convert", model, tmp_path / "out").exit_code == 0
+    for checkpoint in (tmp_path / "out", model, shared / "models/stories260K-meta-2shards"):
+        result = run("generate", checkpoint, "", "-n", 200, "-t", 0, "--dtype", "float32")
+        assert result.stdout == golden + "\n"

@@ -1,0 +1,66 @@
+"""Sharded = single, and what a mesh is refused for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.generate import generate
+from llama_jax.model import forward
+from llama_jax.sharding import make_mesh, mesh_of, shard_params
+
+MESHES = [
+    {"tensor": 4},
+    {"fsdp": 8},
+    {"data": 2},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+
+
+def test_the_mesh_has_three_auto_axes():
+    mesh = make_mesh(data=2, tensor=4)
+    assert mesh.axis_names == ("data", "fsdp", "tensor")
+    assert mesh.shape == {"data": 2, "fsdp": 1, "tensor": 4}
+    assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_sharded_logits_are_those_of_one_device(params, shape):
+    tokens = jax.random.randint(jax.random.key(1), (8, 6), 0, 256)
+    positions = jnp.broadcast_to(jnp.arange(6), (8, 6))
+    single, _ = forward(params, tokens, positions)
+    mesh = make_mesh(**shape)
+    with jax.set_mesh(mesh):
+        sharded, _ = jax.jit(forward)(shard_params(params, mesh), tokens, positions)
+    np.testing.assert_allclose(sharded, single, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_generate_finds_the_mesh_and_writes_what_one_device_writes(params, shape):
+    prompts = [[1, 2, 3], [4, 5, 6, 7, 8], [9]]
+    settings = {"max_new_tokens": 12, "temperature": 1.0, "seed": [1, 2, 3]}
+    sharded = shard_params(params, make_mesh(**shape))
+    assert generate(sharded, prompts, **settings) == generate(params, prompts, **settings)
+
+
+def test_the_mesh_is_read_off_the_arrays(params):
+    mesh = make_mesh(tensor=2)
+    assert mesh_of(shard_params(params, mesh)) == mesh
+    assert mesh_of(params) is None
+
+
+def test_a_weight_is_cut_over_tensor_and_fsdp(params, config):
+    sharded = shard_params(params, make_mesh(fsdp=2, tensor=4))
+    wq = sharded.weights["layers_0"]["attention"]["wq"]
+    wo = sharded.weights["layers_0"]["attention"]["wo"]
+    assert wq.addressable_shards[0].data.shape == (config.dim // 2, wq.shape[1] // 4)
+    assert wo.addressable_shards[0].data.shape == (wo.shape[0] // 4, config.dim // 2)
+
+
+def test_a_mesh_that_does_not_fit_is_refused_with_the_way_out(params):
+    with pytest.raises(ValueError, match="needs 16 devices and there are 8"):
+        make_mesh(data=4, tensor=4)
+    with pytest.raises(ValueError, match="tensor=0 must be a positive integer"):
+        make_mesh(tensor=0)
+    with pytest.raises(ValueError, match="tensor=8 does not divide n_kv_heads=4"):
+        shard_params(params, make_mesh(tensor=8))
