@@ -19,15 +19,9 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from llama_jax.checkpoint.blocks import (
-    Index,
-    Tensor,
-    cells,
-    count_not_finite,
-    host_block,
-    whole,
-)
+from llama_jax.checkpoint.blocks import Tensor, cells, count_not_finite, host_block, whole
 from llama_jax.checkpoint.names import WeightPath
+from llama_jax.checkpoint.placement import Index, place
 from llama_jax.params import nested
 
 FILE_BYTES = 32 << 20

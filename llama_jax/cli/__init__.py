@@ -1,0 +1,35 @@
+"""`llama-jax COMMAND`: the package from a shell, a file a command.
+
+Text goes to stdout, everything about it to stderr. Heavy imports wait until a command needs them,
+so that `--help` and a mistyped path answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from llama_jax.cli.convert import convert
+from llama_jax.cli.generate import generate
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="LLaMA checkpoints in JAX: convert them, generate from them.",
+)
+for command in (convert, generate):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of `llama-jax` and of the scripts in tools/."""
+    try:
+        app(args=arguments)
+    except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

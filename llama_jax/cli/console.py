@@ -1,0 +1,48 @@
+"""What every command shares: stderr, progress, and errors that fit on a line."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calling it with bytes done and bytes in all."""
+    columns = TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def status(message: str) -> contextlib.AbstractContextManager[object]:
+    """Says on stderr what a wait is for: a spinner on a terminal, one line elsewhere."""
+    if stderr.is_terminal:
+        return stderr.status(message + " ...")
+    stderr.print(message + " ...")
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """A user's mistake ends in one line that says the way out, not in a traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        stderr.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error

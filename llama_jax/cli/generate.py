@@ -1,0 +1,143 @@
+"""`llama-jax generate`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llama_jax.cli.console import plain_errors, status, stderr
+
+if TYPE_CHECKING:
+    from llama_jax.generate import Delta
+
+
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A native checkpoint or Meta's directory")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help='One or more texts; "" starts from bos alone')
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="One prompt a line; - for stdin")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0)] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="0 takes the likeliest token", min=0.0)
+    ] = 0.8,
+    top_p: Annotated[float, typer.Option("--top-p", "-p", min=0.0, max=1.0)] = 0.95,
+    seed: Annotated[
+        int, typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0)
+    ] = 0,
+    dtype: Annotated[
+        str | None, typer.Option(help="Default: float32 on CPU, bfloat16 on a GPU")
+    ] = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Prompts are token ids, and so is what is printed")
+    ] = False,
+    echo: Annotated[bool, typer.Option(help="Print each prompt before its completion")] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object a prompt, when all are done")
+    ] = False,
+) -> None:
+    """Generate text from a checkpoint, printed as it comes."""
+    with plain_errors():
+        texts = _read_prompts(prompts, file)
+        with status(f"loading {checkpoint}"):
+            import llama_jax
+
+            params = llama_jax.load(checkpoint, dtype=dtype)
+        deltas = llama_jax.stream(
+            params,
+            [_parse_ids(text) for text in texts] if ids else texts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=[seed + row for row in range(len(texts))],
+        )
+        speed = _Speed()
+        live = speed.watch(deltas)
+        if as_json:
+            _print_json(texts, live, ids)
+        else:
+            _print_text(texts, live, ids, echo)
+        stderr.print(speed.summary(), style="dim")
+
+
+def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
+    found = list(prompts or [])
+    if file is not None:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+        found += [line for line in text.splitlines() if line.strip()]
+    if not found:
+        raise ValueError('no prompt; pass one ("" starts from bos alone), or --file PROMPTS')
+    return found
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise ValueError(f"--ids takes token ids such as '1 15043 3186', not {text!r}") from None
+
+
+def _print_text(texts: list[str], deltas: Iterator[Delta], ids: bool, echo: bool) -> None:
+    """Prints the rows one below the other, each as it comes: a later row waits for its turn."""
+    waiting = [texts[row] if echo else "" for row in range(len(texts))]
+    ended = [False] * len(texts)
+    turn = 0
+    for delta in deltas:
+        new = "".join(f" {token}" for token in delta.tokens) if ids else delta.text
+        waiting[delta.row] += new
+        ended[delta.row] = delta.finish_reason is not None
+        while turn < len(texts):
+            sys.stdout.write(waiting[turn])
+            sys.stdout.flush()
+            waiting[turn] = ""
+            if not ended[turn]:
+                break
+            turn += 1
+            sys.stdout.write("\n\n" if turn < len(texts) else "\n")
+
+
+def _print_json(texts: list[str], deltas: Iterator[Delta], ids: bool) -> None:
+    rows: list[dict] = [{"prompt": text, "text": "", "tokens": []} for text in texts]
+    for delta in deltas:
+        rows[delta.row]["text"] += delta.text
+        rows[delta.row]["tokens"] += delta.tokens
+        rows[delta.row]["finish_reason"] = delta.finish_reason
+    for row in rows:
+        print(json.dumps({k: v for k, v in row.items() if not (ids and k == "text")}))
+
+
+class _Speed:
+    """Watches a stream: when the first token came, and how fast the others followed."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.first = self.last = 0.0
+        self.tokens = self.rows = 0
+
+    def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(status("compiling the model for prompts of this length"))
+            for delta in deltas:
+                waiting.close()
+                self.last = time.perf_counter() - self.started
+                self.first = self.first or self.last
+                self.tokens += len(delta.tokens)
+                self.rows = max(self.rows, delta.row + 1)
+                yield delta
+
+    def summary(self) -> str:
+        # Each row's first token is the prompt's work, and came when compiling was over.
+        followed, seconds = self.tokens - self.rows, self.last - self.first
+        text = f"{self.tokens} tokens; the first after {self.first:.2f} s, compiling included"
+        if followed > 0 and seconds > 0:
+            text += f", the others at {followed / seconds:,.1f} tokens/s"
+        return text
