@@ -1,11 +1,14 @@
 """LLaMA in JAX: `load` a checkpoint, `generate` text, or take `forward` apart."""
 
 from llama_jax.cache import KVCache
+from llama_jax.chat import Conversation, chat
 from llama_jax.checkpoint import load, save
 from llama_jax.config import Config, LinearScaling, Llama3Scaling
 from llama_jax.generate import Completion, generate, stream
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params
+from llama_jax.score import perplexity, score
+from llama_jax.settings import SamplingSettings
 from llama_jax.sharding import make_mesh, shard_params
 from llama_jax.tokenizer import load_tokenizer
 
@@ -13,17 +16,22 @@ __version__ = "0.1.0"
 __all__ = [
     "Completion",
     "Config",
+    "Conversation",
     "KVCache",
     "LinearScaling",
     "Llama3Scaling",
     "Params",
+    "SamplingSettings",
+    "chat",
     "forward",
     "generate",
     "init_params",
     "load",
     "load_tokenizer",
     "make_mesh",
+    "perplexity",
     "save",
+    "score",
     "shard_params",
     "stream",
 ]

@@ -80,6 +80,12 @@ class KVCache:
     def slots(self) -> int:
         return self.k[0].shape[2]
 
+    def grown(self, slots: int) -> KVCache:
+        """The same past with room for `slots` positions."""
+        more = ((0, 0), (0, 0), (0, slots - self.slots), (0, 0))
+        grow = lambda x: jnp.pad(x, more)  # noqa: E731
+        return dataclasses.replace(self, k=tuple(map(grow, self.k)), v=tuple(map(grow, self.v)))
+
     def attend(
         self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, KVCache]:

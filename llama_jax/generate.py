@@ -1,26 +1,25 @@
-"""Prompts to text: encode, pad to a bucket, decode on the device, cut, and spell out."""
+"""Prompts to completions: all at once, or as they come."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import math
-import operator
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
 from llama_jax.params import Params
-from llama_jax.sample import Request, advance, decode, prefill
-from llama_jax.sharding import mesh_of
-from llama_jax.tokenizer import Detokenizer, Tokenizer, detokenize, load_tokenizer
+from llama_jax.sample import Decoding, advance, decode, prefill
+from llama_jax.score import TokenLogprob, prompt_logprobs
+from llama_jax.settings import SamplingSettings, for_each
+from llama_jax.sharding import on_mesh_of
+from llama_jax.spelling import Speller
+from llama_jax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 FinishReason = Literal["stop", "length"]
 
 
@@ -31,9 +30,13 @@ class Completion:
     text: str | None
     """What continues the prompt: prompt + text is the whole. None without a tokenizer."""
     tokens: list[int]
-    """The new tokens, without the prompt's and without the stop token."""
+    """The new tokens, without the prompt's and without a stop token."""
     finish_reason: FinishReason
-    """Why it ended: at a stop token ("stop"), or at `max_new_tokens` or the context's end."""
+    """Why it ended: at a stop, or at `max_new_tokens` or the context's end ("length")."""
+    logprobs: list[TokenLogprob] | None = None
+    """Of `tokens`, one each, if the settings asked for them."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """Of the prompt's tokens; the first follows nothing and has None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +45,9 @@ class Delta:
 
     row: int
     text: str
-    """Certain text only: half a character waits for the rest. "" without a tokenizer."""
+    """Certain text only: half a character, or half a stop string, waits for the rest."""
     tokens: list[int]
+    logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason | None
     """Set on a row's last delta, and there alone."""
 
@@ -51,240 +55,262 @@ class Delta:
 def generate(
     params: Params,
     prompts: Sequence[Prompt],
+    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
     *,
-    max_new_tokens: int = 256,
-    temperature: float | Sequence[float] = 0.8,
-    top_p: float | Sequence[float] = 0.95,
-    seed: int | Sequence[int] = 0,
-    stop_ids: Sequence[int] | None = None,
+    n: int = 1,
+    echo: bool = False,
+    truncate: bool = False,
     tokenizer: Tokenizer | None = None,
+    **changes: Any,
 ) -> list[Completion]:
-    """One completion per prompt, in order. Prompts of any lengths run as one batch.
+    """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
 
-    A prompt is text, which gets the bos token before it, or a list of ids, taken as it is.
-    `temperature` 0 takes the likeliest token each time; `top_p` keeps the likeliest tokens up to
-    that much probability. `temperature`, `top_p` and `seed` are one for all or one per prompt.
-    A row's draws are a function of its seed and its position in the text: the same prompt under
-    the same seed gives the same text, in any row, so give each its own seed for different ones.
+    A prompt is text, which gets bos before it, or a list of ids, taken as it is. `settings` is one
+    for all or one each, and any further keyword changes that field of it; a number given as a list
+    is one for each prompt. `n` completions of a prompt stand side by side, their seeds counting
+    up. With `echo` a completion's text and tokens begin with the prompt's. A prompt longer than
+    `params.config.max_seq_len` is a ValueError, or with `truncate` loses its beginning.
 
-    `tokenizer` and `stop_ids` are the checkpoint's unless given. A completion ends at
-    `params.config.max_seq_len` at the latest; a longer prompt is a ValueError.
+    A completion depends on its prompt, settings and seed alone, whatever else is in the list.
+    Prompts of like length run together, at most 32 a batch; a progress bar shows where there
+    are several batches and a terminal to show it on.
 
-    Compiled once per batch size, `max_new_tokens` and prompt-length bucket (a power of two).
+    Compiled once per batch size, prompt length and room for new tokens, each rounded up to a power
+    of two. No other setting compiles anything.
     """
-    batch = _batch(params, prompts, max_new_tokens, temperature, top_p, seed, stop_ids, tokenizer)
-    if not batch.prompts:
-        return []
-    if max_new_tokens == 0:
-        return [_completion(batch, prompt, [], "length") for prompt in batch.prompts]
-    with _mesh(params):
-        done = decode(params, *batch.arrays, **batch.sizes, chunk=_chunk(params))
-    tokens, counts, stopped = jax.device_get((done.tokens, done.count, done.stopped))
-    return [
-        _completion(batch, prompt, row[:count].tolist(), "stop" if stop else "length")
-        for prompt, row, count, stop in zip(batch.prompts, tokens, counts, stopped, strict=False)
-    ]
+    tokenizer = tokenizer_of(params, tokenizer)
+    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    completions = complete(params, rows, tokenizer)
+    if not echo:
+        return completions
+    return [_echoed(done, row, tokenizer) for done, row in zip(completions, rows, strict=True)]
+
+
+def complete(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> list[Completion]:
+    """The rows' completions, in their order, batch by batch."""
+    scored = _prompt_logprobs(params, rows)
+    found: list[Completion | None] = [None] * len(rows)
+    for batch in _shown(params, rows):
+        if any(row.settings.stop for row in batch.rows):
+            written = _written_with_stops(params, batch, tokenizer)
+        else:
+            written = _written(params, batch, tokenizer)
+        for row, completion in zip(batch.rows, written, strict=True):
+            found[row.index] = dataclasses.replace(completion, prompt_logprobs=scored[row.index])
+    return [completion for completion in found if completion is not None]
 
 
 def stream(
     params: Params,
     prompts: Sequence[Prompt],
+    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
     *,
-    max_new_tokens: int = 256,
-    temperature: float | Sequence[float] = 0.8,
-    top_p: float | Sequence[float] = 0.95,
-    seed: int | Sequence[int] = 0,
-    stop_ids: Sequence[int] | None = None,
+    n: int = 1,
+    truncate: bool = False,
     tokenizer: Tokenizer | None = None,
+    **changes: Any,
 ) -> Iterator[Delta]:
     """`generate`, as it goes: yields what each row gains while the others still run.
 
-    A row's texts and tokens, joined, are those of `generate`. Arguments as there, and checked at
-    once, not at the first `next`.
+    A row's texts, tokens and log-probabilities, joined, are those of `generate`; row i is its i-th
+    completion. Arguments as there, and checked at once, not at the first `next`.
     """
-    batch = _batch(params, prompts, max_new_tokens, temperature, top_p, seed, stop_ids, tokenizer)
-    return _stream(params, batch)
+    tokenizer = tokenizer_of(params, tokenizer)
+    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    return _stream(params, rows, tokenizer)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """Checked prompts, as the device takes them."""
-
-    prompts: list[list[int]]
-    tokenizer: Tokenizer | None
-    arrays: tuple[Any, ...]
-    """Padded prompts, lengths and the request: what is traced."""
-    sizes: dict[str, int]
-    """What is static."""
-
-
-def _batch(
+def _rows(
     params: Params,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
-    temperature: float | Sequence[float],
-    top_p: float | Sequence[float],
-    seed: int | Sequence[int],
-    stop_ids: Sequence[int] | None,
+    settings: SamplingSettings | Sequence[SamplingSettings] | None,
+    changes: dict[str, Any],
+    n: int,
     tokenizer: Tokenizer | None,
-) -> _Batch:
-    config = params.config
+    truncate: bool,
+) -> list[Row]:
     if isinstance(prompts, str):
-        raise ValueError(
-            f"prompts={prompts[:40]!r} is one text; pass a list: generate(params, [text])"
+        raise ValueError(f"prompts={prompts[:40]!r} is one text; pass a list: [text]")
+    prompts = list(prompts)
+    settings = SamplingSettings() if settings is None else settings
+    each = for_each(settings, changes, len(prompts))
+    return rows_of(params, prompts, each, n, tokenizer, truncate)
+
+
+def _written(params: Params, batch: Batch, tokenizer: Tokenizer | None) -> list[Completion]:
+    if all(row.budget == 0 for row in batch.rows):
+        return [_completion(row, tokenizer, [], None, "length") for row in batch.rows]
+    with on_mesh_of(params):
+        state = decode(
+            params,
+            batch.prompts,
+            batch.lengths,
+            batch.request,
+            **batch.sizes,
+            chunk=chunk_of(params),
         )
-    if (
-        isinstance(max_new_tokens, bool)
-        or not isinstance(max_new_tokens, int)
-        or max_new_tokens < 0
-    ):
-        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be an integer of at least 0")
-    if tokenizer is None and params.tokenizer is not None:
-        tokenizer = _cached_tokenizer(params.tokenizer)
-    ids = [_encode(params, prompt, i, tokenizer) for i, prompt in enumerate(prompts)]
-    rows = len(ids)
-    temperatures = _per_row("temperature", temperature, rows, np.float32, 0, math.inf)
-    top_ps = _per_row("top_p", top_p, rows, np.float32, 0, 1)
-    seeds = _per_row("seed", seed, rows, np.uint32, 0, 2**32 - 1)
-    if stop_ids is None:
-        stop_ids = tokenizer.stop_ids if tokenizer is not None else ()
-    elif not all(isinstance(id, int | np.integer) for id in stop_ids):
-        raise ValueError(f"stop_ids={stop_ids!r} must be token ids")
-    if not rows:
-        return _Batch([], tokenizer, (), {})
-
-    time = min(bucket(max(map(len, ids))), config.max_seq_len)
-    padded = np.zeros((rows, time), np.int32)
-    for row, prompt in zip(padded, ids, strict=True):
-        row[: len(prompt)] = prompt
-    lengths = np.array([len(prompt) for prompt in ids], np.int32)
-    request = Request(
-        temperature=jnp.asarray(temperatures),
-        top_p=jnp.asarray(top_ps),
-        seed=jnp.asarray(seeds),
-        budget=jnp.asarray(np.minimum(max_new_tokens, config.max_seq_len - lengths)),
-        stop_ids=jnp.asarray(stop_ids, jnp.int32).reshape(-1),
-    )
-    slots = min(time + max_new_tokens, config.max_seq_len)
-    sizes = {"max_new_tokens": max_new_tokens, "slots": slots}
-    return _Batch(ids, tokenizer, (padded, lengths, request), sizes)
-
-
-def bucket(length: int) -> int:
-    """The padded length of a prompt: the next power of two, and at least 16."""
-    return max(16, 1 << (length - 1).bit_length())
-
-
-def _encode(params: Params, prompt: Prompt, index: int, tokenizer: Tokenizer | None) -> list[int]:
-    config = params.config
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError(
-                f"prompt {index} is text and these params have no tokenizer; pass lists of ids, "
-                "or tokenizer=llama_jax.load_tokenizer(path)"
-            )
-        ids = tokenizer.encode(prompt, bos=True, eos=False)
-    else:
-        try:
-            ids = [operator.index(id) for id in prompt]
-        except TypeError:
-            raise ValueError(
-                f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
-            ) from None
-    if not ids:
-        raise ValueError(f"prompt {index} has no tokens; begin it with bos, or pass text")
-    if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
-        raise ValueError(
-            f"prompt {index} has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
-            "; is this tokenizer another model's?"
+    host = _Host(state)
+    return [
+        _completion(
+            row,
+            tokenizer,
+            host.tokens[i, : host.count[i]].tolist(),
+            host.logprobs(i, 0, row.settings.logprobs),
+            "stop" if host.stopped[i] else "length",
         )
-    if len(ids) > config.max_seq_len:
-        raise ValueError(
-            f"prompt {index} has {len(ids)} tokens and the context ends at "
-            f"max_seq_len={config.max_seq_len}; shorten the prompt"
-        )
-    return ids
+        for i, row in enumerate(batch.rows)
+    ]
 
 
-def _per_row(name: str, value: Any, rows: int, dtype: Any, low: float, high: float) -> np.ndarray:
-    """`value` for each row, checked while Python still has it exactly."""
-    values = list(value) if isinstance(value, Sequence | np.ndarray) else [value] * rows
-    if len(values) != rows:
-        raise ValueError(
-            f"{name} has {len(values)} values for {rows} prompts; give one, or one each"
-        )
-    for v in values:
-        number = isinstance(v, int | float | np.number) and not isinstance(v, bool)
-        whole = dtype is not np.uint32 or isinstance(v, int | np.integer)
-        if not (number and whole and low <= v <= high and math.isfinite(v)):
-            kind = "an integer" if dtype is np.uint32 else "a finite number"
-            bounds = f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
-            raise ValueError(f"{name}={v!r} must be {kind} {bounds}")
-    return np.array(values, dtype)
-
-
-@functools.lru_cache(maxsize=4)
-def _cached_tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)
+def _written_with_stops(
+    params: Params, batch: Batch, tokenizer: Tokenizer | None
+) -> list[Completion]:
+    """Stop strings are met in text, so the loop pauses every few tokens for the host to look."""
+    deltas: list[list[Delta]] = [[] for _ in batch.rows]
+    for place, delta, _ in _decoded(params, batch, tokenizer, pause=16):
+        deltas[place].append(delta)
+    found = []
+    for row, parts in zip(batch.rows, deltas, strict=True):
+        tokens = [token for part in parts for token in part.tokens]
+        logprobs = [entry for part in parts for entry in part.logprobs or []]
+        text, reason = "".join(part.text for part in parts), parts[-1].finish_reason
+        wanted = logprobs if row.settings.logprobs is not None else None
+        found.append(Completion(text, tokens, reason or "length", wanted))
+    return found
 
 
 def _completion(
-    batch: _Batch, prompt: list[int], tokens: list[int], finish_reason: FinishReason
+    row: Row,
+    tokenizer: Tokenizer | None,
+    tokens: list[int],
+    logprobs: list[TokenLogprob] | None,
+    reason: FinishReason,
 ) -> Completion:
-    text = None if batch.tokenizer is None else detokenize(batch.tokenizer, tokens, after=prompt)
-    return Completion(text, tokens, finish_reason)
+    speller = Speller(tokenizer, row.spelled_after, row.settings.stop)
+    text = "".join([speller.push(token) for token in tokens]) + speller.finish()
+    return Completion(None if tokenizer is None else text, tokens, reason, logprobs)
 
 
-_prefill = jax.jit(prefill, static_argnames=("max_new_tokens", "slots"))
-_advance = jax.jit(advance, static_argnames="chunk", donate_argnames="decoding")
+def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Completion:
+    text = None if tokenizer is None else tokenizer.decode(row.prompt) + (completion.text or "")
+    return dataclasses.replace(completion, text=text, tokens=[*row.prompt, *completion.tokens])
 
 
-def _stream(params: Params, batch: _Batch) -> Iterator[Delta]:
-    limit, chunk = batch.sizes.get("max_new_tokens", 0), _chunk(params)
-    if not batch.prompts or not limit:
-        yield from (Delta(row, "", [], "length") for row in range(len(batch.prompts)))
+def _stream(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Delta]:
+    for batch in batches_of(params, rows):
+        for _, delta, _ in _decoded(params, batch, tokenizer, pause=chunk_of(params)):
+            yield delta
+
+
+def _decoded(
+    params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int
+) -> Iterator[tuple[int, Delta, Decoding | None]]:
+    """Decodes a batch `pause` tokens at a time; yields the gains with their places in the batch."""
+    if all(row.budget == 0 for row in batch.rows):
+        for i, row in enumerate(batch.rows):
+            yield i, Delta(row.index, "", [], None, "length"), None
         return
-    request, budgets = batch.arrays[2], np.asarray(batch.arrays[2].budget)
-    spellers = [_speller(batch.tokenizer, prompt) for prompt in batch.prompts]
-    given, ended = [0] * len(batch.prompts), [False] * len(batch.prompts)
-    with _mesh(params):
-        decoding = _prefill(params, *batch.arrays, **batch.sizes)
-    # The first round adds nothing to the prefill's token: it compiles the loop, so that from the
-    # first delta on no text waits for a compiler.
-    for until in range(1, limit + chunk, chunk):
-        with _mesh(params):
-            decoding = _advance(params, decoding, request, jnp.array(until), chunk=chunk)
-        tokens, counts, stopped = jax.device_get(
-            (decoding.tokens, decoding.count, decoding.stopped)
-        )
-        for row in [row for row, over in enumerate(ended) if not over]:
-            new = tokens[row, given[row] : counts[row]].tolist()
-            given[row] = int(counts[row])
-            ended[row] = bool(stopped[row]) or given[row] >= budgets[row]
-            text = _spell(spellers[row], new, ended[row])
-            reason: FinishReason | None = "stop" if stopped[row] else "length"
-            yield Delta(row, text, new, reason if ended[row] else None)
-        if all(ended):
-            return
+    with on_mesh_of(params):
+        state = _prefill(params, batch.prompts, batch.lengths, batch.request, **batch.sizes)
+    yield from decoded_rows(params, batch.rows, batch.request, state, tokenizer, pause)
 
 
-def _speller(tokenizer: Tokenizer | None, prompt: list[int]) -> Detokenizer | None:
-    return None if tokenizer is None else Detokenizer(tokenizer, after=prompt)
+def decoded_rows(
+    params: Params,
+    rows: Sequence[Row],
+    request: Any,
+    state: Decoding,
+    tokenizer: Tokenizer | None,
+    pause: int,
+) -> Iterator[tuple[int, Delta, Decoding]]:
+    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
+
+    The first round adds nothing to the prefill's token: it compiles the loop, so that from the
+    first delta on no text waits for a compiler.
+    """
+    spellers = [Speller(tokenizer, row.spelled_after, row.settings.stop) for row in rows]
+    given, ended = [0] * len(rows), [False] * len(rows)
+    until, chunk = 1, chunk_of(params)
+    while not all(ended):
+        with on_mesh_of(params):
+            state = _advance(params, state, request, jnp.array(until), chunk=chunk)
+        host, told = _Host(state), False
+        for i, row in enumerate(rows):
+            if ended[i]:
+                continue
+            new = host.tokens[i, given[i] : host.count[i]].tolist()
+            text, taken = spellers[i].push_all(new)
+            ended[i] = bool(host.stopped[i]) or host.count[i] >= row.budget
+            reason: FinishReason = "stop" if host.stopped[i] or spellers[i].stopped else "length"
+            if spellers[i].stopped and not ended[i]:
+                ended[i] = told = True
+            text += spellers[i].finish() if ended[i] else ""
+            logprobs = host.logprobs(i, given[i], row.settings.logprobs)
+            logprobs = None if logprobs is None else logprobs[:taken]
+            given[i] += len(new)
+            ending = reason if ended[i] else None
+            yield i, Delta(row.index, text, new[:taken], logprobs, ending), state
+        if told:
+            stopped = np.zeros(len(host.stopped), bool)
+            stopped[: len(rows)] = ended
+            state = dataclasses.replace(state, stopped=jnp.asarray(host.stopped | stopped))
+        until += pause
 
 
-def _spell(speller: Detokenizer | None, tokens: list[int], ended: bool) -> str:
-    if speller is None:
-        return ""
-    text = "".join([speller.push(token) for token in tokens])
-    return text + speller.finish() if ended else text
+class _Host:
+    """The small arrays of a decoding, fetched in one transfer."""
+
+    def __init__(self, state: Decoding) -> None:
+        names = ("tokens", "count", "stopped", "logprobs", "top_ids", "top_logprobs")
+        fetched = jax.device_get([getattr(state, name) for name in names])
+        self.tokens, self.count, self.stopped, self._chosen, self._ids, self._tops = fetched
+
+    def logprobs(self, row: int, start: int, k: int | None) -> list[TokenLogprob] | None:
+        """Of a row's tokens from `start` on, with the `k` likeliest at each."""
+        if k is None:
+            return None
+        return [
+            TokenLogprob.of(
+                self.tokens[row, i], self._chosen[row, i], self._ids[row, i, :k], self._tops[row, i]
+            )
+            for i in range(start, self.count[row])
+        ]
 
 
-def _mesh(params: Params) -> contextlib.AbstractContextManager[Any]:
-    mesh = mesh_of(params)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob | None] | None]:
+    wanted = [row for row in rows if row.settings.prompt_logprobs is not None]
+    with on_mesh_of(params):
+        scores = prompt_logprobs(params, [row.prompt for row in wanted])
+    found: list[list[TokenLogprob | None] | None] = [None] * len(rows)
+    for row, score in zip(wanted, scores, strict=True):
+        k = row.settings.prompt_logprobs
+        found[row.index] = [None, *(entry.first(k or 0) for entry in score)]
+    return found
 
 
-def _chunk(params: Params) -> int:
+def _shown(params: Params, rows: list[Row]) -> Iterator[Batch]:
+    """The batches, with a progress bar where there are several and somebody watches."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    done = 0
+    with contextlib.ExitStack() as stack:
+        for batch in batches_of(params, rows):
+            if console.is_terminal and len(batch.rows) < len(rows) and not done:
+                bar = stack.enter_context(Progress(console=console, transient=True))
+                task = bar.add_task("completions", total=len(rows))
+            yield batch
+            done += len(batch.rows)
+            if console.is_terminal and len(batch.rows) < len(rows):
+                bar.update(task, completed=done)
+
+
+_prefill = jax.jit(prefill, static_argnames=("room", "slots"))
+_advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
+
+
+def chunk_of(params: Params) -> int:
     """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
     leaf = jax.tree.leaves(params.weights)[0]
     return 1 if next(iter(leaf.devices())).platform == "cpu" else 8

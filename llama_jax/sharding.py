@@ -6,6 +6,9 @@ feed-forward width and the vocabulary. Change the mesh's shape, not the tables.
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -23,6 +26,9 @@ LAYER = {
     "ffn_norm": {"scale": REPLICATED},
     "feed_forward": {"w1": COLUMN, "w3": COLUMN, "w2": ROW},
 }
+# A bias lies as the outputs it is added to.
+ATTENTION_BIASES = {"bq": P("tensor"), "bk": P("tensor"), "bv": P("tensor"), "bo": REPLICATED}
+MLP_BIASES = {"b1": P("tensor"), "b3": P("tensor"), "b2": REPLICATED}
 MODEL = {
     "tok_embeddings": {"weight": P("tensor", "fsdp")},  # [vocab, dim]
     "norm": {"scale": REPLICATED},
@@ -57,8 +63,13 @@ def weight_shardings(config: Config, mesh: Mesh) -> dict[WeightPath, NamedShardi
     }
     if config.tie_embeddings:
         del specs["output", "weight"]
+    layer = {group: dict(rows) for group, rows in LAYER.items()}
+    if config.attention_bias:
+        layer["attention"] |= ATTENTION_BIASES
+    if config.mlp_bias:
+        layer["feed_forward"] |= MLP_BIASES
     for i in range(config.n_layers):
-        for group, rows in LAYER.items():
+        for group, rows in layer.items():
             specs |= {(f"layers_{i}", group, name): spec for name, spec in rows.items()}
     return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
 
@@ -76,6 +87,12 @@ def mesh_of(params: Params) -> Mesh | None:
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
             return sharding.mesh if sharding.mesh.size > 1 else None
     return None
+
+
+def on_mesh_of(params: Params) -> contextlib.AbstractContextManager[Any]:
+    """A context in which the model's mesh is the current one, if it has a mesh."""
+    mesh = mesh_of(params)
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def constrain(x: Array, spec: P) -> Array:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import llama_jax
-from llama_jax.generate import Completion, bucket, generate, stream
+from llama_jax.batches import bucket
+from llama_jax.generate import Completion, generate, stream
 from llama_jax.sample import decode
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}

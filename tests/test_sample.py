@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax.batches import Row, request_of
+from llama_jax.config import Config
 from llama_jax.model import forward
-from llama_jax.sample import Request, advance, decode, prefill, sample, top_p_keeps
+from llama_jax.ops.sampling import top_p_keeps
+from llama_jax.sample import Decoding, advance, decode, prefill, sample
+from llama_jax.settings import SamplingSettings, for_each
 
 LEVELS = [0.0, 0.1, 0.5, 0.9, 1.0]
 
@@ -23,15 +27,35 @@ def survivors_in_numpy(probs, p):
     return keeps
 
 
-def request(rows, temperature=0.0, top_p=1.0, seed=0, budget=100, stop_ids=()):
-    full = lambda value, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), (rows,))  # noqa: E731
-    return Request(
-        full(temperature, jnp.float32),
-        full(top_p, jnp.float32),
-        full(seed, jnp.uint32),
-        full(budget, jnp.int32),
-        jnp.array(stop_ids, jnp.int32).reshape(-1),
+def request(rows, vocab=256, **settings):
+    """A request for `rows` rows; a setting is one for all, or one each."""
+    settings = {"temperature": 0.0, "top_p": 1.0, "stop_ids": (), "max_new_tokens": 100} | settings
+    each = for_each(SamplingSettings(), settings, rows)
+    asked = [Row(i, [], one, [], one.max_new_tokens, tuple(one.stop_ids)) for i, one in enumerate(each)]
+    return request_of(Config.named("tiny").replace(vocab_size=vocab), asked, rows)
+
+
+def state(rows, vocab=256, count=0, in_prompt=None, counts=None, lengths=0):
+    """What a row looks like to `sample`: no cache, and so many new tokens."""
+    zeros = jnp.zeros((rows, vocab))
+    return Decoding(
+        cache=None,
+        prompt_lengths=jnp.broadcast_to(jnp.asarray(lengths), (rows,)),
+        in_prompt=zeros.astype(bool) if in_prompt is None else jnp.asarray(in_prompt),
+        counts=zeros.astype(int) if counts is None else jnp.asarray(counts),
+        last=None,
+        tokens=None,
+        logprobs=None,
+        top_ids=None,
+        top_logprobs=None,
+        count=jnp.broadcast_to(jnp.asarray(count), (rows,)),
+        stopped=None,
     )
+
+
+def sampled(logits, asked, **written):
+    logits = jnp.asarray(logits)
+    return jax.jit(sample)(logits, asked, state(*logits.shape, **written))
 
 
 def keeps(probs, p):
@@ -85,12 +109,8 @@ def test_rows_have_their_own_top_p():
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.9), (1.5, 0.5)])
 def test_a_hundred_thousand_draws_have_the_frequencies_of_the_rule(temperature, top_p):
     logits, draws = jnp.array([2.0, 1.5, 1.0, 0.5, 0.0, -1.0]), 100_000
-    rows = jnp.broadcast_to(logits, (draws, 6))
-    tokens = jax.jit(sample)(
-        rows,
-        request(draws, temperature, top_p, seed=jnp.arange(draws)),
-        jnp.zeros(draws, jnp.int32),
-    )
+    asked = request(draws, 6, temperature=temperature, top_p=top_p, seed=range(draws))
+    tokens = sampled(jnp.broadcast_to(logits, (draws, 6)), asked)
     probs = np.exp(np.float64(logits) / temperature)
     probs /= probs.sum()
     kept = probs * survivors_in_numpy(probs, top_p)
@@ -103,9 +123,8 @@ def test_a_hundred_thousand_draws_have_the_frequencies_of_the_rule(temperature, 
 
 def test_one_seed_over_many_positions_draws_the_same_frequencies():
     logits, draws = jnp.array([1.0, 0.0, -1.0]), 100_000
-    tokens = jax.jit(sample)(
-        jnp.broadcast_to(logits, (draws, 3)), request(draws, 1.0, 1.0, seed=7), jnp.arange(draws)
-    )
+    asked = request(draws, 3, temperature=1.0, seed=7)
+    tokens = sampled(jnp.broadcast_to(logits, (draws, 3)), asked, lengths=jnp.arange(draws))
     probs = np.asarray(jax.nn.softmax(logits))
     found = np.bincount(tokens, minlength=3) / draws
     assert (np.abs(found - probs) <= 4.5 * np.sqrt(probs * (1 - probs) / draws)).all()
@@ -114,22 +133,24 @@ def test_one_seed_over_many_positions_draws_the_same_frequencies():
 def test_temperature_zero_and_top_p_zero_take_the_likeliest_token():
     logits = jax.random.normal(jax.random.key(0), (4, 100))
     best = jnp.argmax(logits, axis=-1)
-    positions = jnp.arange(4)
-    np.testing.assert_array_equal(sample(logits, request(4), positions), best)
-    np.testing.assert_array_equal(sample(logits, request(4, 1.0, 0.0), positions), best)
-    mixed = sample(logits, request(4, jnp.array([0.0, 5.0, 0.0, 5.0])), positions)
+    np.testing.assert_array_equal(sampled(logits, request(4, 100)), best)
+    cold = request(4, 100, temperature=1.0, top_p=0.0)
+    np.testing.assert_array_equal(sampled(logits, cold), best)
+    mixed = sampled(logits, request(4, 100, temperature=[0.0, 5.0, 0.0, 5.0]))
     np.testing.assert_array_equal(mixed[::2], best[::2])
 
 
 def test_a_draw_is_a_function_of_seed_and_position_alone():
     logits = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1000,)), (6, 1000))
-    seeds, positions = jnp.array([5, 9, 5, 5, 9, 1]), jnp.array([3, 3, 3, 4, 3, 0])
-    together = sample(logits, request(6, 1.0, seed=seeds), positions)
+    seeds, lengths, count = [5, 9, 5, 5, 9, 1], np.array([3, 3, 1, 4, 2, 0]), [0, 0, 2, 0, 1, 0]
+    asked = request(6, 1000, temperature=1.0, seed=seeds)
+    together = sampled(logits, asked, lengths=lengths, count=np.array(count))
     assert together[0] == together[2]
     assert together[1] == together[4]
     assert len(set(together.tolist())) == 4
     for row in range(6):
-        alone = sample(logits[:1], request(1, 1.0, seed=seeds[row]), positions[row : row + 1])
+        asked = request(1, 1000, temperature=1.0, seed=seeds[row])
+        alone = sampled(logits[:1], asked, lengths=lengths[row] + count[row])
         assert alone[0] == together[row]
 
 
@@ -145,11 +166,9 @@ def padded(time=8):
     return rows, np.array([3, 7, 1], np.int32)
 
 
-def run(params, asked, new=10, slots=32, chunk=1, rows=slice(None)):
+def run(params, asked, room=10, slots=32, chunk=1, rows=slice(None)):
     prompts, lengths = padded()
-    return decode(
-        params, prompts[rows], lengths[rows], asked, max_new_tokens=new, slots=slots, chunk=chunk
-    )
+    return decode(params, prompts[rows], lengths[rows], asked, room=room, slots=slots, chunk=chunk)
 
 
 def greedy_without_a_cache(params, prompt, new):
@@ -171,7 +190,7 @@ def test_greedy_decoding_is_the_repeated_forward_pass(params):
 
 @pytest.mark.parametrize("chunk", [3, 8, 16])
 def test_the_chunk_changes_nothing(params, chunk):
-    asked = request(3, 1.0, 0.9, seed=jnp.arange(3), budget=jnp.array([10, 4, 7]))
+    asked = request(3, temperature=1.0, top_p=0.9, seed=range(3), max_new_tokens=[10, 4, 7])
     one, other = run(params, asked), run(params, asked, chunk=chunk)
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_array_equal(one.count, other.count)
@@ -190,14 +209,14 @@ def test_a_row_ends_before_its_stop_token_and_the_others_go_on(params):
 
 def test_the_loop_ends_when_every_row_has_stopped(params):
     free = run(params, request(3))
-    done = run(params, request(3, stop_ids=np.unique(free.tokens)), chunk=1)
+    done = run(params, request(3, stop_ids=np.unique(free.tokens).tolist()), chunk=1)
     assert done.count.tolist() == [0, 0, 0]
     assert done.stopped.all()
 
 
 def test_each_row_keeps_to_its_budget(params):
     free = run(params, request(3))
-    done = run(params, request(3, budget=jnp.array([2, 0, 10])))
+    done = run(params, request(3, max_new_tokens=[2, 0, 10]))
     assert done.count.tolist() == [2, 0, 10]
     np.testing.assert_array_equal(done.tokens[2], free.tokens[2])
     assert done.tokens[0].tolist() == [*free.tokens[0, :2].tolist(), *[0] * 8]
@@ -205,20 +224,20 @@ def test_each_row_keeps_to_its_budget(params):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_decodes_alike_alone_and_in_a_batch(params, temperature):
-    seeds = jnp.array([3, 4, 5])
-    together = run(params, request(3, temperature, 0.9, seed=seeds))
+    settings = {"temperature": temperature, "top_p": 0.9}
+    together = run(params, request(3, seed=[3, 4, 5], **settings))
     for row in range(3):
-        asked = request(1, temperature, 0.9, seed=seeds[row])
+        asked = request(1, seed=3 + row, **settings)
         alone = run(params, asked, rows=slice(row, row + 1))
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
 
 
 def test_advancing_piece_by_piece_is_decoding_at_once(params):
-    asked = request(3, 1.0, 0.95, seed=jnp.arange(3), budget=jnp.array([10, 5, 8]))
+    asked = request(3, temperature=1.0, seed=range(3), max_new_tokens=[10, 5, 8])
     whole = run(params, asked)
     prompts, lengths = padded()
-    start = jax.jit(prefill, static_argnames=("max_new_tokens", "slots"))
-    state = start(params, prompts, lengths, asked, max_new_tokens=10, slots=32)
+    start = jax.jit(prefill, static_argnames=("room", "slots"))
+    state = start(params, prompts, lengths, asked, room=10, slots=32)
     for until in (1, 2, 6, 10):
         state = jax.jit(advance, static_argnames="chunk")(params, state, asked, until, chunk=3)
         assert (state.count <= until).all()
@@ -229,10 +248,11 @@ def test_what_a_user_turns_compiles_nothing(params):
     decode.clear_cache()
     for asked in (
         request(3),
-        request(3, 0.7),
-        request(3, 1.3, 0.5),
-        request(3, 1.0, 1.0, seed=99),
-        request(3, jnp.array([0.0, 1.0, 2.0]), budget=3),
+        request(3, temperature=0.7, top_k=5, min_p=0.1),
+        request(3, temperature=1.3, top_p=0.5, repetition_penalty=1.2, presence_penalty=0.5),
+        request(3, temperature=1.0, seed=99, frequency_penalty=1.0, min_new_tokens=3),
+        request(3, temperature=[0.0, 1.0, 2.0], max_new_tokens=3, stop_ids=[5, 6]),
+        request(3, logit_bias={3: 2.0}, forbidden_ids=[4], logprobs=5),
     ):
         run(params, asked)
     assert decode._cache_size() == 1
@@ -240,9 +260,9 @@ def test_what_a_user_turns_compiles_nothing(params):
 
 def test_prefill_computes_logits_of_one_position_a_row(params, config):
     prompts, lengths = np.zeros((2, 64), np.int32), np.array([5, 64], np.int32)
-    program = jax.jit(
-        lambda p, t, n: prefill(p, t, n, request(2), max_new_tokens=4, slots=68).tokens
-    ).lower(params, prompts, lengths)
+    program = jax.jit(lambda p, t, n: prefill(p, t, n, request(2), room=4, slots=68).tokens).lower(
+        params, prompts, lengths
+    )
     assert f"2x64x{config.vocab_size}" not in program.as_text()
     assert f"2x1x{config.vocab_size}" in program.as_text()
 
@@ -251,7 +271,7 @@ def test_the_token_loop_copies_no_cache(params, config):
     """No copy of a layer's cache inside the loop: only zeros are copied, before it starts."""
     prompts, lengths = padded()
     text = (
-        decode.lower(params, prompts, lengths, request(3), max_new_tokens=10, slots=512, chunk=1)
+        decode.lower(params, prompts, lengths, request(3), room=10, slots=512, chunk=1)
         .compile()
         .as_text()
     )

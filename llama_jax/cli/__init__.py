@@ -12,17 +12,19 @@ from collections.abc import Sequence
 
 import typer
 
+from llama_jax.cli.chat import chat
 from llama_jax.cli.convert import convert
 from llama_jax.cli.generate import generate
+from llama_jax.cli.perplexity import perplexity
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="LLaMA checkpoints in JAX: convert them, generate from them.",
+    help="LLaMA checkpoints in JAX: convert, generate, chat, measure.",
 )
-for command in (convert, generate):
+for command in (convert, generate, chat, perplexity):
     app.command()(command)
 
 

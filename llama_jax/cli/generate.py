@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -12,31 +13,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
 
 if TYPE_CHECKING:
-    from llama_jax.generate import Delta
+    from llama_jax.generate import Completion, Delta
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A native checkpoint or Meta's directory")],
+    checkpoint: options.Checkpoint,
     prompts: Annotated[
         list[str] | None, typer.Argument(help='One or more texts; "" starts from bos alone')
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="One prompt a line; - for stdin")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0)] = 256,
-    temperature: Annotated[
-        float, typer.Option("--temperature", "-t", help="0 takes the likeliest token", min=0.0)
-    ] = 0.8,
-    top_p: Annotated[float, typer.Option("--top-p", "-p", min=0.0, max=1.0)] = 0.95,
+    max_new_tokens: options.MaxNewTokens = 256,
+    temperature: options.Temperature = 0.8,
+    top_p: options.TopP = 0.95,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.Repetition = 1.0,
+    presence_penalty: options.Presence = 0.0,
+    frequency_penalty: options.Frequency = 0.0,
+    stop: options.Stop = None,
     seed: Annotated[
         int, typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0)
     ] = 0,
-    dtype: Annotated[
-        str | None, typer.Option(help="Default: float32 on CPU, bfloat16 on a GPU")
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
     ] = None,
+    dtype: options.Dtype = None,
     ids: Annotated[
         bool, typer.Option("--ids", help="Prompts are token ids, and so is what is printed")
     ] = False,
@@ -48,25 +55,33 @@ def generate(
     """Generate text from a checkpoint, printed as it comes."""
     with plain_errors():
         texts = _read_prompts(prompts, file)
+        given = [_parse_ids(text) for text in texts] if ids else texts
         with status(f"loading {checkpoint}"):
             import llama_jax
 
             params = llama_jax.load(checkpoint, dtype=dtype)
-        deltas = llama_jax.stream(
-            params,
-            [_parse_ids(text) for text in texts] if ids else texts,
+        settings = llama_jax.SamplingSettings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,
-            seed=[seed + row for row in range(len(texts))],
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            stop=stop or (),
+            logprobs=logprobs,
         )
-        speed = _Speed()
-        live = speed.watch(deltas)
+        seeds = [(seed + row) % 2**32 for row in range(len(texts))]
         if as_json:
-            _print_json(texts, live, ids)
+            with status("generating, compiling first"):
+                done = llama_jax.generate(params, given, settings, seed=seeds)
+            _print_json(texts, done)
         else:
-            _print_text(texts, live, ids, echo)
-        stderr.print(speed.summary(), style="dim")
+            speed = _Speed()
+            deltas = llama_jax.stream(params, given, settings, seed=seeds)
+            _print_text(texts, speed.watch(deltas), ids, echo)
+            stderr.print(speed.summary(), style="dim")
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
@@ -105,14 +120,10 @@ def _print_text(texts: list[str], deltas: Iterator[Delta], ids: bool, echo: bool
             sys.stdout.write("\n\n" if turn < len(texts) else "\n")
 
 
-def _print_json(texts: list[str], deltas: Iterator[Delta], ids: bool) -> None:
-    rows: list[dict] = [{"prompt": text, "text": "", "tokens": []} for text in texts]
-    for delta in deltas:
-        rows[delta.row]["text"] += delta.text
-        rows[delta.row]["tokens"] += delta.tokens
-        rows[delta.row]["finish_reason"] = delta.finish_reason
-    for row in rows:
-        print(json.dumps({k: v for k, v in row.items() if not (ids and k == "text")}))
+def _print_json(texts: list[str], completions: list[Completion]) -> None:
+    for text, done in zip(texts, completions, strict=True):
+        row = {"prompt": text, **dataclasses.asdict(done)}
+        print(json.dumps({k: v for k, v in row.items() if v is not None}))
 
 
 class _Speed:

@@ -1,0 +1,108 @@
+"""`llama-jax chat`."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llama_jax.cli import options
+from llama_jax.cli.console import plain_errors, status, stderr
+
+if TYPE_CHECKING:
+    from llama_jax.chat import Conversation
+
+HELP = """/reset           forget the conversation
+/system TEXT     begin again under another system message (none without TEXT)
+/quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+def chat(
+    checkpoint: options.Checkpoint,
+    system: Annotated[str | None, typer.Option(help="The system message to begin with")] = None,
+    max_new_tokens: options.MaxNewTokens = 1024,
+    temperature: options.Temperature = 0.6,
+    top_p: options.TopP = 0.9,
+    top_k: options.TopK = 0,
+    min_p: options.MinP = 0.0,
+    repetition_penalty: options.Repetition = 1.0,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = None,
+) -> None:
+    """Talk with an instruction-tuned model; /help lists what else can be typed."""
+    with plain_errors():
+        with status(f"loading {checkpoint}"):
+            import llama_jax
+
+            params = llama_jax.load(checkpoint, dtype=dtype)
+            conversation = llama_jax.Conversation(
+                params,
+                system=system,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+            )
+        _talk(conversation)
+
+
+def _talk(conversation: Conversation) -> None:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  arrow keys and history at the prompt
+    stderr.print("Type a message, or /help.", style="dim")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            stderr.print("\nCtrl-D or /quit leaves", style="dim")
+            continue
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return
+        if command == "/help":
+            stderr.print(HELP, style="dim")
+        elif command == "/reset":
+            first = conversation.messages[0] if conversation.messages else {}
+            conversation.reset(first["content"] if first.get("role") == "system" else None)
+            stderr.print("forgotten", style="dim")
+        elif command == "/system":
+            conversation.reset(rest.strip() or None)
+            stderr.print("a new conversation under that system message", style="dim")
+        elif command.startswith("/"):
+            stderr.print(f"{command} is no command; /help lists them", style="yellow")
+        elif line:
+            _answer(conversation, line)
+
+
+def _answer(conversation: Conversation, line: str) -> None:
+    forgotten = conversation.forgotten
+    answer = conversation.ask(line)
+    tokens = 0
+    try:
+        with contextlib.ExitStack() as waiting:
+            waiting.enter_context(status("thinking"))
+            for delta in answer:
+                waiting.close()
+                tokens += len(delta.tokens)
+                sys.stdout.write(delta.text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.stdout.write(" ...")
+    except ValueError as error:
+        stderr.print(f"error: {error}", style="red", markup=False)
+        return
+    finally:
+        answer.close()
+    print()
+    note = f"read {conversation.prefilled} tokens, wrote {tokens}"
+    if conversation.forgotten > forgotten:
+        note += f"; the context is full, so the {conversation.forgotten} oldest turns are forgotten"
+    stderr.print(note, style="dim")

@@ -1,0 +1,150 @@
+"""How to sample, as one value."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_LOGPROBS = 20
+"""How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """What one completion asks for. Checked when made; on the device all of it is traced.
+
+    They act in this order: the penalties, `logit_bias`, `forbidden_ids`, `min_new_tokens`,
+    `temperature`, `top_k`, `top_p`, `min_p`, and then the draw. Each of the last three sees what
+    the one before it left, its probabilities adding up to 1.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token."""
+    top_p: float = 0.95
+    """Keeps the likeliest tokens until they sum to this; 1 keeps all."""
+    top_k: int = 0
+    """Keeps this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keeps tokens at least this many times as likely as the likeliest; 0 keeps all."""
+    seed: int = 0
+    """With the position in the text, all that a draw depends on."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
+    presence_penalty: float = 0.0
+    """Subtracted from the logit of each token that the text has used."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit as often as the text has used it."""
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    """Added to the logits of these ids; minus infinity forbids one."""
+    forbidden_ids: Sequence[int] = ()
+    min_new_tokens: int = 0
+    """Until a completion has this many tokens, the stop ids are forbidden."""
+    stop_ids: Sequence[int] | None = None
+    """Tokens that end a completion and are not part of it; None means the tokenizer's."""
+    stop: Sequence[str] = ()
+    """Strings that end a completion; its text ends before them, its tokens with them."""
+    logprobs: int | None = None
+    """Log-probabilities of the new tokens, and of this many likeliest at each; None is none."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, of which the first has none."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _INTEGERS.items():
+            _check_integer(self, name, low, high)
+        for name, (low, high) in _NUMBERS.items():
+            _check_number(self, name, low, high)
+        if self.repetition_penalty == 0:
+            raise ValueError("repetition_penalty=0 must be above 0; 1 is none")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop={self.stop!r} must be a list of strings, none of them empty")
+        for name in ("forbidden_ids", "stop_ids"):
+            for id in getattr(self, name) or ():
+                _integer(name, id)
+        for id, bias in self.logit_bias.items():
+            _integer("logit_bias", id)
+            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
+                raise ValueError(
+                    f"logit_bias of {id} is {bias!r}; it must be a number, or minus infinity"
+                )
+
+    def replace(self, **changes: Any) -> SamplingSettings:
+        """These settings with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+
+def for_each(
+    settings: SamplingSettings | Sequence[SamplingSettings], changes: Mapping[str, Any], rows: int
+) -> list[SamplingSettings]:
+    """One settings a row: the one given or one each, with the changes, which may be one each."""
+    each = [settings] * rows if isinstance(settings, SamplingSettings) else list(settings)
+    if len(each) != rows:
+        raise ValueError(f"{len(each)} settings for {rows} prompts; give one, or one each")
+    known = [field.name for field in dataclasses.fields(SamplingSettings)]
+    common = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise TypeError(f"{name!r} is no setting; the settings are {', '.join(known)}")
+        if name in _LISTS or isinstance(value, str) or not hasattr(value, "__len__"):
+            common[name] = value
+        elif len(value) != rows:
+            raise ValueError(
+                f"{name} has {len(value)} values for {rows} prompts; give one, or one each"
+            )
+        else:
+            each = [one.replace(**{name: v}) for one, v in zip(each, value, strict=True)]
+    if common and not rows:
+        SamplingSettings(**common)  # a mistake is one whether or not there are prompts
+    return [one.replace(**common) for one in each]
+
+
+_LISTS = {"logit_bias", "forbidden_ids", "stop_ids", "stop"}
+_INTEGERS: dict[str, tuple[float, float]] = {
+    "max_new_tokens": (0, math.inf),
+    "top_k": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+    "min_new_tokens": (0, math.inf),
+    "logprobs": (0, MAX_LOGPROBS),
+    "prompt_logprobs": (0, MAX_LOGPROBS),
+}
+_NUMBERS: dict[str, tuple[float, float]] = {
+    "temperature": (0, math.inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
+    "presence_penalty": (-math.inf, math.inf),
+    "frequency_penalty": (-math.inf, math.inf),
+}
+
+
+def _check_integer(settings: SamplingSettings, name: str, low: float, high: float) -> None:
+    value = getattr(settings, name)
+    if value is None and name.endswith("logprobs"):
+        return
+    if not low <= _integer(name, value) <= high:
+        raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
+
+
+def _check_number(settings: SamplingSettings, name: str, low: float, high: float) -> None:
+    value = getattr(settings, name)
+    real = hasattr(value, "__float__") and not isinstance(value, bool | str)
+    if not (real and math.isfinite(value) and low <= value <= high):
+        raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
+
+
+def _integer(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value!r} must be an integer") from None
+
+
+def _bounds(low: float, high: float) -> str:
+    if math.isinf(low):
+        return ""
+    return f"from {low} to {high}" if math.isfinite(high) else f"of at least {low}"
