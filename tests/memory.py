@@ -1,5 +1,7 @@
 """How much memory of its own a piece of code takes, as Linux counts it."""
 
+import contextlib
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -30,8 +32,26 @@ class AnonymousPeak:
             time.sleep(0.002)
 
 
-def anonymous_bytes():
-    for line in Path("/proc/self/status").read_text().splitlines():
+def run_measured(command, **options):
+    """Runs a command; its result, and its own process's peak of anonymous memory in bytes."""
+    process = subprocess.Popen(
+        [str(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(OSError):  # it has just ended
+            peak = max(peak, anonymous_bytes(process.pid))
+        time.sleep(0.005)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err), peak
+
+
+def anonymous_bytes(process="self"):
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no RssAnon; this needs Linux 4.5")

@@ -413,12 +413,24 @@ def test_dtypes_are_a_weights_and_one_for_all_shards_of_it(tmp_path, weights):
     ].dtype == (np.float16)
 
 
-def test_replicas_that_differ_are_an_error(tmp_path):
-    def edit(states):
-        states[1]["layers.0.ffn_norm.weight"] = states[0]["layers.0.ffn_norm.weight"].copy()
-        states[1]["layers.0.ffn_norm.weight"][31] += 1e-6
+def apart(states, by):
+    states[1]["layers.0.ffn_norm.weight"] = states[0]["layers.0.ffn_norm.weight"].copy()
+    states[1]["layers.0.ffn_norm.weight"][31] += by
 
-    assert "'layers.0.ffn_norm.weight' differs from consolidated.00" in broken(tmp_path, edit)
+
+def test_copies_of_a_norm_that_differ_are_an_error(tmp_path):
+    assert "copies of 'layers.0.ffn_norm.weight' that differ by more than 1%" in broken(
+        tmp_path, lambda states: apart(states, 0.5)
+    )
+
+
+def test_copies_of_a_norm_that_rounding_parted_are_a_note(tmp_path, weights):
+    states = cut(weights, 2)
+    apart(states, 1e-6)
+    source = open_meta(write(tmp_path / "m", states))
+    assert any("copies differ a little: 'layers.0.ffn_norm" in note for note in source.notes)
+    wanted = states[0]["layers.0.ffn_norm.weight"]
+    np.testing.assert_array_equal(source.tensors["layers_0", "ffn_norm", "scale"][...], wanted)
 
 
 def test_a_quantized_model_is_refused_as_one(tmp_path):

@@ -30,7 +30,8 @@ def config_of(**sizes):
     sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 130} | sizes
     sizes = {"n_kv_heads": 2, "head_dim": sizes["dim"] // sizes["n_heads"]} | sizes
     rest = {"norm_eps": 1e-5, "rope_theta": 1e4, "rope_scaling": None, "max_seq_len": 64}
-    return Config(**{"tie_embeddings": False} | rest | sizes)
+    flags = dict.fromkeys(("tie_embeddings", "attention_bias", "mlp_bias"), False)
+    return Config(**flags | rest | sizes)
 
 
 @pytest.fixture
@@ -517,7 +518,8 @@ def test_memory_is_a_few_blocks_to_write_and_one_copy_to_read(tmp_path):
 def test_two_gigabytes_are_written_in_well_below_1200_megabytes(tmp_path):
     """The sizes of Llama 3.2 1B, whose embedding alone takes 525 MB, in a process of its own."""
     code = (
-        "import json, sys; from pathlib import Path; import tests.test_native as t;"
+        "import json, sys; from pathlib import Path; sys.path.insert(0, 'tests');"
+        "import test_native as t;"
         "config = t.config_of(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, hidden_dim=8192,"
         "vocab_size=128256, tie_embeddings=True);"
         "print(json.dumps(t.measure(Path(sys.argv[1]), config)))"

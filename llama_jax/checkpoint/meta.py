@@ -14,8 +14,10 @@ from llama_jax.checkpoint.meta_params import (
 from llama_jax.checkpoint.meta_shards import (
     Shards,
     check_dtypes,
+    check_drift,
     check_replicas,
     check_shapes,
+    drift,
     open_shards,
     same_bits,
 )
@@ -170,7 +172,7 @@ def _stored(shards: Shards, row: Weight, config: Config) -> StoredTensor:
     check_dtypes(shards, row.meta)
     if len(whole) == 1:
         check_shapes(shards, row.meta, whole, whole)
-        check_replicas(shards, row.meta, copies=count)
+        check_drift(shards, row.meta)
         return StoredTensor(pieces[:1], axis=0, transposed=False)
     if row.path == _EMBEDDING:
         axis = 1 if pieces[0].shape[:1] == whole[:1] else 0
@@ -206,6 +208,8 @@ def _notes(
         notes.append(f"params.json has unknown keys, ignored: {_listed(params.unknown_keys)}")
     if shards.buffers:
         notes.append(f"buffers skipped, which are no weights: {_listed(shards.buffers)}")
+    if apart := [row.meta for row in table(config) if drift(shards, row.meta)]:
+        notes.append(f"the first file's is taken where copies differ a little: {_listed(apart)}")
     if "output.weight" not in shards.pieces:
         notes.append("output.weight is not stored: the output layer is the embedding")
     elif config.tie_embeddings:

@@ -18,6 +18,7 @@ _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
 _BUFFER = re.compile(
     r"rope\.freqs|layers\.[0-9]+\.attention\.(mask|rope\.freqs|inner_attention\.rope\.freqs)"
 )
+_MAX_DRIFT = 0.01
 _BLOCK_BYTES = 4 * 2**20
 _DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
 
@@ -109,6 +110,28 @@ def check_replicas(shards: Shards, name: str, copies: int) -> None:
                 f"{shards.files[index]}: {name!r} differs from {shards.files[first].name}'s, of "
                 "which it should be a copy; the files are damaged or belong to different models"
             )
+
+
+def check_drift(shards: Shards, name: str) -> None:
+    """Refuses files whose copies of a norm are not one norm's."""
+    if drift(shards, name) > _MAX_DRIFT:
+        raise ValueError(
+            f"the files of {shards.files[0].parent} hold copies of {name!r} that differ by more "
+            f"than {_MAX_DRIFT:.0%}; they are damaged or belong to different models"
+        )
+
+
+def drift(shards: Shards, name: str) -> float:
+    """How far the files' copies of a vector are apart, in parts of its largest value.
+
+    Training keeps a copy on every rank, and rounding may part them by a last bit.
+    """
+    pieces = shards.pieces.get(name, [])
+    if not pieces or pieces[0].ndim != 1 or not pieces[0].size:
+        return 0.0
+    first, *others = (piece.astype(np.float32) for piece in pieces)
+    apart = max((float(np.max(np.abs(first - other))) for other in others), default=0.0)
+    return apart / (float(np.max(np.abs(first))) or 1.0)
 
 
 def same_bits(
