@@ -3,7 +3,7 @@
 from llama_jax.cache import KVCache
 from llama_jax.chat import Conversation, chat
 from llama_jax.checkpoint import load, save
-from llama_jax.config import Config, LinearScaling, Llama3Scaling
+from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.generate import Completion, generate, stream
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params
@@ -17,11 +17,13 @@ __all__ = [
     "Completion",
     "Config",
     "Conversation",
+    "DynamicScaling",
     "KVCache",
     "LinearScaling",
     "Llama3Scaling",
     "Params",
     "SamplingSettings",
+    "YarnScaling",
     "chat",
     "forward",
     "generate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import operator
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 
 from llama_jax.config import Config
 from llama_jax.params import Params
-from llama_jax.sample import NO_TOKEN, Request
+from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -76,11 +77,29 @@ def rows_of(
         stop_ids = wanted.stop_ids
         if stop_ids is None:
             stop_ids = () if tokenizer is None else tokenizer.stop_ids
+        _check_leaves_a_token(params.config, wanted, stop_ids)
         budget = min(wanted.max_new_tokens, params.config.max_seq_len - len(ids))
         for j in range(n):
             seeded = wanted.replace(seed=(int(wanted.seed) + j) % 2**32)
-            found.append(Row(len(found), ids, seeded, ids, budget, tuple(map(int, stop_ids))))
+            found.append(Row(len(found), ids, seeded, ids, budget, tuple(stop_ids)))
     return found
+
+
+def _check_leaves_a_token(
+    config: Config, settings: SamplingSettings, stop_ids: Sequence[int]
+) -> None:
+    biased = {*settings.logit_bias, *settings.forbidden_ids}
+    if wrong := [id for id in biased if not 0 <= id < config.vocab_size]:
+        raise ValueError(
+            f"token {wrong[0]} is given a bias or forbidden, and the model knows 0 to "
+            f"{config.vocab_size - 1}"
+        )
+    forbidden = {id for id, bias in settings.logit_bias.items() if bias == -math.inf}
+    forbidden |= {*settings.forbidden_ids}
+    if settings.min_new_tokens:
+        forbidden |= {id for id in stop_ids if 0 <= id < config.vocab_size}
+    if len(forbidden) == config.vocab_size:
+        raise ValueError("every token is forbidden; leave at least one that is no stop id")
 
 
 def encode(
@@ -125,14 +144,16 @@ def batches_of(params: Params, rows: Sequence[Row]) -> Iterator[Batch]:
     """The rows in batches of like length, the longest first: too little memory shows soon."""
     waiting = sorted(rows, key=lambda row: (-len(row.prompt), -row.budget))
     while waiting:
-        size = _batch_size(params, waiting)
+        room = bucket(max(row.budget for row in waiting[:MAX_ROWS]))
+        slots = min(bucket(len(waiting[0].prompt)) + room, params.config.max_seq_len)
+        size = rows_at_once(params, slots)
         yield _batch(params.config, waiting[:size])
         waiting = waiting[size:]
 
 
-def _batch_size(params: Params, waiting: Sequence[Row]) -> int:
+def rows_at_once(params: Params, slots: int) -> int:
+    """How many rows a batch may have, a power of two, for the size of their cache."""
     c = params.config
-    slots = bucket(len(waiting[0].prompt)) + bucket(waiting[0].settings.max_new_tokens)
     row_bytes = slots * c.n_layers * c.n_kv_heads * c.head_dim * 2 * params.dtype.itemsize
     size = 1
     while size < MAX_ROWS and 2 * size * row_bytes <= CACHE_BYTES:
@@ -162,10 +183,10 @@ def request_of(config: Config, rows: Sequence[Row], size: int) -> Request:
         values = [getattr(row.settings, name) for row in rows]
         return jnp.asarray(_filled(values, size, dtype, otherwise))
 
-    stops = bucket(max((len(row.stop_ids) for row in rows), default=1))
-    stop_ids = np.full((size, stops), NO_TOKEN, np.int32)
-    for ids, row in zip(stop_ids, rows, strict=False):
-        ids[: len(row.stop_ids)] = row.stop_ids
+    stops = np.zeros((size, config.vocab_size), bool)
+    for mask, row in zip(stops, rows, strict=False):
+        # An id beyond the vocabulary, a tokenizer's say, is never met.
+        mask[[id for id in row.stop_ids if 0 <= id < config.vocab_size]] = True
     budget = _filled([row.budget for row in rows], size, np.int32, 0)
     top_k = [min(row.settings.top_k, config.vocab_size) for row in rows]
     least = [min(row.settings.min_new_tokens, row.budget) for row in rows]
@@ -179,7 +200,7 @@ def request_of(config: Config, rows: Sequence[Row], size: int) -> Request:
         presence=each("presence_penalty", np.float32, 0),
         frequency=each("frequency_penalty", np.float32, 0),
         bias=_bias(config, rows, size),
-        stop_ids=jnp.asarray(stop_ids),
+        stops=jnp.asarray(stops),
         least=jnp.asarray(_filled(least, size, np.int32, 0)),
         budget=jnp.asarray(budget),
         logprobs=jnp.asarray(any(row.settings.logprobs is not None for row in rows)),
@@ -195,15 +216,7 @@ def _bias(config: Config, rows: Sequence[Row], size: int) -> jnp.ndarray:
         return jnp.zeros((size, config.vocab_size), jnp.float32)
     table = np.zeros((size, config.vocab_size), np.float32)
     for values, given in zip(table, biases, strict=False):
-        for id, bias in given.items():
-            if not 0 <= id < config.vocab_size:
-                raise ValueError(
-                    f"token {id} is given a bias or forbidden, and the model knows 0 to "
-                    f"{config.vocab_size - 1}"
-                )
-            values[id] = bias
-        if np.isneginf(values).all():
-            raise ValueError("every token is forbidden; leave at least one")
+        values[list(given)] = list(given.values())
     return jnp.asarray(table)
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.batches import Row, bucket, encode, request_of, rows_of, tokenizer_of
+from llama_jax.batches import Row, bucket, request_of, rows_of, tokenizer_of
 from llama_jax.cache import KVCache
 from llama_jax.generate import Completion, Delta, chunk_of, complete, decoded_rows
 from llama_jax.params import Params
 from llama_jax.sample import Decoding, Request, resume
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
-from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer import Message, Tokenizer
 
-Message = Mapping[str, Any]
-"""{"role": "user", "content": "hello"}; `Tokenizer.encode_dialog` says more."""
+CHUNK = 64
+"""Tokens that a turn reads at once: one program for long turns and short, and few read for none."""
 
 
 def chat(
@@ -69,68 +69,74 @@ class Conversation:
         """Tokens that the last turn had to read."""
         self._ids: list[int] = []
         self._cache: KVCache | None = None
-        self._read = 0
+        self._read = 0  # how many of the ids have their keys and values in the cache
         self.reset(system)
 
     def reset(self, system: str | None = None) -> None:
         """Forgets every turn, and begins again under another system message, or none."""
         self.messages = [] if system is None else [{"role": "system", "content": system}]
         self.forgotten = 0
-        self._ids, self._read = [], 0
+        self._remember([])
 
-    def ask(self, content: str) -> Iterator[Delta]:
+    def ask(self, content: str) -> Generator[Delta, None, None]:
         """Yields the answer to a user's message as it comes; it joins the dialog when it ends.
 
         An answer that is not taken to its end (the iterator is closed, or Ctrl-C) joins the dialog
         as far as it came.
         """
-        self.messages.append({"role": "user", "content": content})
+        messages, ids = self._fitted([*self.messages, {"role": "user", "content": content}])
+        (row,) = rows_of(self.params, [ids], [self.settings], 1, self.tokenizer, truncate=False)
+        row = dataclasses.replace(row, spelled_after=())
+        self.forgotten += _turns(self.messages) + 1 - _turns(messages)
+        text = ""
+        self._remember(ids)
+        self.messages = messages
         try:
-            ids = self._fitted()
-        except ValueError:
-            self.messages.pop()
-            raise
-        text, tokens = "", []
-        try:
-            for delta in self._answer(ids):
+            for delta in self._answer(row):
                 text += delta.text
-                tokens += delta.tokens
+                self._ids += delta.tokens
                 yield delta
         finally:
             self.messages.append({"role": "assistant", "content": text})
-            self._ids = [*ids, *tokens]
 
-    def _fitted(self) -> list[int]:
-        """The dialog's ids, with the oldest turns dropped until an answer has room."""
+    def _remember(self, ids: Sequence[int]) -> None:
+        """Makes `ids` the dialog's; the cache still serves as far as they begin like the last."""
+        self._read = _shared(self._ids[: self._read], ids)  # true of either, whatever interrupts
+        self._ids = list(ids)
+
+    def _fitted(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
+        """A dialog less its oldest turns until an answer has room, and its ids."""
         limit = self.params.config.max_seq_len
         room = min(self.settings.max_new_tokens, limit // 4, 256)
-        while True:
-            ids = self._encoded()
-            turns = [i for i, m in enumerate(self.messages) if m["role"] == "user"]
-            if len(ids) + room <= limit or len(turns) == 1:
-                return encode(self.params.config, ids, 0, self.tokenizer)
-            del self.messages[turns[0] : turns[1]]
-            self.forgotten += 1
-            self._ids = []
+        ids = self._encoded(messages)
+        while len(ids) + room > limit and _turns(messages) > 1:
+            first, second, *_ = [i for i, m in enumerate(messages) if m["role"] == "user"]
+            messages = messages[:first] + messages[second:]
+            ids = self.tokenizer.encode_dialog(messages)
+        if len(ids) > limit:
+            raise ValueError(
+                f"the message makes a dialog of {len(ids)} tokens and the context ends at "
+                f"max_seq_len={limit}; shorten the message, or the system message"
+            )
+        return messages, ids
 
-    def _encoded(self) -> list[int]:
+    def _encoded(self, messages: list[Message]) -> list[int]:
         """The dialog's ids; what the model wrote stays as it wrote it, token for token.
 
         What a format puts after an answer is what two encodings that differ in it end with.
         """
         if not self._ids:
-            return self.tokenizer.encode_dialog(self.messages)
-        *before, answer, question = self.messages
+            return self.tokenizer.encode_dialog(messages)
+        *_, answer, question = messages
+        before = {"role": "user", "content": "yes or no"}
         one, other = (
-            self.tokenizer.encode_dialog([*before, {**answer, "content": word}, question])
+            self.tokenizer.encode_dialog([before, {**answer, "content": word}, question])
             for word in ("yes", "no")
         )
         tail = _shared(one[::-1], other[::-1])
         return [*self._ids, *one[len(one) - tail :]]
 
-    def _answer(self, ids: list[int]) -> Iterator[Delta]:
-        (row,) = rows_of(self.params, [ids], [self.settings], 1, self.tokenizer, truncate=False)
-        row = dataclasses.replace(row, spelled_after=())
+    def _answer(self, row: Row) -> Iterator[Delta]:
         if row.budget == 0:
             yield Delta(0, "", [], None, "length")
             return
@@ -140,7 +146,7 @@ class Conversation:
         rows = decoded_rows(self.params, [row], request, state, self.tokenizer, pause)
         for _, delta, state in rows:
             # The newest token is not in the cache yet.
-            self._cache, self._read = state.cache, len(ids) + int(state.count[0]) - 1
+            self._cache, self._read = state.cache, len(row.prompt) + int(state.count[0]) - 1
             yield delta
 
     def _prefilled(self, row: Row, request: Request) -> Decoding:
@@ -154,13 +160,13 @@ class Conversation:
         if cache.slots < slots:
             cache = cache.grown(slots)
         # The last token is read again in any case: its logits are the answer's first.
-        read = min(_shared(self._ids[: self._read], ids), len(ids) - 1)
+        read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
         text = np.zeros((1, time), np.int32)
         text[0, : len(ids)] = ids
         spans = jnp.array([len(ids)]), jnp.array(read)
         with on_mesh_of(self.params):
-            return _resume(self.params, cache, text, *spans, request, room=room)
+            return _resume(self.params, cache, text, *spans, request, room=room, width=CHUNK)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -181,4 +187,8 @@ def _needed(params: Params, tokenizer: Tokenizer | None) -> Tokenizer:
     return found
 
 
-_resume = jax.jit(resume, static_argnames="room", donate_argnames="cache")
+def _turns(messages: Sequence[Message]) -> int:
+    return sum(message["role"] == "user" for message in messages)
+
+
+_resume = jax.jit(resume, static_argnames=("room", "width"), donate_argnames="cache")

@@ -44,8 +44,61 @@ class Llama3Scaling:
             )
 
 
-RopeScaling = LinearScaling | Llama3Scaling
-_SCALINGS: dict[str, type[RopeScaling]] = {"linear": LinearScaling, "llama3": Llama3Scaling}
+@dataclasses.dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv:2309.00071): slow RoPE frequencies are divided by `factor`, fast ones kept.
+
+    Fast means more than `beta_fast` turns over `original_max_seq_len` positions, slow fewer than
+    `beta_slow`; between the two the change is gradual, pair by pair.
+    """
+
+    factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+    """Whether the first and the last changing pair are rounded outwards to whole ones."""
+    attention_factor: float
+    """What the rotations of queries and keys are multiplied by: 1 leaves them rotations."""
+    original_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        _check_number(self, "factor", at_least=1.0)
+        _check_number(self, "beta_slow", above=0.0)
+        _check_number(self, "beta_fast", above=0.0)
+        _check_flag(self, "truncate")
+        _check_number(self, "attention_factor", above=0.0)
+        _check_count(self, "original_max_seq_len")
+        if self.beta_fast <= self.beta_slow:
+            raise ValueError(
+                f"beta_fast={self.beta_fast} must exceed beta_slow={self.beta_slow}; "
+                "YaRN's authors use 32 and 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicScaling:
+    """Dynamic NTK scaling, which changes nothing up to `original_max_seq_len` positions.
+
+    Beyond them every frequency depends on how long the text has become, and a cached key keeps
+    the rotation of an earlier, shorter text: no function of the position, so a config with this
+    scaling ends there. It is kept for those who take the model elsewhere.
+    """
+
+    factor: float
+    original_max_seq_len: int
+
+    def __post_init__(self) -> None:
+        _check_number(self, "factor", at_least=1.0)
+        _check_count(self, "original_max_seq_len")
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling
+_SCALINGS: dict[str, type[RopeScaling]] = {
+    "linear": LinearScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
+    "dynamic": DynamicScaling,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +122,10 @@ class Config:
     rope_scaling: RopeScaling | None
     tie_embeddings: bool
     """Whether the output layer is the transposed embedding and stores no weight of its own."""
+    attention_bias: bool
+    """Whether queries, keys, values and the attention's output have biases."""
+    mlp_bias: bool
+    """Whether the three products of the feed-forward layer have biases."""
     max_seq_len: int
     """Positions the model was made for: generation stops there. No weight depends on it."""
 
@@ -86,12 +143,18 @@ class Config:
             raise ValueError(
                 f"head_dim={self.head_dim} is odd; RoPE rotates pairs, so it must be even"
             )
-        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+        for name in _FLAGS:
+            _check_flag(self, name)
+        scaling = self.rope_scaling
+        if scaling is not None and not isinstance(scaling, RopeScaling):
+            kinds = ", ".join(kind.__name__ for kind in _SCALINGS.values())
+            raise ValueError(f"rope_scaling={scaling!r} must be None or one of {kinds}")
+        if isinstance(scaling, DynamicScaling) and self.max_seq_len > scaling.original_max_seq_len:
             raise ValueError(
-                f"rope_scaling={self.rope_scaling!r} must be None, LinearScaling or Llama3Scaling"
+                f"max_seq_len={self.max_seq_len} must not exceed original_max_seq_len="
+                f"{scaling.original_max_seq_len} under dynamic NTK scaling, whose frequencies "
+                "depend beyond it on the length of the text; yarn scaling reaches further"
             )
-        if not isinstance(self.tie_embeddings, bool):
-            raise ValueError(f"tie_embeddings={self.tie_embeddings!r} must be True or False")
 
     def replace(self, **changes: Any) -> Config:
         """This config with some fields changed, checked again."""
@@ -149,12 +212,19 @@ _COUNTS = (
     "vocab_size",
     "max_seq_len",
 )
+_FLAGS = ("tie_embeddings", "attention_bias", "mlp_bias")
 
 
 def _check_count(owner: Any, name: str) -> None:
     value = getattr(owner, name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer")
+
+
+def _check_flag(owner: Any, name: str) -> None:
+    value = getattr(owner, name)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
 
 
 def _check_number(

@@ -34,7 +34,7 @@ class Completion:
     finish_reason: FinishReason
     """Why it ended: at a stop, or at `max_new_tokens` or the context's end ("length")."""
     logprobs: list[TokenLogprob] | None = None
-    """Of `tokens`, one each, if the settings asked for them."""
+    """Of the new tokens, one each, if the settings asked for them."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Of the prompt's tokens; the first follows nothing and has None."""
 
@@ -139,7 +139,7 @@ def _rows(
 
 def _written(params: Params, batch: Batch, tokenizer: Tokenizer | None) -> list[Completion]:
     if all(row.budget == 0 for row in batch.rows):
-        return [_completion(row, tokenizer, [], None, "length") for row in batch.rows]
+        return [_completion(row, tokenizer, [], _no_logprobs(row), "length") for row in batch.rows]
     with on_mesh_of(params):
         state = decode(
             params,
@@ -191,9 +191,18 @@ def _completion(
     return Completion(None if tokenizer is None else text, tokens, reason, logprobs)
 
 
+def _no_logprobs(row: Row) -> list[TokenLogprob] | None:
+    return None if row.settings.logprobs is None else []
+
+
 def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Completion:
-    text = None if tokenizer is None else tokenizer.decode(row.prompt) + (completion.text or "")
-    return dataclasses.replace(completion, text=text, tokens=[*row.prompt, *completion.tokens])
+    tokens = [*row.prompt, *completion.tokens]
+    if tokenizer is None:
+        return dataclasses.replace(completion, tokens=tokens)
+    # Some tokenizers spell bos, which is no part of the text that was given.
+    spelled = row.prompt[row.prompt[0] == tokenizer.bos_id :]
+    text = tokenizer.decode(spelled) + (completion.text or "")
+    return dataclasses.replace(completion, text=text, tokens=tokens)
 
 
 def _stream(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Delta]:
@@ -208,7 +217,7 @@ def _decoded(
     """Decodes a batch `pause` tokens at a time; yields the gains with their places in the batch."""
     if all(row.budget == 0 for row in batch.rows):
         for i, row in enumerate(batch.rows):
-            yield i, Delta(row.index, "", [], None, "length"), None
+            yield i, Delta(row.index, "", [], _no_logprobs(row), "length"), None
         return
     with on_mesh_of(params):
         state = _prefill(params, batch.prompts, batch.lengths, batch.request, **batch.sizes)
@@ -241,10 +250,10 @@ def decoded_rows(
             new = host.tokens[i, given[i] : host.count[i]].tolist()
             text, taken = spellers[i].push_all(new)
             ended[i] = bool(host.stopped[i]) or host.count[i] >= row.budget
-            reason: FinishReason = "stop" if host.stopped[i] or spellers[i].stopped else "length"
             if spellers[i].stopped and not ended[i]:
                 ended[i] = told = True
             text += spellers[i].finish() if ended[i] else ""
+            reason: FinishReason = "stop" if host.stopped[i] or spellers[i].stopped else "length"
             logprobs = host.logprobs(i, given[i], row.settings.logprobs)
             logprobs = None if logprobs is None else logprobs[:taken]
             given[i] += len(new)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
 from llama_jax.cache import Cache, Uncached
-from llama_jax.config import Config, LinearScaling, Llama3Scaling
+from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops import rope
 from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
@@ -82,6 +82,8 @@ class Transformer(nn.Module):
         embedding = Embedding(c, self.init_dtype, name="tok_embeddings")()
         x = constrain(jnp.take(embedding, tokens, axis=0), ACTIVATION)
         turns = rope.rotations(positions, rope_frequencies(c))
+        if isinstance(c.rope_scaling, YarnScaling):
+            turns = turns * c.rope_scaling.attention_factor
         for layer in range(c.n_layers):
             block = Block(c, self.init_dtype, name=f"layers_{layer}")
             x, cache = block(x, turns, positions, layer, cache)
@@ -129,12 +131,13 @@ class Attention(nn.Module):
         wv = self.param("wv", INWARD, (c.dim, kv_dim), dtype)
         wo = self.param("wo", _outward(c), (query_dim, c.dim), dtype)
 
+        plus = functools.partial(_plus_bias, self, c.attention_bias)
         heads = (*x.shape[:2], -1, c.head_dim)
-        q = rope.rotate(linear(x, wq).reshape(heads), turns)
-        k = rope.rotate(linear(x, wk).reshape(heads), turns)
-        v = linear(x, wv).reshape(heads)
+        q = rope.rotate(plus("bq", linear(x, wq)).reshape(heads), turns)
+        k = rope.rotate(plus("bk", linear(x, wk)).reshape(heads), turns)
+        v = plus("bv", linear(x, wv)).reshape(heads)
         out, cache = cache.attend(layer, q, k, v, positions)
-        return linear(out.reshape(*x.shape[:2], -1), wo), cache
+        return plus("bo", linear(out.reshape(*x.shape[:2], -1), wo)), cache
 
 
 class FeedForward(nn.Module):
@@ -149,7 +152,9 @@ class FeedForward(nn.Module):
         w1 = self.param("w1", INWARD, (c.dim, c.hidden_dim), dtype)
         w3 = self.param("w3", INWARD, (c.dim, c.hidden_dim), dtype)
         w2 = self.param("w2", _outward(c), (c.hidden_dim, c.dim), dtype)
-        return linear(swiglu(linear(x, w1), linear(x, w3)), w2)
+        plus = functools.partial(_plus_bias, self, c.mlp_bias)
+        h = swiglu(plus("b1", linear(x, w1)), plus("b3", linear(x, w3)))
+        return plus("b2", linear(h, w2))
 
 
 class RMSNorm(nn.Module):
@@ -196,12 +201,20 @@ def _outward(c: Config) -> Any:
     return nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5)
 
 
+def _plus_bias(module: Any, has_bias: bool, name: str, x: Array) -> Array:
+    """`x` plus the bias called `name`, in a model that has it."""
+    if not has_bias:
+        return x
+    bias = module.param(name, nn.initializers.zeros, x.shape[-1:], module.init_dtype)
+    return x + bias.astype(x.dtype)
+
+
 @functools.cache
 def rope_frequencies(c: Config) -> rope.Frequencies:
     """The frequencies of a config's RoPE, scaled as its kind of scaling says."""
     frequencies = rope.frequencies(c.head_dim, c.rope_theta)
     match c.rope_scaling:
-        case None:
+        case None | DynamicScaling():  # the latter scales nothing as far as a config reaches
             return frequencies
         case LinearScaling(factor):
             return rope.scale_linear(frequencies, factor)
@@ -211,5 +224,15 @@ def rope_frequencies(c: Config) -> rope.Frequencies:
                 factor=s.factor,
                 low_freq_factor=s.low_freq_factor,
                 high_freq_factor=s.high_freq_factor,
+                original_max_seq_len=s.original_max_seq_len,
+            )
+        case YarnScaling() as s:
+            return rope.scale_yarn(
+                frequencies,
+                theta=c.rope_theta,
+                factor=s.factor,
+                beta_fast=s.beta_fast,
+                beta_slow=s.beta_slow,
+                truncate=s.truncate,
                 original_max_seq_len=s.original_max_seq_len,
             )

@@ -18,8 +18,6 @@ from llama_jax.params import Params
 from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import CACHE, constrain
 
-NO_TOKEN = 2**31 - 1
-"""Fills a list of ids up: no vocabulary is this large."""
 PREFILL_CHUNK = 512
 """Prompt tokens read at once, which bounds what a long prompt's attention holds."""
 
@@ -39,8 +37,8 @@ class Request:
     frequency: Float[Array, " batch"]
     bias: Float[Array, "batch vocab"]
     """Added to the logits; minus infinity where a token is forbidden."""
-    stop_ids: Int[Array, "batch stops"]
-    """Tokens that end a row and are not part of it; filled up with NO_TOKEN."""
+    stops: Bool[Array, "batch vocab"]
+    """Tokens that end a row and are not part of it."""
     least: Int[Array, " batch"]
     """How many tokens a row has before it may stop."""
     budget: Int[Array, " batch"]
@@ -79,13 +77,15 @@ def sample(
     penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
     logits = _where_wanted(penalty, lambda x: _penalized(x, request, state), logits)
     logits = logits + request.bias
-    early = jnp.where(state.count < request.least, -jnp.inf, jnp.inf)[:, None]
-    rows = jnp.arange(logits.shape[0])[:, None]
-    logits = logits.at[rows, request.stop_ids].min(early, mode="drop")
+    early = (state.count < request.least)[:, None]
+    logits = jnp.where(request.stops & early, -jnp.inf, logits)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def drawn(_: None) -> Int[Array, " batch"]:
-        warm = logits / jnp.where(request.temperature > 0, request.temperature, 1)[:, None]
+        # Below the peak first: a small temperature would make infinities of large logits.
+        below = logits - jnp.max(logits, axis=-1, keepdims=True)
+        warm = below / jnp.where(request.temperature > 0, request.temperature, 1)[:, None]
+        warm = jnp.where(below > -jnp.inf, warm, -jnp.inf)  # not 0 / 0 where 1 / temperature is 0
         for wanted, keeps in (
             (request.top_k > 0, lambda x: top_k_keeps(x, request.top_k)),
             (request.top_p < 1, lambda x: top_p_keeps(jax.nn.softmax(x), request.top_p)),
@@ -114,7 +114,8 @@ def prefill(
     """
     cache = KVCache.empty(params.config, batch=len(prompts), slots=slots, dtype=params.dtype)
     cache = jax.tree.map(lambda x: constrain(x, CACHE), cache)
-    return resume(params, cache, prompts, lengths, jnp.array(0), request, room=room)
+    width = min(prompts.shape[1], PREFILL_CHUNK)
+    return resume(params, cache, prompts, lengths, jnp.array(0), request, room=room, width=width)
 
 
 def resume(
@@ -126,9 +127,13 @@ def resume(
     request: Request,
     *,
     room: int,
+    width: int,
 ) -> Decoding:
-    """`prefill` where the cache already holds the first `read` positions of every text."""
-    logits, cache = _read(params, cache, texts, lengths, read)
+    """`prefill` where the cache already holds the first `read` positions of every text.
+
+    The rest is read `width` tokens at a time.
+    """
+    logits, cache = _read(params, cache, texts, lengths, read, width)
     batch, vocab = logits.shape
     rows, inside = jnp.arange(batch)[:, None], jnp.arange(texts.shape[1]) < lengths[:, None]
     k = min(MAX_LOGPROBS, vocab)
@@ -192,10 +197,10 @@ def _read(
     texts: Int[Array, "batch time"],
     lengths: Int[Array, " batch"],
     start: Int[Array, ""],
+    width: int,
 ) -> tuple[Float[Array, "batch vocab"], KVCache]:
     """Reads texts into the cache, chunk by chunk; the logits after each row's last token."""
     batch, time = texts.shape
-    width = min(time, PREFILL_CHUNK)
     last = lengths[:, None] - 1
 
     def one(start: Array, logits: Array, cache: KVCache) -> tuple[Array, Array, KVCache]:
@@ -226,9 +231,9 @@ def _decide(
     """Adds a token to each running row, or ends the row if the token is a stop."""
     token = sample(logits, request, state)
     running = _running(state, request, until)
-    stops = running & jnp.any(token[:, None] == request.stop_ids, axis=-1)
-    keeps = running & ~stops
     rows = jnp.arange(token.shape[0])
+    stops = running & request.stops[rows, token]
+    keeps = running & ~stops
     # A row that keeps nothing writes beyond the end, which drops it.
     place = rows, jnp.where(keeps, state.count, state.tokens.shape[1])
     chosen, top_ids, top_logprobs = jax.lax.cond(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from llama_jax.batches import Prompt, bucket, encode, tokenizer_of
+from llama_jax.batches import Prompt, bucket, encode, rows_at_once, tokenizer_of
 from llama_jax.cache import KVCache
 from llama_jax.model import forward
 from llama_jax.params import Params
@@ -85,8 +85,9 @@ def prompt_logprobs(params: Params, ids: Sequence[list[int]]) -> list[list[Token
     """For each list of ids, what every token after the first was likely to be."""
     found: list[list[TokenLogprob]] = [[] for _ in ids]
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
-    for start in range(0, len(order), ROWS):
-        places = order[start : start + ROWS]
+    while order:
+        size = min(ROWS, rows_at_once(params, bucket(len(ids[order[0]]))))
+        places, order = order[:size], order[size:]
         for place, entries in zip(places, _batch(params, [ids[i] for i in places]), strict=True):
             found[place] = entries
     return found

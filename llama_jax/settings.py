@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 MAX_LOGPROBS = 20
 """How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
+LARGEST = float(np.finfo(np.float32).max)
+"""The settings are float32 on the device, where anything larger is infinite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,17 +63,14 @@ class SamplingSettings:
             _check_number(self, name, low, high)
         if self.repetition_penalty == 0:
             raise ValueError("repetition_penalty=0 must be above 0; 1 is none")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError(f"stop={self.stop!r} must be a list of strings, none of them empty")
-        for name in ("forbidden_ids", "stop_ids"):
-            for id in getattr(self, name) or ():
-                _integer(name, id)
-        for id, bias in self.logit_bias.items():
-            _integer("logit_bias", id)
-            if not isinstance(bias, int | float) or math.isnan(bias) or bias == math.inf:
-                raise ValueError(
-                    f"logit_bias of {id} is {bias!r}; it must be a number, or minus infinity"
-                )
+        copies: dict[str, Any] = {
+            "logit_bias": _biases(self.logit_bias),
+            "forbidden_ids": _ids("forbidden_ids", self.forbidden_ids),
+            "stop_ids": None if self.stop_ids is None else _ids("stop_ids", self.stop_ids),
+            "stop": _texts(self.stop),
+        }
+        for name, copy in copies.items():
+            object.__setattr__(self, name, copy)
 
     def replace(self, **changes: Any) -> SamplingSettings:
         """These settings with some fields changed, checked again."""
@@ -81,6 +82,8 @@ def for_each(
 ) -> list[SamplingSettings]:
     """One settings a row: the one given or one each, with the changes, which may be one each."""
     each = [settings] * rows if isinstance(settings, SamplingSettings) else list(settings)
+    if wrong := [one for one in each if not isinstance(one, SamplingSettings)]:
+        raise ValueError(f"settings has {wrong[0]!r}; give SamplingSettings, or keywords")
     if len(each) != rows:
         raise ValueError(f"{len(each)} settings for {rows} prompts; give one, or one each")
     known = [field.name for field in dataclasses.fields(SamplingSettings)]
@@ -88,7 +91,7 @@ def for_each(
     for name, value in changes.items():
         if name not in known:
             raise TypeError(f"{name!r} is no setting; the settings are {', '.join(known)}")
-        if name in _LISTS or isinstance(value, str) or not hasattr(value, "__len__"):
+        if name in _LISTS or value is None or np.ndim(value) == 0:
             common[name] = value
         elif len(value) != rows:
             raise ValueError(
@@ -130,9 +133,36 @@ def _check_integer(settings: SamplingSettings, name: str, low: float, high: floa
 
 def _check_number(settings: SamplingSettings, name: str, low: float, high: float) -> None:
     value = getattr(settings, name)
-    real = hasattr(value, "__float__") and not isinstance(value, bool | str)
-    if not (real and math.isfinite(value) and low <= value <= high):
+    if not (_is_number(value) and abs(value) <= LARGEST and low <= value <= high):
         raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
+
+
+def _is_number(value: Any) -> bool:
+    return hasattr(value, "__float__") and not isinstance(value, bool) and np.ndim(value) == 0
+
+
+def _texts(stop: Any) -> tuple[str, ...]:
+    texts = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else None
+    if texts is None or not all(isinstance(text, str) and text for text in texts):
+        raise ValueError(f"stop={stop!r} must be a list of strings, none of them empty")
+    return texts
+
+
+def _ids(name: str, ids: Any) -> tuple[int, ...]:
+    if not isinstance(ids, Iterable):
+        raise ValueError(f"{name}={ids!r} must be a list of token ids")
+    return tuple([_integer(name, id) for id in ids])
+
+
+def _biases(biases: Any) -> dict[int, float]:
+    if not isinstance(biases, Mapping):
+        raise ValueError(f"logit_bias={biases!r} must be a dict from token ids to numbers")
+    for id, bias in biases.items():
+        if not (_is_number(bias) and (bias == -math.inf or abs(bias) <= LARGEST)):
+            raise ValueError(
+                f"logit_bias of {id} is {bias!r}; it must be a finite number, or minus infinity"
+            )
+    return {_integer("logit_bias", id): float(bias) for id, bias in biases.items()}
 
 
 def _integer(name: str, value: Any) -> int:

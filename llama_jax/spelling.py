@@ -45,10 +45,12 @@ class Speller:
 
     def _certain(self, new: str, final: bool) -> str:
         text = self._waiting + new
-        met = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [(text.find(stop), len(stop)) for stop in self._stop]
+        # Of several, the one that is whole first: which that is does not hang on how tokens cut.
+        met = [(at + length, at) for at, length in found if at >= 0]
         if met:
             self.stopped, self._waiting = True, ""
-            return text[: min(met)]
+            return text[: min(met)[1]]
         held = 0 if final else self._held(text)
         self._waiting = text[len(text) - held :]
         return text[: len(text) - held]

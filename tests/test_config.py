@@ -5,7 +5,14 @@ import json
 import jax
 import pytest
 
-from llama_jax.config import Config, LinearScaling, Llama3Scaling, published
+from llama_jax.config import (
+    Config,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    YarnScaling,
+    published,
+)
 from llama_jax.model import init_params
 
 # As their publishers, or the hubs that host them, count them.
@@ -49,8 +56,13 @@ def test_a_config_survives_json(name):
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
-def test_linear_scaling_survives_json(config):
-    scaled = config.replace(rope_scaling=LinearScaling(4))
+@pytest.mark.parametrize(
+    "scaling",
+    [LinearScaling(4), YarnScaling(8, 32, 1, True, 1.2, 4096), DynamicScaling(2, 10**6)],
+    ids=lambda scaling: type(scaling).__name__,
+)
+def test_a_scaling_survives_json(config, scaling):
+    scaled = config.replace(rope_scaling=scaling)
     assert Config.from_json(json.loads(json.dumps(scaled.to_json()))) == scaled
 
 
@@ -78,6 +90,12 @@ def test_no_field_has_a_default():
         ({"rope_theta": "10000"}, "rope_theta='10000'"),
         ({"rope_scaling": 8}, "rope_scaling=8"),
         ({"tie_embeddings": 1}, "tie_embeddings=1 must be True or False"),
+        ({"attention_bias": None}, "attention_bias=None must be True or False"),
+        ({"mlp_bias": 0}, "mlp_bias=0 must be True or False"),
+        (
+            {"rope_scaling": DynamicScaling(2, 100), "max_seq_len": 101},
+            "max_seq_len=101 must not exceed original_max_seq_len=100 under dynamic NTK",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(config, changes, message):
@@ -90,6 +108,10 @@ def test_a_wrong_scaling_is_refused_by_name():
         LinearScaling(0.5)
     with pytest.raises(ValueError, match=r"high_freq_factor=1.0 must exceed low_freq_factor=4.0"):
         Llama3Scaling(8, 4, 1, 8192)
+    with pytest.raises(ValueError, match=r"beta_fast=1.0 must exceed beta_slow=32.0"):
+        YarnScaling(8, 1, 32, True, 1.0, 4096)
+    with pytest.raises(ValueError, match="truncate=1 must be True or False"):
+        YarnScaling(8, 32, 1, 1, 1.0, 4096)
 
 
 def test_json_with_a_missing_or_unknown_key_is_refused_by_name(config):
@@ -98,7 +120,9 @@ def test_json_with_a_missing_or_unknown_key_is_refused_by_name(config):
         Config.from_json({k: v for k, v in fields.items() if k != "rope_theta"})
     with pytest.raises(ValueError, match="unknown keys n_experts"):
         Config.from_json({**fields, "n_experts": 8})
-    with pytest.raises(ValueError, match="yarn"):
+    with pytest.raises(ValueError, match="longrope.*dynamic.*yarn"):
+        Config.from_json({**fields, "rope_scaling": {"type": "longrope", "factor": 4}})
+    with pytest.raises(ValueError, match="rope_scaling lacks attention_factor, beta_fast"):
         Config.from_json({**fields, "rope_scaling": {"type": "yarn", "factor": 4}})
     with pytest.raises(ValueError, match="must be a JSON object"):
         Config.from_json([])

@@ -104,6 +104,54 @@ def test_a_tied_model_multiplies_by_its_embedding(config):
     )
 
 
+BIASES = {"bq", "bk", "bv", "bo", "b1", "b2", "b3"}
+
+
+def biased(config, key=5):
+    """Params of a model with biases that are not zero, as init makes them."""
+    params = init_params(jax.random.key(0), config.replace(attention_bias=True, mlp_bias=True))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(key), len(leaves))
+    noise = [0.1 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, noise, strict=True)])
+
+
+def test_a_model_has_the_biases_its_config_says_and_zero_ones_change_nothing(params, config):
+    tokens, positions = tokens_of(config, 1, 6)
+    both = config.replace(attention_bias=True, mlp_bias=True)
+    layer = init_params(jax.random.key(0), both).weights["layers_0"]
+    assert {*layer["attention"], *layer["feed_forward"]} >= BIASES
+    plain = params.weights["layers_0"]
+    assert not {*plain["attention"], *plain["feed_forward"]} & BIASES
+    zeros = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0), both).weights)
+    for name, rooms in params.weights.items():
+        for room, weights in rooms.items():
+            here = zeros[name][room]
+            zeros[name][room] = {**here, **weights} if isinstance(here, dict) else weights
+    wanted, _ = jitted(params, tokens, positions)
+    found, _ = jitted(Params(zeros, both), tokens, positions)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+@pytest.mark.parametrize("steps", [[12], [1] * 12, [5, 4, 3]])
+def test_biases_are_added_in_every_way_of_cutting_a_text(config, steps):
+    params = biased(config)
+    tokens, positions = tokens_of(config, 2, 12)
+    whole, _ = jitted(params, tokens, positions)
+    cache, parts, start = empty(params.config, 2, 16), [], 0
+    for step in steps:
+        now = slice(start, start + step)
+        logits, cache = jitted(params, tokens[:, now], positions[:, now], cache)
+        parts.append(logits)
+        start += step
+    np.testing.assert_allclose(jnp.concatenate(parts, axis=1), whole, atol=2e-5)
+    gradients = jax.grad(lambda p: forward(p, tokens, positions)[0].var())(params)
+    layer = gradients.weights["layers_1"]
+    for name, bias in {**layer["attention"], **layer["feed_forward"]}.items():
+        # A key's bias moves all scores of a query alike but for the rotation.
+        assert jnp.any(bias != 0), name
+
+
 def test_gradients_reach_every_weight(params, config):
     tokens, positions = tokens_of(config, 1, 6)
     gradients = jax.grad(lambda p: forward(p, tokens, positions)[0].var())(params)

@@ -131,6 +131,30 @@ def test_llama3_scaling_is_metas_rule_wavelength_by_wavelength(factor):
     assert kinds == {"short", "long", "between"}
 
 
+@pytest.mark.parametrize("truncate", [True, False])
+def test_yarn_scaling_is_the_papers_rule_pair_by_pair(truncate):
+    theta, factor, original = 10000.0, 8.0, 4096
+    f = rope.frequencies(128, theta)
+    scaled = rope.scale_yarn(
+        f,
+        theta=theta,
+        factor=factor,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        truncate=truncate,
+        original_max_seq_len=original,
+    )
+    # Pair i turns original * theta ** (-2i / 128) / 2 pi times; solved for i:
+    first, last = (64 * np.log(original / (2 * np.pi * n)) / np.log(theta) for n in (32, 1))
+    if truncate:
+        first, last = np.floor(first), np.ceil(last)
+    for i, (before, after) in enumerate(zip(np.float64(f), np.float64(scaled), strict=True)):
+        kept = 1 - min(max((i - first) / (last - first), 0), 1)
+        assert after == pytest.approx(before * kept + before / factor * (1 - kept), rel=2e-7)
+    assert scaled[0] == f[0]
+    assert scaled[-1] == pytest.approx(f[-1] / factor)
+
+
 # Attention
 
 

@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.convert import convert, open_source
+from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.placement import place
+from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
 from llama_jax.config import Config
 from llama_jax.params import Params, WeightPath, Weights, nested

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from llama_jax.checkpoint.placement import Index
-from llama_jax.checkpoint.source import StoredTensor
 
-Tensor = StoredTensor | np.ndarray | jax.Array
+
+class Stored(Protocol):
+    """A weight in our layout that lies in files of any format, and is read part by part."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """The part under `index`, a slice per axis or `...`, as an array of its own."""
+        ...
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        """Reads the part under `index` into `out`, in the dtype and the strides of `out`."""
+        ...
+
+
+Tensor = Stored | np.ndarray | jax.Array
 
 
 def whole(shape: Sequence[int]) -> Index:

@@ -1,4 +1,4 @@
-"""Somebody's files to a native checkpoint, tensor by tensor."""
+"""A checkpoint of any format to a native one, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
-from llama_jax.checkpoint.meta import is_meta, open_meta
+from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 
 
@@ -39,7 +39,7 @@ def convert(
     scaling) stand in for what Meta's files do not say. `progress` is told bytes done and in all.
     A failure, or a kill, leaves `destination` as it was.
     """
-    opened = open_source(Path(source), max_seq_len=max_seq_len, rope_factor=rope_factor)
+    opened = open_checkpoint(source, max_seq_len=max_seq_len, rope_factor=rope_factor)
     written = native.write(
         Path(destination),
         opened.config,
@@ -51,20 +51,6 @@ def convert(
         overwrite=overwrite,
     )
     return Conversion(opened, written)
-
-
-def open_source(path: Path, **overrides: Any) -> Source:
-    """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
-    if is_meta(path):
-        return open_meta(path, **overrides)
-    if native.is_native(path):
-        raise ValueError(f"{path} is a native checkpoint already; load it as it is")
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
-    raise FileNotFoundError(
-        f"{path} holds no checkpoint: neither checkpoint.json (native) nor params.json and "
-        "consolidated.*.pth (Meta)"
-    )
 
 
 def _origin(source: Source) -> dict[str, Any]:

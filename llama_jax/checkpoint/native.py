@@ -3,17 +3,17 @@
 checkpoint.json   the format's version, the dtype, the tokenizer's file, where it came from
 config.json       `Config.to_json`
 weights/          Orbax: one array per weight, under the names of `names.table`
-tokenizer.model   or whatever the tokenizer's file was called, where there is one
+tokenizer.model   or whatever the tokenizer's file was called, where there is one; and what goes
+                  with it, of a Hugging Face folder's
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from llama_jax.checkpoint import names
 from llama_jax.checkpoint.atomic import whole_directory
+from llama_jax.checkpoint.destination import check_destination, check_space, naming
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.manifest import (
     is_native,
@@ -34,6 +35,7 @@ from llama_jax.checkpoint.manifest import (
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
 from llama_jax.params import nested
+from llama_jax.tokenizer import tokenizer_files
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.blocks import Tensor
@@ -79,7 +81,7 @@ def write(
     weights = _planned(config, tensors, dtype)
     total = sum(_nbytes(weight) for weight in weights.values())
     dtypes = tuple(sorted({np.dtype(weight.dtype).name for weight in weights.values()}))
-    _check_destination(dst, overwrite)
+    check_destination(dst, is_ours if overwrite else None)
     warnings: list[str] = []
     done = 0
 
@@ -89,14 +91,15 @@ def write(
         if progress is not None:
             progress(done, total)
 
-    with _naming(dst):
-        _check_space(dst, total + (tokenizer.stat().st_size if tokenizer else 0))
+    with naming(dst):
+        beside = tokenizer_files(tokenizer) if tokenizer else {}
+        check_space(dst, total + sum(file.stat().st_size for file in beside.values()))
         with whole_directory(dst) as partial:
             weight_files.describe(partial / WEIGHTS, weights)
             for path in weights:
                 warnings += weight_files.fill(partial / WEIGHTS, path, tensors[path], moved)
-            if tokenizer is not None:
-                shutil.copyfile(tokenizer, partial / tokenizer.name)
+            for name, file in beside.items():
+                shutil.copyfile(file, partial / name)
             write_manifest(
                 partial,
                 config,
@@ -104,7 +107,9 @@ def write(
                 tokenizer=tokenizer.name if tokenizer else None,
                 source=source,
             )
-            _check_destination(dst, overwrite)  # again: somebody may have been there meanwhile
+            check_destination(
+                dst, is_ours if overwrite else None
+            )  # again: somebody may have been there meanwhile
     return Written(
         path=dst,
         tensors=len(weights),
@@ -129,13 +134,9 @@ def read_weights(
     """
     from llama_jax.checkpoint import weight_files
 
-    read_info(src)
     directory = Path(src) / WEIGHTS
-    if not directory.is_dir():
-        raise ValueError(f"{src} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
     wanted = None if dtype is None else parse_dtype(dtype)
-    stored = weight_files.stored(directory)
-    _check_weights(config, stored, str(directory))
+    stored = stored_weights(src, config)
     if shardings is None:
         device = jnp.zeros(()).devices().pop()  # honours jax_default_device
         shardings = dict.fromkeys(stored, jax.sharding.SingleDeviceSharding(device))
@@ -144,6 +145,21 @@ def read_weights(
         dtype = wanted or stored[path].dtype
         leaves[path] = weight_files.read(directory, path, shardings[path], dtype)
     return nested(leaves)
+
+
+def stored_weights(
+    src: str | os.PathLike[str], config: Config
+) -> dict[WeightPath, jax.ShapeDtypeStruct]:
+    """Every weight's shape and dtype as it lies there, checked against `config`; none is read."""
+    from llama_jax.checkpoint import weight_files
+
+    read_info(src)
+    directory = Path(src) / WEIGHTS
+    if not directory.is_dir():
+        raise ValueError(f"{src} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
+    stored = weight_files.stored(directory)
+    _check_weights(config, stored, str(directory))
+    return stored
 
 
 def _planned(
@@ -184,41 +200,6 @@ def _check_weights(config: Config, found: Mapping[WeightPath, Any], where: str) 
 def _some(paths: list[WeightPath]) -> str:
     shown = ", ".join(".".join(path) for path in paths[:4])
     return shown if len(paths) <= 4 else f"{shown} and {len(paths) - 4} more"
-
-
-def _check_destination(dst: Path, overwrite: bool) -> None:
-    if dst.is_mount():
-        raise OSError(f"{dst} is a mount point and cannot be renamed to; name a directory in it")
-    if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
-        return
-    if not overwrite:
-        raise FileExistsError(f"{dst} is there already; remove it, or ask to overwrite it")
-    if not is_ours(dst):
-        raise FileExistsError(
-            f"{dst} is not a llama_jax checkpoint, so it is not overwritten; "
-            "remove it yourself, or write elsewhere"
-        )
-
-
-def _check_space(dst: Path, needed: int) -> None:
-    there = next(parent for parent in dst.parents if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
-        raise OSError(
-            f"{dst} needs {needed / 1e9:.2f} GB and {there} has {free / 1e9:.2f} GB free; "
-            "make room, or write elsewhere"
-        )
-
-
-@contextlib.contextmanager
-def _naming(dst: Path) -> Iterator[None]:
-    """Says of a system's error what it stopped; our own errors, which have no number, say so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(f"cannot write the checkpoint {dst}: {error}") from error
 
 
 def _nbytes(weight: jax.ShapeDtypeStruct) -> int:

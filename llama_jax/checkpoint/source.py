@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from llama_jax.checkpoint.blocks import Stored
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
 
@@ -26,6 +28,9 @@ class StoredTensor:
     """Where the pieces join, in the files' layout."""
     transposed: bool
     """Whether the files hold [out, in]."""
+    half_split_heads: int | None = None
+    """How many heads the stored rows are, where each head lists the real halves of its pairs and
+    then the imaginary ones, as Hugging Face's q and k do; in our layout pairs are adjacent."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -54,15 +59,32 @@ class StoredTensor:
         stored = out.T if self.transposed else out
         index = tuple(reversed(index)) if self.transposed else index
         before, after = index[: self.axis], index[self.axis + 1 :]
-        start, stop, _ = index[self.axis].indices(sum(p.shape[self.axis] for p in self.pieces))
-        begin = 0
-        for piece in self.pieces:
-            end = begin + piece.shape[self.axis]
-            low, high = max(start, begin), min(stop, end)
-            if low < high:
-                target = (*(slice(None) for _ in before), slice(low - start, high - start))
-                _copy(stored[target], piece[(*before, slice(low - begin, high - begin), *after)])
-            begin = end
+        size = sum(piece.shape[self.axis] for piece in self.pieces)
+        start, stop, _ = index[self.axis].indices(size)
+        for first, run, step in self._runs(start, stop, size):
+            begin = 0
+            for piece in self.pieces:
+                end = begin + piece.shape[self.axis]
+                low, high = max(run.start, begin), min(run.stop, end)
+                if low < high:
+                    at = first - start + (low - run.start) * step
+                    to = slice(at, at + (high - low - 1) * step + 1, step)
+                    target = stored[(*(slice(None) for _ in before), to)]
+                    _copy(target, piece[(*before, slice(low - begin, high - begin), *after)])
+                begin = end
+
+    def _runs(self, start: int, stop: int, size: int) -> Iterator[tuple[int, range, int]]:
+        """What our rows `start` to `stop` are in the files: our first, stored rows, our step."""
+        if self.half_split_heads is None:
+            yield start, range(start, stop), 1
+            return
+        head_dim = size // self.half_split_heads
+        for head in range(start - start % head_dim, stop, head_dim):
+            low, high = max(start, head), min(stop, head + head_dim)
+            for half in (0, 1):
+                first = low + (low + half) % 2  # head_dim is even, and so is every head's start
+                rows = head + half * head_dim // 2 + (first - head) // 2
+                yield first, range(rows, rows + (high - first + 1) // 2), 2
 
 
 def _copy(target: np.ndarray, source: np.ndarray) -> None:
@@ -74,16 +96,16 @@ def _copy(target: np.ndarray, source: np.ndarray) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An opened checkpoint of another project's format, checked against its own config."""
+    """An opened checkpoint, checked against its own config."""
 
     path: Path
     format: str
-    """"meta"."""
+    """"meta", "huggingface" or "native"."""
     config: Config
-    tensors: dict[WeightPath, StoredTensor]
+    tensors: Mapping[WeightPath, Stored]
     """Every weight of the model and nothing else, in the order of `names.table`."""
     tokenizer: Path | None
     files: tuple[Path, ...]
-    """The weight files, for the record of where the checkpoint came from."""
+    """The weight files, for the record of where the checkpoint came from; none of a native one."""
     notes: tuple[str, ...]
     """What a person should know of how it was read: a RoPE factor supplied, buffers skipped."""

@@ -9,6 +9,7 @@ the result like any other checkpoint.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,15 +112,16 @@ def read(
     directory: Path, path: WeightPath, sharding: jax.sharding.Sharding, dtype: np.dtype
 ) -> jax.Array:
     """One weight, placed: each process reads what its own devices need, and holds it once."""
-    store = ts.cast(_open(directory, path), dtype.name)
+    shape = _open(directory, path).shape
+    return place(shape, dtype, sharding, functools.partial(read_part, directory, path))
 
-    def fill(index: Index, out: np.ndarray) -> None:
-        target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
-        cuts = cells(index, _file_sides(store))
-        _keep_in_flight(target[i].write(store[i]).commit for i in cuts)
 
+def read_part(directory: Path, path: WeightPath, index: Index, out: np.ndarray) -> None:
+    """Reads a part of one weight into `out`, in the dtype of `out`; memory: a few chunks."""
+    store = ts.cast(_open(directory, path), out.dtype.name)
+    target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
     try:
-        return place(store.shape, dtype, sharding, fill)
+        _keep_in_flight(target[i].write(store[i]).commit for i in cells(index, _file_sides(store)))
     except _StoreError as error:
         raise ValueError(f"{directory / name(path)} cannot be read: {error}") from error
 

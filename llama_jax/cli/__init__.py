@@ -14,17 +14,20 @@ import typer
 
 from llama_jax.cli.chat import chat
 from llama_jax.cli.convert import convert
+from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
+from llama_jax.cli.inspect import inspect
 from llama_jax.cli.perplexity import perplexity
+from llama_jax.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="LLaMA checkpoints in JAX: convert, generate, chat, measure.",
+    help="LLaMA checkpoints in JAX: convert, verify, generate, chat, measure.",
 )
-for command in (convert, generate, chat, perplexity):
+for command in (convert, export, verify, inspect, generate, chat, perplexity):
     app.command()(command)
 
 

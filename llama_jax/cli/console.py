@@ -37,7 +37,7 @@ def status(message: str) -> contextlib.AbstractContextManager[object]:
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(exit_code: int = 1) -> Iterator[None]:
     """A user's mistake ends in one line that says the way out, not in a traceback."""
     try:
         yield
@@ -45,4 +45,4 @@ def plain_errors() -> Iterator[None]:
         raise
     except (ValueError, OSError) as error:
         stderr.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
+        raise typer.Exit(exit_code) from error

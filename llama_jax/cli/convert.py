@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_jax.cli.console import plain_errors, progress_bar, stderr
+from llama_jax.cli.description import model_rows, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.convert import Conversion
-    from llama_jax.config import Config
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="Directory with params.json, consolidated.*.pth")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint: Meta's, Hugging Face's, native")],
     destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist")],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
@@ -29,8 +29,11 @@ def convert(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the destination")
     ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Then compare what was written with what was read")
+    ] = False,
 ) -> None:
-    """Convert Meta's checkpoint to a native one, ready for `llama_jax.load`."""
+    """Convert a checkpoint to a native one, ready for `llama_jax.load`."""
     from llama_jax.checkpoint.convert import convert
 
     with plain_errors(), progress_bar(f"converting {source}") as update:
@@ -44,45 +47,27 @@ def convert(
             progress=update,
         )
     _report(done, destination)
+    if verify:
+        from llama_jax.checkpoint.reading import open_checkpoint
+        from llama_jax.cli.verify import BROKEN, verify_same
+
+        with plain_errors(exit_code=BROKEN):
+            verify_same(done.source, open_checkpoint(destination))
 
 
 def _report(done: Conversion, destination: Path) -> None:
     """What a person wants to check of a conversion."""
-    from llama_jax.checkpoint.family import family, parameter_count
-
     source, written = done.source, done.written
-    c = source.config
-    tied = ", output tied to the embedding" if c.tie_embeddings else ""
-    rows = {
-        "model": family(c),
-        "parameters": f"{parameter_count(c):,}",
-        "layers": f"{c.n_layers}, dim {c.dim}, feed-forward {c.hidden_dim}",
-        "heads": f"{c.n_heads} query, {c.n_kv_heads} key-value, of {c.head_dim}",
-        "vocabulary": f"{c.vocab_size:,}{tied}",
-        "RoPE": _rope(c),
-        "context": f"{c.max_seq_len:,} positions",
+    rows = model_rows(source.config) | {
         "dtype": _dtypes({t.dtype.name for t in source.tensors.values()}, set(written.dtypes)),
         "tokenizer": str(source.tokenizer or "none found; the checkpoint takes token ids"),
         "written": f"{written.bytes / 1e6:,.1f} MB in {written.seconds:.1f} s to {destination}",
     }
-    for name, value in rows.items():
-        print(f"{name:>12}  {value}")
+    print_rows(rows)
     for note in source.notes:
-        print(f"{'note':>12}  {note}")
+        print_rows({"note": note})
     for warning in written.warnings:
         stderr.print(f"warning: {warning}", style="yellow")
-
-
-def _rope(c: Config) -> str:
-    from llama_jax.config import LinearScaling, Llama3Scaling
-
-    theta = f"theta {c.rope_theta:,.0f}"
-    match c.rope_scaling:
-        case LinearScaling(factor):
-            return f"{theta}, linear scaling by {factor:g}"
-        case Llama3Scaling(factor=factor, original_max_seq_len=original):
-            return f"{theta}, Llama 3 scaling by {factor:g} beyond {original:,} positions"
-    return theta
 
 
 def _dtypes(before: set[str], after: set[str]) -> str:

@@ -7,6 +7,8 @@ once, while tracing, correctly rounded: at position 100,000 one last bit of a fr
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,37 @@ def scale_llama3(
     turns = original_max_seq_len / wavelengths
     kept = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0.0, 1.0)
     return (kept * frequencies + (1 - kept) * frequencies / factor).astype(np.float32)
+
+
+def scale_yarn(
+    frequencies: Frequencies,
+    *,
+    theta: float,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool,
+    original_max_seq_len: int,
+) -> Frequencies:
+    """YaRN's scaling, by pair: those that turn slowly slow down by `factor`, fast ones stay.
+
+    The ramp runs over the pairs' indices, from the one that turns `beta_fast` times in
+    `original_max_seq_len` positions to the one that turns `beta_slow` times, as in transformers.
+    """
+    head_dim = 2 * len(frequencies)
+
+    def pair_that_turns(times: float) -> float:
+        return (
+            head_dim * math.log(original_max_seq_len / (times * 2 * math.pi)) / math.log(theta) / 2
+        )
+
+    low, high = pair_that_turns(beta_fast), pair_that_turns(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    width = high - low if high != low else 0.001
+    slowed = np.clip((np.arange(len(frequencies)) - low) / width, 0.0, 1.0)
+    return (slowed * frequencies / factor + (1 - slowed) * frequencies).astype(np.float32)
 
 
 def rotations(

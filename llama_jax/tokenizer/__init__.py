@@ -5,27 +5,35 @@ from __future__ import annotations
 from os import PathLike
 from pathlib import Path
 
+from llama_jax.tokenizer.beside import read_special_tokens, tokenizer_files
+from llama_jax.tokenizer.chat_template import read_chat_template
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
-from llama_jax.tokenizer.protocol import Tokenizer
+from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
+from llama_jax.tokenizer.protocol import Message, Tokenizer
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
 __all__ = [
     "Detokenizer",
+    "HuggingFaceTokenizer",
+    "Message",
     "SentencePieceTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",
     "detokenize",
     "find_tokenizer",
     "load_tokenizer",
+    "tokenizer_files",
 ]
 
-_KINDS = (SentencePieceTokenizer, TiktokenTokenizer)
-_NAME = "tokenizer.model"
+_KINDS = (SentencePieceTokenizer, TiktokenTokenizer, HuggingFaceTokenizer)
+_NAME, _HF_NAME = "tokenizer.model", "tokenizer.json"
 
 
 def find_tokenizer(path: str | PathLike[str]) -> Path | None:
     """The tokenizer's file in the directory `path`, or `path` itself where it is a file.
+
+    Of Hugging Face's two, tokenizer.json is the one that says all.
 
     A directory with Meta's weights and no tokenizer is looked for one level up, where the LLaMA
     1 and 2 downloads keep the one that all sizes share.
@@ -50,17 +58,26 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     for kind in _KINDS:
         if kind.recognizes(content):
             try:
-                return kind(content)
+                return _open(kind, content, file.parent)
             except ValueError as error:
                 raise ValueError(f"{file} is a broken tokenizer: {error}") from error
     raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
 
 
+def _open(kind: type[Tokenizer], content: bytes, folder: Path) -> Tokenizer:
+    special = read_special_tokens(folder)
+    if kind is HuggingFaceTokenizer:
+        return HuggingFaceTokenizer(content, special, read_chat_template(folder))
+    tokenizer = kind(content)  # type: ignore[call-arg]  # a Protocol, to mypy
+    more = [id for id in special.stop_ids if id < tokenizer.vocab_size]
+    tokenizer.stop_ids = tuple(dict.fromkeys([*tokenizer.stop_ids, *more]))
+    return tokenizer
+
+
 def _places(folder: Path) -> list[Path]:
-    places = [folder / _NAME]
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        places.append(folder.resolve().parent / _NAME)
-    return places
+        return [folder / _NAME, folder.resolve().parent / _NAME, folder / _HF_NAME]
+    return [folder / _HF_NAME, folder / _NAME]
 
 
 def _not_found(path: Path) -> str:
@@ -77,5 +94,6 @@ def _what_else(content: bytes) -> str:
         return "it is a Git LFS pointer to one; fetch the file itself with `git lfs pull`"
     return (
         "it is neither a SentencePiece model (LLaMA 1 and 2) nor tiktoken's lines of base64 and "
-        f"rank (Llama 3), but begins with {content[:16]!r}"
+        "rank (Llama 3) nor Hugging Face's tokenizer.json, but begins with "
+        f"{content[:16]!r}"
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
-from typing import Protocol, SupportsIndex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, SupportsIndex
+
+Message = Mapping[str, Any]
+"""One turn of a dialog: `{"role": "user", "content": "a text"}`. A format may know more keys."""
 
 
 class Tokenizer(Protocol):
@@ -22,6 +25,14 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         """The ids of `text`, between a `bos_id` and an `eos_id` where asked for."""
+        ...
+
+    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a dialog in the format the model was trained on, up to where it answers.
+
+        Bos stands where the format has it: add none. A content that spells a control token stays
+        text, or is refused.
+        """
         ...
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.protocol import Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import encode_llama2
+from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
 
 SPACE = "\u2581"  # how a piece spells a space
 
@@ -56,6 +57,10 @@ class SentencePieceTokenizer(Tokenizer):
         # In one piece, however long: its time is linear, and a cut would add a leading space.
         check_text(text)
         return [self.bos_id] * bos + self._model.encode(text) + [self.eos_id] * eos
+
+    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a dialog, in Llama 2's format."""
+        return encode_llama2(self, messages)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

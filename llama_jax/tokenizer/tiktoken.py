@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.protocol import Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import encode_llama3
+from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
 
 _WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
     (
@@ -75,6 +76,10 @@ class TiktokenTokenizer(Tokenizer):
         check_text(text)
         ids = [id for part in _parts(text) for id in self._words.encode_ordinary(part)]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+        """The ids of a dialog, in Llama 3's format: `encode_llama3` says which keys it knows."""
+        return encode_llama3(self, self.special, messages)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

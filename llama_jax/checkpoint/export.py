@@ -1,0 +1,209 @@
+"""A checkpoint of any format to Hugging Face's or Meta's files, block by block."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_jax.checkpoint.atomic import whole_directory
+from llama_jax.checkpoint.blocks import count_not_finite
+from llama_jax.checkpoint.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.hf_export import (
+    INDEX,
+    hf_config,
+    hf_files,
+    hf_index,
+    hf_notes,
+    special_ids,
+    tokenizer_config,
+)
+from llama_jax.checkpoint.meta_export import (
+    LAYOUTS,
+    default_layout,
+    meta_files,
+    meta_notes,
+    meta_params,
+)
+from llama_jax.checkpoint.outgoing import Outgoing
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.checkpoint.safetensors_writer import write_safetensors
+from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.torch_writer import write_torch_file
+from llama_jax.tokenizer import load_tokenizer, tokenizer_files
+from llama_jax.tokenizer.beside import MODEL_CONFIG
+
+FORMATS = ("hf", "meta")
+_MARK, _FORMAT = "export.json", "llama_jax export"
+"""Names what an export wrote, so that another may replace it and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export read and wrote."""
+
+    source: Source
+    path: Path
+    files: tuple[str, ...]
+    """The weight files' names."""
+    bytes: int
+    """Of the weights alone."""
+    dtypes: tuple[str, ...]
+    seconds: float
+    notes: tuple[str, ...]
+    """What the format cannot say, and the reader of the files should know."""
+    warnings: tuple[str, ...]
+    """Tensors with values that are not finite, or that a cast made infinite, and how many."""
+
+
+def export(
+    checkpoint: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    format: str,
+    shards: int | None = None,
+    layout: str | None = None,
+    dtype: Any = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Exported:
+    """Writes the checkpoint, whole or not at all, as `format` "hf" or "meta".
+
+    `shards` is how many weight files: for Meta the ranks of its model parallelism, 1 by default;
+    for Hugging Face as few as hold 5 GB each. `layout` is how Meta's files cut the embedding:
+    "llama2" by columns, "llama3" by rows; by default as in models with this RoPE base. Without
+    `dtype` every tensor keeps its own. `overwrite` replaces an older export and nothing else.
+    """
+    start, dst = time.monotonic(), Path(os.path.realpath(destination))
+    source = open_checkpoint(checkpoint)
+    plan = _plan(source, format, shards, layout, None if dtype is None else parse_dtype(dtype))
+    tensors = [tensor for file in plan.files.values() for tensor in file]
+    replaceable = _is_export if overwrite else None
+    check_destination(dst, replaceable)
+    stream = _Stream(sum(tensor.nbytes for tensor in tensors), progress)
+    write = write_safetensors if format == "hf" else write_torch_file
+    with naming(dst):
+        check_space(dst, stream.total + sum(file.stat().st_size for file in plan.copies.values()))
+        with whole_directory(dst) as partial:
+            for name, file_tensors in plan.files.items():
+                write(partial / name, file_tensors, stream)
+            for name, file in plan.copies.items():
+                shutil.copyfile(file, partial / name)
+            names = [*plan.files, *plan.copies, *plan.texts, _MARK]
+            mark = {"format": _FORMAT, "files": names, "source": str(source.path.resolve())}
+            for name, value in {**plan.texts, _MARK: mark}.items():
+                _write_json(partial / name, value)
+            check_destination(dst, replaceable)  # again: somebody may have been there meanwhile
+    return Exported(
+        source=source,
+        path=dst,
+        files=tuple(plan.files),
+        bytes=stream.total,
+        dtypes=tuple(sorted({tensor.dtype.name for tensor in tensors})),
+        seconds=time.monotonic() - start,
+        notes=plan.notes,
+        warnings=tuple(stream.warnings),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    files: dict[str, list[Outgoing]]
+    texts: dict[str, Any]
+    """JSON files, by name."""
+    copies: dict[str, Path]
+    """The tokenizer's files, by name."""
+    notes: tuple[str, ...]
+
+
+def _plan(
+    source: Source, format: str, shards: int | None, layout: str | None, dtype: np.dtype | None
+) -> _Plan:
+    if format == "meta":
+        return _plan_meta(source, 1 if shards is None else shards, layout, dtype)
+    if format != "hf":
+        raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
+    if layout is not None:
+        raise ValueError(f"layout={layout!r} is of Meta's files; leave it out with format hf")
+    return _plan_hf(source, shards, dtype)
+
+
+def _plan_meta(source: Source, shards: int, layout: str | None, dtype: np.dtype | None) -> _Plan:
+    config = source.config
+    layout = layout or default_layout(config)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+    texts = {"params.json": meta_params(config, layout)}
+    files = meta_files(config, source.tensors, shards=shards, layout=layout, dtype=dtype)
+    return _Plan(files, texts, _tokenizer_files(source), meta_notes(config))
+
+
+def _plan_hf(source: Source, shards: int | None, dtype: np.dtype | None) -> _Plan:
+    files = hf_files(source.config, source.tensors, shards=shards, dtype=dtype)
+    copies = _tokenizer_files(source)
+    copies.pop(MODEL_CONFIG, None)  # config.json says again what it said
+    tokenizer = load_tokenizer(source.tokenizer) if source.tokenizer else None
+    own = next(tensor for file in files.values() for tensor in file).dtype
+    texts = {"config.json": hf_config(source.config, own, tokenizer)}
+    texts |= {"generation_config.json": special_ids(tokenizer), **tokenizer_config(tokenizer)}
+    if len(files) > 1:
+        texts[INDEX] = hf_index(files)
+    texts = {name: text for name, text in texts.items() if name not in copies}
+    return _Plan(files, texts, copies, hf_notes(tokenizer))
+
+
+def _tokenizer_files(source: Source) -> dict[str, Path]:
+    return tokenizer_files(source.tokenizer) if source.tokenizer else {}
+
+
+class _Stream:
+    """Gives a tensor's blocks in the dtype of the file, counting what goes by."""
+
+    def __init__(self, total: int, progress: Callable[[int, int], None] | None) -> None:
+        self.total, self.done, self.progress = total, 0, progress
+        self.warnings: list[str] = []
+
+    def __call__(self, tensor: Outgoing) -> Iterator[np.ndarray]:
+        broken = overflown = 0
+        for block in tensor.blocks():
+            with np.errstate(over="ignore", invalid="ignore"):  # counted below, by name
+                cast = block.astype(tensor.dtype, copy=False)
+            if found := count_not_finite(cast):
+                before = count_not_finite(block)
+                broken, overflown = broken + before, overflown + found - before
+            yield cast
+            self.done += cast.nbytes
+            if self.progress is not None:
+                self.progress(self.done, self.total)
+        if broken:
+            self.warnings.append(f"{tensor.name}: {broken} values are not finite")
+        if overflown:
+            self.warnings.append(
+                f"{tensor.name}: {overflown} values overflow {tensor.dtype} and became infinite; "
+                "bfloat16 and float32 reach further"
+            )
+
+
+def _write_json(file: Path, value: Any) -> None:
+    with file.open("x", encoding="utf-8") as out:
+        out.write(json.dumps(value, indent=2) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _is_export(path: Path) -> bool:
+    """Whether an export wrote all that lies there: a file added since is somebody's own."""
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+        mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
+        known = set(mark["files"]) if mark.get("format") == _FORMAT else set()
+        return {entry.name for entry in path.iterdir()} <= known
+    return False

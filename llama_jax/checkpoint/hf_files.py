@@ -1,0 +1,117 @@
+"""The weight files of a Hugging Face folder, and the tensors in them by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from llama_jax.checkpoint.json_file import read_object, shown
+from llama_jax.checkpoint.safetensors_file import read_safetensors
+from llama_jax.checkpoint.torch_file import read_state_dict
+from llama_jax.checkpoint.torch_pickle import shorten
+
+# The order in which transformers looks for them.
+_KINDS = (
+    ("model.safetensors", read_safetensors),
+    ("model.safetensors.index.json", read_safetensors),
+    ("pytorch_model.bin", read_state_dict),
+    ("pytorch_model.bin.index.json", read_state_dict),
+)
+WEIGHTS = tuple(name for name, _ in _KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class HFTensors:
+    """Every tensor of a model, memory-mapped, whichever file it lies in."""
+
+    files: tuple[Path, ...]
+    arrays: dict[str, np.ndarray]
+    file_of: dict[str, Path]
+
+
+def open_tensors(folder: Path) -> HFTensors:
+    """Maps the weight files: the one, or all that the index names."""
+    found = [(name, read) for name, read in _KINDS if (folder / name).is_file()]
+    if not found:
+        if gone := [name for name in WEIGHTS if (folder / name).is_symlink()]:
+            raise ValueError(f"{folder / gone[0]} is a link to a file that is not there; {_FETCH}")
+        raise ValueError(
+            f"{folder} has no weights, neither {' nor '.join(WEIGHTS)}; download them beside "
+            "config.json"
+        )
+    name, read = found[0]
+    index = _read_index(folder / name) if name.endswith(".index.json") else {}
+    names = sorted(set(index.values())) or [name]
+    files = tuple(_file(folder, name, of=found[0][0]) for name in names)
+    arrays: dict[str, np.ndarray] = {}
+    file_of: dict[str, Path] = {}
+    for file in files:
+        for tensor, array in read(file).items():
+            if tensor in arrays:
+                raise ValueError(
+                    f"{file}: {shorten(tensor)} lies in {file_of[tensor].name} too; remove the "
+                    "file that belongs to another model"
+                )
+            arrays[tensor], file_of[tensor] = array, file
+    for tensor, name in index.items():
+        if tensor not in arrays:
+            raise ValueError(
+                f"{folder / name} lacks {shorten(tensor)}, which its index says it has"
+            )
+    return HFTensors(files, arrays, file_of)
+
+
+_FETCH = "download or copy it again"
+
+
+def _read_index(file: Path) -> dict[str, str]:
+    """The name of each tensor's file."""
+    check_inside(file.parent, file)
+    weight_map = read_object(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{file} has no weight_map of tensors to files; {_FETCH}")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _is_plain(name):
+            raise ValueError(
+                f"{file} places {shorten(tensor)} in {shown(name)}, which is no name of a file "
+                "beside it; a model's files lie in its own folder"
+            )
+    return weight_map
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can only be that of a file in the folder itself."""
+    return (
+        name.isprintable()
+        and 0 < len(name.encode()) < 256
+        and not any(mark in name for mark in '/\\:"')
+        and name not in (".", "..")
+    )
+
+
+def _file(folder: Path, name: str, of: str) -> Path:
+    file = folder / name
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is not there, and {of} names it; {_FETCH}")
+    check_inside(folder, file)
+    return file
+
+
+def check_inside(folder: Path, file: Path) -> None:
+    """Raises ValueError where a link leads out of the folder.
+
+    The Hub's cache is a folder of links, snapshots/REVISION/NAME to blobs/HASH beside snapshots.
+    """
+    within = [folder.resolve()]
+    if within[0].parent.name == "snapshots":
+        within.append(within[0].parent.parent / "blobs")
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{file} is a link that leads nowhere ({error}); {_FETCH}") from error
+    if not any(target.is_relative_to(place) for place in within):
+        raise ValueError(
+            f"{file} is a link out of the folder, to {target}; put the file itself there"
+        )

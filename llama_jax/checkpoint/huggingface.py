@@ -1,0 +1,158 @@
+"""Hugging Face's checkpoints: config.json and safetensors, or torch's files before them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.checkpoint.hf_config import read_hf_config
+from llama_jax.checkpoint.hf_files import WEIGHTS, HFTensors, check_inside, open_tensors
+from llama_jax.checkpoint.json_file import read_object
+from llama_jax.checkpoint.meta_shards import same_bits
+from llama_jax.checkpoint.names import Weight, table
+from llama_jax.checkpoint.source import Source, StoredTensor
+from llama_jax.checkpoint.torch_pickle import shorten
+from llama_jax.config import Config
+from llama_jax.tokenizer import find_tokenizer, tokenizer_files
+
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+# Constants that transformers used to register as buffers; the model computes its own.
+_BUFFER = re.compile(r"(model\.)?(layers\.[0-9]+\.self_attn\.)?rotary_emb\.[a-z_]+")
+_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
+
+
+def is_hf(path: str | Path) -> bool:
+    """Whether a directory holds a checkpoint in Hugging Face's format, whole or not."""
+    path = Path(path)
+    if any((path / name).is_file() for name in WEIGHTS):
+        return True
+    try:
+        return (
+            not read_object(path / "config.json").keys().isdisjoint(("model_type", "architectures"))
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def open_hf(
+    path: str | Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
+) -> Source:
+    """Opens a checkpoint in Hugging Face's format, every name, shape and dtype in it checked.
+
+    No weight is read but the output layer and the embedding, where they may be one. `max_seq_len`
+    stands in for `max_position_embeddings`; a `rope_factor`, which Meta's files leave unsaid, is
+    an error.
+    """
+    path = Path(path)
+    if rope_factor is not None:
+        raise ValueError(
+            f"rope_factor={rope_factor} is for Meta's files, which do not say it; "
+            f"{path / 'config.json'} states its own scaling, so change it there"
+        )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} has no config.json; copy it from where the weights came from")
+    check_inside(path, path / "config.json")
+    said = read_hf_config(path / "config.json", max_seq_len)
+    found = open_tensors(path)
+    buffers = [name for name in found.arrays if _BUFFER.fullmatch(name)]
+    notes = list(said.notes)
+    if buffers:
+        notes.append(f"buffers skipped, which are no weights: {_listed(buffers)}")
+    config = said.config
+    # Before the table is made: a number in a stranger's file must not decide how long it gets.
+    if config.n_layers > len(found.arrays):
+        raise ValueError(
+            f"{path} holds {len(found.arrays)} tensors, too few for a model: config.json says "
+            f"num_hidden_layers={config.n_layers}"
+        )
+    if config.tie_embeddings:
+        config, note = _tied(found, config)
+        notes.append(note)
+    _check_names(path, found, config, buffers)
+    tensors = {row.path: _stored(found, row, config) for row in table(config)}
+    return Source(path, "huggingface", config, tensors, _tokenizer(path), found.files, tuple(notes))
+
+
+def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
+    """The config, untied where both ends are stored and differ: transformers lets files win."""
+    if _OUTPUT not in found.arrays:
+        return config, f"{_OUTPUT} is not stored: the output layer is the embedding"
+    if _EMBEDDING not in found.arrays:
+        found.arrays[_EMBEDDING] = found.arrays[_OUTPUT]
+        found.file_of[_EMBEDDING] = found.file_of[_OUTPUT]
+        return config, f"{_EMBEDDING} is not stored: the embedding is {_OUTPUT}, as tied"
+    embedding, output = found.arrays[_EMBEDDING], found.arrays[_OUTPUT]
+    alike = (embedding.dtype, embedding.shape) == (output.dtype, output.shape)
+    if (
+        alike
+        and embedding.ndim == 2
+        and same_bits(
+            embedding.__getitem__,
+            output.__getitem__,
+            len(embedding),
+            max(1, embedding[:1].nbytes),
+        )
+    ):
+        return config, f"{_OUTPUT} equals {_EMBEDDING}: tied, and kept once"
+    return config.replace(tie_embeddings=False), (
+        f"{_OUTPUT} differs from {_EMBEDDING}, although config.json says tie_word_embeddings: "
+        "both are kept, untied, as transformers does"
+    )
+
+
+def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str]) -> None:
+    rows = table(config)
+    said = f"config.json says num_hidden_layers={config.n_layers}"
+    if missing := [row.hf for row in rows if row.hf not in found.arrays]:
+        way_out = (
+            "add it, or if it is the embedding say so: tie_word_embeddings true in config.json"
+            if missing == [_OUTPUT]
+            else "a file is missing or damaged, or the model is not LLaMA"
+        )
+        raise ValueError(f"{path} lacks {_listed(missing)}, and {said}; {way_out}")
+    known = {row.hf for row in rows} | {_OUTPUT, *buffers}
+    if unknown := [name for name in found.arrays if name not in known]:
+        biased = unknown[0].endswith(".bias")
+        way_out = (
+            "attention_bias or mlp_bias true in config.json would make it one"
+            if biased
+            else "the model is not LLaMA, or another's files lie there"
+        )
+        raise ValueError(
+            f"{found.file_of[unknown[0]]} has {_listed(unknown)}, no weight of the model that "
+            f"config.json describes ({said}); {way_out}"
+        )
+
+
+def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
+    array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
+    transposed = len(row.shape) == 2 and row.hf != _EMBEDDING
+    expected = tuple(reversed(row.shape)) if transposed else row.shape
+    if array.dtype not in _DTYPES:
+        raise ValueError(
+            f"{where} is {array.dtype}; only float16, bfloat16 and float32 weights are read, so "
+            "of a quantized model get the bfloat16 files"
+        )
+    if array.shape != expected:
+        raise ValueError(
+            f"{where} has shape {list(array.shape)} where config.json says {list(expected)}; one "
+            "of the two is damaged or belongs to another model"
+        )
+    heads = {"q": config.n_heads, "k": config.n_kv_heads}.get(row.path[-1][1:])
+    return StoredTensor((array,), 0, transposed, half_split_heads=heads)
+
+
+def _tokenizer(path: Path) -> Path | None:
+    """The tokenizer's file, once neither it nor what goes with it leads out of the folder."""
+    file = find_tokenizer(path)
+    for beside in tokenizer_files(file).values() if file else ():
+        check_inside(path, beside)
+    return file
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(map(shorten, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

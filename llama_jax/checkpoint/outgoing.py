@@ -1,0 +1,73 @@
+"""A weight on its way to another project's file: cut, turned, put in that project's order."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.placement import Index
+
+BLOCK_BYTES = 32 << 20
+"""About how much of a tensor is held at once."""
+_CHUNK = 512  # columns that a native checkpoint reads together
+
+
+@dataclasses.dataclass(frozen=True)
+class Outgoing:
+    """One tensor of a file: which part of which weight, and how it lies there."""
+
+    name: str
+    tensor: Stored
+    part: Index
+    """In our layout, [in, out]."""
+    transposed: bool
+    """Whether the file has [out, in]."""
+    head_dim: int | None
+    """Where set, the rows of each head lie as Hugging Face has them: all real parts of the pairs
+    that RoPE turns, then all imaginary ones."""
+    dtype: np.dtype
+    """In the file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the file has it."""
+        sizes = tuple(cut.stop - cut.start for cut in self.part)
+        return sizes[::-1] if self.transposed else sizes
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The tensor as the file has it, in bands of rows from first to last, not yet cast."""
+        axis = len(self.part) - 1 if self.transposed else 0
+        rows = self.part[axis]
+        step = self._rows_at_once()
+        for start in range(rows.start, rows.stop, step):
+            band = slice(start, min(start + step, rows.stop))
+            block = self.tensor[(*self.part[:axis], band, *self.part[axis + 1 :])]
+            if self.transposed:
+                block = _turned(block)
+            yield halved(block, self.head_dim) if self.head_dim else block
+
+    def _rows_at_once(self) -> int:
+        row_bytes = math.prod(self.shape[1:]) * self.tensor.dtype.itemsize
+        whole = math.lcm(_CHUNK, self.head_dim or 1)
+        return max(1, BLOCK_BYTES // row_bytes // whole) * whole
+
+
+def _turned(block: np.ndarray) -> np.ndarray:
+    """The transposed block, in memory of its own; by bands, for a whole one misses the cache."""
+    out = np.empty(block.shape[::-1], block.dtype)
+    for row in range(0, len(out), 16):
+        out[row : row + 16] = block[:, row : row + 16].T
+    return out
+
+
+def halved(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)

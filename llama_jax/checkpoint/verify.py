@@ -1,0 +1,187 @@
+"""Whether two checkpoints are one model, and whether our model computes what a checkpoint means."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from llama_jax.checkpoint.differences import TensorDifference, compare_tensors
+from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.suspicion import suspicions
+from llama_jax.config import Config
+from llama_jax.reference import reference_logits
+
+_FARTHEST = 100_000
+_TOLERANCES = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
+"""Of our model against the reference, as a share of the largest logit: measured, times ten."""
+_EXACT = 1e-9
+"""The reference against itself, on numbers that are the same: a last bit of float64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldDifference:
+    """A field of the config in which two checkpoints differ."""
+
+    name: str
+    values: tuple[Any, Any]
+
+    @property
+    def matters(self) -> bool:
+        """Whether the model computes something else: only `max_seq_len` changes no number."""
+        return self.name != "max_seq_len"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitsDifference:
+    """How far two sets of logits on the same tokens are apart."""
+
+    where: str
+    positions: tuple[int, ...]
+    largest: float
+    """The largest difference; NaN where one set has a NaN."""
+    scale: float
+    """The largest logit."""
+    tolerance: float | None
+    """As a share of `scale`; None where weights were rounded, and how far that carries is the
+    model's own affair: the weights are then judged, and these numbers only told."""
+
+    @property
+    def same(self) -> bool:
+        if self.tolerance is None or self.largest == 0:
+            return True
+        return self.largest <= self.tolerance * self.scale
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """All that two checkpoints were compared by."""
+
+    a: Source
+    b: Source
+    fields: tuple[FieldDifference, ...]
+    tensors: tuple[TensorDifference, ...]
+    unmatched: tuple[str, ...]
+    """Tensors that only one has, or that are of two shapes, in words."""
+    logits: tuple[LogitsDifference, ...]
+    """Empty where the vocabularies have two sizes."""
+    suspicions: tuple[str, ...]
+    """Known mistakes that would explain what differs."""
+
+    @property
+    def same(self) -> bool:
+        """Whether both are one model, but for rounding to another dtype and for `max_seq_len`."""
+        return (
+            not any(field.matters for field in self.fields)
+            and all(tensor.same for tensor in self.tensors)
+            and not self.unmatched
+            and all(logits.same for logits in self.logits)
+        )
+
+
+def compare(a: Source, b: Source, progress: Callable[[int, int], None] | None = None) -> Comparison:
+    """Compares every tensor, the configs, and the logits of the NumPy reference on both.
+
+    Nothing is held but bands of tensors. `progress` is told the bytes read and to read, of the
+    tensors alone.
+    """
+    total = sum(tensor.nbytes for source in (a, b) for tensor in source.tensors.values())
+    done = 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    tensors, unmatched = compare_tensors(a, b, moved)
+    fields = tuple(
+        FieldDifference(field.name, (one, two))
+        for field in dataclasses.fields(Config)
+        if (one := getattr(a.config, field.name)) != (two := getattr(b.config, field.name))
+    )
+    return Comparison(
+        a=a,
+        b=b,
+        fields=fields,
+        tensors=tuple(tensors),
+        unmatched=tuple(unmatched),
+        logits=tuple(_compare_logits(a, b, tensors)),
+        suspicions=tuple(suspicions(a, b, tensors)),
+    )
+
+
+def compare_with_model(
+    path: str | os.PathLike[str], *, dtype: Any = "float32"
+) -> tuple[LogitsDifference, ...]:
+    """Our JAX model against the NumPy reference on one checkpoint; the model is loaded whole."""
+    import jax
+
+    from llama_jax.checkpoint import load
+    from llama_jax.model import forward
+
+    source, params = open_checkpoint(path), load(path, dtype=dtype)
+    tolerance = _TOLERANCES[parse_dtype(dtype).name]
+    run = jax.jit(forward)
+    found = []
+    for where, positions in probes(source.config.max_seq_len):
+        tokens = probe_tokens(source.config.vocab_size, len(positions))
+        ours, _ = run(params, tokens, np.asarray([positions], np.int32))
+        expected = reference_logits(source.config, source.tensors, tokens, [positions])
+        found.append(_apart(where, positions, np.asarray(ours, np.float64), expected, tolerance))
+    return tuple(found)
+
+
+def probes(max_seq_len: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """The positions at which logits are compared: the first ones, and some that are far apart.
+
+    RoPE sees only distances, so a block of tokens far out shows what one at 0 does. The far probe
+    therefore spreads from 0 outwards, each step longer, up to position 100,000 or the model's
+    last: between the nearest and the farthest lie distances of every scale, and with them every
+    wavelength of RoPE, among them those that only scaling changes.
+    """
+    count = min(16, max_seq_len)
+    last = min(_FARTHEST, max_seq_len) - 1
+    spread = {0, *np.geomspace(1, max(1, last), count - 1).round().astype(int).tolist()}
+    return ("near", tuple(range(count))), ("far", tuple(sorted(spread)))
+
+
+def probe_tokens(vocab_size: int, count: int) -> np.ndarray:
+    """The fixed tokens, [1, count]."""
+    return np.random.default_rng(0).integers(vocab_size, size=(1, count), dtype=np.int32)
+
+
+def _compare_logits(
+    a: Source, b: Source, tensors: Sequence[TensorDifference]
+) -> list[LogitsDifference]:
+    if a.config.vocab_size != b.config.vocab_size:
+        return []
+    rounded = any(tensor.rounded and tensor.differing for tensor in tensors)
+    found = []
+    for where, positions in probes(max(a.config.max_seq_len, b.config.max_seq_len)):
+        tokens = probe_tokens(a.config.vocab_size, len(positions))
+        one, two = (reference_logits(s.config, s.tensors, tokens, [positions]) for s in (a, b))
+        found.append(_apart(where, positions, one, two, None if rounded else _EXACT))
+    return found
+
+
+def _apart(
+    where: str,
+    positions: tuple[int, ...],
+    one: np.ndarray,
+    two: np.ndarray,
+    tolerance: float | None,
+) -> LogitsDifference:
+    identical = np.array_equal(one, two, equal_nan=True)
+    return LogitsDifference(
+        where=where,
+        positions=positions,
+        largest=0.0 if identical else float(np.abs(one - two).max()),
+        scale=float(np.abs(two).max()),
+        tolerance=tolerance,
+    )

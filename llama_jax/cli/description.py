@@ -1,0 +1,50 @@
+"""A model in a few lines, for people: the same words in every command."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_jax.config import Config
+
+
+def model_rows(c: Config) -> dict[str, str]:
+    """What a person wants to know of a model, by name."""
+    from llama_jax.checkpoint.family import family, parameter_count
+
+    tied = ", output tied to the embedding" if c.tie_embeddings else ""
+    biased = {"attention": c.attention_bias, "feed-forward": c.mlp_bias}
+    biases = " and ".join(name for name, has in biased.items() if has)
+    rows = {
+        "model": family(c),
+        "parameters": f"{parameter_count(c):,}",
+        "layers": f"{c.n_layers}, dim {c.dim}, feed-forward {c.hidden_dim}",
+        "heads": f"{c.n_heads} query, {c.n_kv_heads} key-value, of {c.head_dim}",
+        "vocabulary": f"{c.vocab_size:,}{tied}",
+        "RoPE": rope(c),
+        "context": f"{c.max_seq_len:,} positions",
+    }
+    return {**rows, "biases": biases} if biases else rows
+
+
+def rope(c: Config) -> str:
+    """The base of a model's RoPE and its scaling."""
+    from llama_jax.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
+
+    theta = f"theta {c.rope_theta:,.0f}"
+    match c.rope_scaling:
+        case LinearScaling(factor):
+            return f"{theta}, linear scaling by {factor:g}"
+        case Llama3Scaling(factor=factor, original_max_seq_len=original):
+            return f"{theta}, Llama 3 scaling by {factor:g} beyond {original:,} positions"
+        case YarnScaling(factor=factor, original_max_seq_len=original):
+            return f"{theta}, YaRN scaling by {factor:g} beyond {original:,} positions"
+        case DynamicScaling(original_max_seq_len=original):
+            return f"{theta}, dynamic scaling, which changes nothing within {original:,} positions"
+    return theta
+
+
+def print_rows(rows: dict[str, str]) -> None:
+    """Names to the left of a column, values to its right."""
+    for name, value in rows.items():
+        print(f"{name:>12}  {value}")

@@ -1,0 +1,67 @@
+"""`llama-jax export`."""
+
+from __future__ import annotations
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_jax.cli.console import plain_errors, progress_bar, stderr
+from llama_jax.cli.description import model_rows, print_rows
+
+
+class Format(enum.StrEnum):
+    """Whose files to write."""
+
+    hf = "hf"
+    meta = "meta"
+
+
+class Layout(enum.StrEnum):
+    """Which of Meta's models to follow in cutting the embedding."""
+
+    llama2 = "llama2"
+    llama3 = "llama3"
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
+    destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist")],
+    format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
+    shards: Annotated[
+        int | None, typer.Option(help="Weight files; default: hf 5 GB each, meta one", min=1)
+    ] = None,
+    layout: Annotated[
+        Layout | None, typer.Option(help="How Meta's files cut the embedding; default: by RoPE")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an older export at the destination")
+    ] = False,
+) -> None:
+    """Write a checkpoint as Hugging Face's folder or as Meta's files."""
+    from llama_jax.checkpoint.export import export
+
+    with plain_errors(), progress_bar(f"exporting {checkpoint}") as update:
+        done = export(
+            checkpoint,
+            destination,
+            format=format.value,
+            shards=shards,
+            layout=layout.value if layout else None,
+            dtype=dtype,
+            overwrite=overwrite,
+            progress=update,
+        )
+    count = f"{len(done.files)} file{'s' if len(done.files) != 1 else ''}"
+    size = f"{done.bytes / 1e6:,.1f} MB in {count} in {done.seconds:.1f} s"
+    rows = {"dtype": " and ".join(done.dtypes), "written": f"{size} to {destination}"}
+    print_rows({**model_rows(done.source.config), **rows})
+    for note in (*done.source.notes, *done.notes):
+        print_rows({"note": note})
+    for warning in done.warnings:
+        stderr.print(f"warning: {warning}", style="yellow", markup=False)

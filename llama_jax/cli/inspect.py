@@ -1,0 +1,122 @@
+"""`llama-jax inspect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llama_jax.cli.console import plain_errors
+from llama_jax.cli.description import model_rows, print_rows
+
+if TYPE_CHECKING:
+    from llama_jax.checkpoint.inspection import Inspection, Memory
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
+    batch: Annotated[int, typer.Option(help="Rows of the cache", min=1)] = 1,
+    context: Annotated[
+        int | None, typer.Option(help="Positions of the cache; default: all of the model's", min=1)
+    ] = None,
+    data: Annotated[int, typer.Option(help="Devices that split the batch", min=1)] = 1,
+    fsdp: Annotated[int, typer.Option(help="... the batch and every weight", min=1)] = 1,
+    tensor: Annotated[int, typer.Option(help="... heads, width and vocabulary", min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="The dtype to run it in")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+) -> None:
+    """Say what a checkpoint is and what memory it will take; nothing is loaded."""
+    with plain_errors():
+        from llama_jax.checkpoint.inspection import inspect_checkpoint, memory
+
+        found = inspect_checkpoint(checkpoint)
+        config = found.source.config
+        context = config.max_seq_len if context is None else context
+        mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
+        needed = memory(config, dtype=dtype, batch=batch, context=context, **mesh)
+        tokenizer = _tokenizer(found.source.tokenizer)
+    asked = {"batch": batch, "context": context, "dtype": dtype, **mesh}
+    if as_json:
+        print(json.dumps(_as_json(found, tokenizer, asked, needed), indent=2))
+        return
+    print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed)})
+    for note in found.source.notes:
+        print_rows({"note": note})
+
+
+def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
+    count = f"{found.files} file{'s' if found.files != 1 else ''}"
+    many = len(found.parameters) > 1
+    dtypes = [
+        f"{dtype} ({n:,} numbers)" if many else dtype for dtype, n in found.parameters.items()
+    ]
+    return {
+        "format": f"{found.source.format}, {count} of weights, {_bytes(found.disk_bytes)} on disk",
+        "dtype": ", ".join(sorted(dtypes)),
+        "tokenizer": tokenizer,
+    }
+
+
+def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
+    rows = f"{asked['batch']} row{'s' if asked['batch'] != 1 else ''}"
+    axes = [f"{axis}={asked[axis]}" for axis in ("data", "fsdp", "tensor") if asked[axis] > 1]
+    devices = f"{needed.devices} devices ({', '.join(axes)})" if axes else "one device"
+    rows_of = {
+        "to run": f"{asked['dtype']}, {rows} of {asked['context']:,} positions, {devices}",
+        "weights": _bytes(needed.weights_per_device),
+        "cache": _bytes(needed.cache_per_device),
+        "together": _bytes(needed.per_device),
+    }
+    if axes:
+        rows_of["weights"] += f" a device, {_bytes(needed.weights)} in all"
+        rows_of["cache"] += f" a device, {_bytes(needed.cache)} in all"
+        rows_of["together"] += " a device"
+    rows_of["together"] += ", and room for activations"
+    return rows_of
+
+
+def _as_json(
+    found: Inspection, tokenizer: str, asked: dict[str, Any], needed: Memory
+) -> dict[str, Any]:
+    from llama_jax.checkpoint.family import family, parameter_count
+
+    source = found.source
+    return {
+        "path": str(source.path),
+        "format": source.format,
+        "family": family(source.config),
+        "parameters": parameter_count(source.config),
+        "config": source.config.to_json(),
+        "dtypes": found.parameters,
+        "tokenizer": str(source.tokenizer) if source.tokenizer else None,
+        "tokenizer_kind": tokenizer if source.tokenizer else None,
+        "files": found.files,
+        "disk_bytes": found.disk_bytes,
+        "notes": list(source.notes),
+        "asked": asked,
+        "memory": {**dataclasses.asdict(needed), "per_device": needed.per_device},
+    }
+
+
+def _tokenizer(file: Path | None) -> str:
+    """The tokenizer's kind and size; a broken one is said, and is no reason to fail."""
+    if file is None:
+        return "none found; the checkpoint takes token ids"
+    from llama_jax.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(file)
+    except (ValueError, OSError) as error:
+        return f"broken: {error}"
+    kind = type(tokenizer).__name__.removesuffix("Tokenizer")
+    return f"{kind}, {tokenizer.vocab_size:,} tokens, {file.name}"
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"
