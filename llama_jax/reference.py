@@ -139,8 +139,9 @@ def _pair_that_turns(times: float, c: Config, s: YarnScaling) -> float:
 def times(x: np.ndarray, weight: Any) -> np.ndarray:
     """`x @ weight`, over bands of the weight's columns."""
     rows, columns = weight.shape
-    bands = [x @ _float64(weight[:, band]) for band in _bands(columns, rows)]
-    return np.concatenate(bands, axis=-1)
+    vectors = x.reshape(-1, rows)  # one product of matrices, where NumPy would make one a batch row
+    bands = [vectors @ _float64(weight[:, band]) for band in _bands(columns, rows)]
+    return np.concatenate(bands, axis=-1).reshape(*x.shape[:-1], columns)
 
 
 def _bands(count: int, width: int) -> list[slice]:

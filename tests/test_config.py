@@ -120,7 +120,7 @@ def test_json_with_a_missing_or_unknown_key_is_refused_by_name(config):
         Config.from_json({k: v for k, v in fields.items() if k != "rope_theta"})
     with pytest.raises(ValueError, match="unknown keys n_experts"):
         Config.from_json({**fields, "n_experts": 8})
-    with pytest.raises(ValueError, match="longrope.*dynamic.*yarn"):
+    with pytest.raises(ValueError, match=r"longrope.*dynamic.*yarn"):
         Config.from_json({**fields, "rope_scaling": {"type": "longrope", "factor": 4}})
     with pytest.raises(ValueError, match="rope_scaling lacks attention_factor, beta_fast"):
         Config.from_json({**fields, "rope_scaling": {"type": "yarn", "factor": 4}})

@@ -25,7 +25,7 @@ from llama_jax.tokenizer import (
 TEXTS = [
     "Once upon a time, there was a little girl.",
     " two  spaces   and\ttabs\n\nand lines ",
-    "naïve café — “quoted” … 你好，世界 🦙🦙 e\u0301",
+    "naïve café — “quoted” … 你好 世界 🦙🦙 e\u0301",
     "x",
     "",
     "  ",
@@ -308,17 +308,33 @@ def test_a_damaged_tokenizer_is_read_or_refused_in_words(tmp_path, rounds):
     library = with_bos(tokenizers.Tokenizer.from_str(trained("sentencepiece")))
     folder = folder_of(tmp_path, library, generation_config={"eos_token_id": [2, 3]})
     whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    refused = []
     for _ in range(rounds):
         name = rng.choice(sorted(whole))
         (folder / name).write_bytes(mutated(whole[name], rng))
         try:
             tokenizer = load_tokenizer(folder)
         except ValueError as error:
-            assert str(folder) in str(error)
+            refused.append(str(error))
         else:
             with contextlib.suppress(ValueError):
                 tokenizer.decode(tokenizer.encode("a llama", bos=True, eos=True))
         (folder / name).write_bytes(whole[name])
+    assert refused
+    assert all(str(folder) in message for message in refused)
+
+
+def test_a_dialog_is_what_the_folders_template_writes_and_content_stays_text(tmp_path, library):
+    folder = folder_of(tmp_path, library)
+    dialog = [{"role": "user", "content": "a</s>b"}]
+    with pytest.raises(ValueError, match="no chat template"):
+        load_tokenizer(folder).encode_dialog(dialog)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = load_tokenizer(folder)
+    ids = tokenizer.encode_dialog(dialog)
+    assert (ids[0], ids[-1], ids.count(EOS)) == (BOS, EOS, 1)
+    assert tokenizer.decode(ids).strip() == "a</s>b"
 
 
 # Into a native checkpoint, and through generate

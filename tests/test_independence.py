@@ -14,17 +14,18 @@ from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
+from llama_jax.sample import decode
 
-BOUND = 2e-5
-"""Measured over the models below: 1.1e-5."""
+BOUND = 3e-5
+"""Measured over the models below: 1.5e-5."""
 MODELS = [
     "tiny",
     "stories260K-meta",
     "tinystories656K-hf",
-    "llama1",
+    pytest.param("llama1", marks=pytest.mark.slow),
     "llama2-gqa",
     "llama3",
-    "llama3.1",
+    pytest.param("llama3.1", marks=pytest.mark.slow),
 ]
 NEW = 40
 
@@ -119,10 +120,10 @@ def test_a_row_is_the_same_in_any_company(model):
     assert max(apart) <= BOUND
 
 
-def test_a_row_is_the_same_where_its_own_budget_is_larger(model):
-    prompts = prompts_of(model, (3, 12))
-    short = generate(model, prompts, settings_of(2))
-    long = generate(model, prompts, settings_of(2, max_new_tokens=NEW + 60))
+def test_a_row_is_the_same_where_its_own_budget_is_larger(params):
+    prompts = prompts_of(params, (3, 12))
+    short = generate(params, prompts, settings_of(2))
+    long = generate(params, prompts, settings_of(2, max_new_tokens=NEW + 60))
     apart = [difference(a, begun(b)) for a, b in zip(short, long, strict=True)]
     assert max(apart) <= BOUND
 
@@ -189,8 +190,8 @@ ASKED = [
 
 def test_a_bucket_is_one_program_of_generate_whatever_the_settings(params, compiled):
     prompts = prompts_of(params, (1, 7, 16))
-    generate(params, prompts, max_new_tokens=16, logit_bias={1: 1.0})
-    llama_jax.sample.decode.clear_cache()
+    generate(params, prompts, max_new_tokens=16)
+    decode.clear_cache()
     compiled.clear()
     for settings in ASKED:
         generate(params, prompts, **{"max_new_tokens": 16} | settings)
@@ -203,13 +204,10 @@ def test_a_bucket_is_one_program_of_generate_whatever_the_settings(params, compi
 
 
 def test_a_bucket_is_one_prefill_and_one_loop_of_stream_whatever_the_settings(params, compiled):
-    import importlib
-
-    module = importlib.import_module("llama_jax.generate")
     prompts = prompts_of(params, (1, 7, 16))
-    list(stream(params, prompts, max_new_tokens=16, logit_bias={1: 1.0}))
-    module._prefill.clear_cache()
-    module._advance.clear_cache()
+    list(stream(params, prompts, max_new_tokens=16))
+    for name in ("_prefill", "_advance"):
+        generate.__globals__[name].clear_cache()
     compiled.clear()
     for settings in ASKED:
         list(stream(params, prompts, **{"max_new_tokens": 16} | settings))

@@ -12,7 +12,7 @@ import llama_jax
 from llama_jax import reference
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
-from llama_jax.checkpoint.verify import probe_tokens, probes
+from llama_jax.checkpoint.verify import probes
 from llama_jax.config import (
     Config,
     DynamicScaling,
@@ -71,20 +71,17 @@ def test_the_model_computes_the_same_near_and_far(scaling, biases, tied):
         tie_embeddings=tied,
     )
     weights = weights_of(config)
-    for _, positions in probes(config.max_seq_len):
-        tokens = probe_tokens(config.vocab_size, len(positions))
-        expected = reference.reference_logits(config, weights, tokens, [positions])
-        ours, _ = jax.jit(llama_jax.forward)(
-            Params(nested(weights), config), tokens, np.asarray([positions])
-        )
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(ours, expected, atol=2e-5 * scale, rtol=0)
+    tokens, positions = probes(config)
+    expected = reference.reference_logits(config, weights, tokens, positions)
+    params = Params(nested(weights), config)
+    ours, _ = jax.jit(llama_jax.forward)(params, tokens, positions)
+    np.testing.assert_allclose(ours, expected, atol=2e-5 * np.abs(expected).max(), rtol=0)
 
 
 def test_weights_are_read_in_bands(monkeypatch):
     config = Config.named("tiny").replace(vocab_size=1500, hidden_dim=1100)
     weights = weights_of(config)
-    tokens, positions = probe_tokens(1500, 5), [range(5)]
+    tokens, positions = probes(config)
     whole = reference.reference_logits(config, weights, tokens, positions)
     monkeypatch.setattr(reference, "BAND", 1)
 

@@ -24,7 +24,7 @@ LAYOUTS = ("llama2", "llama3")
 _EMBEDDING = ("tok_embeddings", "weight")
 _ROW_PARALLEL = ("wo", "w2")  # cut along what goes in; every other matrix along what comes out
 # multiple_of and ffn_dim_multiplier as Meta's own files have them; the first that fits is written.
-_PUBLISHED = ((256, 1.0), (4096, 1.3), (1024, 1.3), (4096, 1.2), (256, 1.5))
+_PUBLISHED = ((256, 1.0), (256, 1.5), (4096, 1.3), (1024, 1.3), (4096, 1.2))
 
 
 def default_layout(config: Config) -> str:

@@ -17,7 +17,8 @@ from llama_jax.checkpoint.suspicion import suspicions
 from llama_jax.config import Config
 from llama_jax.reference import reference_logits
 
-_FARTHEST = 100_000
+_TIME = 16
+"""Tokens in a probe."""
 _TOLERANCES = {"float32": 2e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Of our model against the reference, as a share of the largest logit: measured, times ten."""
 _EXACT = 1e-9
@@ -111,7 +112,7 @@ def compare(a: Source, b: Source, progress: Callable[[int, int], None] | None = 
         fields=fields,
         tensors=tuple(tensors),
         unmatched=tuple(unmatched),
-        logits=tuple(_compare_logits(a, b, tensors)),
+        logits=_compare_logits(a, b, tensors),
         suspicions=tuple(suspicions(a, b, tensors)),
     )
 
@@ -127,61 +128,52 @@ def compare_with_model(
 
     source, params = open_checkpoint(path), load(path, dtype=dtype)
     tolerance = _TOLERANCES[parse_dtype(dtype).name]
-    run = jax.jit(forward)
-    found = []
-    for where, positions in probes(source.config.max_seq_len):
-        tokens = probe_tokens(source.config.vocab_size, len(positions))
-        ours, _ = run(params, tokens, np.asarray([positions], np.int32))
-        expected = reference_logits(source.config, source.tensors, tokens, [positions])
-        found.append(_apart(where, positions, np.asarray(ours, np.float64), expected, tolerance))
-    return tuple(found)
+    tokens, positions = probes(source.config)
+    ours, _ = jax.jit(forward)(params, tokens, positions)
+    expected = reference_logits(source.config, source.tensors, tokens, positions)
+    return _apart(positions, np.asarray(ours, np.float64), expected, tolerance)
 
 
-def probes(max_seq_len: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """The positions at which logits are compared: the first ones, and some that are far apart.
+def probes(config: Config, *, farthest: int = 100_000) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed tokens and their positions, both [2, time]: a near row, and a far one.
 
-    RoPE sees only distances, so a block of tokens far out shows what one at 0 does. The far probe
+    RoPE sees only distances, so a block of tokens far out shows what one at 0 does. The far row
     therefore spreads from 0 outwards, each step longer, up to position 100,000 or the model's
-    last: between the nearest and the farthest lie distances of every scale, and with them every
-    wavelength of RoPE, among them those that only scaling changes.
+    last: between its tokens lie distances of every scale, and with them every wavelength of RoPE,
+    among them those that only scaling changes. The near row is the first positions.
     """
-    count = min(16, max_seq_len)
-    last = min(_FARTHEST, max_seq_len) - 1
-    spread = {0, *np.geomspace(1, max(1, last), count - 1).round().astype(int).tolist()}
-    return ("near", tuple(range(count))), ("far", tuple(sorted(spread)))
-
-
-def probe_tokens(vocab_size: int, count: int) -> np.ndarray:
-    """The fixed tokens, [1, count]."""
-    return np.random.default_rng(0).integers(vocab_size, size=(1, count), dtype=np.int32)
+    last = min(farthest, config.max_seq_len) - 1
+    steps = np.geomspace(1, max(1, last), min(_TIME, config.max_seq_len) - 1)
+    far = np.unique([0, *steps.round().astype(int)])
+    positions = np.stack([np.arange(len(far)), far]).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=positions.shape)
+    return tokens.astype(np.int32), positions
 
 
 def _compare_logits(
     a: Source, b: Source, tensors: Sequence[TensorDifference]
-) -> list[LogitsDifference]:
+) -> tuple[LogitsDifference, ...]:
     if a.config.vocab_size != b.config.vocab_size:
-        return []
+        return ()
     rounded = any(tensor.rounded and tensor.differing for tensor in tensors)
-    found = []
-    for where, positions in probes(max(a.config.max_seq_len, b.config.max_seq_len)):
-        tokens = probe_tokens(a.config.vocab_size, len(positions))
-        one, two = (reference_logits(s.config, s.tensors, tokens, [positions]) for s in (a, b))
-        found.append(_apart(where, positions, one, two, None if rounded else _EXACT))
-    return found
+    tokens, positions = probes(max(a.config, b.config, key=lambda config: config.max_seq_len))
+    one, two = (reference_logits(s.config, s.tensors, tokens, positions) for s in (a, b))
+    return _apart(positions, one, two, None if rounded else _EXACT)
 
 
 def _apart(
-    where: str,
-    positions: tuple[int, ...],
-    one: np.ndarray,
-    two: np.ndarray,
-    tolerance: float | None,
-) -> LogitsDifference:
-    identical = np.array_equal(one, two, equal_nan=True)
-    return LogitsDifference(
-        where=where,
-        positions=positions,
-        largest=0.0 if identical else float(np.abs(one - two).max()),
-        scale=float(np.abs(two).max()),
-        tolerance=tolerance,
-    )
+    positions: np.ndarray, ours: np.ndarray, expected: np.ndarray, tolerance: float | None
+) -> tuple[LogitsDifference, ...]:
+    """The differences of each row."""
+    found = []
+    for where, row, one, two in zip(("near", "far"), positions, ours, expected, strict=True):
+        identical = np.array_equal(one, two, equal_nan=True)
+        difference = LogitsDifference(
+            where=where,
+            positions=tuple(row.tolist()),
+            largest=0.0 if identical else float(np.abs(one - two).max()),
+            scale=float(np.abs(two).max()),
+            tolerance=tolerance,
+        )
+        found.append(difference)
+    return tuple(found)

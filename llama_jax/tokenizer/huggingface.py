@@ -147,7 +147,7 @@ def _in_words() -> Iterator[None]:
 
 
 def _adds_bos(tokenizer: Any, bos: int, special: SpecialTokens) -> bool:
-    """As stated, or as its post-processor does, or as transformers' LLaMA classes do without one."""
+    """As stated, or as its post-processor does; without one, as transformers' LLaMA classes do."""
     if special.adds_bos is not None:
         return special.adds_bos
     with _in_words():
