@@ -113,7 +113,6 @@ def prefill(
     `room` is how many tokens a row can have at most, `slots` how many positions.
     """
     cache = KVCache.empty(params.config, batch=len(prompts), slots=slots, dtype=params.dtype)
-    cache = jax.tree.map(lambda x: constrain(x, CACHE), cache)
     width = min(prompts.shape[1], PREFILL_CHUNK)
     return resume(params, cache, prompts, lengths, jnp.array(0), request, room=room, width=width)
 
@@ -133,6 +132,7 @@ def resume(
 
     The rest is read `width` tokens at a time.
     """
+    cache = jax.tree.map(lambda x: constrain(x, CACHE), cache)
     logits, cache = _read(params, cache, texts, lengths, read, width)
     batch, vocab = logits.shape
     rows, inside = jnp.arange(batch)[:, None], jnp.arange(texts.shape[1]) < lengths[:, None]

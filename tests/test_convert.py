@@ -15,8 +15,8 @@ from memory import run_measured
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
+from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.names import table
-from llama_jax.checkpoint.torch_file import read_state_dict
 
 GOLDEN = Path(__file__).parent / "golden" / "meta"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -19,14 +19,16 @@ from test_cli import run
 from test_meta import GOLDEN, assert_holds, cut, weights_of
 from test_native import config_of, two_shards
 
-from llama_jax.checkpoint import hf_export, native, outgoing, torch_writer
+from llama_jax.checkpoint import native, outgoing
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.export import export
-from llama_jax.checkpoint.meta_export import meta_params
-from llama_jax.checkpoint.meta_params import hidden_dim, read_params
+from llama_jax.checkpoint.files import torch_writer
+from llama_jax.checkpoint.files.torch_file import read_state_dict
+from llama_jax.checkpoint.huggingface import export as hf_export
+from llama_jax.checkpoint.meta.export import meta_params
+from llama_jax.checkpoint.meta.params import hidden_dim, read_params
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
-from llama_jax.checkpoint.torch_file import read_state_dict
 from llama_jax.config import (
     Config,
     DynamicScaling,
@@ -276,7 +278,7 @@ def test_older_models_get_only_the_keys_that_metas_older_code_knows():
     ],
 )
 def test_what_params_json_cannot_say_is_told(sizes, told):
-    from llama_jax.checkpoint.meta_export import meta_notes
+    from llama_jax.checkpoint.meta.export import meta_notes
 
     config = config_of(
         dim=sizes["dim"],
@@ -328,7 +330,7 @@ def test_a_wrong_wish_is_refused_before_anything_is_written(tmp_path, options, m
 
 
 def test_key_value_heads_are_not_cut():
-    from llama_jax.checkpoint.meta_export import meta_files
+    from llama_jax.checkpoint.meta.export import meta_files
 
     config = config_of(n_heads=6, n_kv_heads=3, dim=96, head_dim=16, vocab_size=132)
     with pytest.raises(ValueError, match="shards=2 neither divides n_kv_heads=3 nor"):

@@ -20,8 +20,8 @@ from memory import AnonymousPeak
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
-from llama_jax.checkpoint.hf_config import read_hf_config
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
+from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import StoredTensor

@@ -35,9 +35,10 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch)
         assert_same(generate(params, prompts, **GREEDY), whole)
         # A context that no chunk divides: the last chunk reaches beyond it.
         odd = params.replace(config=params.config.replace(max_seq_len=105))
-        assert_same(generate(odd, prompts[-1:], **GREEDY | {"max_new_tokens": 4}), [
-            Completion(None, whole[-1].tokens[:4], "length", whole[-1].logprobs[:4])
-        ])
+        assert_same(
+            generate(odd, prompts[-1:], **GREEDY | {"max_new_tokens": 4}),
+            [Completion(None, whole[-1].tokens[:4], "length", whole[-1].logprobs[:4])],
+        )
     finally:
         decode.clear_cache()
 

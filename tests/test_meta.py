@@ -13,10 +13,10 @@ import torch_zip
 
 from llama_jax.checkpoint import meta
 from llama_jax.checkpoint.family import family, parameter_count
+from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.meta import is_meta, open_meta
-from llama_jax.checkpoint.meta_params import read_params
+from llama_jax.checkpoint.meta.params import read_params
 from llama_jax.checkpoint.names import table
-from llama_jax.checkpoint.torch_file import read_state_dict
 from llama_jax.config import Config, Llama3Scaling, published
 
 GOLDEN = Path(__file__).parent / "golden" / "meta"

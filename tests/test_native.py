@@ -17,8 +17,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import AnonymousPeak
 
-from llama_jax.checkpoint import native, weight_files
+from llama_jax.checkpoint import native
 from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.native import weight_files
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
 

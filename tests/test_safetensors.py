@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 from hf_folder import framed, header_of, mutated, write_safetensors
 
-from llama_jax.checkpoint.safetensors_file import read_safetensors
+from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
 F32 = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}

@@ -23,9 +23,7 @@ def penalized_in_numpy(logits, in_prompt, counts, repetition, presence, frequenc
     out = np.array(logits, np.float64)
     for token in range(len(out)):
         if in_prompt[token] or counts[token]:
-            out[token] = (
-                out[token] / repetition if out[token] > 0 else out[token] * repetition
-            )
+            out[token] = out[token] / repetition if out[token] > 0 else out[token] * repetition
         if counts[token]:
             out[token] -= presence + frequency * counts[token]
     return out
@@ -279,7 +277,10 @@ def test_a_greedy_row_obeys_what_acts_before_the_temperature_and_nothing_after()
     assert greedy(forbidden_ids=[0]) == 1
     assert greedy(logit_bias={3: 10.0}) == 3
     assert greedy(stop_ids=[0, 1], min_new_tokens=1) == 2
-    used = {"counts": np.array([[1, 0, 0, 0]]), "in_prompt": np.array([[False, True, False, False]])}
+    used = {
+        "counts": np.array([[1, 0, 0, 0]]),
+        "in_prompt": np.array([[False, True, False, False]]),
+    }
     assert int(sampled(logits, request(1, 4, presence_penalty=1.5), **used)[0]) == 1
     assert int(sampled(logits, request(1, 4, repetition_penalty=2.0), **used)[0]) == 2
 

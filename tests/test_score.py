@@ -1,4 +1,4 @@
-"""How likely a text is: Meta's own numbers, position by position, in every place that tells them."""
+"""How likely a text is: Meta's own numbers, position by position, wherever they are told."""
 
 import json
 import math
@@ -111,19 +111,20 @@ def test_logprobs_are_of_the_raw_logits_whatever_was_drawn_from(params):
 def test_as_many_alternatives_come_as_were_asked_for(params):
     prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
     done = generate(
-        params, prompts, logprobs=[None, 0, 2, 20], prompt_logprobs=[3, None, 0, 1], max_new_tokens=3
+        params, prompts, logprobs=[None, 0, 2, 20], prompt_logprobs=[3, 5, 0, 1], max_new_tokens=3
     )
     assert done[0].logprobs is None
     assert [len(e.top) for c in done[1:] for e in c.logprobs] == [0] * 3 + [2] * 3 + [20] * 3
-    assert done[1].prompt_logprobs is None
-    assert [len(done[i].prompt_logprobs[1].top) for i in (0, 2, 3)] == [3, 0, 1]
-    for delta in stream(params, prompts[:1], logprobs=2, max_new_tokens=3):
+    assert done[1].prompt_logprobs[0] is None
+    assert [len(c.prompt_logprobs[1].top) for c in done] == [3, 5, 0, 1]
+    for delta in stream(params, prompts, logprobs=2, max_new_tokens=3):
+        assert delta.row in range(4)
         assert [entry.token for entry in delta.logprobs] == delta.tokens
         assert [len(entry.top) for entry in delta.logprobs] == [2] * len(delta.tokens)
     asked = {"logprobs": 0, "prompt_logprobs": 0}
-    for new in (0, 3):  # what a row is told does not hang on whether anybody decodes
-        both = generate(params, prompts[:2], max_new_tokens=[0, new], **asked)
-        assert (both[0].logprobs, len(both[0].prompt_logprobs)) == ([], 2)
+    for others in (0, 3):  # what a row is told does not hang on whether its neighbours decode
+        row, *_ = generate(params, prompts, max_new_tokens=[0, others, others, others], **asked)
+        assert (row.logprobs, len(row.prompt_logprobs)) == ([], 2)
 
 
 def test_texts_of_many_lengths_are_scored_in_their_order(params):

@@ -87,7 +87,14 @@ def test_of_several_stop_strings_the_one_that_is_whole_first_ends_the_text():
 
 def test_text_that_only_might_have_become_a_stop_string_is_shown_in_the_end():
     tokenizer = Pieces([b"one ", b"EN", b"E", b"EN", b"D"])
-    assert spelled(tokenizer, range(4), ["ENDE"])[0] == ["", "one ", "one ", "one EN", "one ENE", "one ENEEN"]
+    assert spelled(tokenizer, range(4), ["ENDE"])[0] == [
+        "",
+        "one ",
+        "one ",
+        "one EN",
+        "one ENE",
+        "one ENEEN",
+    ]
     assert spelled(tokenizer, range(5), ["END"])[0][-1] == "one ENE"
 
 
@@ -112,7 +119,11 @@ def tokenizer(request):
     if request.param == "bytes":
         return Letters()
     shared = request.getfixturevalue("shared")
-    folder = "models/stories260K-meta" if request.param == "stories260K" else f"tokenizers/{request.param}"
+    folder = (
+        "models/stories260K-meta"
+        if request.param == "stories260K"
+        else f"tokenizers/{request.param}"
+    )
     return llama_jax.load_tokenizer(shared / folder)
 
 

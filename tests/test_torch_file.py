@@ -16,7 +16,7 @@ import pytest
 import torch_zip
 from torch_zip import ORDERED_DICT, Call, Global, Parameter, Storages, View
 
-from llama_jax.checkpoint.torch_file import read_state_dict
+from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 GOLDEN = Path(__file__).parent / "golden" / "meta" / "llama2-gqa" / "consolidated.00.pth"
 DTYPES = [np.float16, ml_dtypes.bfloat16, np.float32, np.float64, np.int64, np.bool_]
@@ -84,8 +84,8 @@ HOSTILE = {
     "torch.serialization.os.system": Global("torch.serialization", "os.system"),
     "collections.namedtuple": Global("collections", "namedtuple"),
     "collections.OrderedDict.__init__": Global("collections", "OrderedDict.__init__"),
-    "llama_jax.checkpoint.torch_file.read_state_dict": Global(
-        "llama_jax.checkpoint.torch_file", "read_state_dict"
+    "llama_jax.checkpoint.files.torch_file.read_state_dict": Global(
+        "llama_jax.checkpoint.files.torch_file", "read_state_dict"
     ),
 }
 

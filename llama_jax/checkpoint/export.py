@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.atomic import whole_directory
 from llama_jax.checkpoint.blocks import count_not_finite
-from llama_jax.checkpoint.destination import check_destination, check_space, naming
 from llama_jax.checkpoint.dtypes import parse_dtype
-from llama_jax.checkpoint.hf_export import (
+from llama_jax.checkpoint.files.atomic import whole_directory
+from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
+from llama_jax.checkpoint.files.torch_writer import write_torch_file
+from llama_jax.checkpoint.huggingface.export import (
     INDEX,
     hf_config,
     hf_files,
@@ -27,7 +29,7 @@ from llama_jax.checkpoint.hf_export import (
     special_ids,
     tokenizer_config,
 )
-from llama_jax.checkpoint.meta_export import (
+from llama_jax.checkpoint.meta.export import (
     LAYOUTS,
     default_layout,
     meta_files,
@@ -36,9 +38,7 @@ from llama_jax.checkpoint.meta_export import (
 )
 from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.checkpoint.reading import open_checkpoint
-from llama_jax.checkpoint.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.source import Source
-from llama_jax.checkpoint.torch_writer import write_torch_file
 from llama_jax.tokenizer import load_tokenizer, tokenizer_files
 from llama_jax.tokenizer.beside import MODEL_CONFIG
 

@@ -13,7 +13,7 @@ import numpy as np
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
-from llama_jax.checkpoint.meta_params import llama3_scaling
+from llama_jax.checkpoint.meta.params import llama3_scaling
 from llama_jax.checkpoint.names import WeightPath, table
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source
@@ -88,6 +88,6 @@ class NativeTensor:
 
     def read(self, index: Index, out: np.ndarray) -> None:
         """Reads the part under `index` into `out`, in the dtype and the strides of `out`."""
-        from llama_jax.checkpoint import weight_files
+        from llama_jax.checkpoint.native import weight_files
 
         weight_files.read_part(self.checkpoint / native.WEIGHTS, self.path, index, out)

@@ -13,9 +13,9 @@ from rich.table import Table
 from llama_jax.cli.console import plain_errors, progress_bar, status
 
 if TYPE_CHECKING:
-    from llama_jax.checkpoint.differences import TensorDifference
     from llama_jax.checkpoint.source import Source
     from llama_jax.checkpoint.verify import Comparison, LogitsDifference
+    from llama_jax.checkpoint.verify.differences import TensorDifference
 
 DIFFERENT, BROKEN = 1, 2
 """Exit codes."""

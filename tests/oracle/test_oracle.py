@@ -7,11 +7,12 @@ import pytest
 from test_meta import GOLDEN
 from test_native import config_of
 
-from llama_jax.checkpoint import native, torch_writer
+from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
+from llama_jax.checkpoint.files import torch_writer
+from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
-from llama_jax.checkpoint.torch_file import read_state_dict
 from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.reference import reference_logits
 from llama_jax.tokenizer import load_tokenizer

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.torch_file import read_state_dict
-from llama_jax.checkpoint.torch_pickle import shorten
+from llama_jax.checkpoint.files.torch_file import read_state_dict
+from llama_jax.checkpoint.files.torch_pickle import shorten
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
 # Constants that Meta's modules used to register as buffers; the model computes its own.
@@ -126,7 +126,7 @@ def drift(shards: Shards, name: str) -> float:
 
     Training keeps a copy on every rank, and rounding may part them by a last bit.
     """
-    pieces = shards.pieces.get(name, [])
+    pieces: Sequence[np.ndarray] = shards.pieces.get(name, ())
     if not pieces or pieces[0].ndim != 1 or not pieces[0].size:
         return 0.0
     first, *others = (piece.astype(np.float32) for piece in pieces)

@@ -22,17 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.checkpoint import names
-from llama_jax.checkpoint.atomic import whole_directory
-from llama_jax.checkpoint.destination import check_destination, check_space, naming
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
-from llama_jax.checkpoint.manifest import (
+from llama_jax.checkpoint.files.atomic import whole_directory
+from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.names import WeightPath
+from llama_jax.checkpoint.native.manifest import (
     is_native,
     is_ours,
     read_config,
     read_info,
     write_manifest,
 )
-from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
 from llama_jax.params import nested
 from llama_jax.tokenizer import tokenizer_files
@@ -75,7 +75,7 @@ def write(
     `progress` is told the bytes done and the bytes in all. `overwrite` replaces an older
     checkpoint of this project, once the new one is whole, and nothing else.
     """
-    from llama_jax.checkpoint import weight_files
+    from llama_jax.checkpoint.native import weight_files
 
     start, dst = time.monotonic(), Path(os.path.realpath(dst))
     weights = _planned(config, tensors, dtype)
@@ -132,7 +132,7 @@ def read_weights(
     Without `shardings` (by weight path) everything goes to the default device. Memory: the weights
     once, and a few blocks; every shape is checked before any weight is read.
     """
-    from llama_jax.checkpoint import weight_files
+    from llama_jax.checkpoint.native import weight_files
 
     directory = Path(src) / WEIGHTS
     wanted = None if dtype is None else parse_dtype(dtype)
@@ -151,7 +151,7 @@ def stored_weights(
     src: str | os.PathLike[str], config: Config
 ) -> dict[WeightPath, jax.ShapeDtypeStruct]:
     """Every weight's shape and dtype as it lies there, checked against `config`; none is read."""
-    from llama_jax.checkpoint import weight_files
+    from llama_jax.checkpoint.native import weight_files
 
     read_info(src)
     directory = Path(src) / WEIGHTS

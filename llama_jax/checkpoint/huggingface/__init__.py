@@ -8,13 +8,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.hf_config import read_hf_config
-from llama_jax.checkpoint.hf_files import WEIGHTS, HFTensors, check_inside, open_tensors
-from llama_jax.checkpoint.json_file import read_object
-from llama_jax.checkpoint.meta_shards import same_bits
+from llama_jax.checkpoint.files.json_file import read_object
+from llama_jax.checkpoint.files.torch_pickle import shorten
+from llama_jax.checkpoint.huggingface.config import read_hf_config
+from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, check_inside, open_tensors
+from llama_jax.checkpoint.meta.shards import same_bits
 from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.source import Source, StoredTensor
-from llama_jax.checkpoint.torch_pickle import shorten
 from llama_jax.config import Config
 from llama_jax.tokenizer import find_tokenizer, tokenizer_files
 

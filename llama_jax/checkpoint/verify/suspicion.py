@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llama_jax.checkpoint.differences import TensorDifference
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.outgoing import halved
 from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.verify.differences import TensorDifference
 
 _ROWS = 64  # of what goes in; a wrong order of what comes out shows in each of them
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.differences import TensorDifference, compare_tensors
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
-from llama_jax.checkpoint.suspicion import suspicions
+from llama_jax.checkpoint.verify.differences import TensorDifference, compare_tensors
+from llama_jax.checkpoint.verify.suspicion import suspicions
 from llama_jax.config import Config
 from llama_jax.reference import reference_logits
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.json_file import Fields, read_object
+from llama_jax.checkpoint.files.json_file import Fields, read_object
 from llama_jax.config import Config, Llama3Scaling
 
 _KEYS = (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
-from llama_jax.checkpoint.meta_params import (
+from llama_jax.checkpoint.meta.params import (
     default_max_seq_len,
     hidden_dim,
     lacks_rope_factor,

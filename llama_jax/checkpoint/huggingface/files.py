@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_jax.checkpoint.json_file import read_object, shown
-from llama_jax.checkpoint.safetensors_file import read_safetensors
-from llama_jax.checkpoint.torch_file import read_state_dict
-from llama_jax.checkpoint.torch_pickle import shorten
+from llama_jax.checkpoint.files.json_file import read_object, shown
+from llama_jax.checkpoint.files.safetensors_file import read_safetensors
+from llama_jax.checkpoint.files.torch_file import read_state_dict
+from llama_jax.checkpoint.files.torch_pickle import shorten
 
 # The order in which transformers looks for them.
 _KINDS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from llama_jax.checkpoint.json_file import Fields, shown
+from llama_jax.checkpoint.files.json_file import Fields, shown
 from llama_jax.config import (
     DynamicScaling,
     LinearScaling,

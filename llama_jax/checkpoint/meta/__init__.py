@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.meta_params import (
+from llama_jax.checkpoint.files.torch_pickle import shorten
+from llama_jax.checkpoint.meta.params import (
     MetaParams,
     default_max_seq_len,
     llama3_scaling,
     read_params,
 )
-from llama_jax.checkpoint.meta_shards import (
+from llama_jax.checkpoint.meta.shards import (
     Shards,
-    check_dtypes,
     check_drift,
+    check_dtypes,
     check_replicas,
     check_shapes,
     drift,
@@ -23,7 +24,6 @@ from llama_jax.checkpoint.meta_shards import (
 )
 from llama_jax.checkpoint.names import Weight, WeightPath, table
 from llama_jax.checkpoint.source import Source, StoredTensor
-from llama_jax.checkpoint.torch_pickle import shorten
 from llama_jax.config import Config
 from llama_jax.tokenizer import find_tokenizer
 

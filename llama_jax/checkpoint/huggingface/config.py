@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from llama_jax.checkpoint.hf_rope import read_rope
-from llama_jax.checkpoint.json_file import Fields, read_object, shown
+from llama_jax.checkpoint.files.json_file import Fields, read_object, shown
+from llama_jax.checkpoint.huggingface.rope import read_rope
 from llama_jax.config import Config, DynamicScaling
 
 _ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")  # the second in the first conversions
