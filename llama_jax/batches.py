@@ -115,6 +115,8 @@ def encode(
         ids = tokenizer.encode(prompt, bos=True, eos=False)
     else:
         try:
+            if isinstance(prompt, bytes) or any(isinstance(id, bool) for id in prompt):
+                raise TypeError
             ids = [operator.index(id) for id in prompt]
         except TypeError:
             raise ValueError(

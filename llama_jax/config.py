@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
@@ -101,6 +103,7 @@ _SCALINGS: dict[str, type[RopeScaling]] = {
 }
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The sizes and constants of one model. Frozen and hashable, hence static under `jax.jit`.

@@ -57,7 +57,8 @@ def forward(
 def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> Params:
     """Random weights to train from: normal with deviation 0.02, less on the way to the residual.
 
-    Under `jax.eval_shape` it gives the shapes of a model of any size and allocates nothing.
+    `jax.eval_shape(init_params, key, config)` gives the shapes of a model of any size and allocates
+    nothing.
     """
     token = jnp.zeros((1, 1), jnp.int32)
     variables = Transformer(config, jnp.dtype(dtype)).init(key, token, token, Uncached(), None)

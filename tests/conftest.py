@@ -29,3 +29,19 @@ def config() -> Config:
 @pytest.fixture(scope="session")
 def params(config):
     return init_params(jax.random.key(0), config)
+
+
+@pytest.fixture
+def compiled():
+    """How long XLA took for each program that it compiles from here on, but for trifles: copies."""
+    from jax._src import monitoring
+
+    seconds = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration" and duration > 0.2:
+            seconds.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield seconds
+    monitoring.unregister_event_duration_listener(listen)

@@ -1,7 +1,10 @@
 """`llama-jax` as a person and as a program sees it."""
 
+import dataclasses
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ from test_meta import small_1b
 from typer.testing import CliRunner
 
 import llama_jax
+from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +60,63 @@ def test_convert_says_that_it_supplied_the_factor_of_llama_3_2(tmp_path):
     assert "Llama 3 scaling by 8" in result.stdout
 
 
+@pytest.mark.parametrize("name", ["a{b}", "a[bold]b", "a[/red]b", "a:smile:b", "a{0}[red]"])
+def test_nothing_of_a_path_is_markup_or_a_format(tmp_path, name):
+    model = tmp_path / name
+    shutil.copytree(LLAMA3, model)
+    for arguments in (
+        ("convert", model, tmp_path / f"out-{name}", "--verify"),
+        ("verify", model),
+        ("verify", model, tmp_path / f"out-{name}"),
+        ("inspect", model),
+        ("export", model, tmp_path / f"hf-{name}", "--format", "hf"),
+        ("generate", model, "--ids", "46", "-n", 1),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 0, (arguments, result.output, result.exception)
+    assert f"loading {model} ..." in result.stderr
+    (model / "params.json").unlink()
+    result = run("verify", model)
+    assert result.exit_code == 2
+    assert str(model) in result.stderr
+
+
+def test_a_warning_of_a_conversion_is_printed_as_it_is(tmp_path, monkeypatch):
+    written = native_format.write
+
+    def write(*arguments, **options):
+        return dataclasses.replace(written(*arguments, **options), warnings=("of [red]x[/b]",))
+
+    monkeypatch.setattr(native_format, "write", write)
+    result = run("convert", LLAMA3, tmp_path / "out")
+    assert result.exit_code == 0
+    assert "warning: of [red]x[/b]" in result.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_and_status_take_any_text(monkeypatch, terminal):
+    from llama_jax.cli import console
+
+    out = io.StringIO()
+    monkeypatch.setattr(console.stderr, "_force_terminal", terminal)
+    monkeypatch.setattr(console.stderr, "_file", out)
+    monkeypatch.setattr(console.stderr, "_environ", {"TERM": "xterm", "COLUMNS": "100"})
+    with console.progress_bar("a{b} [/red]"):
+        pass
+    with console.status("a{b} [/red] :smile:"):
+        pass
+    assert "a{b} [/red] :smile: ..." in out.getvalue()
+
+
+def test_a_rope_factor_of_one_is_no_scaling(tmp_path):
+    result = run("convert", LLAMA3, tmp_path / "out", "--rope-factor", 1)
+    assert result.exit_code == 0, result.output
+    config = llama_jax.load(tmp_path / "out").config
+    assert config.rope_scaling is None
+    assert config.max_seq_len == 8192
+    assert "RoPE is not scaled, as asked" in result.stdout
+
+
 def test_a_converted_checkpoint_is_the_meta_directory_itself(native):
     converted, direct = llama_jax.load(native), llama_jax.load(LLAMA3)
     assert converted.config == direct.config
@@ -81,7 +142,8 @@ def test_a_mistake_is_one_line_with_the_way_out(tmp_path):
         (("convert", tmp_path / "nothing", tmp_path / "out"), "does not exist"),
         (("convert", tmp_path, tmp_path / "out"), "holds no checkpoint"),
         (("convert", LLAMA3, tmp_path / "out", "--dtype", "int7"), "int7"),
-        (("generate", LLAMA3, "hello"), "pass lists of ids"),
+        (("generate", LLAMA3, "hello"), "pass token ids, and --ids"),
+        (("generate", LLAMA3, "1", "--ids", "--logprobs", 2), "add --json"),
         (("generate", LLAMA3), "no prompt"),
         (("generate", LLAMA3, "one two", "--ids"), "--ids takes token ids"),
         (("generate", tmp_path, "hello"), "holds no checkpoint"),

@@ -100,6 +100,23 @@ def test_nan_is_a_warning_that_names_the_tensor(source, tmp_path):
     assert "2 values are not finite" in warning
 
 
+def test_a_file_full_of_nan_has_no_copies_to_speak_of(tmp_path):
+    source = shutil.copytree(GOLDEN / "llama3.1", tmp_path / "source")
+    rewrite(FIRST, lambda state: [value.fill(np.nan) for value in state.values()])(source)
+    done = convert(source, tmp_path / "out")
+    assert not any("copies" in note for note in done.source.notes)
+    assert done.written.warnings
+
+
+def test_a_broken_tokenizer_is_an_error_and_another_models_a_note(source, shared, tmp_path):
+    (source / "tokenizer.model").write_bytes(b"garbage")
+    with pytest.raises(ValueError, match=r"tokenizer\.model"):
+        convert(source, tmp_path / "out")
+    shutil.copy(shared / "tokenizers/llama3/tokenizer.model", source / "tokenizer.model")
+    done = convert(source, tmp_path / "out")
+    assert any("knows 128,256 tokens and the model 320" in note for note in done.source.notes)
+
+
 def test_the_checkpoint_says_where_it_came_from(source, tmp_path):
     convert(source, tmp_path / "out", dtype="float32")
     info = json.loads((tmp_path / "out" / "checkpoint.json").read_text())

@@ -271,10 +271,13 @@ def test_older_models_get_only_the_keys_that_metas_older_code_knows():
     ("sizes", "told"),
     [
         ({"dim": 2048, "n_layers": 16, "factor": 32.0}, ["Meta's own code uses 8"]),
-        ({"dim": 2048, "n_layers": 16, "factor": 8.0}, ["pass rope_factor=8"]),
-        ({"dim": 64, "n_layers": 2, "factor": 32.0}, ["own code uses 8", "pass rope_factor=32"]),
+        ({"dim": 2048, "n_layers": 16, "factor": 8.0}, ["convert --rope-factor 8`"]),
+        (
+            {"dim": 64, "n_layers": 2, "factor": 32.0},
+            ["own code uses 8", "convert --rope-factor 32`"],
+        ),
         ({"dim": 64, "n_layers": 2, "factor": 8.0}, []),
-        ({"dim": 64, "n_layers": 2, "factor": 8.0, "reach": 9000}, ["pass max_seq_len=9000"]),
+        ({"dim": 64, "n_layers": 2, "factor": 8.0, "reach": 9000}, ["convert --max-seq-len 9000`"]),
     ],
 )
 def test_what_params_json_cannot_say_is_told(sizes, told):
@@ -432,8 +435,10 @@ def test_an_export_is_replaced_when_asked_unless_somebody_added_to_it(tmp_path):
     export(GOLDEN / "llama3", tmp_path / "out", format="meta", overwrite=True)
     assert_one_model(GOLDEN / "llama3", tmp_path / "out")
     assert "config.json" not in entries(tmp_path / "out")
+    (tmp_path / "out" / "writing.lock").touch()  # killed when all was whole
+    export(GOLDEN / "llama3", tmp_path / "out", format="meta", overwrite=True)
     (tmp_path / "out" / "results.csv").write_text("mine")
-    with pytest.raises(FileExistsError, match="not overwritten"):
+    with pytest.raises(FileExistsError, match=r"out holds results\.csv, which .*not overwritten"):
         export(GOLDEN / "llama1", tmp_path / "out", format="hf", overwrite=True)
     (tmp_path / "out" / "results.csv").unlink()
     (tmp_path / "out" / "export.json").write_text("[]")
@@ -518,7 +523,7 @@ def test_values_that_a_cast_makes_infinite_are_counted(tmp_path):
     native.write(tmp_path / "native", config, tensors)
     done = export(tmp_path / "native", tmp_path / "out", format="meta", dtype="float16")
     assert done.warnings == (
-        "tok_embeddings.weight: 1 values are not finite",
+        "tok_embeddings.weight: 1 values are not finite (NaN or infinity)",
         "tok_embeddings.weight: 2 values overflow float16 and became infinite; "
         "bfloat16 and float32 reach further",
     )

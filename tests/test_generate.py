@@ -134,6 +134,8 @@ def test_a_stream_gives_tokens_as_they_come(params):
         ([[1], []], {}, "prompt 1 has no tokens"),
         ([[1, 256]], {}, "prompt 0 has token 256, and the model knows 0 to 255"),
         ([[-1]], {}, "token -1"),
+        ([b"x"], {}, "a prompt is a string or a list of token ids"),
+        ([[True]], {}, "a prompt is a string or a list of token ids"),
         ([[1.5]], {}, "a prompt is a string or a list of token ids"),
         ([3], {}, "a prompt is a string or a list of token ids"),
         ([[1] * 257], {}, "257 tokens and the context ends at max_seq_len=256"),

@@ -7,7 +7,6 @@ within BOUND in another program, whose matrix products add in another order.
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 from test_reference import GOLDEN
@@ -158,22 +157,6 @@ def test_completions_of_one_prompt_are_those_of_their_seeds(params):
 
 
 # What compiles
-
-
-@pytest.fixture
-def compiled():
-    """The programs that XLA compiles from here on."""
-    programs = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            programs.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    yield programs
-    from jax._src import monitoring
-
-    monitoring.unregister_event_duration_listener(listen)
 
 
 ASKED = [

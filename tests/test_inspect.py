@@ -63,6 +63,24 @@ def test_rows_that_a_mesh_does_not_divide_are_padded():
     assert one.cache_per_device == eight.cache_per_device
 
 
+def test_padded_rows_are_said():
+    assert memory(WIDE, dtype="float32", batch=3, context=16, data=2, fsdp=2).rows == 4
+    mesh = ("--tensor", 2, "--data", 2)
+    small = ("inspect", GOLDEN / "llama2-gqa", "--context", 16)
+    assert (
+        "3 rows (padded to 4, which data x fsdp divides)" in run(*small, *mesh, "--batch", 3).stdout
+    )
+    assert "padded" not in run(*small, *mesh, "--batch", 4).stdout
+
+
+def test_a_context_that_the_model_has_not_is_refused():
+    with pytest.raises(ValueError, match=r"context=1000 is beyond max_seq_len=\d+.*lower it"):
+        memory(WIDE.replace(max_seq_len=64), dtype="float32", batch=1, context=1000)
+    result = run("inspect", GOLDEN / "llama1", "--context", 2049)
+    assert result.exit_code == 1
+    assert "context=2049 is beyond max_seq_len=2048" in result.stderr
+
+
 def test_a_mesh_that_cannot_be_is_refused_with_the_rule():
     with pytest.raises(ValueError, match="tensor=3 does not divide n_kv_heads=4"):
         memory(Config.named("tiny"), dtype="float32", batch=1, context=1, tensor=3)
@@ -83,6 +101,10 @@ def test_files_and_dtypes_are_counted(tmp_path):
     assert native.parameters == {"float32": count}
     assert native.disk_bytes >= 4 * count
     assert count == llama_jax.load(tmp_path / "native").size
+    weights = len(native.source.tensors)
+    assert native.files == weights  # zarr.json and Orbax's marks are none
+    shown = run("inspect", tmp_path / "native").stdout
+    assert f"format  native, {weights} weights, " in shown
 
 
 def test_the_command_says_all_there_is_to_know():

@@ -589,6 +589,34 @@ def test_damaged_folders_end_in_a_value_error_for_thousands_of_rounds(tmp_path):
     fuzz(tmp_path, 5000)
 
 
+@pytest.mark.parametrize("name", ["params.json", "consolidated.01.pth", "tokenizer.model"])
+def test_a_link_out_of_the_folder_is_refused(tmp_path, weights, name):
+    folder = write(tmp_path / "model", cut(weights, 2))
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    (tmp_path / "link").symlink_to(folder)  # a checkpoint may be reached through one
+    assert open_meta(tmp_path / "link").tokenizer == tmp_path / "link" / "tokenizer.model"
+    outside = (folder / name).rename(tmp_path / "outside")
+    (folder / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{name} is a link out of the folder, to {outside}"):
+        open_meta(folder)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_tokenizer_that_all_sizes_share_is_found_and_nothing_behind_it(
+    tmp_path, weights, linked
+):
+    folder = write(tmp_path / "7B", cut(weights, 1))
+    shared = tmp_path / "tokenizer.model"
+    shared.write_bytes(b"pieces")
+    if linked:
+        (folder / "tokenizer.model").symlink_to("../tokenizer.model")
+    assert open_meta(folder).tokenizer.resolve() == shared
+    shared.unlink()
+    shared.symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match=r"tokenizer\.model is a link out of the folder, to /etc/"):
+        open_meta(folder)
+
+
 def test_opening_leaves_the_files_as_they_were(tmp_path, weights):
     folder = write(tmp_path / "m", [weights])
     before = {file: file.read_bytes() for file in folder.iterdir()}

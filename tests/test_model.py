@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llama_jax.cache import KVCache
+from llama_jax.config import Config
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params
 
@@ -156,6 +157,11 @@ def test_gradients_reach_every_weight(params, config):
     tokens, positions = tokens_of(config, 1, 6)
     gradients = jax.grad(lambda p: forward(p, tokens, positions)[0].var())(params)
     assert all(jnp.any(g != 0) for g in jax.tree.leaves(gradients))
+
+
+def test_the_shapes_of_a_model_are_had_without_its_memory():
+    shapes = jax.eval_shape(init_params, jax.random.key(0), Config.named("llama-3.1-405b"))
+    assert shapes.size == 405_853_388_800
 
 
 def test_init_gives_the_dtype_asked_for_and_other_weights_for_another_key(config):

@@ -18,8 +18,10 @@ from jax.sharding import PartitionSpec as P
 from memory import AnonymousPeak
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.files import atomic
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.native import weight_files
+from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
 
@@ -308,6 +310,7 @@ def test_overwriting_keeps_the_old_checkpoint_until_the_new_one_is_whole(tmp_pat
 
 def test_a_checkpoint_set_aside_by_a_killed_overwrite_comes_back(tmp_path, small, tensors):
     native.write(tmp_path / "model", small, tensors)
+    (tmp_path / "model" / atomic.LOCK).write_bytes(atomic._OURS)
     os.rename(tmp_path / "model", tmp_path / ".model.former")  # the moment between two renames
 
     def stop(done, total):
@@ -317,6 +320,65 @@ def test_a_checkpoint_set_aside_by_a_killed_overwrite_comes_back(tmp_path, small
         native.write(tmp_path / "model", small, tensors, progress=stop)
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert entries(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("name", [".model.partial", ".model.former"])
+@pytest.mark.parametrize("kind", ["link", "folder", "lock of others", "other user"])
+def test_what_others_put_where_we_write_is_neither_followed_nor_removed(
+    tmp_path, small, tensors, monkeypatch, name, kind
+):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work")
+    if kind != "folder":
+        (theirs / atomic.LOCK).write_bytes(b"mine" if kind == "lock of others" else atomic._OURS)
+    if kind == "link":
+        (tmp_path / name).symlink_to(theirs)
+    else:
+        theirs = theirs.rename(tmp_path / name)
+    if kind == "other user":
+        uid = os.geteuid()
+        monkeypatch.setattr(os, "geteuid", lambda: uid + 1)
+    before = entries(tmp_path)
+    with pytest.raises(FileExistsError, match=rf"{name} is .*not touched: move or remove it"):
+        native.write(tmp_path / "model", small, tensors)
+    assert (theirs / "thesis.tex").read_text() == "years of work"
+    assert entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("extra", ["thesis.tex", "weights/notes.txt"])
+def test_a_checkpoint_that_somebody_added_to_is_not_overwritten(tmp_path, small, tensors, extra):
+    native.write(tmp_path / "model", small, tensors)
+    (tmp_path / "model" / extra).write_text("years of work")
+    with pytest.raises(FileExistsError, match=f"model holds {extra}, which .*move that away first"):
+        native.write(tmp_path / "model", small, tensors, overwrite=True)
+    (tmp_path / "model" / extra).unlink()
+    (tmp_path / "model" / atomic.LOCK).touch()  # killed when all was whole
+    native.write(tmp_path / "model", small, tensors, overwrite=True)
+    assert entries(tmp_path / "model") == ["checkpoint.json", "config.json", "weights"]
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.json", "config.json", "tokenizer.model", "weights", "weights/norm.scale/c"]
+)
+def test_a_link_out_of_a_checkpoint_is_refused(tmp_path, small, tensors, name):
+    dst = tmp_path / "model"
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    native.write(dst, small, tensors, tokenizer=tmp_path / "tokenizer.model")
+    (tmp_path / "link").symlink_to(dst)  # a checkpoint may be reached through one
+    assert open_checkpoint(tmp_path / "link").config == small
+    outside = (dst / name).rename(tmp_path / "outside")
+    (dst / name).symlink_to(outside)
+    with pytest.raises(ValueError, match=f"{name} is a link out of the folder, to {outside}"):
+        open_checkpoint(dst)
+
+
+@pytest.mark.parametrize("version", [0, -1, True, "1", 1.0])
+def test_a_version_is_a_whole_number_from_one(written, version):
+    info = native.read_info(written) | {"version": version}
+    (written / "checkpoint.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"checkpoint\.json has version=.* an integer from 1"):
+        native.read_config(written)
 
 
 def test_a_directory_that_appears_meanwhile_is_not_replaced(tmp_path, small, tensors):
@@ -335,7 +397,7 @@ def test_a_full_disk_is_refused_beforehand_with_both_numbers(tmp_path, small, te
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     native.write(tmp_path / "fits", small, tensors)
     usage.free = 1000
-    with pytest.raises(OSError, match=r"full needs 0.00 GB and .* has 0.00 GB free; make room"):
+    with pytest.raises(OSError, match=r"full needs [\d.]+ kB and .* has 1.0 kB free; make room"):
         native.write(tmp_path / "full", small, tensors)
     assert entries(tmp_path) == ["fits"]
 

@@ -31,7 +31,9 @@ def request(rows, vocab=256, **settings):
     """A request for `rows` rows; a setting is one for all, or one each."""
     settings = {"temperature": 0.0, "top_p": 1.0, "stop_ids": (), "max_new_tokens": 100} | settings
     each = for_each(SamplingSettings(), settings, rows)
-    asked = [Row(i, [], one, [], one.max_new_tokens, tuple(one.stop_ids)) for i, one in enumerate(each)]
+    asked = [
+        Row(i, [], one, [], one.max_new_tokens, tuple(one.stop_ids)) for i, one in enumerate(each)
+    ]
     return request_of(Config.named("tiny").replace(vocab_size=vocab), asked, rows)
 
 

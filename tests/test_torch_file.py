@@ -2,6 +2,8 @@
 
 import gc
 import itertools
+import os
+import pickle
 import pickletools
 import random
 import re
@@ -122,9 +124,9 @@ SNEAKY = {
         torch_zip.dump(Call(Global("torch", "FloatStorage"), (2**40,))),
         "not a function",
     ),
-    "INST": (b"(ios\nsystem\n", "uses INST"),
+    "INST": (b"(ios\nsystem\n", "names 'os.system'"),
     "OBJ": (b"(cos\nsystem\no", "names 'os.system'"),
-    "STACK_GLOBAL": (b"\x8c\x02os\x8c\x06system\x93", "uses SHORT_BINUNICODE"),
+    "STACK_GLOBAL": (b"\x8c\x02os\x8c\x06system\x93", "names 'os.system'"),
     "EXT1": (b"\x82\x01", "uses EXT1"),
     "NEWOBJ": (b"ccollections\nOrderedDict\n)\x81", "uses NEWOBJ"),
     "a text persistent id": (b"Pstorage\n", "uses PERSID"),
@@ -346,3 +348,16 @@ def test_damaged_files_end_in_a_value_error_and_little_memory(tmp_path):
 @pytest.mark.slow
 def test_damaged_files_end_in_a_value_error_for_thousands_of_rounds(tmp_path):
     fuzz(tmp_path, 20000)
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_call_is_refused_by_name_in_every_protocol(tmp_path, protocol):
+    class Call:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    pickled = pickle.dumps({"tok_embeddings.weight": Call()}, protocol)
+    torch_zip.write(tmp_path / "x.pth", pickled)
+    with pytest.raises(ValueError, match=r"(os|posix|nt)\.system.*nothing in it was run"):
+        read_state_dict(tmp_path / "x.pth")
+    assert not (tmp_path / "ran").exists()

@@ -1,6 +1,7 @@
 """`verify`: nothing in a checkpoint is wrong unnoticed, and nothing right is called wrong."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -122,6 +123,47 @@ def test_a_nan_is_itself(compared, tensors, good, config):
     assert one.largest == np.inf
 
 
+def test_a_nan_that_both_have_is_told(compared, tensors, good, config):
+    tensors["norm", "scale"][0] = np.nan
+    native.write(good, config, tensors, overwrite=True)
+    found = compared()
+    assert found.same
+    norm = next(t for t in found.tensors if t.path == ("norm", "scale"))
+    assert norm.not_finite == (1, 1)
+    assert all(one.not_finite[0] == one.not_finite[1] > 0 for one in found.logits)
+    result = run("verify", good, good)
+    assert result.exit_code == 0
+    assert "norm.scale holds NaN or infinity: 1 in the first, 1 in the second" in result.stdout
+    assert "near logits that are NaN or infinite: " in result.stdout
+
+
+def test_a_nan_that_only_one_has_makes_its_logits_different(compared, tensors):
+    changed = tensors["norm", "scale"].copy()
+    changed[0] = np.nan
+    found = compared({("norm", "scale"): changed})
+    assert not found.same
+    assert not any(one.same for one in found.logits)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_cast_that_overflows_is_no_rounding(tmp_path, config, dtype):
+    rng = np.random.default_rng(1)
+    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in table(config)}
+    tensors[WQ][0, 0] = {"float16": 1e30, "bfloat16": 3.4e38}[dtype]
+    native.write(tmp_path / "a", config, tensors)
+    native.write(tmp_path / "b", config, tensors, dtype=dtype)
+    for one, two in (("a", "b"), ("b", "a")):
+        found = compare(open_checkpoint(tmp_path / one), open_checkpoint(tmp_path / two))
+        (different,) = wrong(found).values()
+        assert (different.path, different.largest) == (WQ, np.inf)
+        assert sorted(different.not_finite) == [0, 1]
+        assert not found.same
+    result = run("verify", tmp_path / "a", tmp_path / "b")
+    assert result.exit_code == 1
+    assert f"{'.'.join(WQ)} holds NaN or infinity: 0 in the first, 1 in the" in result.stdout
+    assert "Warning" not in result.stderr
+
+
 # Planted errors
 
 
@@ -173,7 +215,8 @@ def test_weights_left_in_hugging_faces_order_are_found(compared, tensors, config
     found = compared({path: theirs})
     assert list(wrong(found)) == [path]
     (told,) = found.suspicions
-    assert "other is in Hugging Face's order of pairs" in told
+    assert "the two are in different orders of pairs" in told
+    assert "other" not in told  # which of them is right cannot be seen
 
 
 def test_exchanged_halves_of_a_feed_forward_are_found(compared, tensors):
@@ -265,6 +308,45 @@ def test_a_model_that_computes_something_else_is_found(monkeypatch, untraced):
     assert not far.same
 
 
+def test_a_wrong_norm_eps_is_found_in_float32(tmp_path, monkeypatch, untraced):
+    from llama_jax import model
+
+    config = config_of(norm_eps=1e-6)
+    rng = np.random.default_rng(1)
+    tensors = {w.path: rng.normal(size=w.shape, scale=0.1) for w in table(config)}
+    native.write(tmp_path / "m", config, {k: v.astype(np.float32) for k, v in tensors.items()})
+    assert all(one.same for one in compare_with_model(tmp_path / "m"))
+    jax.clear_caches()
+    norm = model.rms_norm
+    monkeypatch.setattr(model, "rms_norm", lambda x, scale, eps: norm(x, scale, 10 * eps))
+    assert not all(one.same for one in compare_with_model(tmp_path / "m"))
+
+
+def test_logits_that_are_not_finite_are_wrong_though_the_reference_has_them(tmp_path):
+    config = config_of(max_seq_len=64)
+    tensors = {w.path: np.ones(w.shape, np.float32) for w in table(config)}
+    tensors["norm", "scale"][0] = np.nan
+    native.write(tmp_path / "nan", config, tensors)
+    found = compare_with_model(tmp_path / "nan")
+    assert not any(one.same for one in found)
+    result = run("verify", tmp_path / "nan")
+    assert result.exit_code == 1
+    assert "near logits that are NaN or infinite: " in result.stdout
+    assert "the model computes WRONGLY" in result.stdout
+    assert "Warning" not in result.stderr
+
+
+def test_a_weight_that_overflows_in_the_dtype_asked_for_is_wrong(tmp_path):
+    config = config_of(max_seq_len=64)
+    rng = np.random.default_rng(1)
+    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in table(config)}
+    tensors[WQ][0, 0] = 1e30
+    native.write(tmp_path / "large", config, tensors)
+    result = run("verify", tmp_path / "large", "--dtype", "float16")
+    assert result.exit_code == 1, result.output
+    assert "our model in float16" in result.stdout
+
+
 # The command
 
 
@@ -289,6 +371,36 @@ def test_the_command_alone_runs_the_model():
     result = run("verify", GOLDEN / "llama3.1")
     assert result.exit_code == 0, result.output
     assert "computes what it should" in result.stdout
+
+
+def test_the_command_prints_json_for_programs(good, tmp_path, config, tensors):
+    alone = json.loads(run("verify", GOLDEN / "llama3.1", "--json").stdout)
+    assert alone["same"]
+    assert [one["where"] for one in alone["logits"]] == ["near", "far"]
+    tensors[WK][0, 0] = np.nan
+    native.write(tmp_path / "other", config.replace(rope_scaling=None), tensors)
+    result = run("verify", good, tmp_path / "other", "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.stdout, parse_constant=pytest.fail)
+    assert not found["same"]
+    assert [field["name"] for field in found["fields"]] == ["rope_scaling"]
+    (different,) = [tensor for tensor in found["tensors"] if not tensor["same"]]
+    assert different["path"] == ".".join(WK)
+    assert different["largest"] is None
+    assert different["not_finite"] == [0, 1]
+
+
+def test_a_rope_factor_that_metas_files_cannot_say_is_given(tmp_path, good, config):
+    export(good, tmp_path / "meta", format="meta")
+    result = run("verify", good, tmp_path / "meta")
+    assert result.exit_code == 1
+    assert "rope_scaling" in result.stdout
+    result = run("verify", good, tmp_path / "meta", "--rope-factor", 32)
+    assert result.exit_code == 0, result.output
+    assert run("verify", tmp_path / "meta", "--rope-factor", 32).exit_code == 0
+    result = run("verify", good, good, "--rope-factor", 32)
+    assert result.exit_code == 2
+    assert "--rope-factor 32 is for Meta's files" in result.stderr
 
 
 @pytest.mark.parametrize("damage", ["absent", "truncated"])

@@ -1,4 +1,4 @@
-"""Converts Meta's checkpoint to a native one, from a clone: `python tools/convert.py --help`."""
+"""Converts a checkpoint to a native one, from a clone: `python tools/convert.py --help`."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files to `Params` and back: the project's own checkpoints (Orbax) and Meta's."""
+"""Files to `Params` and back: the project's own checkpoints (Orbax), Meta's, Hugging Face's."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.names import table
-from llama_jax.checkpoint.placement import place
+from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
 from llama_jax.config import Config
 from llama_jax.params import Params, WeightPath, Weights, nested
 from llama_jax.sharding import weight_shardings
-from llama_jax.tokenizer import find_tokenizer
 
 __all__ = ["convert", "load", "save"]
 
 
 def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
-    """The model in a directory: a native checkpoint or Meta's files, told apart by what lies there.
+    """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files.
+
+    What lies there tells which.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
@@ -41,7 +43,7 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
-        return Params(weights, config, find_tokenizer(path))
+        return Params(weights, config, own_tokenizer(path))
     source = open_source(path)
     weights = _place(source, _shardings(source.config, mesh), dtype)
     return Params(weights, source.config, source.tokenizer)
@@ -72,8 +74,7 @@ def _place(source: Source, shardings: dict[WeightPath, Sharding], dtype: np.dtyp
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     if mesh is not None:
         return dict(weight_shardings(config, mesh))
-    device = SingleDeviceSharding(jnp.zeros(()).devices().pop())  # jax_default_device's choice
-    return {row.path: device for row in table(config)}
+    return dict.fromkeys((row.path for row in table(config)), default_sharding())
 
 
 def _default_dtype(mesh: Mesh | None) -> np.dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -34,6 +34,8 @@ class Stored(Protocol):
 
 
 Tensor = Stored | np.ndarray | jax.Array
+COMPARED_BYTES = 4 * 2**20
+"""About how much of a weight `same_bits` reads at once."""
 
 
 def whole(shape: Sequence[int]) -> Index:
@@ -70,6 +72,31 @@ def host_block(tensor: Tensor, index: Index) -> np.ndarray:
     return out
 
 
+class Cast:
+    """Casts a weight's blocks to the dtype of a file, counting what is not finite on the way."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype, self.broken, self.overflown = dtype, 0, 0
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):  # counted below
+            cast = block.astype(self.dtype, copy=False)
+        if found := count_not_finite(cast):
+            before = count_not_finite(block)
+            self.broken, self.overflown = self.broken + before, self.overflown + found - before
+        return cast
+
+    def warnings(self, name: str) -> Iterator[str]:
+        """What a person should know of the weight, by the name that they know it by."""
+        if self.broken:
+            yield f"{name}: {self.broken} values are not finite (NaN or infinity)"
+        if self.overflown:
+            yield (
+                f"{name}: {self.overflown} values overflow {self.dtype} and became infinite; "
+                "bfloat16 and float32 reach further"
+            )
+
+
 _EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
@@ -84,3 +111,19 @@ def count_not_finite(block: np.ndarray) -> int:
         if exponents.max() == ones:
             count += int(np.count_nonzero(exponents == ones))
     return count
+
+
+def same_bits(
+    a: Callable[[slice], np.ndarray], b: Callable[[slice], np.ndarray], rows: int, row_bytes: int
+) -> bool:
+    """Whether two tensors, read by rows, are bitwise equal; a NaN equals itself.
+
+    Reads a few megabytes at a time, and a few rows first: two that differ are soon told apart.
+    """
+    begin, step = 0, 8
+    while begin < rows:
+        block = slice(begin, min(begin + step, rows))
+        if a(block).tobytes() != b(block).tobytes():
+            return False
+        begin, step = block.stop, max(1, COMPARED_BYTES // row_bytes)
+    return True

@@ -13,6 +13,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
+from llama_jax.tokenizer import load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ def convert(
     A failure, or a kill, leaves `destination` as it was.
     """
     opened = open_checkpoint(source, max_seq_len=max_seq_len, rope_factor=rope_factor)
+    opened = _with_its_tokenizer(opened)
     written = native.write(
         Path(destination),
         opened.config,
@@ -51,6 +53,17 @@ def convert(
         overwrite=overwrite,
     )
     return Conversion(opened, written)
+
+
+def _with_its_tokenizer(source: Source) -> Source:
+    """The source, once its tokenizer is known to be one; a note where it is another model's."""
+    if source.tokenizer is None:
+        return source
+    known, vocab_size = load_tokenizer(source.tokenizer).vocab_size, source.config.vocab_size
+    if known <= vocab_size:
+        return source
+    note = f"the tokenizer knows {known:,} tokens and the model {vocab_size:,}: is it another's?"
+    return dataclasses.replace(source, notes=(*source.notes, note))
 
 
 def _origin(source: Source) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -14,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import count_not_finite
+from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.atomic import whole_directory
 from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
 from llama_jax.checkpoint.huggingface.export import (
@@ -45,6 +45,7 @@ from llama_jax.tokenizer.beside import MODEL_CONFIG
 FORMATS = ("hf", "meta")
 _MARK, _FORMAT = "export.json", "llama_jax export"
 """Names what an export wrote, so that another may replace it and nothing else."""
+_KIND = "an export of llama_jax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +88,8 @@ def export(
     source = open_checkpoint(checkpoint)
     plan = _plan(source, format, shards, layout, None if dtype is None else parse_dtype(dtype))
     tensors = [tensor for file in plan.files.values() for tensor in file]
-    replaceable = _is_export if overwrite else None
-    check_destination(dst, replaceable)
+    replaced = _extras if overwrite else None
+    check_destination(dst, _KIND, replaced)
     stream = _Stream(sum(tensor.nbytes for tensor in tensors), progress)
     write = write_safetensors if format == "hf" else write_torch_file
     with naming(dst):
@@ -101,8 +102,8 @@ def export(
             names = [*plan.files, *plan.copies, *plan.texts, _MARK]
             mark = {"format": _FORMAT, "files": names, "source": str(source.path.resolve())}
             for name, value in {**plan.texts, _MARK: mark}.items():
-                _write_json(partial / name, value)
-            check_destination(dst, replaceable)  # again: somebody may have been there meanwhile
+                write_json(partial / name, value)
+            check_destination(dst, _KIND, replaced)  # again: somebody may have been there meanwhile
     return Exported(
         source=source,
         path=dst,
@@ -173,37 +174,21 @@ class _Stream:
         self.warnings: list[str] = []
 
     def __call__(self, tensor: Outgoing) -> Iterator[np.ndarray]:
-        broken = overflown = 0
+        cast_to = Cast(tensor.dtype)
         for block in tensor.blocks():
-            with np.errstate(over="ignore", invalid="ignore"):  # counted below, by name
-                cast = block.astype(tensor.dtype, copy=False)
-            if found := count_not_finite(cast):
-                before = count_not_finite(block)
-                broken, overflown = broken + before, overflown + found - before
+            cast = cast_to(block)
             yield cast
             self.done += cast.nbytes
             if self.progress is not None:
                 self.progress(self.done, self.total)
-        if broken:
-            self.warnings.append(f"{tensor.name}: {broken} values are not finite")
-        if overflown:
-            self.warnings.append(
-                f"{tensor.name}: {overflown} values overflow {tensor.dtype} and became infinite; "
-                "bfloat16 and float32 reach further"
-            )
+        self.warnings += cast_to.warnings(tensor.name)
 
 
-def _write_json(file: Path, value: Any) -> None:
-    with file.open("x", encoding="utf-8") as out:
-        out.write(json.dumps(value, indent=2) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-
-
-def _is_export(path: Path) -> bool:
-    """Whether an export wrote all that lies there: a file added since is somebody's own."""
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-        mark = json.loads((path / _MARK).read_text(encoding="utf-8"))
-        known = set(mark["files"]) if mark.get("format") == _FORMAT else set()
-        return {entry.name for entry in path.iterdir()} <= known
-    return False
+def _extras(path: Path) -> list[Path] | None:
+    """What was added to an export since, and is somebody's own; None where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        mark = read_object(path / _MARK)
+        if mark["format"] == _FORMAT:
+            known = set(mark["files"])
+            return [entry for entry in path.iterdir() if entry.name not in known]
+    return None

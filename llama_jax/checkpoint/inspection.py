@@ -30,9 +30,9 @@ class Inspection:
     parameters: dict[str, int]
     """How many numbers are stored in each dtype."""
     files: int
-    """Of the weights."""
+    """That hold weights."""
     disk_bytes: int
-    """Of the weights' files."""
+    """Of the weights' files, and of what describes them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Memory:
     """Bytes that a model and its cache take on a mesh; activations come on top."""
 
     devices: int
+    rows: int
+    """Of the cache, the batch padded to what `data * fsdp` divides."""
     weights: int
     """On all devices together, a weight that several hold counted for each."""
     weights_per_device: int
@@ -60,8 +62,12 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         parameters[name] = parameters.get(name, 0) + math.prod(tensor.shape)
     files = source.files
     if source.format == "native":
-        files = tuple(f for f in (Path(path) / native.WEIGHTS).rglob("*") if f.is_file())
-    return Inspection(source, parameters, len(files), sum(f.stat().st_size for f in files))
+        root = Path(path) / native.WEIGHTS
+        files = tuple(f for f in root.rglob("*") if f.is_file())
+        count = sum("c" in f.relative_to(root).parts for f in files)  # the others say what is there
+    else:
+        count = len(files)
+    return Inspection(source, parameters, count, sum(f.stat().st_size for f in files))
 
 
 def memory(
@@ -79,6 +85,11 @@ def memory(
     The tables of `sharding.py` say how each array is cut; the devices need not be there.
     """
     _check_counts(batch=batch, context=context, data=data, fsdp=fsdp, tensor=tensor)
+    if context > config.max_seq_len:
+        raise ValueError(
+            f"context={context} is beyond max_seq_len={config.max_seq_len}, where the model ends; "
+            "lower it, or convert the checkpoint with a larger --max-seq-len"
+        )
     dtype = parse_dtype(dtype)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
@@ -92,6 +103,7 @@ def memory(
     devices = data * fsdp * tensor
     return Memory(
         devices=devices,
+        rows=math.ceil(batch / (data * fsdp)) * data * fsdp,
         weights=sum(parts) * dtype.itemsize * devices,
         weights_per_device=sum(parts) * dtype.itemsize,
         cache=here * devices,

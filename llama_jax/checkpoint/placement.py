@@ -7,10 +7,16 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Index = tuple[slice, ...]
 """One slice per axis, with its bounds."""
+
+
+def default_sharding() -> jax.sharding.Sharding:
+    """All of an array on the default device, which `jax_default_device` may have chosen."""
+    return jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
 
 
 def place(

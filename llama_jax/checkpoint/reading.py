@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
-from llama_jax.checkpoint.meta.params import llama3_scaling
+from llama_jax.checkpoint.meta.params import asked_scaling
 from llama_jax.checkpoint.names import WeightPath, table
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source
-from llama_jax.tokenizer import find_tokenizer
 
 
 def open_checkpoint(
@@ -56,13 +56,13 @@ def _open_native(path: Path, max_seq_len: int | None, rope_factor: float | None)
     if max_seq_len is not None:
         config = config.replace(max_seq_len=max_seq_len)
     if rope_factor is not None:
-        config = config.replace(rope_scaling=llama3_scaling(rope_factor))
+        config = config.replace(rope_scaling=asked_scaling(rope_factor))
     stored = native.stored_weights(path, config)
     tensors = {
         row.path: NativeTensor(path, row.path, stored[row.path].shape, stored[row.path].dtype)
         for row in table(config)
     }
-    return Source(path, "native", config, tensors, find_tokenizer(path), files=(), notes=())
+    return Source(path, "native", config, tensors, own_tokenizer(path), files=(), notes=())
 
 
 @dataclasses.dataclass(frozen=True)

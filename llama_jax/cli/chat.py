@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,18 +84,40 @@ def _talk(conversation: Conversation) -> None:
             _answer(conversation, line)
 
 
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Counts Ctrl-C, and raises it only the second time: between tokens is time enough.
+
+    Raised inside a step of JAX's it may come out as a ValueError.
+    """
+    counted: list[int] = []
+
+    def count(number: int, _: object) -> None:
+        if counted:
+            raise KeyboardInterrupt
+        counted.append(number)
+
+    before = signal.signal(signal.SIGINT, count)
+    try:
+        yield counted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _answer(conversation: Conversation, line: str) -> None:
     forgotten = conversation.forgotten
     answer = conversation.ask(line)
     tokens = 0
     try:
-        with contextlib.ExitStack() as waiting:
+        with _interrupts() as interrupts, contextlib.ExitStack() as waiting:
             waiting.enter_context(status("thinking"))
             for delta in answer:
                 waiting.close()
                 tokens += len(delta.tokens)
-                sys.stdout.write(delta.text)
+                sys.stdout.write(delta.text + " ..." * bool(interrupts))
                 sys.stdout.flush()
+                if interrupts:
+                    break
     except KeyboardInterrupt:
         sys.stdout.write(" ...")
     except ValueError as error:

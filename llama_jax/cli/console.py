@@ -15,14 +15,17 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
-stderr = Console(stderr=True, highlight=False, soft_wrap=True)
+# A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr, moved by calling it with bytes done and bytes in all."""
-    columns = TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    said = TextColumn("{task.description}", markup=False)
+    columns = said, BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
@@ -31,7 +34,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def status(message: str) -> contextlib.AbstractContextManager[object]:
     """Says on stderr what a wait is for: a spinner on a terminal, one line elsewhere."""
     if stderr.is_terminal:
-        return stderr.status(message + " ...")
+        return stderr.status(Text(message + " ..."))
     stderr.print(message + " ...")
     return contextlib.nullcontext()
 
@@ -44,5 +47,5 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        stderr.print(f"error: {error}", style="red", markup=False)
+        stderr.print(f"error: {error}", style="red")
         raise typer.Exit(exit_code) from error

@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint: Meta's, Hugging Face's, native")],
-    destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist")],
+    destination: Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
     ] = None,
     max_seq_len: Annotated[
-        int | None, typer.Option(help="Context length, which Meta's files do not say", min=1)
+        int | None, typer.Option(help="Context length, in place of what the files say", min=1)
     ] = None,
     rope_factor: Annotated[
-        float | None, typer.Option(help="Factor of Llama 3.1's RoPE scaling (3.1: 8, 3.2: 32)")
+        float | None,
+        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32; 1 is none"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the destination")

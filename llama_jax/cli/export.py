@@ -28,7 +28,7 @@ class Layout(enum.StrEnum):
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
-    destination: Annotated[Path, typer.Argument(help="Directory to write; must not exist")],
+    destination: Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")],
     format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
     shards: Annotated[
         int | None, typer.Option(help="Weight files; default: hf 5 GB each, meta one", min=1)
@@ -64,4 +64,4 @@ def export(
     for note in (*done.source.notes, *done.notes):
         print_rows({"note": note})
     for warning in done.warnings:
-        stderr.print(f"warning: {warning}", style="yellow", markup=False)
+        stderr.print(f"warning: {warning}", style="yellow")

@@ -38,7 +38,8 @@ def generate(
     frequency_penalty: options.Frequency = 0.0,
     stop: options.Stop = None,
     seed: Annotated[
-        int, typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0)
+        int,
+        typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0, max=2**32 - 1),
     ] = 0,
     logprobs: Annotated[
         int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
@@ -60,6 +61,10 @@ def generate(
             import llama_jax
 
             params = llama_jax.load(checkpoint, dtype=dtype)
+        if params.tokenizer is None and not ids:
+            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+        if logprobs is not None and not as_json:
+            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         settings = llama_jax.SamplingSettings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -132,7 +137,8 @@ class _Speed:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.first = self.last = 0.0
-        self.tokens = self.rows = 0
+        self.tokens = 0
+        self.rows: set[int] = set()
 
     def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
         with contextlib.ExitStack() as waiting:
@@ -142,12 +148,14 @@ class _Speed:
                 self.last = time.perf_counter() - self.started
                 self.first = self.first or self.last
                 self.tokens += len(delta.tokens)
-                self.rows = max(self.rows, delta.row + 1)
+                self.rows |= {delta.row} if delta.tokens else set()
                 yield delta
 
     def summary(self) -> str:
+        if not self.tokens:
+            return "no tokens"
         # Each row's first token is the prompt's work, and came when compiling was over.
-        followed, seconds = self.tokens - self.rows, self.last - self.first
+        followed, seconds = self.tokens - len(self.rows), self.last - self.first
         text = f"{self.tokens} tokens; the first after {self.first:.2f} s, compiling included"
         if followed > 0 and seconds > 0:
             text += f", the others at {followed / seconds:,.1f} tokens/s"

@@ -48,13 +48,17 @@ def inspect(
 
 
 def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
-    count = f"{found.files} file{'s' if found.files != 1 else ''}"
+    source = found.source
+    if source.format == "native":
+        held = f"{len(source.tensors)} weights"  # how many files each takes is Orbax's affair
+    else:
+        held = f"{found.files} file{'s' if found.files != 1 else ''} of weights"
     many = len(found.parameters) > 1
     dtypes = [
         f"{dtype} ({n:,} numbers)" if many else dtype for dtype, n in found.parameters.items()
     ]
     return {
-        "format": f"{found.source.format}, {count} of weights, {_bytes(found.disk_bytes)} on disk",
+        "format": f"{source.format}, {held}, {_bytes(found.disk_bytes)} on disk",
         "dtype": ", ".join(sorted(dtypes)),
         "tokenizer": tokenizer,
     }
@@ -62,6 +66,8 @@ def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
 
 def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
     rows = f"{asked['batch']} row{'s' if asked['batch'] != 1 else ''}"
+    if needed.rows != asked["batch"]:
+        rows += f" (padded to {needed.rows}, which data x fsdp divides)"
     axes = [f"{axis}={asked[axis]}" for axis in ("data", "fsdp", "tensor") if asked[axis] > 1]
     devices = f"{needed.devices} devices ({', '.join(axes)})" if axes else "one device"
     rows_of = {
@@ -93,6 +99,7 @@ def _as_json(
         "dtypes": found.parameters,
         "tokenizer": str(source.tokenizer) if source.tokenizer else None,
         "tokenizer_kind": tokenizer if source.tokenizer else None,
+        "weights": len(source.tensors),
         "files": found.files,
         "disk_bytes": found.disk_bytes,
         "notes": list(source.notes),
@@ -116,7 +123,6 @@ def _tokenizer(file: Path | None) -> str:
 
 
 def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count / 1000:,.1f} kB"
+    from llama_jax.checkpoint.files.destination import in_units
+
+    return in_units(count)

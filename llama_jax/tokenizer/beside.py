@@ -10,10 +10,11 @@ from typing import Any
 MODEL_CONFIG = "huggingface_config.json"
 """What a copy calls the model's config.json, which states ids too: a native checkpoint has a
 config.json of its own."""
-_FILES = (
+FILES = (
     *("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("generation_config.json", "chat_template.jinja", MODEL_CONFIG),
 )
+"""What may lie beside a tokenizer's file, by the names that a copy has."""
 _MAX_BYTES = 16 * 2**20
 
 
@@ -34,7 +35,7 @@ class SpecialTokens:
 
 def tokenizer_files(file: Path) -> dict[str, Path]:
     """A tokenizer's file and all that it needs of its folder, by the names a copy gives them."""
-    found = {name: file.with_name(name) for name in _FILES if file.with_name(name).is_file()}
+    found = {name: file.with_name(name) for name in FILES if file.with_name(name).is_file()}
     config = file.with_name("config.json")
     if MODEL_CONFIG not in found and _is_models(config):
         found[MODEL_CONFIG] = config

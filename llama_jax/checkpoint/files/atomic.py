@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-_LOCK = "writing.lock"
+LOCK = "writing.lock"
+"""In a directory that is being written, and in one set aside: by its first line they are ours."""
+_OURS = b"llama_jax is writing here; what lies beside this file may be removed\n"
 
 
 @contextlib.contextmanager
@@ -17,23 +20,25 @@ def whole_directory(dst: Path) -> Iterator[Path]:
 
     It lies beside `dst` as `.NAME.partial`. An older `dst` is replaced at the end, and is there
     until then. What a killed process left is removed; a live one, told by its lock, is left alone.
+    What another put under the two names, links above all, is neither used nor removed.
     """
     dst.parent.mkdir(parents=True, exist_ok=True)
     partial, former = (dst.with_name(f".{dst.name}.{what}") for what in ("partial", "former"))
     lock = _lock(partial, dst)
     try:
         try:
-            _clear_leftovers(partial, former, dst)
+            _clear(partial)
+            _clear_former(former, dst)
             yield partial
             _sync(partial)
             _replace(dst, partial, former)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
             raise
         with contextlib.suppress(OSError):  # dst is whole by now, whatever this says
             _sync(dst.parent)
-            (dst / _LOCK).unlink()
-            shutil.rmtree(former, ignore_errors=True)
+            (dst / LOCK).unlink()
+            _remove(former)
     finally:
         os.close(lock)
 
@@ -43,8 +48,11 @@ def _lock(partial: Path, dst: Path) -> int:
     import fcntl  # not on Windows, where the rest of the package may still be read
 
     while True:
-        partial.mkdir(exist_ok=True)
-        lock = os.open(partial / _LOCK, os.O_CREAT | os.O_RDWR)
+        try:
+            _make(partial)
+            lock = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # the one who held it has just renamed or removed it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -53,23 +61,67 @@ def _lock(partial: Path, dst: Path) -> int:
                 f"another process is writing {dst}; wait for it, or write elsewhere"
             ) from None
         except OSError:
-            return lock  # a file system without locks: two writers at once are then not noticed
+            pass  # a file system without locks: two writers at once are then not noticed
         # The one who held the lock before may have renamed or removed the directory under it.
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), os.stat(partial / _LOCK)):
+            if os.path.samestat(os.fstat(lock), os.stat(partial / LOCK)):
+                if not os.fstat(lock).st_size:
+                    os.write(lock, _OURS)
+                    os.fsync(lock)
                 return lock
         os.close(lock)
 
 
-def _clear_leftovers(partial: Path, former: Path, dst: Path) -> None:
-    for leftover in partial.iterdir():
-        if leftover.is_dir() and not leftover.is_symlink():
-            shutil.rmtree(leftover)
-        elif leftover.name != _LOCK:
-            leftover.unlink()
-    if former.exists() and not dst.exists():
+def _make(partial: Path) -> None:
+    try:
+        partial.mkdir()
+    except FileExistsError:
+        _check_ours(partial)
+
+
+def _check_ours(directory: Path) -> None:
+    """Raises FileExistsError for what this project did not make, or another user did."""
+    there = directory.lstat()
+    if stat.S_ISDIR(there.st_mode) and there.st_uid == os.geteuid():
+        entries = {entry.name for entry in directory.iterdir()}
+        lock = directory / LOCK
+        said = lock.read_bytes() if lock.is_file() and not lock.is_symlink() else b""
+        # Killed at its very start, a writer leaves an empty lock or none: nothing can be lost.
+        if said == _OURS or (not entries - {LOCK} and not said and not lock.is_symlink()):
+            return
+    what = "a link" if stat.S_ISLNK(there.st_mode) else "there"
+    raise FileExistsError(
+        f"{directory} is {what}, and not from a writing of llama_jax that you began; it is not "
+        "touched: move or remove it yourself, or write elsewhere"
+    )
+
+
+def _clear(directory: Path) -> None:
+    """Removes all but the lock."""
+    for entry in directory.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory of ours, the lock last: what a kill leaves of it is still known."""
+    with contextlib.suppress(OSError):
+        _clear(directory)
+        (directory / LOCK).unlink()
+        directory.rmdir()
+
+
+def _clear_former(former: Path, dst: Path) -> None:
+    if not os.path.lexists(former):
+        return
+    _check_ours(former)
+    if dst.exists():
+        _remove(former)
+    else:
         os.rename(former, dst)  # killed between the two renames of `_replace`
-    shutil.rmtree(former, ignore_errors=True)
+        (dst / LOCK).unlink(missing_ok=True)
 
 
 def _replace(dst: Path, partial: Path, former: Path) -> None:
@@ -77,11 +129,15 @@ def _replace(dst: Path, partial: Path, former: Path) -> None:
     if not dst.exists():
         os.rename(partial, dst)
         return
+    (dst / LOCK).unlink(missing_ok=True)
+    with (dst / LOCK).open("xb") as lock:
+        lock.write(_OURS)
     os.rename(dst, former)
     try:
         os.rename(partial, dst)
     except BaseException:
         os.rename(former, dst)
+        (dst / LOCK).unlink()
         raise
 
 

@@ -7,19 +7,32 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from llama_jax.checkpoint.files.atomic import LOCK
 
-def check_destination(dst: Path, replaceable: Callable[[Path], bool] | None) -> None:
-    """Refuses what is there already, but for a directory that is empty or `replaceable`."""
+
+def check_destination(
+    dst: Path, kind: str, extras: Callable[[Path], list[Path] | None] | None
+) -> None:
+    """Refuses what is there already, but for an empty directory, or an older one of the `kind`.
+
+    To replace that, `extras` says what lies in it that its writing did not put there: None where
+    the directory is not of the kind. Without `extras` nothing is replaced.
+    """
     if dst.is_mount():
         raise OSError(f"{dst} is a mount point and cannot be renamed to; name a directory in it")
     if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
         return
-    if replaceable is None:
+    if extras is None:
         raise FileExistsError(f"{dst} is there already; remove it, or ask to overwrite it")
-    if not replaceable(dst):
+    added = extras(dst)
+    if added is None:
         raise FileExistsError(
-            f"{dst} is not a llama_jax checkpoint, so it is not overwritten; "
-            "remove it yourself, or write elsewhere"
+            f"{dst} is not {kind}, so it is not overwritten; remove it yourself, or write elsewhere"
+        )
+    if added := [file for file in added if file.name != LOCK]:
+        raise FileExistsError(
+            f"{dst} holds {min(added).relative_to(dst)}, which was not written with {kind}, so it "
+            "is not overwritten; move that away first, or write elsewhere"
         )
 
 
@@ -29,9 +42,17 @@ def check_space(dst: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if free < needed:
         raise OSError(
-            f"{dst} needs {needed / 1e9:.2f} GB and {there} has {free / 1e9:.2f} GB free; "
+            f"{dst} needs {in_units(needed)} and {there} has {in_units(free)} free; "
             "make room, or write elsewhere"
         )
+
+
+def in_units(count: int) -> str:
+    """A number of bytes for people."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"
 
 
 @contextlib.contextmanager

@@ -1,8 +1,9 @@
-"""A stranger's JSON: small, one object, and its values of the types they should be."""
+"""JSON: a stranger's, small, one object, its values of the types they should be; and ours."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,14 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds a {type(found).__name__}, not an object; download it again")
     return found
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a file that is not there yet, and waits until it is on disk."""
+    with file.open("x", encoding="utf-8") as out:
+        out.write(json.dumps(value, indent=2) + "\n")
+        out.flush()
+        os.fsync(out.fileno())
 
 
 class Fields:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -45,6 +45,7 @@ def read_pickle(data: bytes) -> Any:
     Time and memory are linear in `data`. Raises `Refused`, or for bytes that are no pickle at
     all whatever Python raises on them.
     """
+    _check_names(data)
     machine = _Machine([], [], {})
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name == "STOP":
@@ -88,8 +89,7 @@ class _Machine:
 def _proto(machine: _Machine, version: int) -> None:
     if version != 2:
         raise Refused(
-            f"its pickle has protocol {version}, and torch.save writes 2; "
-            "save it again without pickle_protocol"
+            f"its pickle has protocol {version}, and torch.save writes 2; {_RESAVE}"
         )
 
 
@@ -155,15 +155,29 @@ def _fill(target: dict[Any, Any], items: list[Any]) -> None:
         target[key] = value
 
 
-def _global(machine: _Machine, module_and_name: str) -> None:
-    name = module_and_name.replace(" ", ".")
+def _check_names(data: bytes) -> None:
+    """Refuses a pickle by the names it would import, in whatever protocol, before all else."""
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("GLOBAL", "INST"):
+            _check_name(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            _check_name(".".join(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+
+
+def _check_name(name: str) -> None:
     if name.startswith(_QUANTIZED):
         raise Refused(
             f"holds float8 or quantized tensors ({shorten(name)}); get the model's bfloat16 files"
         )
     if name not in _STORAGES and name not in _BUILDERS:
         raise Refused(f"its pickle names {shorten(name)}, which no state dict needs; {_RESAVE}")
-    machine.stack.append(_Name(name))
+
+
+def _global(machine: _Machine, module_and_name: str) -> None:
+    machine.stack.append(_Name(module_and_name.replace(" ", ".")))
 
 
 def _reduce(machine: _Machine, _: Any) -> None:
@@ -223,6 +237,12 @@ def shorten(text: object) -> str:
     """Text from a file, fit to stand in a message."""
     shown = repr(str(text))
     return shown if len(shown) <= 200 else f"{shown[:196]}...'"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names from a file, and how many more there are."""
+    shown = ", ".join(map(shorten, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
 
 
 _STORAGES: dict[str, Any] = {

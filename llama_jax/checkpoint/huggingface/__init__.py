@@ -5,23 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import ml_dtypes
-import numpy as np
-
+from llama_jax.checkpoint.blocks import same_bits
+from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
-from llama_jax.checkpoint.files.torch_pickle import shorten
+from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
+from llama_jax.checkpoint.files.torch_pickle import listed, shorten
 from llama_jax.checkpoint.huggingface.config import read_hf_config
-from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, check_inside, open_tensors
-from llama_jax.checkpoint.meta.shards import same_bits
+from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.source import Source, StoredTensor
 from llama_jax.config import Config
-from llama_jax.tokenizer import find_tokenizer, tokenizer_files
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Constants that transformers used to register as buffers; the model computes its own.
 _BUFFER = re.compile(r"(model\.)?(layers\.[0-9]+\.self_attn\.)?rotary_emb\.[a-z_]+")
-_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
 
 
 def is_hf(path: str | Path) -> bool:
@@ -60,7 +57,7 @@ def open_hf(
     buffers = [name for name in found.arrays if _BUFFER.fullmatch(name)]
     notes = list(said.notes)
     if buffers:
-        notes.append(f"buffers skipped, which are no weights: {_listed(buffers)}")
+        notes.append(f"buffers skipped, which are no weights: {listed(buffers)}")
     config = said.config
     # Before the table is made: a number in a stranger's file must not decide how long it gets.
     if config.n_layers > len(found.arrays):
@@ -73,7 +70,9 @@ def open_hf(
         notes.append(note)
     _check_names(path, found, config, buffers)
     tensors = {row.path: _stored(found, row, config) for row in table(config)}
-    return Source(path, "huggingface", config, tensors, _tokenizer(path), found.files, tuple(notes))
+    return Source(
+        path, "huggingface", config, tensors, own_tokenizer(path), found.files, tuple(notes)
+    )
 
 
 def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
@@ -112,7 +111,7 @@ def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str
             if missing == [_OUTPUT]
             else "a file is missing or damaged, or the model is not LLaMA"
         )
-        raise ValueError(f"{path} lacks {_listed(missing)}, and {said}; {way_out}")
+        raise ValueError(f"{path} lacks {listed(missing)}, and {said}; {way_out}")
     known = {row.hf for row in rows} | {_OUTPUT, *buffers}
     if unknown := [name for name in found.arrays if name not in known]:
         biased = unknown[0].endswith(".bias")
@@ -122,7 +121,7 @@ def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str
             else "the model is not LLaMA, or another's files lie there"
         )
         raise ValueError(
-            f"{found.file_of[unknown[0]]} has {_listed(unknown)}, no weight of the model that "
+            f"{found.file_of[unknown[0]]} has {listed(unknown)}, no weight of the model that "
             f"config.json describes ({said}); {way_out}"
         )
 
@@ -131,7 +130,7 @@ def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
     array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
     transposed = len(row.shape) == 2 and row.hf != _EMBEDDING
     expected = tuple(reversed(row.shape)) if transposed else row.shape
-    if array.dtype not in _DTYPES:
+    if array.dtype not in DTYPES.values():
         raise ValueError(
             f"{where} is {array.dtype}; only float16, bfloat16 and float32 weights are read, so "
             "of a quantized model get the bfloat16 files"
@@ -143,16 +142,3 @@ def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
         )
     heads = {"q": config.n_heads, "k": config.n_kv_heads}.get(row.path[-1][1:])
     return StoredTensor((array,), 0, transposed, half_split_heads=heads)
-
-
-def _tokenizer(path: Path) -> Path | None:
-    """The tokenizer's file, once neither it nor what goes with it leads out of the folder."""
-    file = find_tokenizer(path)
-    for beside in tokenizer_files(file).values() if file else ():
-        check_inside(path, beside)
-    return file
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(map(shorten, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.checkpoint.files.json_file import read_object, shown
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.files.torch_pickle import shorten
@@ -97,21 +98,3 @@ def _file(folder: Path, name: str, of: str) -> Path:
         raise FileNotFoundError(f"{file} is not there, and {of} names it; {_FETCH}")
     check_inside(folder, file)
     return file
-
-
-def check_inside(folder: Path, file: Path) -> None:
-    """Raises ValueError where a link leads out of the folder.
-
-    The Hub's cache is a folder of links, snapshots/REVISION/NAME to blobs/HASH beside snapshots.
-    """
-    within = [folder.resolve()]
-    if within[0].parent.name == "snapshots":
-        within.append(within[0].parent.parent / "blobs")
-    try:
-        target = file.resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{file} is a link that leads nowhere ({error}); {_FETCH}") from error
-    if not any(target.is_relative_to(place) for place in within):
-        raise ValueError(
-            f"{file} is a link out of the folder, to {target}; put the file itself there"
-        )

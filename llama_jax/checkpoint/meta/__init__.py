@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.files.torch_pickle import shorten
+from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
+from llama_jax.checkpoint.files.torch_pickle import listed, shorten
 from llama_jax.checkpoint.meta.params import (
     MetaParams,
+    asked_scaling,
     default_max_seq_len,
-    llama3_scaling,
     read_params,
 )
 from llama_jax.checkpoint.meta.shards import (
@@ -20,12 +22,10 @@ from llama_jax.checkpoint.meta.shards import (
     check_shapes,
     drift,
     open_shards,
-    same_bits,
 )
 from llama_jax.checkpoint.names import Weight, WeightPath, table
 from llama_jax.checkpoint.source import Source, StoredTensor
 from llama_jax.config import Config
-from llama_jax.tokenizer import find_tokenizer
 
 _EMBEDDING, _OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")
 # The axis of the files' [out, in] along which a matrix is cut. The embedding's is not fixed:
@@ -51,10 +51,11 @@ def open_meta(
     path = Path(path)
     if not (path / "params.json").is_file():
         raise ValueError(f"{path} has no params.json; copy it from where the weights came from")
+    check_inside(path, path / "params.json")
     params = read_params(path / "params.json")
     config = params.config
     if rope_factor is not None:
-        config = config.replace(rope_scaling=llama3_scaling(rope_factor))
+        config = config.replace(rope_scaling=asked_scaling(rope_factor))
     shards = open_shards(path)
     _check_names(shards, config, params.adapted)
     _check_count(shards, config)
@@ -65,7 +66,9 @@ def open_meta(
         supplied = default_max_seq_len(config) if max_seq_len is None else max_seq_len
         config = config.replace(max_seq_len=supplied)
     notes = _notes(shards, params, config, max_seq_len, rope_factor)
-    return Source(path, "meta", config, tensors, find_tokenizer(path), shards.files, notes)
+    shared = path.resolve().parent / "tokenizer.model"  # LLaMA 1 and 2: one for all sizes
+    tokenizer = own_tokenizer(path, shared)
+    return Source(path, "meta", config, tensors, tokenizer, shards.files, notes)
 
 
 def _check_names(shards: Shards, config: Config, adapted: bool) -> None:
@@ -85,11 +88,11 @@ def _check_names(shards: Shards, config: Config, adapted: bool) -> None:
         )
     if absent := [name for name in missing if name != "output.weight"]:
         raise ValueError(
-            f"{file} lacks {_listed(absent)}, and {said}; the file is damaged or not LLaMA"
+            f"{file} lacks {listed(absent)}, and {said}; the file is damaged or not LLaMA"
         )
     if unknown:
         raise ValueError(
-            f"{file} has {_listed(unknown)}, unknown in a LLaMA model, and {said}; "
+            f"{file} has {listed(unknown)}, unknown in a LLaMA model, and {said}; "
             "remove it if the model works without it"
         )
 
@@ -205,16 +208,18 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if params.unknown_keys:
-        notes.append(f"params.json has unknown keys, ignored: {_listed(params.unknown_keys)}")
+        notes.append(f"params.json has unknown keys, ignored: {listed(params.unknown_keys)}")
     if shards.buffers:
-        notes.append(f"buffers skipped, which are no weights: {_listed(shards.buffers)}")
+        notes.append(f"buffers skipped, which are no weights: {listed(shards.buffers)}")
     if apart := [row.meta for row in table(config) if drift(shards, row.meta)]:
-        notes.append(f"the first file's is taken where copies differ a little: {_listed(apart)}")
+        notes.append(f"the first file's is taken where copies differ a little: {listed(apart)}")
     if "output.weight" not in shards.pieces:
         notes.append("output.weight is not stored: the output layer is the embedding")
     elif config.tie_embeddings:
         notes.append("output.weight equals tok_embeddings.weight: tied, and kept once")
-    if rope_factor is not None:
+    if rope_factor == 1:
+        notes.append("RoPE is not scaled, as asked")
+    elif rope_factor is not None:
         notes.append(f"RoPE scaled by Llama 3.1's rule with a factor of {rope_factor:g}, as asked")
     elif params.lacks_rope_factor:
         notes.append(
@@ -227,8 +232,3 @@ def _notes(
             "model is not a published one; max_seq_len overrides"
         )
     return tuple(notes)
-
-
-def _listed(names: tuple[str, ...] | list[str]) -> str:
-    shown = ", ".join(map(shorten, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -64,12 +64,15 @@ def meta_notes(config: Config) -> tuple[str, ...]:
                 "uses 8, and is wrong at long positions"
             )
         if scaling.factor != assumed:
-            notes.append(f"reading these files with llama_jax, pass rope_factor={scaling.factor:g}")
+            notes.append(
+                f"llama_jax takes these files' factor for {assumed:g} unless told: "
+                f"`llama-jax convert --rope-factor {scaling.factor:g}`, and verify takes it too"
+            )
     # Meta's code takes max_seq_len from its caller, and fails on a params.json that has it too.
     if config.max_seq_len != default_max_seq_len(config):
         notes.append(
-            f"max_seq_len {config.max_seq_len} cannot be said in params.json; reading these files "
-            f"with llama_jax, pass max_seq_len={config.max_seq_len}"
+            f"max_seq_len {config.max_seq_len} cannot be said in params.json: "
+            f"`llama-jax convert --max-seq-len {config.max_seq_len}` tells llama_jax"
         )
     if config.tie_embeddings:
         notes.append("output.weight is written too, equal to tok_embeddings.weight, as Meta does")

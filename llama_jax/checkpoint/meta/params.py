@@ -48,6 +48,11 @@ def llama3_scaling(factor: float) -> Llama3Scaling:
     )
 
 
+def asked_scaling(factor: float) -> Llama3Scaling | None:
+    """The scaling that a caller asks for by its factor, of which 1 is none."""
+    return None if factor == 1 else llama3_scaling(factor)
+
+
 def default_max_seq_len(config: Config) -> int:
     """How far the model reaches: as published, or else as its family's constants suggest."""
     for known in matching(config).values():

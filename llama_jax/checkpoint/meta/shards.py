@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 
+from llama_jax.checkpoint.blocks import same_bits
+from llama_jax.checkpoint.dtypes import DTYPES
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.files.torch_pickle import shorten
 
@@ -19,8 +22,6 @@ _BUFFER = re.compile(
     r"rope\.freqs|layers\.[0-9]+\.attention\.(mask|rope\.freqs|inner_attention\.rope\.freqs)"
 )
 _MAX_DRIFT = 0.01
-_BLOCK_BYTES = 4 * 2**20
-_DTYPES = tuple(np.dtype(t) for t in (np.float16, ml_dtypes.bfloat16, np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
             rank = int(match[1])
             if rank in found:
                 raise ValueError(f"{file} and {found[rank].name} are both shard {rank}; remove one")
+            check_inside(folder, file)
             found[rank] = file
     if not found:
         raise ValueError(
@@ -73,7 +75,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
 def check_dtypes(shards: Shards, name: str) -> None:
     """Checks that a tensor is of one dtype in all files, and of one that is a weight's."""
     for file, piece in zip(shards.files, shards.pieces[name], strict=True):
-        if piece.dtype not in _DTYPES:
+        if piece.dtype not in DTYPES.values():
             raise ValueError(
                 f"{file}: {name!r} is {piece.dtype}; only float16, bfloat16 and float32 weights "
                 "are read, so of a quantized model get the bfloat16 files"
@@ -129,22 +131,9 @@ def drift(shards: Shards, name: str) -> float:
     pieces: Sequence[np.ndarray] = shards.pieces.get(name, ())
     if not pieces or pieces[0].ndim != 1 or not pieces[0].size:
         return 0.0
+    if len({piece.tobytes() for piece in pieces}) == 1:
+        return 0.0
     first, *others = (piece.astype(np.float32) for piece in pieces)
-    apart = max((float(np.max(np.abs(first - other))) for other in others), default=0.0)
-    return apart / (float(np.max(np.abs(first))) or 1.0)
-
-
-def same_bits(
-    a: Callable[[slice], np.ndarray], b: Callable[[slice], np.ndarray], rows: int, row_bytes: int
-) -> bool:
-    """Whether two tensors, read by rows, are bitwise equal; a NaN equals itself.
-
-    Reads a few megabytes at a time, and a few rows first: two that differ are soon told apart.
-    """
-    begin, step = 0, 8
-    while begin < rows:
-        block = slice(begin, min(begin + step, rows))
-        if a(block).tobytes() != b(block).tobytes():
-            return False
-        begin, step = block.stop, max(1, _BLOCK_BYTES // row_bytes)
-    return True
+    apart = max(float(np.max(np.abs(first - other))) for other in others)
+    drifted = apart / (float(np.max(np.abs(first))) or 1.0)
+    return drifted if math.isfinite(drifted) else math.inf

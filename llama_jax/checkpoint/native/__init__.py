@@ -18,21 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.checkpoint import names
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.files.atomic import whole_directory
 from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.files.links import check_tree
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.native.manifest import (
+    WEIGHTS,
+    extras,
     is_native,
-    is_ours,
     read_config,
     read_info,
     write_manifest,
 )
+from llama_jax.checkpoint.placement import default_sharding
 from llama_jax.config import Config
 from llama_jax.params import nested
 from llama_jax.tokenizer import tokenizer_files
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.blocks import Tensor
 
 __all__ = ["Written", "is_native", "read_config", "read_info", "read_weights", "write"]
-WEIGHTS = "weights"
+_KIND = "a llama_jax checkpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +83,8 @@ def write(
     weights = _planned(config, tensors, dtype)
     total = sum(_nbytes(weight) for weight in weights.values())
     dtypes = tuple(sorted({np.dtype(weight.dtype).name for weight in weights.values()}))
-    check_destination(dst, is_ours if overwrite else None)
+    replaced = extras if overwrite else None
+    check_destination(dst, _KIND, replaced)
     warnings: list[str] = []
     done = 0
 
@@ -107,9 +110,7 @@ def write(
                 tokenizer=tokenizer.name if tokenizer else None,
                 source=source,
             )
-            check_destination(
-                dst, is_ours if overwrite else None
-            )  # again: somebody may have been there meanwhile
+            check_destination(dst, _KIND, replaced)  # again: somebody may have been there meanwhile
     return Written(
         path=dst,
         tensors=len(weights),
@@ -138,8 +139,7 @@ def read_weights(
     wanted = None if dtype is None else parse_dtype(dtype)
     stored = stored_weights(src, config)
     if shardings is None:
-        device = jnp.zeros(()).devices().pop()  # honours jax_default_device
-        shardings = dict.fromkeys(stored, jax.sharding.SingleDeviceSharding(device))
+        shardings = dict.fromkeys(stored, default_sharding())
     leaves: dict[WeightPath, jax.Array] = {}
     for path in (weight.path for weight in names.table(config)):
         dtype = wanted or stored[path].dtype
@@ -157,6 +157,7 @@ def stored_weights(
     directory = Path(src) / WEIGHTS
     if not directory.is_dir():
         raise ValueError(f"{src} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
+    check_tree(Path(src), directory)
     stored = weight_files.stored(directory)
     _check_weights(config, stored, str(directory))
     return stored

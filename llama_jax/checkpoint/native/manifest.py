@@ -10,10 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from llama_jax.checkpoint.files.json_file import shown, write_json
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.config import Config
+from llama_jax.tokenizer.beside import FILES
 
 FORMAT, VERSION = "llama_jax", 1
-INFO, CONFIG = "checkpoint.json", "config.json"
+INFO, CONFIG, WEIGHTS = "checkpoint.json", "config.json", "weights"
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")
+"""What Orbax puts into `weights/` beside the weights."""
 
 
 def is_native(path: str | os.PathLike[str]) -> bool:
@@ -26,8 +31,13 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     path = Path(path)
     info = _json(path / INFO)
     version = info.get("version")
-    if info.get("format") != FORMAT or not isinstance(version, int):
+    if info.get("format") != FORMAT or version is None:
         raise ValueError(f"{path / INFO} was not written by llama_jax")
+    if type(version) is not int or version < 1:  # True is an int, and no version
+        raise ValueError(
+            f"{path / INFO} has version={shown(version)}, which must be an integer from 1; it is "
+            "damaged, so write the checkpoint again"
+        )
     if version > VERSION:
         raise ValueError(
             f"{path} was written by a newer version ({version}); this is llama_jax "
@@ -46,11 +56,18 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         raise ValueError(f"{file}: {error}") from error
 
 
-def is_ours(path: Path) -> bool:
-    """Whether the directory says in so many words that this project wrote it."""
-    with contextlib.suppress(ValueError):
-        return _json(path / INFO).get("format") == FORMAT
-    return False
+def extras(path: Path) -> list[Path] | None:
+    """What lies in a checkpoint that is not part of one; None where this project wrote none."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        info = _json(path / INFO)
+        if info.get("format") == FORMAT:
+            known = {INFO, CONFIG, WEIGHTS, info.get("tokenizer"), *FILES}
+            found = [entry for entry in path.iterdir() if entry.name not in known]
+            for entry in (path / WEIGHTS).iterdir() if (path / WEIGHTS).is_dir() else ():
+                if entry.name not in _ORBAX and not (entry / "zarr.json").is_file():
+                    found.append(entry)
+            return found
+    return None
 
 
 def write_manifest(
@@ -70,11 +87,13 @@ def write_manifest(
         "tokenizer": tokenizer,
         "source": dict(source) if source is not None else None,
     }
-    _write_json(path / CONFIG, config.to_json())
-    _write_json(path / INFO, info)
+    write_json(path / CONFIG, config.to_json())
+    write_json(path / INFO, info)
 
 
 def _json(file: Path) -> dict[str, Any]:
+    if file.is_symlink():
+        check_inside(file.parent, file)
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -84,13 +103,6 @@ def _json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{file} holds a {type(value).__name__}, not a JSON object")
     return value
-
-
-def _write_json(file: Path, value: dict[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(value, indent=2) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def _package_version() -> str:

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import tensorstore as ts
 
-from llama_jax.checkpoint.blocks import Tensor, cells, count_not_finite, host_block, whole
+from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.placement import Index, place
 from llama_jax.params import nested
@@ -72,17 +72,10 @@ def fill(
     `moved` is told the bytes of each block. Memory: a few blocks of `FILE_BYTES`.
     """
     store = _open(directory, path)
-    dtype = store.dtype.numpy_dtype
-    broken = overflown = 0
+    cast_to = Cast(store.dtype.numpy_dtype)
 
     def write(index: Index) -> ts.Future:
-        nonlocal broken, overflown
-        block = host_block(tensor, index)
-        with np.errstate(over="ignore", invalid="ignore"):  # counted below, by name
-            cast = block.astype(dtype, copy=False)
-        if found := count_not_finite(cast):
-            before = count_not_finite(block)
-            broken, overflown = broken + before, overflown + found - before
+        cast = cast_to(host_block(tensor, index))
         moved(cast.nbytes)
         # Nobody writes to the block again, so TensorStore need not copy it.
         return store[index].write(cast, can_reference_source_data_indefinitely=True).commit
@@ -91,13 +84,7 @@ def fill(
         _keep_in_flight(write(index) for index in cells(whole(store.shape), _file_sides(store)))
     except _StoreError as error:
         raise OSError(f"cannot write {directory / name(path)}: {error}") from error
-    if broken:
-        yield f"{name(path)}: {broken} values are not finite (NaN or infinity)"
-    if overflown:
-        yield (
-            f"{name(path)}: {overflown} values overflow {dtype} and became infinite; "
-            "bfloat16 and float32 reach further"
-        )
+    yield from cast_to.warnings(name(path))
 
 
 def stored(directory: Path) -> dict[WeightPath, jax.ShapeDtypeStruct]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import Stored, cells, whole
+from llama_jax.checkpoint.blocks import Stored, cells, count_not_finite, whole
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.source import Source
 
@@ -25,11 +25,14 @@ class TensorDifference:
     differing: int
     """How many numbers differ, by their bits; in float32 where the dtypes are two."""
     largest: float
-    """The largest difference; infinite where a NaN or an infinity stands on one side alone."""
+    """The largest difference; infinite where a NaN or an infinity stands on one side alone, be it
+    because a cast overflowed."""
     relative: float
     """The largest difference in proportion to the number that differs."""
     rounded: bool
     """Whether one tensor, cast to the other's dtype, is the other: a conversion and no error."""
+    not_finite: tuple[int, int]
+    """How many numbers of each are NaN or infinite."""
 
     @property
     def same(self) -> bool:
@@ -60,10 +63,12 @@ def _difference(
     path: WeightPath, a: Stored, b: Stored, moved: Callable[[int], None]
 ) -> TensorDifference:
     differing, largest, relative = 0, 0.0, 0.0
+    not_finite = np.zeros(2, int)
     casts = {dtype for dtype in (a.dtype, b.dtype)} if a.dtype != b.dtype else set()
     for index in cells(whole(a.shape), _sides(path, a.shape)):
         one, two = a[index], b[index]
         moved(one.nbytes + two.nbytes)
+        not_finite += count_not_finite(one), count_not_finite(two)
         if one.dtype == two.dtype and np.array_equal(_bits(one), _bits(two)):
             continue
         with np.errstate(over="ignore", invalid="ignore"):
@@ -80,7 +85,8 @@ def _difference(
         differing=differing,
         largest=largest,
         relative=relative,
-        rounded=bool(casts),
+        rounded=bool(casts) and math.isfinite(largest),
+        not_finite=(int(not_finite[0]), int(not_finite[1])),
     )
 
 
@@ -92,7 +98,8 @@ def _distance(one: np.ndarray, two: np.ndarray) -> tuple[float, float]:
     """The largest difference and the largest in proportion; infinite where it is no number."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         one, two = one.astype(np.float32), two.astype(np.float32)
-        by = np.where(one == two, 0, np.abs(one - two))  # -0 is 0, in other bits
+        alike = (one == two) | (np.isnan(one) & np.isnan(two))  # -0 is 0, in other bits
+        by = np.where(alike, 0, np.abs(one - two))
         by = np.where(np.isfinite(by), by, np.inf)
         share = np.where(by > 0, by / np.maximum(np.abs(one), np.abs(two)), 0)
         return float(by.max()), float(np.where(np.isnan(share), np.inf, share).max())

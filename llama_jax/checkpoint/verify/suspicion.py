@@ -39,7 +39,10 @@ def _misplaced(right: Source, wrong: Source, path: WeightPath, heads: int) -> It
     one, two, name = _part(right, path), _part(wrong, path), ".".join(path)
     theirs = halved(one, right.config.head_dim)
     if _equal(two, theirs):
-        yield f"{name} of {wrong.path} is in Hugging Face's order of pairs, unlike {right.path}'s"
+        yield (
+            f"{name}: the two are in different orders of pairs, as Meta's and Hugging Face's are; "
+            "a permutation was left out of one, or made twice"
+        )
     for count in {right.config.n_heads, right.config.n_kv_heads} - {heads}:
         size, rest = divmod(len(two), count)
         if not rest and size % 2 == 0 and _equal(halved(two, size), theirs):

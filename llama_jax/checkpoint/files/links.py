@@ -1,0 +1,49 @@
+"""Links in a checkpoint's folder: none may lead out of it, to files that are not the model's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llama_jax.tokenizer import find_tokenizer, tokenizer_files
+
+
+def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
+    """Raises ValueError where a link leads out of the folder, but for `also`.
+
+    The Hub's cache is a folder of links, snapshots/REVISION/NAME to blobs/HASH beside snapshots;
+    Meta's files may lie in a folder of it.
+    """
+    whole = folder.resolve()
+    within = [whole, *([also] if also else [])]
+    for snapshot in (whole, whole.parent):
+        if snapshot.parent.name == "snapshots":
+            within.append(snapshot.parent.parent / "blobs")
+    try:
+        target = file.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} is a link that leads nowhere ({error}); download or copy it again"
+        ) from error
+    if not any(target.is_relative_to(place) for place in within):
+        raise ValueError(
+            f"{file} is a link out of the folder, to {target}; put the file itself there"
+        )
+
+
+def check_tree(folder: Path, directory: Path) -> None:
+    """Raises ValueError where `directory`, or a link anywhere in it, leads out of the folder."""
+    check_inside(folder, directory)
+    for file in directory.rglob("*"):
+        if file.is_symlink():
+            check_inside(folder, file)
+
+
+def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
+    """The tokenizer's file, once neither it nor what goes with it leads out of its folder.
+
+    `shared` is where it may lie though the checkpoint's folder has a link to it.
+    """
+    file = find_tokenizer(folder)
+    for beside in tokenizer_files(file).values() if file else ():
+        check_inside(beside.parent, beside, shared)
+    return file
