@@ -246,6 +246,7 @@ def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     assert len(compiled) == 2
 
 
+@pytest.mark.slow
 def test_a_conversation_is_had_on_a_mesh(params):
     mesh = llama_jax.make_mesh(tensor=2)
     split = llama_jax.shard_params(params, mesh)

@@ -101,6 +101,7 @@ def test_progress_and_status_take_any_text(monkeypatch, terminal):
     monkeypatch.setattr(console.stderr, "_force_terminal", terminal)
     monkeypatch.setattr(console.stderr, "_file", out)
     monkeypatch.setattr(console.stderr, "_environ", {"TERM": "xterm", "COLUMNS": "100"})
+    monkeypatch.setattr(console.stderr, "is_interactive", terminal)
     with console.progress_bar("a{b} [/red]"):
         pass
     with console.status("a{b} [/red] :smile:"):

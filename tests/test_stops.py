@@ -155,7 +155,9 @@ def plain_writer(params):
     return params, Letters(), settings, "abc"
 
 
-@pytest.fixture(scope="module", params=["tiny", "stories260K"])
+@pytest.fixture(
+    scope="module", params=["stories260K", pytest.param("tiny", marks=pytest.mark.slow)]
+)
 def writer(request, params):
     """A model, its tokenizer, settings under which it writes plain characters, and a prompt."""
     if request.param == "tiny":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import typer
 from rich.console import Console
@@ -37,6 +37,14 @@ def status(message: str) -> contextlib.AbstractContextManager[object]:
         return stderr.status(Text(message + " ..."))
     stderr.print(message + " ...")
     return contextlib.nullcontext()
+
+
+def print_warnings(warnings: Sequence[str], shown: int = 5) -> None:
+    """The first warnings, and how many more there are: a file full of NaN has one a tensor."""
+    for warning in warnings[:shown]:
+        stderr.print(f"warning: {warning}", style="yellow")
+    if (more := len(warnings) - shown) > 0:
+        stderr.print(f"warning: and {more} more tensors like these", style="yellow")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_jax.cli.console import plain_errors, progress_bar, stderr
+from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_rows
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def _report(done: Conversion, destination: Path) -> None:
     print_rows(rows)
     for note in source.notes:
         print_rows({"note": note})
-    for warning in written.warnings:
-        stderr.print(f"warning: {warning}", style="yellow")
+    print_warnings(written.warnings)
 
 
 def _dtypes(before: set[str], after: set[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llama_jax.cli.console import plain_errors, progress_bar, stderr
+from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_rows
 
 
@@ -63,5 +63,4 @@ def export(
     print_rows({**model_rows(done.source.config), **rows})
     for note in (*done.source.notes, *done.notes):
         print_rows({"note": note})
-    for warning in done.warnings:
-        stderr.print(f"warning: {warning}", style="yellow")
+    print_warnings(done.warnings)

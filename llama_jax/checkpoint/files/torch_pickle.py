@@ -88,9 +88,7 @@ class _Machine:
 
 def _proto(machine: _Machine, version: int) -> None:
     if version != 2:
-        raise Refused(
-            f"its pickle has protocol {version}, and torch.save writes 2; {_RESAVE}"
-        )
+        raise Refused(f"its pickle has protocol {version}, and torch.save writes 2; {_RESAVE}")
 
 
 def _push(machine: _Machine, value: Any) -> None:
