@@ -10,6 +10,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "tokenizer": 0,
     "config": 0,
     "settings": 0,
+    "compilation": 0,
     "ops": 0,
     "params": 1,
     "reference": 1,

@@ -19,6 +19,7 @@ from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
+from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.params import Params, WeightPath, Weights, nested
 from llama_jax.sharding import weight_shardings
@@ -36,7 +37,10 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
 
     FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
+
+    From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
+    keep_programs()
     path = Path(path)
     dtype = _default_dtype(mesh) if dtype is None else parse_dtype(dtype)
     if native.is_native(path):

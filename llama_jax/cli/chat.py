@@ -32,6 +32,7 @@ def chat(
     repetition_penalty: options.Repetition = 1.0,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
 ) -> None:
     """Talk with an instruction-tuned model; /help lists what else can be typed."""
     with plain_errors():

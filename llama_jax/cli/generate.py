@@ -45,6 +45,7 @@ def generate(
         int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
     ] = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
     ids: Annotated[
         bool, typer.Option("--ids", help="Prompts are token ids, and so is what is printed")
     ] = False,

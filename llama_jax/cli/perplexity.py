@@ -22,6 +22,7 @@ def perplexity(
         int | None, typer.Option(help="Tokens from window to window; default: half one", min=1)
     ] = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object")] = False,
 ) -> None:
     """Measure how well a checkpoint predicts a text of any length."""
