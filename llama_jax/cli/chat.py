@@ -12,6 +12,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load
 
 if TYPE_CHECKING:
     from llama_jax.chat import Conversation
@@ -39,7 +40,7 @@ def chat(
         with status(f"loading {checkpoint}"):
             import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+            params = load(checkpoint, dtype)
             conversation = llama_jax.Conversation(
                 params,
                 system=system,

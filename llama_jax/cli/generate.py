@@ -15,6 +15,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load
 
 if TYPE_CHECKING:
     from llama_jax.generate import Completion, Delta
@@ -61,7 +62,7 @@ def generate(
         with status(f"loading {checkpoint}"):
             import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+            params = load(checkpoint, dtype)
         if params.tokenizer is None and not ids:
             raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
         if logprobs is not None and not as_json:

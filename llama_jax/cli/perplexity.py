@@ -10,6 +10,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load
 
 
 def perplexity(
@@ -33,7 +34,7 @@ def perplexity(
 
             import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+            params = load(checkpoint, dtype)
             if params.tokenizer is None:
                 raise ValueError(f"{checkpoint} has no tokenizer, and {file} is text")
             ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
