@@ -18,7 +18,8 @@ from llama_jax.cli.console import plain_errors, status, stderr
 from llama_jax.cli.loading import load
 
 if TYPE_CHECKING:
-    from llama_jax.generate import Completion, Delta
+    from llama_jax.generate import Completion
+    from llama_jax.rounds import Delta
 
 
 def generate(
