@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from llama_jax import rounds
 from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
 from llama_jax.params import Params
 from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded
@@ -97,6 +98,23 @@ def stream(
     tokenizer = tokenizer_of(params, tokenizer)
     rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
     return _stream(params, rows, tokenizer)
+
+
+def prepare(
+    params: Params,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    **changes: Any,
+) -> None:
+    """Compiles what the first batch of `generate` or `stream` with these arguments will run.
+
+    `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
+    """
+    tokenizer = tokenizer_of(params, tokenizer)
+    rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
+    rounds.prepare(params, next(batches_of(params, rows, tokenizer)))
 
 
 def _rows(

@@ -36,6 +36,28 @@ class Delta:
     """Set on a row's last delta, and there alone."""
 
 
+def prepare(params: Params, batch: Batch) -> None:
+    """Compiles the two programs that decode a batch, or finds them compiled.
+
+    The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
+    by shapes and devices.
+    """
+    request = batch.request
+    with on_mesh_of(params):
+        first = _prefill.lower(params, batch.prompts, batch.lengths, request, slots=batch.slots)
+        made = first.compile()
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
+            ),
+            first.out_info,
+            made.output_shardings,
+        )
+        taken = np.zeros(len(request.budget), np.int32)
+        loop = _advance.lower(params, state, request, taken, np.int32(1), chunk=chunk_of(params))
+        loop.compile()
+
+
 def decoded(
     params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int | None
 ) -> Iterator[tuple[int, Delta]]:
@@ -127,7 +149,7 @@ class _Writer:
 def chunk_of(params: Params) -> int:
     """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
     leaf = jax.tree.leaves(params.weights)[0]
-    return 1 if next(iter(leaf.devices())).platform == "cpu" else 8
+    return 1 if next(iter(leaf.sharding.device_set)).platform == "cpu" else 8
 
 
 _prefill = jax.jit(prefill, static_argnames="slots")

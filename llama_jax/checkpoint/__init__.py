@@ -24,7 +24,7 @@ from llama_jax.config import Config
 from llama_jax.params import Params, WeightPath, Weights, nested
 from llama_jax.sharding import weight_shardings
 
-__all__ = ["convert", "load", "save"]
+__all__ = ["convert", "load", "save", "shapes"]
 
 
 def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
@@ -41,8 +41,7 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
     keep_programs()
-    path = Path(path)
-    dtype = _default_dtype(mesh) if dtype is None else parse_dtype(dtype)
+    path, dtype = Path(path), _dtype(mesh, dtype)
     if native.is_native(path):
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
@@ -51,6 +50,22 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     source = open_source(path)
     weights = _place(source, _shardings(source.config, mesh), dtype)
     return Params(weights, source.config, source.tokenizer)
+
+
+def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+    """What `load` will return, with shapes in place of weights; none is read."""
+    path, dtype = Path(path), _dtype(mesh, dtype)
+    if native.is_native(path):
+        config, tokenizer = native.read_config(path), own_tokenizer(path)
+    else:
+        source = open_source(path)
+        config, tokenizer = source.config, source.tokenizer
+    shardings = _shardings(config, mesh)
+    weights = {
+        row.path: jax.ShapeDtypeStruct(row.shape, dtype, sharding=shardings[row.path])
+        for row in table(config)
+    }
+    return Params(nested(weights), config, tokenizer)
 
 
 def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -81,7 +96,9 @@ def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     return dict.fromkeys((row.path for row in table(config)), default_sharding())
 
 
-def _default_dtype(mesh: Mesh | None) -> np.dtype:
+def _dtype(mesh: Mesh | None, wanted: Any) -> np.dtype:
+    if wanted is not None:
+        return parse_dtype(wanted)
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 

@@ -19,6 +19,7 @@ from llama_jax.cli.loading import load
 
 if TYPE_CHECKING:
     from llama_jax.generate import Completion
+    from llama_jax.params import Params
     from llama_jax.rounds import Delta
 
 
@@ -60,14 +61,8 @@ def generate(
     with plain_errors():
         texts = _read_prompts(prompts, file)
         given = [_parse_ids(text) for text in texts] if ids else texts
-        with status(f"loading {checkpoint}"):
-            import llama_jax
+        import llama_jax
 
-            params = load(checkpoint, dtype)
-        if params.tokenizer is None and not ids:
-            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
-        if logprobs is not None and not as_json:
-            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         settings = llama_jax.SamplingSettings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -81,6 +76,18 @@ def generate(
             logprobs=logprobs,
         )
         seeds = [(seed + row) % 2**32 for row in range(len(texts))]
+
+        def prepare(shapes: Params) -> None:
+            from llama_jax.generate import prepare
+
+            prepare(shapes, given, settings, seed=seeds)
+
+        with status(f"loading {checkpoint}"):
+            params = load(checkpoint, dtype, prepare)
+        if params.tokenizer is None and not ids:
+            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+        if logprobs is not None and not as_json:
+            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         if as_json:
             with status("generating, compiling first"):
                 done = llama_jax.generate(params, given, settings, seed=seeds)
