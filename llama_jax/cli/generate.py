@@ -166,7 +166,7 @@ class _Speed:
             return "no tokens"
         # Each row's first token is the prompt's work, and came when compiling was over.
         followed, seconds = self.tokens - len(self.rows), self.last - self.first
-        text = f"{self.tokens} tokens; the first after {self.first:.2f} s, compiling included"
+        text = f"{self.tokens} tokens; the first after {self.first:.2f} s"
         if followed > 0 and seconds > 0:
             text += f", the others at {followed / seconds:,.1f} tokens/s"
         return text
