@@ -64,8 +64,7 @@ def decoded_rows(
 ) -> Iterator[tuple[int, Delta, Decoding]]:
     """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
 
-    With a pause, the first round adds nothing to the prefill's token: it compiles the loop, so
-    that from the first delta on no text waits for a compiler.
+    With a pause, the prefill's token is given out before the loop is compiled.
     """
     writers = [
         _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
@@ -73,8 +72,9 @@ def decoded_rows(
     taken: Any = np.zeros(len(request.budget), np.int32)
     until, chunk = np.int32(1 if pause else FOREVER), chunk_of(params)
     while not all(writer.ended for writer in writers):
-        with on_mesh_of(params):
-            state = _advance(params, state, request, taken, until, chunk=chunk)
+        if until > 1:
+            with on_mesh_of(params):
+                state = _advance(params, state, request, taken, until, chunk=chunk)
         round: Round = jax.device_get(state.round)
         for i, writer in enumerate(writers):
             if not writer.ended:
