@@ -107,14 +107,16 @@ def prepare(
     *,
     tokenizer: Tokenizer | None = None,
     **changes: Any,
-) -> None:
+) -> Iterator[None]:
     """Compiles what the first batch of `generate` or `stream` with these arguments will run.
+
+    Yields after each program: after the first, a stream's first token waits for no compiler.
 
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
     tokenizer = tokenizer_of(params, tokenizer)
     rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
-    rounds.prepare(params, next(batches_of(params, rows, tokenizer)))
+    yield from rounds.prepare(params, next(batches_of(params, rows, tokenizer)))
 
 
 def _rows(

@@ -5,7 +5,7 @@ import pytest
 
 import llama_jax
 from llama_jax.checkpoint import shapes
-from llama_jax.cli.loading import load
+from llama_jax.cli.loading import load_ahead
 from llama_jax.generate import prepare
 
 PROMPTS = [[1, 2, 3]]
@@ -45,7 +45,8 @@ def test_shapes_are_those_of_what_load_returns(checkpoint):
 
 def test_what_was_prepared_from_shapes_is_not_compiled_again(checkpoint, programs):
     jax.clear_caches()
-    prepare(shapes(checkpoint), PROMPTS, max_new_tokens=4)
+    for done, _ in enumerate(prepare(shapes(checkpoint), PROMPTS, max_new_tokens=4), 1):
+        assert len(programs) == done
     assert len(programs) == 2
     params = llama_jax.load(checkpoint)
     assert list(llama_jax.stream(params, PROMPTS, max_new_tokens=4))
@@ -56,4 +57,6 @@ def test_a_failure_to_prepare_is_left_to_who_generates(checkpoint):
     def fail(_):
         raise ValueError("not heard")
 
-    assert load(checkpoint, None, fail).config == llama_jax.load(checkpoint).config
+    params, ready = load_ahead(checkpoint, None, fail)
+    ready()
+    assert params.config == llama_jax.load(checkpoint).config

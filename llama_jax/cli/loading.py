@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,20 @@ if TYPE_CHECKING:
     from llama_jax.params import Params
 
 
-def load(
-    checkpoint: Path, dtype: str | None, prepare: Callable[[Params], None] | None = None
-) -> Params:
-    """`llama_jax.load`; it mostly waits for files, and meanwhile another thread works.
+def load(checkpoint: Path, dtype: str | None) -> Params:
+    """`llama_jax.load`; it mostly waits for files, and meanwhile a thread imports Flax."""
+    params, ready = load_ahead(checkpoint, dtype, lambda _: iter(()))
+    ready()
+    return params
 
-    It imports Flax and the like, and calls `prepare` with the model's shapes.
+
+def load_ahead(
+    checkpoint: Path, dtype: str | None, prepare: Callable[[Params], Iterator[None]]
+) -> tuple[Params, Callable[[], None]]:
+    """The model, once its weights are read and the first step of `prepare` is done.
+
+    `prepare` is given the weights' shapes, in a thread, and goes on in it; the function returned
+    waits for its end.
     """
     import jax  # noqa: F401  before both, which would wait for one another over it
 
@@ -25,17 +33,26 @@ def load(
     from llama_jax.compilation import keep_programs
 
     keep_programs()  # before either compiles anything
+    first, abandoned = threading.Event(), threading.Event()
 
     def ahead() -> None:
-        from llama_jax.checkpoint import shapes
-
         # Whatever is wrong with the files or the settings will be said by who really uses them.
         with contextlib.suppress(Exception):
-            if prepare is not None:
-                prepare(shapes(checkpoint, dtype=dtype))
+            from llama_jax.checkpoint import shapes
+
+            for _ in prepare(shapes(checkpoint, dtype=dtype)):
+                first.set()
+                if abandoned.is_set():
+                    break
+        first.set()
 
     thread = threading.Thread(target=ahead)
     thread.start()
-    params = llama_jax.load(checkpoint, dtype=dtype)
-    thread.join()
-    return params
+    try:
+        params = llama_jax.load(checkpoint, dtype=dtype)
+    except BaseException:
+        abandoned.set()
+        thread.join()
+        raise
+    first.wait()
+    return params, thread.join
