@@ -7,10 +7,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax import rounds
 from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
 from llama_jax.params import Params
-from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded
+from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_batch
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
@@ -116,7 +115,7 @@ def prepare(
     """
     tokenizer = tokenizer_of(params, tokenizer)
     rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
-    yield from rounds.prepare(params, next(batches_of(params, rows, tokenizer)))
+    yield from prepare_batch(params, next(batches_of(params, rows, tokenizer)))
 
 
 def _rows(

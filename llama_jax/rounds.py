@@ -36,7 +36,7 @@ class Delta:
     """Set on a row's last delta, and there alone."""
 
 
-def prepare(params: Params, batch: Batch) -> Iterator[None]:
+def prepare_batch(params: Params, batch: Batch) -> Iterator[None]:
     """Compiles the two programs that decode a batch, or finds them compiled; yields after each.
 
     The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
