@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace) -> None:
 
 def _slots(options: argparse.Namespace) -> dict[str, Any]:
     model = prepared("S-long", None, options.dtype, {"native"}, options.work)
-    given = {OURS: _given(options, OURS, model, max(slots.SLOTS), (1,))}
+    given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
     found = slots.costs(given, model, rounds, options.work / "logs", _tell)
     return {**found, "versions": versions([OURS])}
@@ -124,8 +124,9 @@ def _contests(options: argparse.Namespace) -> dict[str, Any]:
             if reason := absent(contestant, *terms):
                 missing[f"{contestant}: {reason}"] = None
                 continue
-            context = max(effort.prefill + 1, PROMPT + effort.new)
-            given[contestant] = _given(options, contestant, model, context, BATCHES)
+            contexts = dict.fromkeys(BATCHES, PROMPT + effort.new)
+            contexts[1] = max(contexts[1], effort.prefill + 1)
+            given[contestant] = _given(options, contestant, model, contexts)
         formats = {CONTESTANTS[contestant].format for contestant in given if contestant != MACHINE}
         prepared(name, checkpoint, options.dtype, formats, options.work)
         models[name] = _measured(given, model, effort, options.work / "logs")
@@ -161,14 +162,12 @@ def _given(
     options: argparse.Namespace,
     name: str,
     model: Model,
-    context: int,
-    batches: tuple[int, ...],
+    contexts: dict[int, int],
 ) -> dict[str, Any]:
     """What a contestant's process is told on its command line."""
     entry = CONTESTANTS[name]
     own = {"module": entry.module, "path": str(model.path(entry.format))}
-    sizes = {"batches": batches, "context": context, "binary": options.llama2c}
-    return {**_common(options), **own, **sizes}
+    return {**_common(options), **own, "contexts": contexts, "binary": options.llama2c}
 
 
 def _tell(text: str) -> None:

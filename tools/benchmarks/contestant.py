@@ -50,8 +50,7 @@ class Loading:
     dtype: str
     device: str
     threads: int
-    batches: tuple[int, ...]
-    context: int
-    """Positions that a row will need at most."""
+    contexts: dict[int, int]
+    """How many positions a row needs at most, by batch size."""
     binary: str | None = None
     """Of llama2.c."""

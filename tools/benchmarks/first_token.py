@@ -70,5 +70,5 @@ def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
         return [*generate, "-n", "4", "-t", "0", "--no-echo", "--dtype", given["dtype"]]
     if name == "llama2.c":
         return llama2c_command(Path(given["path"]), given["binary"], prompt, 4)
-    one = {**given, "batches": [1], "context": 256, "first_token": prompt}
+    one = {**given, "contexts": {1: 256}, "first_token": prompt}
     return worker_command(name, one)

@@ -38,21 +38,21 @@ class Llama2c:
         if len(prompts) != 1:
             raise ValueError(f"llama2.c runs one text at a time, not {len(prompts)}")
         [prompt] = prompts
-        process = subprocess.Popen(
+        # The text begins with the prompt, of which bos and the space after it are not printed.
+        printed, end = b"", len(spelled(prompt[2:]).encode())
+        first, last, followed = 0.0, 0.0, 0
+        with subprocess.Popen(
             command(self.folder, self.binary, prompt, new),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=self.environment,
-        )
-        # The text begins with the prompt, of which bos and the space after it are not printed.
-        printed, end = b"", len(spelled(prompt[2:]).encode())
-        first, last, followed = 0.0, 0.0, 0
-        while piece := os.read(process.stdout.fileno(), 1 << 16):
-            printed += piece
-            last = time.perf_counter() if piece != b"\n" else last
-            if not first and len(printed) > end:
-                first, followed = last, len(ids_of(_text(printed[end:])))
-        if process.wait():
+        ) as process:
+            while piece := os.read(process.stdout.fileno(), 1 << 16):
+                printed += piece
+                last = time.perf_counter() if piece != b"\n" else last
+                if not first and len(printed) > end:
+                    first, followed = last, len(ids_of(_text(printed[end:])))
+        if process.returncode:
             raise RuntimeError(f"{self.binary} failed with {process.returncode}")
         tokens = ids_of(_text(printed[end:]))
         return Run([tokens], len(tokens) - followed, last - first)

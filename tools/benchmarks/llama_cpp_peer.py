@@ -39,14 +39,17 @@ class LlamaCpp:
             raise ValueError(f"llama.cpp could not load {loading.path}")
         vocab = llama_cpp.llama_model_get_vocab(self.model)
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(vocab)
-        self.contexts = {rows: self._context(rows, loading) for rows in loading.batches}
-        self.capacity = max(2048, loading.context)
+        self.capacity = max(2048, *loading.contexts.values())
+        self.contexts = {
+            rows: self._context(rows, positions, loading)
+            for rows, positions in loading.contexts.items()
+        }
         self.batch = llama_cpp.llama_batch_init(self.capacity, 0, 1)
 
-    def _context(self, rows: int, loading: Loading) -> Any:
+    def _context(self, rows: int, positions: int, loading: Loading) -> Any:
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = rows * (-(-loading.context // 256) * 256)
-        settings.n_batch = max(2048, loading.context)
+        settings.n_ctx = rows * (-(-positions // 256) * 256)
+        settings.n_batch = self.capacity
         settings.n_seq_max = rows
         settings.n_threads = settings.n_threads_batch = loading.threads
         kind = llama_cpp.GGML_TYPE_F32 if loading.dtype == "float32" else _GGML_BF16

@@ -76,9 +76,9 @@ def _measured(subject: Contestant, request: dict[str, Any]) -> dict[str, Any]:
 
 def loading_of(given: dict[str, Any]) -> Loading:
     """A contestant's part of what the parent wrote on the command line."""
-    names = ("dtype", "device", "threads", "context", "binary")
-    fields = {name: given[name] for name in names}
-    return Loading(path=Path(given["path"]), batches=tuple(given["batches"]), **fields)
+    fields = {name: given[name] for name in ("dtype", "device", "threads", "binary")}
+    contexts = {int(rows): positions for rows, positions in given["contexts"].items()}
+    return Loading(path=Path(given["path"]), contexts=contexts, **fields)
 
 
 def _own_output() -> TextIO:
