@@ -114,7 +114,9 @@ def _slots(options: argparse.Namespace) -> dict[str, Any]:
 def _contests(options: argparse.Namespace) -> dict[str, Any]:
     checkpoint = options.checkpoint
     names = [checkpoint.resolve().name] if checkpoint else options.shapes.split(",")
-    models, missing, taken = {}, {}, set()
+    models: dict[str, Any] = {}
+    missing: list[str] = []
+    taken: set[str] = set()
     for name in names:
         model = prepared(name, checkpoint, options.dtype, {"native"}, options.work)
         effort = _effort(options, name).within(model)
@@ -122,7 +124,7 @@ def _contests(options: argparse.Namespace) -> dict[str, Any]:
         for contestant in options.contestants:
             terms = model.config, options.dtype, options.device, options.llama2c
             if reason := absent(contestant, *terms):
-                missing[f"{contestant}: {reason}"] = None
+                missing.append(f"{contestant} ({name}): {reason}")
                 continue
             contexts = dict.fromkeys(BATCHES, PROMPT + effort.new)
             contexts[1] = max(contexts[1], effort.prefill + 1)
@@ -131,7 +133,7 @@ def _contests(options: argparse.Namespace) -> dict[str, Any]:
         prepared(name, checkpoint, options.dtype, formats, options.work)
         models[name] = _measured(given, model, effort, options.work / "logs")
         taken |= given.keys() - {MACHINE}
-    return {"models": models, "absent": list(missing), "versions": versions(sorted(taken))}
+    return {"models": models, "absent": missing, "versions": versions(sorted(taken))}
 
 
 def _measured(

@@ -58,7 +58,7 @@ def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
         with contextlib.suppress(OSError):
             process.communicate()
     if process.returncode or not written.strip():
-        raise RuntimeError(f"{name} gave no first token; its command: {process.args}")
+        raise RuntimeError(f"{name} gave no first token; its command: {process.args!r}")
     return seconds
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from llama_jax.config import Config, YarnScaling
 from llama_jax.model import rope_frequencies
 from llama_jax.ops import rope
 
-_NAMES = {
+_NAMES: dict[tuple[str, ...], str] = {
     ("attention_norm", "scale"): "attn_norm",
     ("attention", "wq"): "attn_q",
     ("attention", "wk"): "attn_k",
@@ -61,7 +62,7 @@ def write_gguf(checkpoint: Path, destination: Path) -> None:
     writer.close()
 
 
-def _add_settings(writer: object, c: Config) -> None:
+def _add_settings(writer: Any, c: Config) -> None:
     add = {
         "context_length": c.max_seq_len,
         "embedding_length": c.dim,

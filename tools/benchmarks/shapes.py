@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from llama_jax.checkpoint.names import table
 from llama_jax.config import Config
 
 
-def _shape(dim: int, layers: int, heads: int, kv_heads: int, hidden: int, **others: object):
-    common = {"vocab_size": 32000, "norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None}
-    biases = {"attention_bias": False, "mlp_bias": False}
+def _shape(dim: int, layers: int, heads: int, kv_heads: int, hidden: int, **others: Any) -> Config:
+    common: dict[str, Any] = {
+        "vocab_size": 32000,
+        "norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
     return Config(
         dim=dim,
         n_layers=layers,
@@ -18,7 +26,7 @@ def _shape(dim: int, layers: int, heads: int, kv_heads: int, hidden: int, **othe
         n_kv_heads=kv_heads,
         head_dim=dim // heads,
         hidden_dim=hidden,
-        **{**common, **biases, **others},
+        **{**common, **others},
     )
 
 

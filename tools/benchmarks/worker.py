@@ -25,6 +25,7 @@ def main() -> None:
     """Answers requests until there are none."""
     name, given = sys.argv[1], json.loads(sys.argv[2])
     answers = _own_output()
+    subject: Any
     subject, ready = _machine(given) if name == MACHINE else _contestant(given)
     if "first_token" in given:
         ready["tokens"] = subject.decode([given["first_token"]], 1).tokens

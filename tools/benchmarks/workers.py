@@ -34,14 +34,17 @@ class Worker:
 
     def ask(self, do: str, **request: Any) -> dict[str, Any]:
         """The worker's answer; RuntimeError, with the end of its log, where it has none."""
-        self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as the missing answer will tell
+            self.process.stdin.write(json.dumps({"do": do, **request}) + "\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def stop(self) -> None:
         """Ends the process and waits for it."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
     def _answer(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
