@@ -99,6 +99,7 @@ def _run(options: argparse.Namespace) -> None:
     _tell(f"the numbers are in {output}")
     if options.slots:
         slots.plot(result, PLOT if options.docs else options.work / PLOT.name)
+        text += f"\n\n![Decode's cost against the slots in use]({PLOT.name})"
     if options.docs:
         table.write_docs(DOCUMENT, name, text)
 

@@ -32,7 +32,7 @@ def _heading(result: dict[str, Any]) -> str:
     return (
         f"{result['date']}, on {machine['processor']}, {machine['cores']} cores used, "
         f"{memory:.0f} GiB, {machine['device']}; Python {machine['python']}, {versions}.\n"
-        f"`{result['command']}`, {result['seconds'] / 60:.0f} minutes."
+        f"`{result['command'].strip()}`, {result['seconds'] / 60:.1f} minutes."
     )
 
 
