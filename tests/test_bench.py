@@ -128,6 +128,33 @@ def test_a_contestant_that_computes_another_model_is_not_timed():
         check_agreement("peer", "float32", 1, None)
 
 
+def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
+    config = SHAPES["tiny"]
+    step = 4 * read_per_step(config)
+    ours = {"decode 1": [50.0, 60.0], "decode 8": [400.0, 400.0], "prefill": [30.0, 30.0]}
+    alone = {"decode 1": [100.0, 120.0]}  # as llama2.c, which does one text at a time
+    machine = {f"bandwidth {batch}": [100.0 * step, 120.0 * step] for batch in (1, 8)}
+    machine["matrix float32"] = [60 * prefill_flops(config, 64) / 64] * 2
+    held = {"loaded_bytes": 2 * 4 * parameters(config), "peak_bytes": 3 * 4 * parameters(config)}
+    one = {
+        "config": config.to_json(),
+        "prefill": 64,
+        "rates": {"llama_jax": ours, "llama2.c": alone, MACHINE: machine},
+        "memory": {"llama_jax": held, "llama2.c": {**held, "loaded_bytes": 0}},
+        "first_tokens": {
+            "llama_jax": {"cold": [3.0, 3.0], "cached": [1.0, 1.0]},
+            "llama2.c": {"cold": [0.5, 0.5]},
+        },
+    }
+    rows = table.model_table("tiny", one, "float32").splitlines()[2:]
+    cells = {line.split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in rows[2:5]}
+    assert len({line.count("|") for line in rows[:5]}) == 1
+    assert cells["| llama_jax"][0] == "55.0 (52.5-57.5); 0.50"
+    assert cells["| llama_jax"][1:] == ["400; 0.46", "30.0; 0.50", "3.00", "1.00", "2.00", "3.00"]
+    assert cells["| llama_jax / llama2.c"] == ["0.500", "", "", "6.00", "2.00", "", "1.00"]
+    assert rows[-1].startswith("In the same rounds the machine reads ")
+
+
 def test_the_document_changes_between_its_markers_alone():
     document = "a\n<!-- bench cpu -->\nold\n<!-- end of bench cpu -->\nb\n"
     assert table.replaced(document, "cpu", "new") == document.replace("old", "new")

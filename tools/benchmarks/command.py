@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import slots, table
+from benchmarks.columns import ITEMSIZE
 from benchmarks.contest import BATCHES, PROMPT, Effort, contest, prompts
 from benchmarks.entrants import CONTESTANTS, OURS, absent, versions
 from benchmarks.first_token import first_tokens
@@ -50,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, help="measure this checkpoint, of any format, and no shape")
     add("--slots", action="store_true", help="decode's cost at 256 to 16,384 slots, ours alone")
     add("--device", choices=("cpu", "gpu"), default="cpu")
-    add("--dtype", choices=tuple(table.ITEMSIZE), help="float32 on CPU, bfloat16 on a GPU")
+    add("--dtype", choices=tuple(ITEMSIZE), help="float32 on CPU, bfloat16 on a GPU")
     add("--contestants", default=",".join(CONTESTANTS), help="whom to measure (all there are)")
     add("--llama2c", metavar="PATH", help="llama2.c's compiled `run`")
     add("--threads", type=int, help="cores that each contestant gets (all)")
