@@ -275,6 +275,8 @@ def test_our_worker_measures_what_generate_writes(native):
         np.argmax(answered(ours, {"do": "logits", "prompt": rows[0]})["logits"])
         == (written[0].tokens[0])
     )
+    with pytest.raises(ValueError, match="came at once"):
+        answered(ours, {"do": "decode", "prompts": rows[:1], "new": 1})
     with pytest.raises(ValueError, match="'sing'"):
         answered(ours, {"do": "sing"})
 

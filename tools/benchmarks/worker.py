@@ -67,6 +67,11 @@ def _measured(subject: Contestant, request: dict[str, Any]) -> dict[str, Any]:
     match request:
         case {"do": "decode", "prompts": prompts, "new": new}:
             run = subject.decode(prompts, new)
+            if not run.followed or not run.seconds:
+                raise ValueError(
+                    f"all {new} tokens came at once, so there is no rate; ask for more of them, or "
+                    "leave this contestant out of so small a model"
+                )
             return {"tokens": run.tokens, "rate": run.followed / run.seconds}
         case {"do": "prefill", "prompt": prompt}:
             return {"rate": len(prompt) / subject.prefill(prompt)}
