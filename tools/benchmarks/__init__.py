@@ -1,0 +1,1 @@
+"""What `tools/bench.py` measures with: models on disk, contestants, rounds, tables."""

@@ -1,0 +1,74 @@
+"""What one model's measurements come to: a column a measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from benchmarks.shapes import parameters, prefill_flops, read_per_step
+from benchmarks.spread import paired, spread_of
+from benchmarks.worker import MACHINE
+from llama_jax.config import Config
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
+Values = dict[str, list[float]]
+"""By contestant; one that a measure does not concern has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One measure of every contestant."""
+
+    title: str
+    cells: dict[str, str]
+    values: Values
+    """What ratios are taken of, round by round."""
+
+
+def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
+    """The columns of a model's table, from what `command` keeps of it."""
+    config, machine = Config.from_json(one["config"]), one["rates"][MACHINE]
+    step = read_per_step(config) * ITEMSIZE[dtype]
+    found = []
+    for batch in (1, 8):
+        limit = [batch * rate / step for rate in machine[f"bandwidth {batch}"]]
+        title = f"decode, batch {batch} (tokens/s; of the bandwidth limit)"
+        found.append(_rates(title, _measured(one, f"decode {batch}"), limit))
+    time = one["prefill"]
+    limit = [rate * time / prefill_flops(config, time) for rate in machine[f"matrix {dtype}"]]
+    title = f"prefill {time} (tokens/s; of the matrix limit)"
+    found.append(_rates(title, _measured(one, "prefill"), limit))
+    if one["first_tokens"]:
+        found += [_first_tokens(one["first_tokens"], kind) for kind in ("cold", "cached")]
+    nbytes = parameters(config) * ITEMSIZE[dtype]
+    found.append(_memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes))
+    found.append(_memory("peak in all (times the weights)", one, "peak_bytes", nbytes))
+    return found
+
+
+def _measured(one: dict[str, Any], measure: str) -> Values:
+    return {name: rates.get(measure, []) for name, rates in one["rates"].items() if name != MACHINE}
+
+
+def _rates(title: str, values: Values, limit: list[float]) -> Column:
+    cells = {
+        name: f"{spread_of(rates).text()}; {paired(rates, limit).median:.2f}"
+        for name, rates in values.items()
+        if rates
+    }
+    return Column(title, cells, values)
+
+
+def _first_tokens(times: dict[str, Any], kind: str) -> Column:
+    """A peer compiles nothing: its one time stands against ours of either kind."""
+    cells = {name: spread_of(own[kind]).text() for name, own in times.items() if kind in own}
+    values = {name: own.get(kind, own["cold"]) for name, own in times.items()}
+    return Column(f"first token, {kind} (s)", cells, values)
+
+
+def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:
+    """Whoever loads nothing until it is run, as llama2.c, shows nothing loaded."""
+    values = {
+        name: [own[kind] / nbytes] if own[kind] else [] for name, own in one["memory"].items()
+    }
+    return Column(title, {name: f"{own[0]:.2f}" for name, own in values.items() if own}, values)

@@ -1,0 +1,119 @@
+"""A native checkpoint as a GGUF file, which llama.cpp reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.config import Config, YarnScaling
+from llama_jax.model import rope_frequencies
+from llama_jax.ops import rope
+
+_NAMES: dict[tuple[str, ...], str] = {
+    ("attention_norm", "scale"): "attn_norm",
+    ("attention", "wq"): "attn_q",
+    ("attention", "wk"): "attn_k",
+    ("attention", "wv"): "attn_v",
+    ("attention", "wo"): "attn_output",
+    ("ffn_norm", "scale"): "ffn_norm",
+    ("feed_forward", "w1"): "ffn_gate",
+    ("feed_forward", "w2"): "ffn_down",
+    ("feed_forward", "w3"): "ffn_up",
+}
+_ENDS = {"tok_embeddings": "token_embd", "norm": "output_norm", "output": "output"}
+
+
+def unsupported(config: Config) -> str | None:
+    """Why llama.cpp cannot be given this model by this writer, or None where it can."""
+    if config.attention_bias or config.mlp_bias:
+        return "it has biases, which the GGUF writer leaves out"
+    if isinstance(config.rope_scaling, YarnScaling):
+        return "its RoPE scaling is YaRN, which the GGUF writer leaves out"
+    return None
+
+
+def write_gguf(checkpoint: Path, destination: Path) -> None:
+    """Writes the checkpoint's weights in its own dtype, with token ids and no tokenizer.
+
+    Our pairs of q and k are adjacent, as llama.cpp's are: it is Hugging Face's rows that its own
+    converter has to permute.
+    """
+    import gguf
+
+    source = open_checkpoint(checkpoint)
+    if reason := unsupported(source.config):
+        raise ValueError(f"{checkpoint} cannot be written as GGUF: {reason}")
+    writer = gguf.GGUFWriter(destination, "llama")
+    _add_settings(writer, source.config)
+    tensors = {_name(path): tensor for path, tensor in source.tensors.items()}
+    for name, array in _laid_out(source.config, tensors, shapes_alone=True):
+        raw = gguf.GGMLQuantizationType.BF16 if array.dtype == np.uint8 else None
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes, raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for _, array in _laid_out(source.config, tensors, shapes_alone=False):
+        writer.write_tensor_data(array)
+    writer.close()
+
+
+def _add_settings(writer: Any, c: Config) -> None:
+    add = {
+        "context_length": c.max_seq_len,
+        "embedding_length": c.dim,
+        "block_count": c.n_layers,
+        "feed_forward_length": c.hidden_dim,
+        "attention.head_count": c.n_heads,
+        "attention.head_count_kv": c.n_kv_heads,
+        "attention.key_length": c.head_dim,
+        "attention.value_length": c.head_dim,
+        "rope.dimension_count": c.head_dim,
+        "vocab_size": c.vocab_size,
+    }
+    for name, value in add.items():
+        writer.add_uint32(f"llama.{name}", value)
+    writer.add_float32("llama.attention.layer_norm_rms_epsilon", c.norm_eps)
+    writer.add_float32("llama.rope.freq_base", c.rope_theta)
+    writer.add_string("tokenizer.ggml.model", "no_vocab")
+
+
+def _name(path: tuple[str, ...]) -> str:
+    if path[0] in _ENDS:
+        return f"{_ENDS[path[0]]}.weight"
+    layer = path[0].removeprefix("layers_")
+    return f"blk.{layer}.{_NAMES[path[1:]]}.weight"
+
+
+def _laid_out(
+    config: Config, tensors: dict[str, Stored], *, shapes_alone: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Each tensor as the file holds it: [out, in], a vector in float32, bfloat16 as bytes."""
+    for name, tensor in tensors.items():
+        turned = len(tensor.shape) == 2 and name != "token_embd.weight"
+        shape = tuple(reversed(tensor.shape)) if turned else tuple(tensor.shape)
+        dtype = np.dtype(np.float32) if len(shape) == 1 else tensor.dtype
+        if shapes_alone:
+            array = np.broadcast_to(np.zeros((), dtype), shape)
+        else:
+            array = transposed(tensor[...]) if turned else tensor[...].astype(dtype)
+        if dtype.name == "bfloat16":
+            bytes_of = (*shape[:-1], 2 * shape[-1])
+            zeros = np.broadcast_to(np.zeros((), np.uint8), bytes_of)
+            array = zeros if shapes_alone else array.view(np.uint8)
+        yield name, array
+    if config.rope_scaling is not None:
+        plain = rope.frequencies(config.head_dim, config.rope_theta)
+        yield "rope_freqs.weight", (plain / rope_frequencies(config)).astype(np.float32)
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, contiguous; copied in bands, which miss the cache less."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    for row in range(0, len(matrix), 16):
+        out[:, row : row + 16] = matrix[row : row + 16].T
+    return out

@@ -1,0 +1,95 @@
+"""Results as Markdown, and into the document that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.columns import ITEMSIZE, Column, columns_of
+from benchmarks.entrants import OURS
+from benchmarks.shapes import parameters
+from benchmarks.spread import Spread, paired, significant, spread_of
+from benchmarks.worker import MACHINE
+from llama_jax.config import Config
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The whole of one run: the machine, then a table a model."""
+    parts = [_heading(result)]
+    parts += [model_table(name, one, result["dtype"]) for name, one in result["models"].items()]
+    if result["absent"]:
+        parts.append("\n".join(f"Not here: {line}." for line in result["absent"]))
+    return "\n\n".join(parts)
+
+
+def _heading(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    memory = machine["memory_bytes"] / 2**30
+    return (
+        f"{result['date']}, on {machine['processor']}, {machine['cores']} cores used, "
+        f"{memory:.0f} GiB, {machine['device']}; Python {machine['python']}, {versions}.\n"
+        f"`{result['command'].strip()}`, {result['seconds'] / 60:.1f} minutes."
+    )
+
+
+def model_table(name: str, one: dict[str, Any], dtype: str) -> str:
+    """A row for each contestant, a row for each peer's ratio, and what the machine could do."""
+    count, columns = parameters(Config.from_json(one["config"])), columns_of(one, dtype)
+    contestants = [contestant for contestant in one["rates"] if contestant != MACHINE]
+    lines = [["", *(column.title for column in columns)]]
+    for contestant in contestants:
+        lines.append([contestant, *(column.cells.get(contestant, "") for column in columns)])
+    for peer in contestants:
+        if peer != OURS:
+            lines.append([f"{OURS} / {peer}", *(_ratio(column, peer) for column in columns)])
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    rows.insert(1, "|---" * len(lines[0]) + "|")
+    nbytes = count * ITEMSIZE[dtype]
+    title = f"**{name}** ({count / 1e6:,.1f}M parameters, {dtype}, {nbytes / 1e9:.2f} GB)"
+    return "\n\n".join([title, "\n".join(rows), _machine(one["rates"][MACHINE])])
+
+
+def _ratio(column: Column, peer: str) -> str:
+    theirs = column.values[peer]
+    return paired(column.values[OURS], theirs).text() if theirs else ""
+
+
+def _machine(rates: dict[str, list[float]]) -> str:
+    """What the machine did in the same rounds."""
+    read = [rate for name, some in rates.items() if name.startswith("bandwidth") for rate in some]
+    parts = [f"reads {_giga(spread_of(read))} GB/s"]
+    for name, some in rates.items():
+        if name.startswith("matrix"):
+            parts.append(f"multiplies {name.split()[1]} at {_giga(spread_of(some))} GFLOP/s")
+    return f"In the same rounds the machine {', '.join(parts)}."
+
+
+def _giga(rate: Spread) -> str:
+    return Spread(*(value / 1e9 for value in (rate.median, rate.low, rate.high))).text()
+
+
+def slots_table(result: dict[str, Any]) -> str:
+    """Decode's cost at each number of used slots, and the line through them."""
+    costs = {int(slots): spread_of(ms) for slots, ms in result["milliseconds"].items()}
+    rows = ["| slots in use | ms a token |", "|---|---|"]
+    rows += [f"| {slots:,} | {cost.text()} |" for slots, cost in costs.items()]
+    start, slope = result["line"]
+    fit = f"{significant(start)} ms, and {significant(slope * 1000)} ms for every 1,000 slots"
+    worst = f"{100 * result['off_line']:.0f} %"
+    text = f"The line through them: {fit}; the point farthest off it is {worst} away."
+    return "\n\n".join([_heading(result), "\n".join(rows), text])
+
+
+def replaced(document: str, name: str, text: str) -> str:
+    """The document with `text` between the two markers of `name`."""
+    begin, end = f"<!-- bench {name} -->", f"<!-- end of bench {name} -->"
+    if document.count(begin) != 1 or document.count(end) != 1:
+        raise ValueError(f"the document must hold {begin} and {end} once each; add both lines")
+    before, rest = document.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
+
+
+def write_docs(path: Path, name: str, text: str) -> None:
+    """`replaced`, in a file."""
+    path.write_text(replaced(path.read_text(), name, text))
