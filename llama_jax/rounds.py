@@ -95,7 +95,8 @@ def decoded_rows(
         _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
     ]
     taken: Any = np.zeros(len(request.budget), np.int32)
-    until, chunk = np.int32(1 if pause else FOREVER), chunk_of(params)
+    at_once = pause is None and max(row.budget for row in rows) > 1
+    until, chunk = np.int32(FOREVER if at_once else 1), chunk_of(params)
     while not all(writer.ended for writer in writers):
         if until > 1:
             with on_mesh_of(params):
