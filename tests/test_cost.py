@@ -67,16 +67,12 @@ def test_a_step_copies_neither_the_cache_nor_a_weight(wide, dtype, batch):
 
 
 def test_a_long_text_holds_nothing_of_time_by_time(config):
-    """Not even a mask of one byte: attention goes block by block, its gradient too."""
+    """Not even a mask of one byte, for one head: attention goes block by block."""
     time = 16384
     tokens = jax.ShapeDtypeStruct((1, time), jnp.int32)
 
     def last_logits(params, tokens, positions):
         return forward(params, tokens, positions, at=jnp.full((1, 1), time - 1))[0]
 
-    def loss(params, tokens, positions):
-        return last_logits(params, tokens, positions).var()
-
-    for program in (last_logits, jax.grad(loss)):
-        compiled = jax.jit(program).lower(shapes_of(config, "float32"), tokens, tokens).compile()
-        assert compiled.memory_analysis().temp_size_in_bytes < time * time
+    program = jax.jit(last_logits).lower(shapes_of(config, "float32"), tokens, tokens)
+    assert program.compile().memory_analysis().temp_size_in_bytes < time * time // 2
