@@ -7,7 +7,7 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
 from llama_jax.ops.attention import Span, attention
@@ -69,7 +69,11 @@ class KVCache:
 
     @classmethod
     def empty(cls, config: Config, *, batch: int, slots: int, dtype: jnp.dtype) -> KVCache:
-        """A cache for `batch` rows of up to `slots` positions."""
+        """A cache for `batch` rows of up to `slots` positions.
+
+        It may be wider than the activations: on a CPU a 16-bit cache can cost a pass over all of
+        it at every step.
+        """
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
         k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
@@ -92,9 +96,8 @@ class KVCache:
         own = _own_span(k, v, positions)
         spans = [own]
         if not self.fresh:
-            past = jnp.arange(self.slots) < positions[:, :1]
-            visible = jnp.broadcast_to(past[:, None], (*positions.shape, self.slots))
-            spans = [Span(self.k[layer], self.v[layer], visible), own]
+            slots = jnp.arange(self.slots)[None]
+            spans = [Span(self.k[layer], self.v[layer], slots, positions[:, :1] - 1), own]
         out = attention(q, spans)
         return out, dataclasses.replace(self, step=(*self.step, (own.k, own.v)))
 
@@ -112,11 +115,7 @@ class KVCache:
 
 def _own_span(k: NewKeys, v: NewKeys, positions: Positions) -> Span:
     heads_first = (0, 2, 1, 3)
-    return Span(k.transpose(heads_first), v.transpose(heads_first), _causal(positions))
-
-
-def _causal(positions: Positions) -> Bool[Array, "batch time time"]:
-    return positions[:, None, :] <= positions[:, :, None]
+    return Span(k.transpose(heads_first), v.transpose(heads_first), positions, positions)
 
 
 def _write(
@@ -125,7 +124,7 @@ def _write(
     positions: Positions,
 ) -> Float[Array, "batch kv_heads slots head_dim"]:
     rows = jnp.arange(slots.shape[0])[:, None]
-    new = new.transpose(0, 2, 1, 3)
+    new = new.transpose(0, 2, 1, 3).astype(slots.dtype)
     return slots.at[rows, :, positions].set(new, mode="drop", unique_indices=True)
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 from llama_jax.cache import Cache, Uncached
 from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops import rope
+from llama_jax.ops.embedding import rows_at
 from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
@@ -81,7 +82,7 @@ class Transformer(nn.Module):
     ) -> tuple[Logits, Cache]:
         c = self.config
         embedding = Embedding(c, self.init_dtype, name="tok_embeddings")()
-        x = constrain(jnp.take(embedding, tokens, axis=0), ACTIVATION)
+        x = constrain(rows_at(embedding, tokens), ACTIVATION)
         turns = rope.rotations(positions, rope_frequencies(c))
         if isinstance(c.rope_scaling, YarnScaling):
             turns = turns * c.rope_scaling.attention_factor

@@ -45,6 +45,19 @@ def test_linear_multiplies_by_an_in_out_weight():
     np.testing.assert_allclose(linear(x, w), np.float64(x) @ np.float64(w), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(512, 640), (520, 640), (24, 16)], ids=str)
+def test_linear_is_the_product_in_whatever_form_the_platform_takes(rows, dtype, shape):
+    """One row of a large weight, of one whose rows make no whole pieces, and of a small one."""
+    x, w = normal(0, rows, 1, shape[0]).astype(dtype), normal(1, *shape).astype(dtype)
+    expected = np.float64(x) @ np.float64(w)
+    out = jax.jit(linear)(x, w)
+    assert out.dtype == x.dtype
+    precision = 1e-5 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(np.float64(out), expected, rtol=precision, atol=20 * precision)
+
+
 def test_linear_lets_a_weight_multiply_itself():
     @jax.tree_util.register_dataclass
     @dataclasses.dataclass
@@ -174,33 +187,77 @@ def attention_in_numpy(q, k, v, visible):
     return out
 
 
+def seen(span, time):
+    """Which query sees which key of a span, as [batch, time, span]."""
+    batch, last = len(span.k), jnp.broadcast_to(span.last, (len(span.k), time))
+    return np.asarray(span.positions[:, None] <= last[:, :, None]) & np.ones((batch, 1, 1), bool)
+
+
+def causal(k, v):
+    positions = jnp.broadcast_to(jnp.arange(k.shape[2]), (len(k), k.shape[2]))
+    return Span(k, v, positions, positions)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_is_its_formula_whatever_the_groups(kv_heads):
     q, k, v = normal(0, 2, 5, 4, 8), normal(1, 2, kv_heads, 5, 8), normal(2, 2, kv_heads, 5, 8)
-    visible = np.broadcast_to(np.tril(np.ones((5, 5), bool)), (2, 5, 5))
-    out = attention(q, [Span(k, v, jnp.asarray(visible))])
-    np.testing.assert_allclose(out, attention_in_numpy(q, k, v, visible), rtol=1e-5, atol=1e-6)
+    span = causal(k, v)
+    expected = attention_in_numpy(q, k, v, seen(span, 5))
+    np.testing.assert_allclose(attention(q, [span]), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_attention_over_two_spans_is_attention_over_their_union():
-    q, k, v = normal(0, 2, 3, 4, 8), normal(1, 2, 2, 9, 8), normal(2, 2, 2, 9, 8)
-    visible = jax.random.bernoulli(jax.random.key(3), 0.5, (2, 3, 9)).at[:, :, 0].set(True)
-    cut = [Span(k[:, :, s], v[:, :, s], visible[:, :, s]) for s in (slice(0, 4), slice(4, 9))]
-    whole = attention(q, [Span(k, v, visible)])
-    np.testing.assert_allclose(attention(q, cut), whole, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("time", [1, 3])
+def test_attention_over_two_spans_is_attention_over_their_union(time):
+    q, k, v = normal(0, 2, time, 4, 8), normal(1, 2, 2, 9, 8), normal(2, 2, 2, 9, 8)
+    places = jax.random.permutation(jax.random.key(3), jnp.tile(jnp.arange(9), (2, 1)), axis=1)
+    last = jnp.arange(2 * time).reshape(2, time) + 1
+    whole = Span(k, v, places, last)
+    cut = [Span(k[:, :, s], v[:, :, s], places[:, s], last) for s in (slice(0, 4), slice(4, 9))]
+    expected = attention_in_numpy(q, k, v, seen(whole, time))
+    np.testing.assert_allclose(attention(q, [whole]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attention(q, cut), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_attention_ignores_a_span_of_which_nothing_is_visible():
     q, k, v = normal(0, 1, 2, 2, 8), normal(1, 1, 2, 4, 8), normal(2, 1, 2, 4, 8)
-    everything, nothing = jnp.ones((1, 2, 4), bool), jnp.zeros((1, 2, 4), bool)
-    hidden = Span(jnp.full_like(k, 1e30), jnp.full_like(v, 1e30), nothing)
-    alone = attention(q, [Span(k, v, everything)])
-    np.testing.assert_array_equal(attention(q, [hidden, Span(k, v, everything)]), alone)
+    slots, before, all_of_them = jnp.arange(4)[None], jnp.array([[-1]]), jnp.array([[3]])
+    hidden = Span(jnp.full_like(k, 1e30), jnp.full_like(v, 1e30), slots, before)
+    shown = Span(k, v, slots, all_of_them)
+    alone = attention(q, [shown])
+    np.testing.assert_array_equal(attention(q, [hidden, shown]), alone)
+    np.testing.assert_array_equal(attention(q, [shown, hidden]), alone)
+
+
+@pytest.mark.parametrize("used", [0, 5, 24])
+def test_attention_in_blocks_is_attention_at_once(monkeypatch, used):
+    """Blocks that divide neither the queries nor the keys, over a past used in part."""
+    q, k, v = normal(0, 2, 21, 4, 8), normal(1, 2, 2, 21, 8), normal(2, 2, 2, 21, 8)
+    positions = used + jnp.tile(jnp.arange(21), (2, 1))
+    past_k, past_v = normal(3, 2, 2, 27, 8), normal(4, 2, 2, 27, 8)
+    past = Span(past_k, past_v, jnp.arange(27)[None], positions[:, :1] - 1)
+    spans = [past, Span(k, v, positions, positions)]
+
+    def loss(q, spans):
+        return jnp.sum(jnp.sin(attention(q, spans)))
+
+    at_once, gradient_at_once = jax.value_and_grad(loss)(q, spans[1:]) if used == 0 else (0, 0)
+    whole = attention(q, spans)
+    monkeypatch.setattr("llama_jax.ops.attention.QUERIES", 4)
+    monkeypatch.setattr("llama_jax.ops.attention.KEYS", 8)
+    jax.clear_caches()
+    try:
+        np.testing.assert_allclose(attention(q, spans), whole, rtol=1e-5, atol=1e-6)
+        if used == 0:
+            value, gradient = jax.value_and_grad(loss)(q, spans[1:])
+            np.testing.assert_allclose(value, at_once, rtol=1e-5)
+            np.testing.assert_allclose(gradient, gradient_at_once, rtol=1e-4, atol=1e-5)
+    finally:
+        jax.clear_caches()
 
 
 def test_softmax_is_float32_for_bfloat16_heads():
     # 400 equal scores: bfloat16 would lose most of a sum of 400 weights.
     q, k = jnp.zeros((1, 1, 1, 8), jnp.bfloat16), jnp.zeros((1, 1, 400, 8), jnp.bfloat16)
     v = jnp.ones((1, 1, 400, 8), jnp.bfloat16)
-    out = attention(q, [Span(k, v, jnp.ones((1, 1, 400), bool))])
+    out = attention(q, [Span(k, v, jnp.arange(400)[None], jnp.array([[399]]))])
     np.testing.assert_allclose(np.float32(out), 1, rtol=0.01)
