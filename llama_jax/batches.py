@@ -16,7 +16,7 @@ from llama_jax.config import Config
 from llama_jax.params import Params
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
-from llama_jax.sharding import replicated
+from llama_jax.sharding import cache_dtype, replicated
 from llama_jax.stop_strings import stop_strings
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -170,7 +170,7 @@ def batches_of(params: Params, rows: Sequence[Row], tokenizer: Tokenizer | None)
 def rows_at_once(params: Params, slots: int) -> int:
     """How many rows a batch may have, a power of two, for the size of their cache."""
     c = params.config
-    row_bytes = slots * c.n_layers * c.n_kv_heads * c.head_dim * 2 * params.dtype.itemsize
+    row_bytes = slots * c.n_layers * c.n_kv_heads * c.head_dim * 2 * cache_dtype(params).itemsize
     size = 1
     while size < MAX_ROWS and 2 * size * row_bytes <= CACHE_BYTES:
         size *= 2

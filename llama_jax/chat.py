@@ -17,7 +17,7 @@ from llama_jax.params import Params
 from llama_jax.rounds import Delta, chunk_of, decoded_rows
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
-from llama_jax.sharding import on_mesh_of, replicated
+from llama_jax.sharding import cache_dtype, on_mesh_of, replicated
 from llama_jax.tokenizer import Message, Tokenizer
 
 CHUNK = 64
@@ -156,7 +156,7 @@ class Conversation:
         slots = slots_for(len(ids), config)
         cache = self._cache
         if cache is None or cache.k[0].is_deleted():  # an answer was cut short inside a step
-            cache = KVCache.empty(config, batch=1, slots=slots, dtype=self.params.dtype)
+            cache = KVCache.empty(config, batch=1, slots=slots, dtype=cache_dtype(self.params))
             cache, self._read = dataclasses.replace(cache, fresh=False), 0
         if cache.slots < slots:
             cache = _grown(cache, slots=slots)

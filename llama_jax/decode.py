@@ -65,12 +65,13 @@ def prefill(
     request: Request,
     *,
     slots: int,
+    dtype: Any,
 ) -> Decoding:
     """Reads prompts, padded on the right with anything, and decides each row's first token.
 
-    `slots` is how many positions the cache has; `KVCache.grown` gives it more.
+    `slots` is how many positions the cache has, of `dtype`; `KVCache.grown` gives it more.
     """
-    cache = KVCache.empty(params.config, batch=len(prompts), slots=slots, dtype=params.dtype)
+    cache = KVCache.empty(params.config, batch=len(prompts), slots=slots, dtype=dtype)
     width = min(prompts.shape[1], PREFILL_CHUNK)
     return resume(params, cache, prompts, lengths, jnp.array(0), request, width=width)
 

@@ -15,7 +15,7 @@ from llama_jax.decode import Decoding, Round, advance, prefill
 from llama_jax.params import Params
 from llama_jax.sample import Request
 from llama_jax.score import TokenLogprob
-from llama_jax.sharding import on_mesh_of
+from llama_jax.sharding import cache_dtype, on_mesh_of, platform_of
 from llama_jax.spelling import Speller
 from llama_jax.tokenizer import Tokenizer
 
@@ -44,7 +44,9 @@ def prepare_batch(params: Params, batch: Batch) -> Iterator[None]:
     """
     request = batch.request
     with on_mesh_of(params):
-        first = _prefill.lower(params, batch.prompts, batch.lengths, request, slots=batch.slots)
+        first = _prefill.lower(
+            params, batch.prompts, batch.lengths, request, **_sizes(params, batch)
+        )
         made = first.compile()
     yield
     with on_mesh_of(params):
@@ -74,7 +76,9 @@ def decoded(
             yield i, Delta(row.index, "", [], logprobs, "length")
         return
     with on_mesh_of(params):
-        state = _prefill(params, batch.prompts, batch.lengths, batch.request, slots=batch.slots)
+        state = _prefill(
+            params, batch.prompts, batch.lengths, batch.request, **_sizes(params, batch)
+        )
     rounds = decoded_rows(params, batch.rows, batch.request, state, tokenizer, pause)
     yield from ((i, delta) for i, delta, _ in rounds)
 
@@ -152,10 +156,14 @@ class _Writer:
 
 def chunk_of(params: Params) -> int:
     """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
-    leaf = jax.tree.leaves(params.weights)[0]
-    return 1 if next(iter(leaf.sharding.device_set)).platform == "cpu" else 8
+    return 1 if platform_of(params) == "cpu" else 8
 
 
-_prefill = jax.jit(prefill, static_argnames="slots")
+def _sizes(params: Params, batch: Batch) -> dict[str, Any]:
+    """What is static of a prefill."""
+    return {"slots": batch.slots, "dtype": cache_dtype(params)}
+
+
+_prefill = jax.jit(prefill, static_argnames=("slots", "dtype"))
 _advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
 _grown = jax.jit(KVCache.grown, static_argnames="slots")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from llama_jax.model import forward
 from llama_jax.params import Params
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
-from llama_jax.sharding import on_mesh_of
+from llama_jax.sharding import cache_dtype, on_mesh_of
 from llama_jax.tokenizer import Tokenizer
 
 CHUNK = 128
@@ -140,7 +141,7 @@ def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     for padded, one in zip(tokens, ids, strict=False):
         padded[: len(one)] = one
     with on_mesh_of(params):
-        chosen, top_ids, tops = jax.device_get(_logprobs(params, tokens))
+        chosen, top_ids, tops = jax.device_get(_logprobs(params, tokens, cache_dtype(params)))
     return [
         [
             TokenLogprob.of(one[i + 1], chosen[row, i], top_ids[row, i], tops[row, i])
@@ -150,14 +151,16 @@ def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     ]
 
 
-@jax.jit
-def _logprobs(params: Params, tokens: Int[Array, "batch time"]) -> tuple[Array, Array, Array]:
+@functools.partial(jax.jit, static_argnames="dtype")
+def _logprobs(
+    params: Params, tokens: Int[Array, "batch time"], dtype: Any
+) -> tuple[Array, Array, Array]:
     """At each index, of the token that follows it; a chunk's logits at a time."""
     batch, time = tokens.shape
     width, c = min(time, CHUNK), params.config
     k = min(MAX_LOGPROBS, c.vocab_size)
     following = jnp.roll(tokens, -1, axis=1)
-    cache = KVCache.empty(c, batch=batch, slots=time, dtype=params.dtype)
+    cache = KVCache.empty(c, batch=batch, slots=time, dtype=dtype)
     cache = dataclasses.replace(cache, fresh=False)  # one program for all chunks
 
     def one(cache: KVCache, start: Array) -> tuple[KVCache, tuple[Array, Array, Array]]:

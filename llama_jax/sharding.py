@@ -10,6 +10,7 @@ import contextlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
@@ -93,6 +94,21 @@ def on_mesh_of(params: Params) -> contextlib.AbstractContextManager[Any]:
     """A context in which the model's mesh is the current one, if it has a mesh."""
     mesh = mesh_of(params)
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+
+
+def platform_of(params: Params) -> str:
+    """Of the devices on which the weights lie, or will: "cpu", "gpu"."""
+    leaf = jax.tree.leaves(params.weights)[0]
+    sharding = getattr(leaf, "sharding", None)
+    return jax.default_backend() if sharding is None else next(iter(sharding.device_set)).platform
+
+
+def cache_dtype(params: Params) -> Any:
+    """The dtype of a model's keys and values: on a CPU float32, whatever the weights are.
+
+    XLA writes one slot of a 16-bit array there by a pass over all of it.
+    """
+    return jnp.dtype("float32") if platform_of(params) == "cpu" else params.dtype
 
 
 def replicated(params: Params, tree: Any) -> Any:

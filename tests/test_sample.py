@@ -165,7 +165,11 @@ def padded(time=8):
     return rows, np.array([3, 7, 1], np.int32)
 
 
-start = jax.jit(prefill, static_argnames="slots")
+def start(params, prompts, lengths, asked, slots):
+    return _start(params, prompts, lengths, asked, slots=slots, dtype=params.dtype)
+
+
+_start = jax.jit(prefill, static_argnames=("slots", "dtype"))
 go_on = jax.jit(advance, static_argnames="chunk")
 NONE = np.zeros(3, np.int32)
 
@@ -287,7 +291,7 @@ def test_a_cache_that_grows_changes_no_token(params, chunk):
 
 
 def test_what_a_user_turns_compiles_nothing(params):
-    start.clear_cache()
+    _start.clear_cache()
     go_on.clear_cache()
     for asked in (
         request(3),
@@ -299,14 +303,14 @@ def test_what_a_user_turns_compiles_nothing(params):
         request(3, stop=["a stop", "string"], tokenizer=Letters()),
     ):
         run(params, asked)
-    assert start._cache_size() == go_on._cache_size() == 1
+    assert _start._cache_size() == go_on._cache_size() == 1
 
 
 def test_prefill_computes_logits_of_one_position_a_row(params, config):
     prompts, lengths = np.zeros((2, 64), np.int32), np.array([5, 64], np.int32)
-    program = jax.jit(lambda p, t, n: prefill(p, t, n, request(2), slots=68).last).lower(
-        params, prompts, lengths
-    )
+    program = jax.jit(
+        lambda p, t, n: prefill(p, t, n, request(2), slots=68, dtype=p.dtype).last
+    ).lower(params, prompts, lengths)
     assert f"2x64x{config.vocab_size}" not in program.as_text()
     assert f"2x1x{config.vocab_size}" in program.as_text()
 
