@@ -16,7 +16,7 @@ from llama_jax.model import forward
 from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
 from llama_jax.params import Params
 from llama_jax.settings import MAX_LOGPROBS
-from llama_jax.sharding import CACHE, constrain
+from llama_jax.sharding import CACHE, REPLICATED, constrain
 
 PREFILL_CHUNK = 512
 """Prompt tokens read at once, which bounds what a long prompt's attention holds."""
@@ -150,7 +150,7 @@ def resume(
         count=jnp.zeros(batch, jnp.int32),
         stopped=jnp.zeros(batch, bool),
     )
-    return _decide(state, logits, request, jnp.array(1))
+    return _fetchable(_decide(state, logits, request, jnp.array(1)))
 
 
 def advance(
@@ -168,11 +168,19 @@ def advance(
         state = dataclasses.replace(state, cache=cache)
         return _decide(state, logits[:, 0], request, until), None
 
-    return jax.lax.while_loop(
+    decoded = jax.lax.while_loop(
         lambda state: jnp.any(_running(state, request, until)),
         lambda state: jax.lax.scan(step, state, length=chunk)[0],
         state,
     )
+    return _fetchable(decoded)
+
+
+def _fetchable(state: Decoding) -> Decoding:
+    """The same, with what the host reads on every device, and so in every process."""
+    names = ("tokens", "count", "stopped", "logprobs", "top_ids", "top_logprobs")
+    whole = {name: constrain(getattr(state, name), REPLICATED) for name in names}
+    return dataclasses.replace(state, **whole)
 
 
 @functools.partial(jax.jit, static_argnames=("room", "slots", "chunk"))
