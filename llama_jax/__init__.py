@@ -1,5 +1,6 @@
 """LLaMA in JAX: `load` a checkpoint, `generate` text, or take `forward` apart."""
 
+from llama_jax import distributed
 from llama_jax.cache import KVCache
 from llama_jax.chat import Conversation, chat
 from llama_jax.checkpoint import load, save
@@ -25,6 +26,7 @@ __all__ = [
     "SamplingSettings",
     "YarnScaling",
     "chat",
+    "distributed",
     "forward",
     "generate",
     "init_params",

@@ -179,7 +179,7 @@ def advance(
 def _fetchable(state: Decoding) -> Decoding:
     """The same, with what the host reads on every device, and so in every process."""
     names = ("tokens", "count", "stopped", "logprobs", "top_ids", "top_logprobs")
-    whole = {name: constrain(getattr(state, name), REPLICATED) for name in names}
+    whole: dict[str, Any] = {name: constrain(getattr(state, name), REPLICATED) for name in names}
     return dataclasses.replace(state, **whole)
 
 

@@ -7,19 +7,24 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
+    from llama_jax.batches import Prompt
+    from llama_jax.checkpoint.source import Source
     from llama_jax.generate import Completion, Delta
 
 
+@over_devices
 def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[
@@ -52,15 +57,18 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a prompt, when all are done")
     ] = False,
+    *,
+    devices: Devices,
 ) -> None:
     """Generate text from a checkpoint, printed as it comes."""
     with plain_errors():
-        texts = _read_prompts(prompts, file)
-        given = [_parse_ids(text) for text in texts] if ids else texts
-        with status(f"loading {checkpoint}"):
-            import llama_jax
+        import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+        texts = distributed.from_first(lambda: _read_prompts(prompts, file))
+        given = [_parse_ids(text) for text in texts] if ids else texts
+        params = devices.load(
+            checkpoint, dtype, lambda source: _cache(source, given, max_new_tokens)
+        )
         if params.tokenizer is None and not ids:
             raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
         if logprobs is not None and not as_json:
@@ -87,6 +95,17 @@ def generate(
             deltas = llama_jax.stream(params, given, settings, seed=seeds)
             _print_text(texts, speed.watch(deltas), ids, echo)
             stderr.print(speed.summary(), style="dim")
+
+
+def _cache(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
+    """Rows and positions of the largest cache that these prompts can need."""
+    from llama_jax.batches import MAX_ROWS, bucket, encode
+    from llama_jax.tokenizer import load_tokenizer
+
+    tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    config = source.config
+    lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
+    return min(len(prompts), MAX_ROWS), bucket(max(lengths) + room)
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
