@@ -48,15 +48,17 @@ def report(
     # Process 0 may have begun to wait later, and is the one to say who is absent.
     until = time.monotonic() + seconds + 10
     for message in _messages(line, until):
-        if "over" in message:
-            raise ValueError(message["over"])
         if message.get("complete"):
             line.connection.settimeout(None)
             return {0: line}, {0: address[0]}
-    where = f"process 0 at {address[0]}:{address[1]}"
-    if line.open:
-        raise ValueError(f"{where} does not answer; does another program listen there?")
-    raise ValueError(f"{where} ended before all {processes} processes had come")
+        if "over" in message:
+            line.close()
+            raise ValueError(message["over"])
+    where, ended = f"process 0 at {address[0]}:{address[1]}", not line.open
+    line.close()
+    if ended:
+        raise ValueError(f"{where} ended before all {processes} processes had come")
+    raise ValueError(f"{where} does not answer; does another program listen there?")
 
 
 @contextlib.contextmanager
@@ -113,6 +115,7 @@ def _checked(hello: dict[str, Any], processes: int, lines: dict[int, Line]) -> t
 def _refuse(lines: list[Line], problem: str) -> None:
     for line in lines:
         line.send(over=problem)
+        line.close()
     raise ValueError(problem)
 
 
