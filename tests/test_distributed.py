@@ -270,7 +270,7 @@ def test_an_exception_in_one_process_ends_the_others_with_what_it_says(victim):
         started = time.monotonic()
         ended = job.ended()
     assert "Traceback" in ended[victim].stderr
-    check_over(ended, started, rf"error: process {victim}.*: RuntimeError: my disk is on fire")
+    check_over(ended, started, rf"error: (process {victim}.*: )?RuntimeError: my disk")
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from llama_jax.distributed.line import Line
 
+OVER = "; the job is over"
 GRACE = 1.0
 """Seconds between the first word of trouble and the verdict: what a death broke also complains."""
 
@@ -95,7 +96,7 @@ class Watch(threading.Thread):
                 _exit(message["over"])
         if not line.open and number not in self._left:
             if self.process:
-                _exit(f"{self._named(0)} died")
+                _exit(f"{self._named(0)} died{OVER}")
             self._troubles.put(Trouble(number, died=True, said=None))
 
     def _end(self, heard: list[Trouble]) -> NoReturn:
@@ -103,13 +104,13 @@ class Watch(threading.Thread):
         cause = min(heard, key=lambda trouble: trouble.rank)
         said = told = cause.said
         if cause.died:
-            said = told = f"{self._named(cause.process)} died"
+            said = told = f"{self._named(cause.process)} died{OVER}"
         elif cause.process:
-            said = told = f"{self._named(cause.process)}: {cause.said}"
+            said = told = f"{self._named(cause.process)}: {cause.said}{OVER}"
         elif len(heard) > 1:  # a mistake that all have met is told once
             told = None
         elif told is not None:
-            told = f"process 0: {told}"
+            told = f"process 0: {told}{OVER}"
         for line in self.lines.values():
             line.send(over=told)
         until = time.monotonic() + 2
@@ -130,5 +131,5 @@ def _exit(said: str | None) -> NoReturn:
         sys.stdout.flush()
     if said is not None:
         # The descriptor, since all but process 0 have their `sys.stderr` silenced.
-        os.write(2, f"error: {said}; the job is over\n".encode())
+        os.write(2, f"error: {said}\n".encode())
     os._exit(1)
