@@ -107,6 +107,8 @@ def _detected(
     if None in given:
         found = ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, None)
         address, count, number, local_devices = found
+        if "JAX_LOCAL_DEVICE_IDS" in os.environ:
+            local_devices = None  # JAX reads it
     if address is None or count is None or number is None:
         raise ValueError(
             "neither Slurm nor Open MPI nor Kubernetes says which process this is; give the "
