@@ -28,7 +28,7 @@ def main():
     if mode != "work":
         end_badly(process, mode)
     native = Path(ASKED["folder"]) / "native"
-    written = convert(ASKED["model"], native, dtype="float32")
+    written = convert(ASKED["model"], native, dtype="float32").written
     before = bytes_read()
     params = llama_jax.load(native, mesh=llama_jax.make_mesh(**ASKED["mesh"]), dtype="float32")
     found = {

@@ -336,8 +336,6 @@ def alone(tmp_path_factory):
         (2, 1, {"tensor": 2}),
         (2, 1, {"fsdp": 2}),
         (2, 2, {"data": 2, "tensor": 2}),
-        (2, 2, {"tensor": 4}),
-        (4, 1, {"data": 2, "tensor": 2}),
         (4, 1, {"fsdp": 2, "tensor": 2}),
         (4, 2, {"data": 2, "fsdp": 2, "tensor": 2}),
     ],
