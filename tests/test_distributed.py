@@ -226,7 +226,10 @@ def test_a_model_larger_than_a_device_is_refused_before_it_is_read(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Small()])
     result = run("generate", MODEL, "--ids", "1 2", "--tensor", 2)
     assert result.exit_code == 1
-    assert "on a device that has 1.0 kB; raise --tensor or --fsdp" in result.stderr
+    assert (
+        "more than the 1.0 kB that JAX has of each device; raise --tensor or --fsdp"
+        in result.stderr
+    )
     assert "loading" not in result.stderr
 
 

@@ -138,17 +138,17 @@ def _held(needed: Memory, asked: tuple[int, int]) -> str:
     rows, positions = asked
     weights, cache = in_units(needed.weights_per_device), in_units(needed.cache_per_device)
     text = f"{rows} text{'s' * (rows != 1)} of up to {positions:,} tokens"
-    return f"on each: weights {weights}, cache {cache} for {text}"
+    return f"on each: weights {weights}, cache up to {cache} for {text}"
 
 
 def _check_fits(needed: Memory) -> None:
-    """Refuses what a device has no room for, where it says how much it has: a CPU does not."""
+    """Refuses weights for which a device says that it has no room; a CPU says nothing."""
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")
-        if limit is not None and needed.per_device > limit:
+        if limit is not None and needed.weights_per_device > limit:
             raise ValueError(
-                f"that is {in_units(needed.per_device)} on a device that has {in_units(limit)}; "
-                "raise --tensor or --fsdp, or ask for less"
+                f"the weights are more than the {in_units(limit)} that JAX has of each device; "
+                "raise --tensor or --fsdp, or XLA_CLIENT_MEM_FRACTION"
             )
 
 

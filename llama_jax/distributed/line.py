@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 LOST_AFTER = 30
@@ -19,6 +21,7 @@ class Line:
         self.connection = connection
         self.open = True
         self._unread = b""
+        self._arrived: collections.deque[dict[str, Any]] = collections.deque()
         self._sending = threading.Lock()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("IDLE", 10), ("INTVL", 5), ("CNT", (LOST_AFTER - 10) // 5)):
@@ -34,23 +37,28 @@ class Line:
         with self._sending, contextlib.suppress(OSError):
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
-    def read(self) -> list[dict[str, Any]]:
-        """The objects that have come, once something has; after the last of them `open` is false.
+    def receive(self) -> None:
+        """Waits until something comes; once the other end is gone `open` is false.
 
         ValueError for what no process of ours sends.
         """
         try:
             data = self.connection.recv(1 << 16)
         except TimeoutError:
-            return []
+            return
         except OSError:
             data = b""
         self.open = bool(data)
         *whole, self._unread = (self._unread + data).split(b"\n")
-        found = [json.loads(one) for one in whole]
-        if not all(isinstance(one, dict) for one in found):
-            raise ValueError("not an object")
-        return found
+        for one in map(json.loads, whole):
+            if not isinstance(one, dict):
+                raise ValueError("not an object")
+            self._arrived.append(one)
+
+    def take(self) -> Iterator[dict[str, Any]]:
+        """The objects that have come, each once."""
+        while self._arrived:
+            yield self._arrived.popleft()
 
     def close(self) -> None:
         """Ends the connection, which the other end notices."""

@@ -96,7 +96,8 @@ def _messages(line: Line, until: float) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(ValueError):
         while line.open and (left := until - time.monotonic()) > 0:
             line.connection.settimeout(left)
-            yield from line.read()
+            line.receive()
+            yield from line.take()
 
 
 def _checked(hello: dict[str, Any], processes: int, lines: dict[int, Line]) -> tuple[int, str]:

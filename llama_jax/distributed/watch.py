@@ -49,8 +49,10 @@ class Watch(threading.Thread):
         with selectors.DefaultSelector() as selector:
             for number, line in self.lines.items():
                 selector.register(line, selectors.EVENT_READ, number)
+                self._read(number)  # what came together with the end of the roll call
             while True:
                 for key, _ in selector.select(0.1):
+                    self.lines[key.data].receive()
                     self._read(key.data)
                     if not self.lines[key.data].open:
                         selector.unregister(key.fileobj)
@@ -84,8 +86,7 @@ class Watch(threading.Thread):
         return self._shared.get()
 
     def _read(self, number: int) -> None:
-        line = self.lines[number]
-        for message in line.read():
+        for message in self.lines[number].take():
             if "shared" in message:
                 self._shared.put(message["shared"])
             elif "left" in message:
@@ -94,7 +95,7 @@ class Watch(threading.Thread):
                 self._troubles.put(Trouble(number, died=False, said=message["failed"]))
             elif "over" in message:
                 _exit(message["over"])
-        if not line.open and number not in self._left:
+        if not self.lines[number].open and number not in self._left:
             if self.process:
                 _exit(f"{self._named(0)} died{OVER}")
             self._troubles.put(Trouble(number, died=True, said=None))
@@ -118,7 +119,7 @@ class Watch(threading.Thread):
             while line.open and time.monotonic() < until:
                 line.connection.settimeout(max(0.01, until - time.monotonic()))
                 with contextlib.suppress(ValueError):
-                    line.read()
+                    line.receive()
         _exit(said)
 
     def _named(self, number: int) -> str:
