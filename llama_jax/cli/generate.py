@@ -66,11 +66,13 @@ def generate(
 
         texts = distributed.from_first(lambda: _read_prompts(prompts, file))
         given = [_parse_ids(text) for text in texts] if ids else texts
-        params = devices.load(
-            checkpoint, dtype, lambda source: _cache(source, given, max_new_tokens)
-        )
-        if params.tokenizer is None and not ids:
-            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+
+        def cache(source: Source) -> tuple[int, int]:
+            _check_tokenizer(checkpoint, source.tokenizer, ids)
+            return _cache(source, given, max_new_tokens)
+
+        params = devices.load(checkpoint, dtype, cache)
+        _check_tokenizer(checkpoint, params.tokenizer, ids)
         if logprobs is not None and not as_json:
             raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         settings = llama_jax.SamplingSettings(
@@ -95,6 +97,11 @@ def generate(
             deltas = llama_jax.stream(params, given, settings, seed=seeds)
             _print_text(texts, speed.watch(deltas), ids, echo)
             stderr.print(speed.summary(), style="dim")
+
+
+def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> None:
+    if tokenizer is None and not ids:
+        raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
 
 
 def _cache(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:

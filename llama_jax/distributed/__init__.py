@@ -59,6 +59,7 @@ def initialize(
         initialization_timeout=max(1, int(start_timeout)),
         heartbeat_timeout_seconds=LOST_AFTER + 10,  # for what a line does not tell
     )
+    jax.devices()  # the processes tell one another theirs, for which each must ask
     atexit.register(_watch.leave)
     _end_on_exceptions()
 
