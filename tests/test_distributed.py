@@ -353,8 +353,8 @@ def test_several_processes_convert_load_generate_and_score_as_one(
     for one in found:
         for name in ("tokens", "streamed", "there"):
             assert one[name] == alone[name]
-        for name in ("nll", "perplexity"):
-            assert one[name] == pytest.approx(alone[name], abs=2e-4)
+        assert one["nll"] == pytest.approx(alone["nll"], abs=2e-4)
+        assert one["perplexity"] == pytest.approx(alone["perplexity"], rel=2e-4)
         assert one["written"] == [str(tmp_path / "native"), *alone["written"][1:]]
 
 
