@@ -48,6 +48,7 @@ def initialize(
         lines, hosts = report((host, port), process, processes, start_timeout)
     _watch = Watch(process, lines, hosts)
     _watch.start()
+    _end_on_exceptions()
     # JAX's service for preemptions swallows SIGTERM, by which schedulers end a process.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -61,7 +62,6 @@ def initialize(
     )
     jax.devices()  # the processes tell one another theirs, for which each must ask
     atexit.register(_watch.leave)
-    _end_on_exceptions()
 
 
 def is_first() -> bool:
