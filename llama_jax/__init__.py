@@ -11,6 +11,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llama_jax import distributed
     from llama_jax.cache import KVCache
     from llama_jax.chat import Conversation, chat
     from llama_jax.checkpoint import load, save
@@ -36,6 +37,7 @@ __all__ = [
     "SamplingSettings",
     "YarnScaling",
     "chat",
+    "distributed",
     "forward",
     "generate",
     "init_params",
@@ -66,6 +68,8 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "distributed":
+        return importlib.import_module("llama_jax.distributed")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

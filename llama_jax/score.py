@@ -19,7 +19,7 @@ from llama_jax.model import forward
 from llama_jax.params import Params
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
-from llama_jax.sharding import cache_dtype, on_mesh_of
+from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of
 from llama_jax.tokenizer import Tokenizer
 
 CHUNK = 128
@@ -171,4 +171,5 @@ def _logprobs(
         return cache, logprobs_of(logits, wanted, k)
 
     _, found = jax.lax.scan(one, cache, jnp.arange(0, time, width))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, time, *x.shape[3:]), found)
+    found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, time, *x.shape[3:]), found)
+    return jax.tree.map(lambda x: constrain(x, REPLICATED), found)  # every process fetches it

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "llama_jax"
 ROOMS = {  # lower numbers are further down; a room imports only from below itself
     "tokenizer": 0,
+    "distributed": 0,
     "config": 0,
     "settings": 0,
     "compilation": 0,

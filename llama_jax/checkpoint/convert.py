@@ -13,6 +13,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
+from llama_jax.distributed import from_first
 from llama_jax.tokenizer import load_tokenizer
 
 
@@ -38,21 +39,33 @@ def convert(
 
     Without `dtype` every tensor keeps its own. `max_seq_len` and `rope_factor` (of Llama 3.1's
     scaling) stand in for what Meta's files do not say. `progress` is told bytes done and in all.
-    A failure, or a kill, leaves `destination` as it was.
+    A failure, or a kill, leaves `destination` as it was. Of several processes (`distributed`) the
+    first writes, and the others wait for it.
     """
     opened = open_checkpoint(source, max_seq_len=max_seq_len, rope_factor=rope_factor)
     opened = _with_its_tokenizer(opened)
-    written = native.write(
-        Path(destination),
-        opened.config,
-        opened.tensors,
-        dtype=None if dtype is None else parse_dtype(dtype),
-        tokenizer=opened.tokenizer,
-        source=_origin(opened),
-        progress=progress,
-        overwrite=overwrite,
-    )
-    return Conversion(opened, written)
+
+    def write() -> dict[str, Any]:
+        written = native.write(
+            Path(destination),
+            opened.config,
+            opened.tensors,
+            dtype=None if dtype is None else parse_dtype(dtype),
+            tokenizer=opened.tokenizer,
+            source=_origin(opened),
+            progress=progress,
+            overwrite=overwrite,
+        )
+        return {**dataclasses.asdict(written), "path": str(written.path)}
+
+    return Conversion(opened, _written(from_first(write)))
+
+
+def _written(told: dict[str, Any]) -> native.Written:
+    """What was written, by the word of the process that wrote it."""
+    changes: dict[str, Any] = {"path": Path(told["path"])}
+    changes |= {name: tuple(told[name]) for name in ("dtypes", "warnings")}
+    return native.Written(**{**told, **changes})
 
 
 def _with_its_tokenizer(source: Source) -> Source:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
+from llama_jax import distributed
 from llama_jax.cli.chat import chat
 from llama_jax.cli.convert import convert
 from llama_jax.cli.export import export
@@ -38,5 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(args=arguments)
     except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough
+        distributed.fail(None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
-from llama_jax.cli.loading import load
+from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
     from llama_jax.chat import Conversation
@@ -22,6 +23,7 @@ HELP = """/reset           forget the conversation
 /quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
+@over_devices
 def chat(
     checkpoint: options.Checkpoint,
     system: Annotated[str | None, typer.Option(help="The system message to begin with")] = None,
@@ -34,40 +36,35 @@ def chat(
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
+    *,
+    devices: Devices,
 ) -> None:
     """Talk with an instruction-tuned model; /help lists what else can be typed."""
     with plain_errors():
-        with status(f"loading {checkpoint}"):
-            import llama_jax
+        import llama_jax
 
-            params = load(checkpoint, dtype)
-            conversation = llama_jax.Conversation(
-                params,
-                system=system,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-            )
+        params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
+        conversation = llama_jax.Conversation(
+            params,
+            system=system,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+        )
         _talk(conversation)
 
 
 def _talk(conversation: Conversation) -> None:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  arrow keys and history at the prompt
+    if not distributed.is_first():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 says when to stop
     stderr.print("Type a message, or /help.", style="dim")
-    while True:
-        try:
-            line = input("> ").strip()
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            stderr.print("\nCtrl-D or /quit leaves", style="dim")
-            continue
+    while (line := distributed.from_first(_line)) is not None:
         command, _, rest = line.partition(" ")
         if command == "/quit":
             return
@@ -86,6 +83,18 @@ def _talk(conversation: Conversation) -> None:
             _answer(conversation, line)
 
 
+def _line() -> str | None:
+    """What the person types next, or None at the end."""
+    while True:
+        try:
+            return input("> ").strip()
+        except EOFError:
+            print()
+            return None
+        except KeyboardInterrupt:
+            stderr.print("\nCtrl-D or /quit leaves", style="dim")
+
+
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
     """Counts Ctrl-C, and raises it only the second time: between tokens is time enough.
@@ -93,6 +102,9 @@ def _interrupts() -> Iterator[list[int]]:
     Raised inside a step of JAX's it may come out as a ValueError.
     """
     counted: list[int] = []
+    if not distributed.is_first():
+        yield counted
+        return
 
     def count(number: int, _: object) -> None:
         if counted:
@@ -118,9 +130,10 @@ def _answer(conversation: Conversation, line: str) -> None:
                 tokens += len(delta.tokens)
                 sys.stdout.write(delta.text + " ..." * bool(interrupts))
                 sys.stdout.flush()
-                if interrupts:
+                if distributed.from_first(lambda: bool(interrupts)):
                     break
     except KeyboardInterrupt:
+        distributed.fail("interrupted")
         sys.stdout.write(" ...")
     except ValueError as error:
         stderr.print(f"error: {error}", style="red", markup=False)

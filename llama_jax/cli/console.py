@@ -17,6 +17,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from llama_jax import distributed
+
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -55,5 +57,6 @@ def plain_errors(exit_code: int = 1) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
+        distributed.fail(str(error))
         stderr.print(f"error: {error}", style="red")
         raise typer.Exit(exit_code) from error

@@ -8,22 +8,26 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
-from llama_jax.cli.loading import load_ahead
+from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
+    from llama_jax.batches import Prompt
+    from llama_jax.checkpoint.source import Source
     from llama_jax.generate import Completion
     from llama_jax.params import Params
     from llama_jax.rounds import Delta
 
 
+@over_devices
 def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[
@@ -57,10 +61,12 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a prompt, when all are done")
     ] = False,
+    *,
+    devices: Devices,
 ) -> None:
     """Generate text from a checkpoint, printed as it comes."""
     with plain_errors():
-        texts = _read_prompts(prompts, file)
+        texts = distributed.from_first(lambda: _read_prompts(prompts, file))
         given = [_parse_ids(text) for text in texts] if ids else texts
         import llama_jax
 
@@ -83,10 +89,12 @@ def generate(
 
             return prepare(shapes, given, settings, seed=seeds)
 
-        with status(f"loading {checkpoint}"):
-            params, ready = load_ahead(checkpoint, dtype, prepare)
-        if params.tokenizer is None and not ids:
-            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+        def sizes(source: Source) -> tuple[int, int]:
+            _check_tokenizer(checkpoint, source.tokenizer, ids)
+            return _cache_sizes(source, given, max_new_tokens)
+
+        params, ready = devices.load_ahead(checkpoint, dtype, sizes, prepare)
+        _check_tokenizer(checkpoint, params.tokenizer, ids)
         if logprobs is not None and not as_json:
             raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         if as_json:
@@ -106,6 +114,22 @@ def _once(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]
     for delta in deltas:
         yield delta
         ready()
+
+
+def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> None:
+    if tokenizer is None and not ids:
+        raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+
+
+def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
+    """Rows and positions of the largest cache that these prompts can need."""
+    from llama_jax.batches import MAX_ROWS, bucket, encode
+    from llama_jax.tokenizer import load_tokenizer
+
+    tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    config = source.config
+    lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
+    return min(len(prompts), MAX_ROWS), bucket(max(lengths) + room)
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:

@@ -12,13 +12,6 @@ if TYPE_CHECKING:
     from llama_jax.params import Params
 
 
-def load(checkpoint: Path, dtype: str | None) -> Params:
-    """`llama_jax.load`; it mostly waits for files, and meanwhile a thread imports Flax."""
-    params, ready = load_ahead(checkpoint, dtype, lambda _: iter(()))
-    ready()
-    return params
-
-
 def load_ahead(
     checkpoint: Path, dtype: str | None, prepare: Callable[[Params], Iterator[None]]
 ) -> tuple[Params, Callable[[], None]]:

@@ -40,3 +40,36 @@ Cache = Annotated[
         help="Keep compiled programs for the next time, in $LLAMA_JAX_CACHE or the user's cache",
     ),
 ]
+_MESH = "Several devices"
+_JOB = "Several processes"
+Tensor = Annotated[
+    int,
+    typer.Option(help="Devices that split heads, width and words", min=1, rich_help_panel=_MESH),
+]
+Data = Annotated[int, typer.Option(help="... the texts", min=1, rich_help_panel=_MESH)]
+Fsdp = Annotated[
+    int, typer.Option(help="... the texts and every weight", min=1, rich_help_panel=_MESH)
+]
+CpuDevices = Annotated[
+    int | None, typer.Option(help="Make so many devices of a CPU", min=1, rich_help_panel=_MESH)
+]
+Distributed = Annotated[
+    bool,
+    typer.Option(
+        "--distributed",
+        help="Be one of several processes; Slurm, Open MPI or Kubernetes says which",
+        rich_help_panel=_JOB,
+    ),
+]
+Coordinator = Annotated[
+    str | None, typer.Option(help="... or this: process 0's HOST:PORT", rich_help_panel=_JOB)
+]
+Processes = Annotated[
+    int | None, typer.Option(help="... how many there are", min=1, rich_help_panel=_JOB)
+]
+Process = Annotated[
+    int | None, typer.Option(help="... and which this is, from 0", min=0, rich_help_panel=_JOB)
+]
+StartTimeout = Annotated[
+    float, typer.Option(help="Seconds to wait for the others", min=1, rich_help_panel=_JOB)
+]

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
+from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, status, stderr
-from llama_jax.cli.loading import load
+from llama_jax.cli.console import plain_errors, stderr
+from llama_jax.cli.devices import Devices, over_devices
 
 
+@over_devices
 def perplexity(
     checkpoint: options.Checkpoint,
     file: Annotated[Path, typer.Argument(help="A text, UTF-8")],
@@ -25,19 +27,22 @@ def perplexity(
     dtype: options.Dtype = None,
     cache: options.Cache = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object")] = False,
+    *,
+    devices: Devices,
 ) -> None:
     """Measure how well a checkpoint predicts a text of any length."""
     with plain_errors():
-        text = file.read_text(encoding="utf-8")
-        with status(f"loading {checkpoint}"):
-            from rich.progress import Progress
+        from rich.progress import Progress
 
-            import llama_jax
+        import llama_jax
 
-            params = load(checkpoint, dtype)
-            if params.tokenizer is None:
-                raise ValueError(f"{checkpoint} has no tokenizer, and {file} is text")
-            ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
+        text = distributed.from_first(lambda: file.read_text(encoding="utf-8"))
+        params = devices.load(
+            checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
+        )
+        if params.tokenizer is None:
+            raise ValueError(f"{checkpoint} has no tokenizer, and {file} is text")
+        ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
         if len(ids) < 2:
             raise ValueError(f"{file} holds no text to score")
         with Progress(console=stderr, transient=True) as bar:

@@ -56,11 +56,16 @@ def describe(directory: Path, weights: dict[WeightPath, jax.ShapeDtypeStruct]) -
 
     # One directory per weight (no OCDBT database), so that values can come after the description.
     registry = ocp.type_handlers.create_type_handler_registry((jax.ShapeDtypeStruct, Describe()))
+    here = jax.process_index()  # one process of a job writes, and Orbax is to wait for no other
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     with _quiet():
         handler = ocp.PyTreeCheckpointHandler(
-            use_ocdbt=False, use_zarr3=True, type_handler_registry=registry
+            use_ocdbt=False,
+            use_zarr3=True,
+            type_handler_registry=registry,
+            multiprocessing_options=alone,
         )
-        with ocp.Checkpointer(handler) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(directory, ocp.args.PyTreeSave(nested(weights)))
 
 
