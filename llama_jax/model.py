@@ -18,8 +18,8 @@ from llama_jax.ops import rope
 from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
-from llama_jax.params import Params
-from llama_jax.sharding import ACTIVATION, LOGITS, constrain
+from llama_jax.params import VOCABULARY, Params
+from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, on_mesh_of
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
@@ -47,10 +47,9 @@ def forward(
 
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache.
     """
-    model = Transformer(params.config)
-    logits, after = model.apply(
-        {"params": params.weights}, tokens, positions, Uncached() if cache is None else cache, at
-    )
+    model, past = Transformer(params.config), Uncached() if cache is None else cache
+    with on_mesh_of(params):
+        logits, after = model.apply({"params": params.weights}, tokens, positions, past, at)
     return logits, None if cache is None else after
 
 
@@ -93,7 +92,8 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = RMSNorm(c, self.init_dtype, name="norm")(x)
         output = embedding.T if c.tie_embeddings else Output(c, self.init_dtype, name="output")()
-        return constrain(linear(x, output).astype(jnp.float32), LOGITS), cache
+        logits = constrain(linear(x, output).astype(jnp.float32), LOGITS)
+        return constrain(logits[..., : c.vocab_size], LOGITS), cache
 
 
 class Block(nn.Module):
@@ -125,12 +125,12 @@ class Attention(nn.Module):
     def __call__(
         self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
     ) -> tuple[Hidden, Cache]:
-        c, dtype = self.config, self.init_dtype
+        c = self.config
         query_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        wq = self.param("wq", INWARD, (c.dim, query_dim), dtype)
-        wk = self.param("wk", INWARD, (c.dim, kv_dim), dtype)
-        wv = self.param("wv", INWARD, (c.dim, kv_dim), dtype)
-        wo = self.param("wo", _outward(c), (query_dim, c.dim), dtype)
+        wq = _matrix(self, "wq", INWARD, (c.dim, query_dim))
+        wk = _matrix(self, "wk", INWARD, (c.dim, kv_dim))
+        wv = _matrix(self, "wv", INWARD, (c.dim, kv_dim))
+        wo = _matrix(self, "wo", _outward(c), (query_dim, c.dim))
 
         plus = functools.partial(_plus_bias, self, c.attention_bias)
         heads = (*x.shape[:2], -1, c.head_dim)
@@ -149,10 +149,10 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
-        c, dtype = self.config, self.init_dtype
-        w1 = self.param("w1", INWARD, (c.dim, c.hidden_dim), dtype)
-        w3 = self.param("w3", INWARD, (c.dim, c.hidden_dim), dtype)
-        w2 = self.param("w2", _outward(c), (c.hidden_dim, c.dim), dtype)
+        c = self.config
+        w1 = _matrix(self, "w1", INWARD, (c.dim, c.hidden_dim))
+        w3 = _matrix(self, "w3", INWARD, (c.dim, c.hidden_dim))
+        w2 = _matrix(self, "w2", _outward(c), (c.hidden_dim, c.dim))
         plus = functools.partial(_plus_bias, self, c.mlp_bias)
         h = swiglu(plus("b1", linear(x, w1)), plus("b3", linear(x, w3)))
         return plus("b2", linear(h, w2))
@@ -178,8 +178,7 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "vocab dim"]:
-        shape = (self.config.vocab_size, self.config.dim)
-        return self.param("weight", INWARD, shape, self.init_dtype)
+        return _matrix(self, "weight", INWARD, (_tokens(self), self.config.dim))
 
 
 class Output(nn.Module):
@@ -190,8 +189,7 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(self) -> Any:
-        shape = (self.config.dim, self.config.vocab_size)
-        return self.param("weight", INWARD, shape, self.init_dtype)
+        return _matrix(self, "weight", INWARD, (self.config.dim, _tokens(self)))
 
 
 INWARD = nn.initializers.normal(0.02)
@@ -200,6 +198,17 @@ INWARD = nn.initializers.normal(0.02)
 def _outward(c: Config) -> Any:
     """For the two weights per layer that add to the residual, whose variance sums over depth."""
     return nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5)
+
+
+def _matrix(module: Any, name: str, init: Any, shape: tuple[int, int]) -> Any:
+    """The weight called `name`, as its product takes it on a mesh."""
+    return gathered(module.param(name, init, shape, module.init_dtype), module.name, name)
+
+
+def _tokens(module: Any) -> int:
+    """How many tokens a weight of the vocabulary has: the model's, or more on some meshes."""
+    given, axis = module.get_variable("params", "weight"), VOCABULARY[module.name, "weight"]
+    return max(0 if given is None else given.shape[axis], module.config.vocab_size)
 
 
 def _plus_bias(module: Any, has_bias: bool, name: str, x: Array) -> Array:

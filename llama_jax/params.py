@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ Weights = dict[str, Any]
 """Nested dicts whose leaves are weights: arrays, or pytrees that multiply (`ops.linear.Weight`)."""
 WeightPath = tuple[str, ...]
 """A weight's keys in `Weights`, outermost first: ("layers_0", "attention", "wq")."""
+VOCABULARY: dict[WeightPath, int] = {("tok_embeddings", "weight"): 0, ("output", "weight"): 1}
+"""The weights that have something for each token, and along which axis. On a mesh that does not
+divide the vocabulary they go on with zeros."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -45,13 +49,21 @@ class Params:
     @property
     def size(self) -> int:
         """How many numbers the weights hold: the parameter count."""
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.weights))
+        return sum(numbers for numbers, _ in self._numbers())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights, all devices together (a replicated weight counts once)."""
-        leaves = jax.tree.leaves(self.weights)
-        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+        return sum(numbers * itemsize for numbers, itemsize in self._numbers())
+
+    def _numbers(self) -> Iterator[tuple[int, int]]:
+        """Of each array how many numbers it has, less a padded vocabulary's, and their size."""
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
+            shape = list(leaf.shape)
+            axis = VOCABULARY.get(tuple(getattr(key, "key", "") for key in path))
+            if axis is not None:
+                shape[axis] = min(shape[axis], self.config.vocab_size)
+            yield math.prod(shape), leaf.dtype.itemsize
 
     def __repr__(self) -> str:
         c = self.config

@@ -11,6 +11,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "config": 0,
     "settings": 0,
     "ops": 0,
+    "mesh": 1,
     "params": 1,
     "reference": 1,
     "cache": 1,
