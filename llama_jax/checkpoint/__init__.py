@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,16 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.blocks import Tensor, Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.links import own_tokenizer
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
 from llama_jax.config import Config
-from llama_jax.params import Params, WeightPath, Weights, nested
+from llama_jax.params import VOCABULARY, Params, WeightPath, Weights, nested
 from llama_jax.sharding import weight_shardings
 
 __all__ = ["convert", "load", "save"]
@@ -55,7 +58,7 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
     is empty, or a checkpoint and `overwrite` is set.
     """
-    weights = {row.path: _at(params.weights, row.path) for row in table(params.config)}
+    weights = {row.path: _stored(params.weights, row) for row in table(params.config)}
     native.write(
         Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
     )
@@ -82,7 +85,9 @@ def _default_dtype(mesh: Mesh | None) -> np.dtype:
     return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 
 
-def _at(weights: Weights, path: WeightPath) -> Any:
-    for key in path:
-        weights = weights[key]
-    return weights
+def _stored(weights: Weights, row: Weight) -> Tensor:
+    """A weight as the model has it, without what a mesh may have put after it."""
+    array: Any = functools.reduce(operator.getitem, row.path, weights)
+    axis = VOCABULARY.get(row.path)
+    padded = axis is not None and array.shape[axis] > row.shape[axis]
+    return Trimmed(array, row.shape) if padded else array
