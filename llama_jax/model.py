@@ -19,7 +19,7 @@ from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.params import VOCABULARY, Params
-from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, on_mesh_of
+from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, kept_cut, on_mesh_of
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
@@ -49,7 +49,8 @@ def forward(
     """
     model, past = Transformer(params.config), Uncached() if cache is None else cache
     with on_mesh_of(params):
-        logits, after = model.apply({"params": params.weights}, tokens, positions, past, at)
+        weights = kept_cut(params.weights, positions)
+        logits, after = model.apply({"params": weights}, tokens, positions, past, at)
     return logits, None if cache is None else after
 
 

@@ -144,6 +144,16 @@ def gathered(weight: Any, group: str, name: str) -> Any:
     return constrain(weight, P(*(None if axes == "fsdp" else axes for axes in spec)))
 
 
+def kept_cut(weights: Any, before: Array) -> Any:
+    """Weights that XLA cannot gather before `before` is known: not once for all steps of a loop.
+
+    Gathered once, they would all lie whole on every device, and `fsdp` would have saved nothing.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return weights
+    return jax.lax.optimization_barrier((weights, before))[0]
+
+
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """`jax.lax.top_k` of [batch, ..., vocab] that lies as logits do: each device looks at its own.
 
