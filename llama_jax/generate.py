@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
 from llama_jax.params import Params
-from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded
+from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_batch
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
@@ -97,6 +97,25 @@ def stream(
     tokenizer = tokenizer_of(params, tokenizer)
     rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
     return _stream(params, rows, tokenizer)
+
+
+def prepare(
+    params: Params,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+    **changes: Any,
+) -> Iterator[None]:
+    """Compiles what the first batch of `generate` or `stream` with these arguments will run.
+
+    Yields after each program: after the first, a stream's first token waits for no compiler.
+
+    `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
+    """
+    tokenizer = tokenizer_of(params, tokenizer)
+    rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
+    yield from prepare_batch(params, next(batches_of(params, rows, tokenizer)))
 
 
 def _rows(

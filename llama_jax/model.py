@@ -18,7 +18,7 @@ from llama_jax.ops import rope
 from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
-from llama_jax.params import VOCABULARY, Params
+from llama_jax.params import Params
 from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, kept_cut, on_mesh_of
 
 Hidden = Float[Array, "batch time dim"]
@@ -93,8 +93,8 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = RMSNorm(c, self.init_dtype, name="norm")(x)
         output = embedding.T if c.tie_embeddings else Output(c, self.init_dtype, name="output")()
-        logits = constrain(linear(x, output).astype(jnp.float32), LOGITS)
-        return constrain(logits[..., : c.vocab_size], LOGITS), cache
+        logits = linear(x, output)[..., : c.vocab_size]  # the output may be padded
+        return constrain(logits.astype(jnp.float32), LOGITS), cache
 
 
 class Block(nn.Module):
@@ -126,12 +126,12 @@ class Attention(nn.Module):
     def __call__(
         self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
     ) -> tuple[Hidden, Cache]:
-        c = self.config
+        c, dtype = self.config, self.init_dtype
         query_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        wq = _matrix(self, "wq", INWARD, (c.dim, query_dim))
-        wk = _matrix(self, "wk", INWARD, (c.dim, kv_dim))
-        wv = _matrix(self, "wv", INWARD, (c.dim, kv_dim))
-        wo = _matrix(self, "wo", _outward(c), (query_dim, c.dim))
+        wq = _weight(self, "wq", INWARD, (c.dim, query_dim), dtype)
+        wk = _weight(self, "wk", INWARD, (c.dim, kv_dim), dtype)
+        wv = _weight(self, "wv", INWARD, (c.dim, kv_dim), dtype)
+        wo = _weight(self, "wo", _outward(c), (query_dim, c.dim), dtype)
 
         plus = functools.partial(_plus_bias, self, c.attention_bias)
         heads = (*x.shape[:2], -1, c.head_dim)
@@ -150,10 +150,10 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
-        c = self.config
-        w1 = _matrix(self, "w1", INWARD, (c.dim, c.hidden_dim))
-        w3 = _matrix(self, "w3", INWARD, (c.dim, c.hidden_dim))
-        w2 = _matrix(self, "w2", _outward(c), (c.hidden_dim, c.dim))
+        c, dtype = self.config, self.init_dtype
+        w1 = _weight(self, "w1", INWARD, (c.dim, c.hidden_dim), dtype)
+        w3 = _weight(self, "w3", INWARD, (c.dim, c.hidden_dim), dtype)
+        w2 = _weight(self, "w2", _outward(c), (c.hidden_dim, c.dim), dtype)
         plus = functools.partial(_plus_bias, self, c.mlp_bias)
         h = swiglu(plus("b1", linear(x, w1)), plus("b3", linear(x, w3)))
         return plus("b2", linear(h, w2))
@@ -167,7 +167,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Hidden) -> Hidden:
-        scale = self.param("scale", nn.initializers.ones, (self.config.dim,), self.init_dtype)
+        scale = _weight(self, "scale", nn.initializers.ones, (self.config.dim,), self.init_dtype)
         return rms_norm(x, scale, self.config.norm_eps)
 
 
@@ -179,7 +179,8 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self) -> Float[Array, "vocab dim"]:
-        return _matrix(self, "weight", INWARD, (_tokens(self), self.config.dim))
+        shape = (self.config.vocab_size, self.config.dim)
+        return _weight(self, "weight", INWARD, shape, self.init_dtype)
 
 
 class Output(nn.Module):
@@ -190,7 +191,19 @@ class Output(nn.Module):
 
     @nn.compact
     def __call__(self) -> Any:
-        return _matrix(self, "weight", INWARD, (self.config.dim, _tokens(self)))
+        shape = (self.config.dim, self.config.vocab_size)
+        return _weight(self, "weight", INWARD, shape, self.init_dtype)
+
+
+def _weight(module: Any, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+    """The weight called `name`, as its product takes it, or in `init_params` a random one.
+
+    `param` alone would trace the initialiser of a weight that is there, to compare shapes: a third
+    of the time that a program takes to trace.
+    """
+    if module.has_variable("params", name):
+        return gathered(module.get_variable("params", name), module.name, name)
+    return module.param(name, init, shape, dtype)
 
 
 INWARD = nn.initializers.normal(0.02)
@@ -201,22 +214,11 @@ def _outward(c: Config) -> Any:
     return nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5)
 
 
-def _matrix(module: Any, name: str, init: Any, shape: tuple[int, int]) -> Any:
-    """The weight called `name`, as its product takes it on a mesh."""
-    return gathered(module.param(name, init, shape, module.init_dtype), module.name, name)
-
-
-def _tokens(module: Any) -> int:
-    """How many tokens a weight of the vocabulary has: the model's, or more on some meshes."""
-    given, axis = module.get_variable("params", "weight"), VOCABULARY[module.name, "weight"]
-    return max(0 if given is None else given.shape[axis], module.config.vocab_size)
-
-
 def _plus_bias(module: Any, has_bias: bool, name: str, x: Array) -> Array:
     """`x` plus the bias called `name`, in a model that has it."""
     if not has_bias:
         return x
-    bias = module.param(name, nn.initializers.zeros, x.shape[-1:], module.init_dtype)
+    bias = _weight(module, name, nn.initializers.zeros, x.shape[-1:], module.init_dtype)
     return x + bias.astype(x.dtype)
 
 

@@ -36,6 +36,31 @@ class Delta:
     """Set on a row's last delta, and there alone."""
 
 
+def prepare_batch(params: Params, batch: Batch) -> Iterator[None]:
+    """Compiles the two programs that decode a batch, or finds them compiled; yields after each.
+
+    The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
+    by shapes and devices.
+    """
+    request = batch.request
+    with on_mesh_of(params):
+        first = _prefill.lower(params, batch.prompts, batch.lengths, request, slots=batch.slots)
+        made = first.compile()
+    yield
+    with on_mesh_of(params):
+        state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
+            ),
+            first.out_info,
+            made.output_shardings,
+        )
+        taken = np.zeros(len(request.budget), np.int32)
+        loop = _advance.lower(params, state, request, taken, np.int32(1), chunk=chunk_of(params))
+        loop.compile()
+    yield
+
+
 def decoded(
     params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int | None
 ) -> Iterator[tuple[int, Delta]]:
@@ -64,8 +89,7 @@ def decoded_rows(
 ) -> Iterator[tuple[int, Delta, Decoding]]:
     """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
 
-    With a pause, the first round adds nothing to the prefill's token: it compiles the loop, so
-    that from the first delta on no text waits for a compiler.
+    With a pause, the prefill's token is given out before the loop is compiled.
     """
     writers = [
         _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
@@ -73,8 +97,9 @@ def decoded_rows(
     taken: Any = np.zeros(len(request.budget), np.int32)
     until, chunk = np.int32(1 if pause else FOREVER), chunk_of(params)
     while not all(writer.ended for writer in writers):
-        with on_mesh_of(params):
-            state = _advance(params, state, request, taken, until, chunk=chunk)
+        if until > 1:
+            with on_mesh_of(params):
+                state = _advance(params, state, request, taken, until, chunk=chunk)
         round: Round = jax.device_get(state.round)
         for i, writer in enumerate(writers):
             if not writer.ended:
@@ -127,7 +152,7 @@ class _Writer:
 def chunk_of(params: Params) -> int:
     """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
     leaf = jax.tree.leaves(params.weights)[0]
-    return 1 if next(iter(leaf.devices())).platform == "cpu" else 8
+    return 1 if next(iter(leaf.sharding.device_set)).platform == "cpu" else 8
 
 
 _prefill = jax.jit(prefill, static_argnames="slots")

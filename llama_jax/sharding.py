@@ -138,9 +138,9 @@ def gathered(weight: Any, group: str, name: str) -> Any:
 
     Said, not left to XLA, which would at some sizes rather move the activations.
     """
-    if not isinstance(weight, jax.Array):
+    spec = (LAYER.get(group) or MODEL[group]).get(name, REPLICATED)  # no bias is on `fsdp`
+    if "fsdp" not in spec or not isinstance(weight, jax.Array):
         return weight
-    spec = (LAYER.get(group) or MODEL[group])[name]
     return constrain(weight, P(*(None if axes == "fsdp" else axes for axes in spec)))
 
 

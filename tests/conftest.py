@@ -1,9 +1,14 @@
 """Every test runs on eight fake CPU devices, with tiny configs and seeded keys."""
 
+import os
 from pathlib import Path
 
 import jax
 import pytest
+
+os.environ["LLAMA_JAX_CACHE"] = (
+    "off"  # nothing in the user's folder; the commands tested inherit it
+)
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import llama_jax
+from llama_jax.checkpoint import shapes
 from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
 from llama_jax.generate import generate
@@ -167,8 +168,11 @@ def test_load_puts_each_part_where_shard_params_does(tmp_path, shape, native):
     loaded = llama_jax.load(path, mesh=make_mesh(**shape), dtype="float32")
     placed = shard_params(params, make_mesh(**shape))
     assert mesh_of(loaded) == mesh_of(placed)
-    for one, two in zip(jax.tree.leaves(loaded), jax.tree.leaves(placed), strict=True):
-        assert one.sharding == two.sharding
+    told = shapes(path, mesh=make_mesh(**shape), dtype="float32")
+    leaves = map(jax.tree.leaves, (loaded, placed, told))
+    for one, two, three in zip(*leaves, strict=True):
+        assert one.sharding == two.sharding == three.sharding
+        assert one.shape == three.shape
         np.testing.assert_array_equal(one, two)
 
 

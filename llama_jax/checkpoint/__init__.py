@@ -22,11 +22,12 @@ from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
+from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.params import VOCABULARY, Params, WeightPath, Weights, nested
-from llama_jax.sharding import weight_shardings
+from llama_jax.sharding import padded_shape, weight_shardings
 
-__all__ = ["convert", "load", "save"]
+__all__ = ["convert", "load", "save", "shapes"]
 
 
 def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
@@ -39,9 +40,11 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
 
     FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
+
+    From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
-    path = Path(path)
-    dtype = _default_dtype(mesh) if dtype is None else parse_dtype(dtype)
+    keep_programs()
+    path, dtype = Path(path), _dtype(mesh, dtype)
     if native.is_native(path):
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
@@ -50,6 +53,23 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     source = open_source(path)
     weights = _place(source, _shardings(source.config, mesh), dtype)
     return Params(weights, source.config, source.tokenizer)
+
+
+def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+    """What `load` will return, with shapes in place of weights; none is read."""
+    path, dtype = Path(path), _dtype(mesh, dtype)
+    if native.is_native(path):
+        config, tokenizer = native.read_config(path), own_tokenizer(path)
+    else:
+        source = open_source(path)
+        config, tokenizer = source.config, source.tokenizer
+    shardings = _shardings(config, mesh)
+    weights = {}
+    for row in table(config):
+        sharding = shardings[row.path]
+        shape = padded_shape(row.shape, sharding)
+        weights[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    return Params(nested(weights), config, tokenizer)
 
 
 def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -80,7 +100,9 @@ def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     return dict.fromkeys((row.path for row in table(config)), default_sharding())
 
 
-def _default_dtype(mesh: Mesh | None) -> np.dtype:
+def _dtype(mesh: Mesh | None, wanted: Any) -> np.dtype:
+    if wanted is not None:
+        return parse_dtype(wanted)
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.sharding import padded_shape
@@ -18,7 +17,7 @@ Index = tuple[slice, ...]
 
 def default_sharding() -> jax.sharding.Sharding:
     """All of an array on the default device, which `jax_default_device` may have chosen."""
-    return jax.sharding.SingleDeviceSharding(jnp.zeros(()).devices().pop())
+    return jax.sharding.SingleDeviceSharding(jax.device_put(np.zeros(())).devices().pop())
 
 
 def place(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -33,6 +34,7 @@ for command in (convert, export, verify, inspect, generate, chat, perplexity):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `llama-jax` and of the scripts in tools/."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(args=arguments)
     except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough

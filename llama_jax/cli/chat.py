@@ -12,6 +12,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load
 
 if TYPE_CHECKING:
     from llama_jax.chat import Conversation
@@ -32,13 +33,14 @@ def chat(
     repetition_penalty: options.Repetition = 1.0,
     seed: options.Seed = 0,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
 ) -> None:
     """Talk with an instruction-tuned model; /help lists what else can be typed."""
     with plain_errors():
         with status(f"loading {checkpoint}"):
             import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+            params = load(checkpoint, dtype)
             conversation = llama_jax.Conversation(
                 params,
                 system=system,

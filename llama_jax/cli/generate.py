@@ -7,7 +7,8 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,9 +16,11 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load_ahead
 
 if TYPE_CHECKING:
     from llama_jax.generate import Completion
+    from llama_jax.params import Params
     from llama_jax.rounds import Delta
 
 
@@ -46,6 +49,7 @@ def generate(
         int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
     ] = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
     ids: Annotated[
         bool, typer.Option("--ids", help="Prompts are token ids, and so is what is printed")
     ] = False,
@@ -58,14 +62,8 @@ def generate(
     with plain_errors():
         texts = _read_prompts(prompts, file)
         given = [_parse_ids(text) for text in texts] if ids else texts
-        with status(f"loading {checkpoint}"):
-            import llama_jax
+        import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
-        if params.tokenizer is None and not ids:
-            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
-        if logprobs is not None and not as_json:
-            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         settings = llama_jax.SamplingSettings(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
@@ -79,15 +77,35 @@ def generate(
             logprobs=logprobs,
         )
         seeds = [(seed + row) % 2**32 for row in range(len(texts))]
+
+        def prepare(shapes: Params) -> Iterator[None]:
+            from llama_jax.generate import prepare
+
+            return prepare(shapes, given, settings, seed=seeds)
+
+        with status(f"loading {checkpoint}"):
+            params, ready = load_ahead(checkpoint, dtype, prepare)
+        if params.tokenizer is None and not ids:
+            raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
+        if logprobs is not None and not as_json:
+            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         if as_json:
+            ready()
             with status("generating, compiling first"):
                 done = llama_jax.generate(params, given, settings, seed=seeds)
             _print_json(texts, done)
         else:
             speed = _Speed()
             deltas = llama_jax.stream(params, given, settings, seed=seeds)
-            _print_text(texts, speed.watch(deltas), ids, echo)
+            _print_text(texts, speed.watch(_once(ready, deltas)), ids, echo)
             stderr.print(speed.summary(), style="dim")
+
+
+def _once(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]:
+    """The first of `deltas`, then, once all is `ready`, the others."""
+    for delta in deltas:
+        yield delta
+        ready()
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
@@ -133,31 +151,39 @@ def _print_json(texts: list[str], completions: list[Completion]) -> None:
 
 
 class _Speed:
-    """Watches a stream: when the first token came, and how fast the others followed."""
+    """Watches a stream: when the first token came, and how fast they came once all was compiled."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.first = self.last = 0.0
+        self.first = 0.0
         self.tokens = 0
-        self.rows: set[int] = set()
+        self._gains: Counter[int] = Counter()  # how often each row has gained something
+        self._steady = self._last = 0.0
+        self._followed = 0
 
     def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("compiling the model for prompts of this length"))
             for delta in deltas:
                 waiting.close()
-                self.last = time.perf_counter() - self.started
-                self.first = self.first or self.last
-                self.tokens += len(delta.tokens)
-                self.rows |= {delta.row} if delta.tokens else set()
+                self._note(delta, time.perf_counter() - self.started)
                 yield delta
+
+    def _note(self, delta: Delta, now: float) -> None:
+        """The prefill gives a row's first tokens, and the loop, compiled meanwhile, its second."""
+        self.first, self._last = self.first or now, now
+        self.tokens += len(delta.tokens)
+        self._gains[delta.row] += 1
+        if self._gains[delta.row] == 2 and not self._steady:
+            self._steady = now
+        if self._gains[delta.row] > 2:
+            self._followed += len(delta.tokens)
 
     def summary(self) -> str:
         if not self.tokens:
             return "no tokens"
-        # Each row's first token is the prompt's work, and came when compiling was over.
-        followed, seconds = self.tokens - len(self.rows), self.last - self.first
-        text = f"{self.tokens} tokens; the first after {self.first:.2f} s, compiling included"
-        if followed > 0 and seconds > 0:
-            text += f", the others at {followed / seconds:,.1f} tokens/s"
+        text = f"{self.tokens} tokens; the first after {self.first:.2f} s"
+        seconds = self._last - self._steady
+        if self._followed and seconds > 0:
+            text += f", then {self._followed / seconds:,.1f} tokens/s"
         return text

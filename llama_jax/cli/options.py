@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -23,3 +24,19 @@ Stop = Annotated[
     list[str] | None, typer.Option("--stop", help="A string that ends the text; may be repeated")
 ]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, max=2**32 - 1)]
+
+
+def _kept(kept: bool) -> bool:
+    if not kept:
+        os.environ["LLAMA_JAX_CACHE"] = "off"
+    return kept
+
+
+Cache = Annotated[
+    bool,
+    typer.Option(
+        "--cache/--no-cache",
+        callback=_kept,
+        help="Keep compiled programs for the next time, in $LLAMA_JAX_CACHE or the user's cache",
+    ),
+]

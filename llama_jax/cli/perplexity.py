@@ -10,6 +10,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.loading import load
 
 
 def perplexity(
@@ -22,6 +23,7 @@ def perplexity(
         int | None, typer.Option(help="Tokens from window to window; default: half one", min=1)
     ] = None,
     dtype: options.Dtype = None,
+    cache: options.Cache = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object")] = False,
 ) -> None:
     """Measure how well a checkpoint predicts a text of any length."""
@@ -32,7 +34,7 @@ def perplexity(
 
             import llama_jax
 
-            params = llama_jax.load(checkpoint, dtype=dtype)
+            params = load(checkpoint, dtype)
             if params.tokenizer is None:
                 raise ValueError(f"{checkpoint} has no tokenizer, and {file} is text")
             ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)

@@ -1,0 +1,58 @@
+"""A command's model, loaded while a thread gets ready what will run it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_jax.params import Params
+
+
+def load(checkpoint: Path, dtype: str | None) -> Params:
+    """`llama_jax.load`; it mostly waits for files, and meanwhile a thread imports Flax."""
+    params, ready = load_ahead(checkpoint, dtype, lambda _: iter(()))
+    ready()
+    return params
+
+
+def load_ahead(
+    checkpoint: Path, dtype: str | None, prepare: Callable[[Params], Iterator[None]]
+) -> tuple[Params, Callable[[], None]]:
+    """The model, once its weights are read and the first step of `prepare` is done.
+
+    `prepare` is given the weights' shapes, in a thread, and goes on in it; the function returned
+    waits for its end.
+    """
+    import jax  # noqa: F401  before both, which would wait for one another over it
+
+    import llama_jax
+    from llama_jax.compilation import keep_programs
+
+    keep_programs()  # before either compiles anything
+    first, abandoned = threading.Event(), threading.Event()
+
+    def ahead() -> None:
+        # Whatever is wrong with the files or the settings will be said by who really uses them.
+        with contextlib.suppress(Exception):
+            from llama_jax.checkpoint import shapes
+
+            for _ in prepare(shapes(checkpoint, dtype=dtype)):
+                first.set()
+                if abandoned.is_set():
+                    break
+        first.set()
+
+    thread = threading.Thread(target=ahead)
+    thread.start()
+    try:
+        params = llama_jax.load(checkpoint, dtype=dtype)
+    except BaseException:
+        abandoned.set()
+        thread.join()
+        raise
+    first.wait()
+    return params, thread.join

@@ -1,0 +1,96 @@
+"""Compiled programs kept between processes: JAX's persistent cache, in the user's cache folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+VARIABLE = "LLAMA_JAX_CACHE"
+"""Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
+MAX_BYTES = 512 << 20
+"""Of all programs together; the least recently used make room. One of 8B takes about a megabyte."""
+DIRECTORY = "jax_compilation_cache_dir"
+SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what we set in its place
+    "jax_compilation_cache_max_size": (-1, MAX_BYTES),
+    "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
+}
+
+
+def keep_programs() -> None:
+    """From here on JAX keeps what it compiles, and finds what an earlier process compiled.
+
+    It changes settings of JAX, which hold for the whole process, and so respects whoever set them
+    before: with a `jax_compilation_cache_dir` of the user's own, or with $LLAMA_JAX_CACHE=off, it
+    does nothing. A folder that cannot be written is a warning, and programs are compiled anew.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if _setting(DIRECTORY) or not _setting("jax_enable_compilation_cache"):
+        return
+    if wanted.lower() in ("off", "0", "no", "false"):
+        return
+    folder = Path(wanted) if wanted else cache_folder() / "programs"
+    try:
+        _prepare(folder, private=not wanted)
+    except (OSError, ImportError) as error:
+        warnings.warn(
+            f"compiled programs are not kept: {error}; make {folder} a folder that you can write, "
+            f"or set {VARIABLE} to another, or to off",
+            stacklevel=1,  # this line, so that Python shows it once whoever asks
+        )
+        return
+    # A program lost to a full disk or to another process is compiled again: no news to anybody.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    jax.config.update(DIRECTORY, str(folder))
+    for name, (default, ours) in SETTINGS.items():
+        if _setting(name) == default:
+            jax.config.update(name, ours)
+
+
+def cache_folder() -> Path:
+    """Where this user's caches of ours belong on this platform."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llama_jax"
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
+
+
+def _prepare(folder: Path, *, private: bool) -> None:
+    """Makes the folder, and mends what a process left that died as it wrote; OSError if in vain."""
+    import filelock  # JAX's own lock, without which it refuses to bound its cache
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if private and hasattr(os, "getuid"):
+        found = folder.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+            # Whoever writes there runs code here.
+            raise PermissionError(f"others than this user can write {folder}")
+    if shutil.disk_usage(folder).free < MAX_BYTES // 8:
+        raise OSError(f"the disk of {folder} is full")
+    try:
+        # JAX's own name for it: nobody reads or writes an entry meanwhile.
+        with filelock.FileLock(folder / ".lockfile", timeout=0):
+            _remove_halves(folder)
+    except filelock.Timeout:
+        pass  # somebody is at work there, so it can be written
+
+
+def _remove_halves(folder: Path) -> None:
+    """Removes entries without a time of use, which JAX writes last, and times without an entry."""
+    for file in folder.iterdir():
+        entry, _, kind = file.name.rpartition("-")
+        other = {"cache": "atime", "atime": "cache"}.get(kind)
+        if other and not (folder / f"{entry}-{other}").exists():
+            file.unlink(missing_ok=True)

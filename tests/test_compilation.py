@@ -1,0 +1,162 @@
+"""Compiled programs outlive the process that compiled them, within bounds, and harm nobody."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_jax import compilation
+
+PROGRAM = """
+import json, sys, warnings
+warnings.simplefilter("always")
+import jax, jax.numpy as jnp
+found = {"cache_hits": 0, "cache_misses": 0}
+def listen(event, **_):
+    name = event.rsplit("/", 1)[-1]
+    if name in found:
+        found[name] += 1
+jax.monitoring.register_event_listener(listen)
+from llama_jax.compilation import keep_programs
+with warnings.catch_warnings(record=True) as caught:
+    keep_programs()
+    keep_programs()
+    for size in map(int, sys.argv[1:] or ["3"]):
+        value = jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((size, size)))
+found["value"], found["warnings"] = float(value[0, 0]), [str(w.message) for w in caught]
+found["directory"] = jax.config.jax_compilation_cache_dir
+found["max_size"] = jax.config.jax_compilation_cache_max_size
+print(json.dumps(found))
+"""
+
+
+def run(*sizes, program=PROGRAM, **variables):
+    """What a process of its own says that compiles a small program for each size."""
+    kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
+    command = [sys.executable, "-c", program, *map(str, sizes)]
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        command, env={**kept, **variables}, cwd=root, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def entries(folder):
+    return sorted(file.name for file in folder.glob("*-cache"))
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    first = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert first["cache_misses"] > 0
+    assert first["cache_hits"] == 0
+    second = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert second["cache_misses"] == 0
+    assert second["cache_hits"] == first["cache_misses"]
+    assert second["value"] == first["value"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG's variable is Linux's")
+def test_programs_lie_in_the_users_cache_folder_which_is_theirs_alone(tmp_path):
+    found = run(XDG_CACHE_HOME=str(tmp_path))
+    folder = tmp_path / "llama_jax" / "programs"
+    assert found["directory"] == str(folder)
+    assert found["max_size"] == compilation.MAX_BYTES
+    assert entries(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("word", ["off", "OFF", "0", "no", "false"])
+def test_off_leaves_no_files(tmp_path, monkeypatch, word):
+    monkeypatch.setenv(compilation.VARIABLE, word)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compilation.keep_programs()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_own_settings_stand(tmp_path):
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    found = run(JAX_COMPILATION_CACHE_DIR=str(theirs), LLAMA_JAX_CACHE=str(ours))
+    assert found["directory"] == str(theirs)
+    assert found["max_size"] == -1
+    found = run(JAX_ENABLE_COMPILATION_CACHE="false", LLAMA_JAX_CACHE=str(ours))
+    assert found["directory"] is None
+    assert not ours.exists()
+    found = run(JAX_COMPILATION_CACHE_MAX_SIZE="12345678", LLAMA_JAX_CACHE=str(ours))
+    assert found["directory"] == str(ours)
+    assert found["max_size"] == 12345678
+
+
+def test_old_programs_make_room_for_new_ones(tmp_path):
+    bounds = {"LLAMA_JAX_CACHE": str(tmp_path), "JAX_COMPILATION_CACHE_MAX_SIZE": "30000"}
+    run(3, **bounds)
+    first = entries(tmp_path)
+    found = run(*range(4, 16), **bounds)
+    assert found["warnings"] == []
+    assert sum(file.stat().st_size for file in tmp_path.glob("*-cache")) <= 30000
+    assert not set(first) <= set(entries(tmp_path))
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning_and_no_error(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    program = PROGRAM.replace('"always"', '"default"')
+    found = run(program=program, LLAMA_JAX_CACHE=str(tmp_path / "file" / "programs"))
+    assert found["directory"] is None
+    (said,) = set(found["warnings"])
+    assert "compiled programs are not kept" in said
+    assert "LLAMA_JAX_CACHE" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
+def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch):
+    folder = tmp_path / "llama_jax" / "programs"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    monkeypatch.delenv(compilation.VARIABLE)
+    monkeypatch.setattr(compilation, "cache_folder", lambda: tmp_path / "llama_jax")
+    with pytest.warns(UserWarning, match="others than this user can write"):
+        compilation.keep_programs()
+
+
+def test_a_full_disk_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(compilation, "MAX_BYTES", 2**80)
+    with pytest.warns(UserWarning, match="is full"):
+        compilation.keep_programs()
+
+
+def test_what_a_killed_process_half_wrote_is_compiled_again(tmp_path):
+    run(LLAMA_JAX_CACHE=str(tmp_path))
+    whole = max(tmp_path.glob("*-cache"), key=lambda file: file.stat().st_size)
+    size = whole.stat().st_size
+    whole.write_bytes(whole.read_bytes()[: size // 2])
+    whole.with_name(whole.name.replace("-cache", "-atime")).unlink()  # JAX writes it last
+    found = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert found["cache_misses"] == 1
+    assert found["warnings"] == []
+    assert run(LLAMA_JAX_CACHE=str(tmp_path))["cache_misses"] == 0
+
+
+def test_a_damaged_program_is_compiled_without_a_word(tmp_path):
+    first = run(LLAMA_JAX_CACHE=str(tmp_path))
+    for file in tmp_path.glob("*-cache"):
+        file.write_bytes(file.read_bytes()[:20])
+    found = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert found["warnings"] == []
+    assert found["value"] == first["value"]
+
+
+def test_processes_at_once_share_one_folder(tmp_path):
+    variables = {**os.environ, "LLAMA_JAX_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", PROGRAM, "3", "5", "7"]
+    root = Path(__file__).resolve().parents[1]
+    at_once = [
+        subprocess.Popen(command, env=variables, cwd=root, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    found = [json.loads(process.communicate()[0]) for process in at_once]
+    assert {process.returncode for process in at_once} == {0}
+    assert [one["warnings"] for one in found] == [[]] * 3
+    assert run(3, 5, 7, LLAMA_JAX_CACHE=str(tmp_path))["cache_misses"] == 0
