@@ -51,8 +51,7 @@ def mesh_for(config: Config, mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
 
 
 def _check_divides(config: Config, fsdp: int, tensor: int) -> None:
-    by = {"n_heads": ("tensor", tensor), "hidden_dim": ("tensor", tensor), "dim": ("fsdp", fsdp)}
-    for name, (axis, parts) in by.items():
+    for name, axis, parts in (("n_heads", "tensor", tensor), ("dim", "fsdp", fsdp)):
         if getattr(config, name) % parts:
             raise ValueError(
                 f"{axis}={parts} does not divide {name}={getattr(config, name)}; "

@@ -17,9 +17,17 @@ Weights = dict[str, Any]
 """Nested dicts whose leaves are weights: arrays, or pytrees that multiply (`ops.linear.Weight`)."""
 WeightPath = tuple[str, ...]
 """A weight's keys in `Weights`, outermost first: ("layers_0", "attention", "wq")."""
-VOCABULARY: dict[WeightPath, int] = {("tok_embeddings", "weight"): 0, ("output", "weight"): 1}
-"""The weights that have something for each token, and along which axis. On a mesh that does not
-divide the vocabulary they go on with zeros."""
+PADDED = {
+    ("tok_embeddings", "weight"): (0, "vocab_size"),
+    ("output", "weight"): (1, "vocab_size"),
+    ("feed_forward", "w1"): (1, "hidden_dim"),
+    ("feed_forward", "w3"): (1, "hidden_dim"),
+    ("feed_forward", "w2"): (0, "hidden_dim"),
+    ("feed_forward", "b1"): (0, "hidden_dim"),
+    ("feed_forward", "b3"): (0, "hidden_dim"),
+}
+"""Where a weight goes on with zeros on a mesh that does not divide it: by the end of its path, the
+axis and the size without them. They change no number that the model computes."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -57,13 +65,10 @@ class Params:
         return sum(numbers * itemsize for numbers, itemsize in self._numbers())
 
     def _numbers(self) -> Iterator[tuple[int, int]]:
-        """Of each array how many numbers it has, less a padded vocabulary's, and their size."""
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
-            shape = list(leaf.shape)
-            axis = VOCABULARY.get(tuple(getattr(key, "key", "") for key in path))
-            if axis is not None:
-                shape[axis] = min(shape[axis], self.config.vocab_size)
-            yield math.prod(shape), leaf.dtype.itemsize
+        """Of each array how many numbers it has, less the zeros after it, and their size."""
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
+            path = tuple(getattr(key, "key", "") for key in keys)
+            yield math.prod(true_shape(self.config, path, leaf.shape)), leaf.dtype.itemsize
 
     def __repr__(self) -> str:
         c = self.config
@@ -77,6 +82,14 @@ class Params:
     def tree_unflatten(cls, static: Any, children: Any) -> Params:
         (weights,), (config, tokenizer) = children, static
         return cls(weights, config, tokenizer.value)
+
+
+def true_shape(config: Config, path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a weight without the zeros that may follow it on a mesh."""
+    axis, size = PADDED.get(path[-2:], (None, ""))
+    if axis is None:
+        return tuple(shape)
+    return (*shape[:axis], min(shape[axis], getattr(config, size)), *shape[axis + 1 :])
 
 
 def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array
 from llama_jax.config import Config
 from llama_jax.mesh import ROWS, TENSOR, mesh_for
 from llama_jax.mesh import make_mesh as make_mesh  # where others look for it
-from llama_jax.params import VOCABULARY, Params, WeightPath, nested
+from llama_jax.params import PADDED, Params, WeightPath, nested, true_shape
 
 # A column-parallel weight is cut along its outputs, a row-parallel one along its inputs;
 # a column followed by a row costs one all-reduce, which XLA inserts.
@@ -82,13 +83,13 @@ def padded_shape(shape: tuple[int, ...], sharding: Sharding) -> tuple[int, ...]:
 def shard_params(params: Params, mesh: Mesh) -> Params:
     """The same params, laid out over `mesh`."""
     shardings = weight_shardings(params.config, mesh)
-    weights = {group: dict(rows) for group, rows in params.weights.items()}
-    for path, axis in VOCABULARY.items():
-        if path in shardings:
-            group, name = path
-            table = weights[group][name]
-            weights[group][name] = _padded(table, axis, params.config.vocab_size, shardings[path])
-    return params.replace(weights=jax.device_put(weights, nested(shardings)))
+    weights: dict[WeightPath, Any] = {}
+    for path, sharding in shardings.items():
+        weight = functools.reduce(operator.getitem, path, params.weights)
+        if path[-2:] in PADDED:
+            weight = _padded(weight, true_shape(params.config, path, weight.shape), sharding)
+        weights[path] = jax.device_put(weight, sharding)
+    return params.replace(weights=nested(weights))
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -193,11 +194,10 @@ def _known(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> str | tuple[str,
     return known[0] if len(known) == 1 else known
 
 
-def _padded(table: Any, axis: int, vocab_size: int, sharding: NamedSharding) -> Any:
-    """A weight of the vocabulary with as many zeros after it as its sharding wants."""
-    true = tuple(vocab_size if i == axis else n for i, n in enumerate(table.shape))
-    wanted = padded_shape(true, sharding)
-    if table.shape == wanted:
-        return table
-    table = jax.lax.slice_in_dim(jnp.asarray(table), 0, vocab_size, axis=axis)
-    return jnp.pad(table, [(0, n - m) for n, m in zip(wanted, true, strict=True)])
+def _padded(weight: Any, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
+    """A weight with as many zeros after its true `shape` as its sharding wants."""
+    wanted = padded_shape(shape, sharding)
+    if weight.shape == wanted:
+        return weight
+    weight = jax.lax.slice(jnp.asarray(weight), (0,) * len(shape), shape)
+    return jnp.pad(weight, [(0, n - m) for n, m in zip(wanted, shape, strict=True)])

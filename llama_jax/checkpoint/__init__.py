@@ -24,7 +24,7 @@ from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
-from llama_jax.params import VOCABULARY, Params, WeightPath, Weights, nested
+from llama_jax.params import Params, WeightPath, Weights, nested, true_shape
 from llama_jax.sharding import padded_shape, weight_shardings
 
 __all__ = ["convert", "load", "save", "shapes"]
@@ -78,7 +78,9 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
     is empty, or a checkpoint and `overwrite` is set.
     """
-    weights = {row.path: _stored(params.weights, row) for row in table(params.config)}
+    weights = {
+        row.path: _stored(params.config, params.weights, row) for row in table(params.config)
+    }
     native.write(
         Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
     )
@@ -107,9 +109,8 @@ def _dtype(mesh: Mesh | None, wanted: Any) -> np.dtype:
     return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 
 
-def _stored(weights: Weights, row: Weight) -> Tensor:
+def _stored(config: Config, weights: Weights, row: Weight) -> Tensor:
     """A weight as the model has it, without what a mesh may have put after it."""
     array: Any = functools.reduce(operator.getitem, row.path, weights)
-    axis = VOCABULARY.get(row.path)
-    padded = axis is not None and array.shape[axis] > row.shape[axis]
-    return Trimmed(array, row.shape) if padded else array
+    shape = true_shape(config, row.path, array.shape)
+    return array if shape == array.shape else Trimmed(array, shape)
