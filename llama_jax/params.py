@@ -17,7 +17,7 @@ Weights = dict[str, Any]
 """Nested dicts whose leaves are weights: arrays, or pytrees that multiply (`ops.linear.Weight`)."""
 WeightPath = tuple[str, ...]
 """A weight's keys in `Weights`, outermost first: ("layers_0", "attention", "wq")."""
-PADDED = {
+PADDED: dict[WeightPath, tuple[int, str]] = {
     ("tok_embeddings", "weight"): (0, "vocab_size"),
     ("output", "weight"): (1, "vocab_size"),
     ("feed_forward", "w1"): (1, "hidden_dim"),
@@ -86,9 +86,9 @@ class Params:
 
 def true_shape(config: Config, path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a weight without the zeros that may follow it on a mesh."""
-    axis, size = PADDED.get(path[-2:], (None, ""))
-    if axis is None:
-        return tuple(shape)
+    if path[-2:] not in PADDED:
+        return shape
+    axis, size = PADDED[path[-2:]]
     return (*shape[:axis], min(shape[axis], getattr(config, size)), *shape[axis + 1 :])
 
 

@@ -85,7 +85,7 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
     shardings = weight_shardings(params.config, mesh)
     weights: dict[WeightPath, Any] = {}
     for path, sharding in shardings.items():
-        weight = functools.reduce(operator.getitem, path, params.weights)
+        weight: Any = functools.reduce(operator.getitem, path, params.weights)
         if path[-2:] in PADDED:
             weight = _padded(weight, true_shape(params.config, path, weight.shape), sharding)
         weights[path] = jax.device_put(weight, sharding)

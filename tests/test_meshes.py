@@ -117,7 +117,7 @@ def test_a_tied_model_is_cut_at_both_ends():
 # What does not divide
 
 
-UNEVEN = Config.named("tiny").replace(vocab_size=250, hidden_dim=190)
+UNEVEN = Config.named("tiny").replace(vocab_size=250, hidden_dim=190, mlp_bias=True)
 
 
 @functools.cache
