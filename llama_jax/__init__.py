@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint import load, save
     from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
     from llama_jax.generate import Completion, generate, stream
+    from llama_jax.mesh import make_mesh
     from llama_jax.model import forward, init_params
     from llama_jax.params import Params
     from llama_jax.score import perplexity, score
     from llama_jax.settings import SamplingSettings
-    from llama_jax.sharding import make_mesh, shard_params
+    from llama_jax.sharding import shard_params
     from llama_jax.tokenizer import load_tokenizer
 
 __version__ = "0.1.0"
@@ -57,11 +58,12 @@ _HOMES = {
     "checkpoint": ("load", "save"),
     "config": ("Config", "DynamicScaling", "LinearScaling", "Llama3Scaling", "YarnScaling"),
     "generate": ("Completion", "generate", "stream"),
+    "mesh": ("make_mesh",),
     "model": ("forward", "init_params"),
     "params": ("Params",),
     "score": ("perplexity", "score"),
     "settings": ("SamplingSettings",),
-    "sharding": ("make_mesh", "shard_params"),
+    "sharding": ("shard_params",),
     "tokenizer": ("load_tokenizer",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -16,7 +16,7 @@ from llama_jax.config import Config
 from llama_jax.params import Params
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
-from llama_jax.sharding import cache_dtype, replicated
+from llama_jax.sharding import cache_dtype, replicated, rows_divisor
 from llama_jax.stop_strings import stop_strings
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 
@@ -177,12 +177,18 @@ def rows_at_once(params: Params, slots: int) -> int:
     return size
 
 
+def padded_rows(params: Params, count: int) -> int:
+    """How many rows a batch of `count` has: a power of two, and as many on every device."""
+    size, divisor = 1 << (count - 1).bit_length(), rows_divisor(params)
+    return math.ceil(size / divisor) * divisor
+
+
 def _batch(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Batch:
     config, longest = params.config, max(len(row.prompt) for row in rows)
     slots = slots_for(longest, config)
     # A long text is read in chunks as far as it goes, so its array may be as long as the cache.
     time = min(bucket(longest), config.max_seq_len) if slots <= SLOTS else slots
-    size = 1 << (len(rows) - 1).bit_length()
+    size = padded_rows(params, len(rows))
     prompts = np.zeros((size, time), np.int32)
     for padded, row in zip(prompts, rows, strict=False):
         padded[: len(row.prompt)] = row.prompt

@@ -17,7 +17,7 @@ from llama_jax.params import Params
 from llama_jax.rounds import Delta, chunk_of, decoded_rows
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
-from llama_jax.sharding import cache_dtype, on_mesh_of, replicated
+from llama_jax.sharding import cache_dtype, on_mesh_of, replicated, rows_divisor
 from llama_jax.tokenizer import Message, Tokenizer
 
 CHUNK = 64
@@ -141,7 +141,9 @@ class Conversation:
         if row.budget == 0:
             yield Delta(0, "", [], None, "length")
             return
-        request = replicated(self.params, request_of(self.params.config, [row], 1, self.tokenizer))
+        size = rows_divisor(self.params)  # the rows after the first ask for nothing
+        request = request_of(self.params.config, [row], size, self.tokenizer)
+        request = replicated(self.params, request)
         state = self._prefilled(row, request)
         pause = chunk_of(self.params)
         rows = decoded_rows(self.params, [row], request, state, self.tokenizer, pause)
@@ -153,19 +155,19 @@ class Conversation:
 
     def _prefilled(self, row: Row, request: Request) -> Decoding:
         config, ids = self.params.config, row.prompt
-        slots = slots_for(len(ids), config)
+        slots, size = slots_for(len(ids), config), len(request.budget)
         cache = self._cache
         if cache is None or cache.k[0].is_deleted():  # an answer was cut short inside a step
-            cache = KVCache.empty(config, batch=1, slots=slots, dtype=cache_dtype(self.params))
+            cache = KVCache.empty(config, batch=size, slots=slots, dtype=cache_dtype(self.params))
             cache, self._read = dataclasses.replace(cache, fresh=False), 0
         if cache.slots < slots:
             cache = _grown(cache, slots=slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
-        text = np.zeros((1, cache.slots), np.int32)
+        text = np.zeros((size, cache.slots), np.int32)
         text[0, : len(ids)] = ids
-        length, start = np.array([len(ids)]), np.array(read)
+        length, start = np.array([len(ids)] + [1] * (size - 1)), np.array(read)
         with on_mesh_of(self.params):
             return _resume(self.params, cache, text, length, start, request, width=CHUNK)
 

@@ -18,7 +18,7 @@ from llama_jax.model import forward
 from llama_jax.params import Params
 from llama_jax.sample import Request, Written, logprobs_of, sample
 from llama_jax.settings import MAX_LOGPROBS
-from llama_jax.sharding import CACHE, REPLICATED, constrain
+from llama_jax.sharding import CACHE, NEXT, REPLICATED, constrain
 from llama_jax.stops import NOTHING, Ending, push_tokens
 
 PREFILL_CHUNK = 512
@@ -93,15 +93,15 @@ def resume(
     cache = jax.tree.map(lambda x: constrain(x, CACHE), cache)
     logits, cache = _read(params, cache, texts, lengths, read, width)
     batch, vocab = logits.shape
-    rows, inside = jnp.arange(batch)[:, None], jnp.arange(texts.shape[1]) < lengths[:, None]
+    inside = jnp.arange(texts.shape[1]) < lengths[:, None]
     nothing = jnp.zeros(batch, jnp.int32)
     k = min(MAX_LOGPROBS, vocab)
     state = Decoding(
         cache=cache,
         written=Written(
             prompt_lengths=lengths,
-            in_prompt=jnp.zeros((batch, vocab), bool).at[rows, texts].max(inside),
-            counts=jnp.zeros((batch, vocab), jnp.int32),
+            in_prompt=constrain(_mark(jnp.zeros((batch, vocab), bool), texts, inside), NEXT),
+            counts=constrain(jnp.zeros((batch, vocab), jnp.int32), NEXT),
             count=nothing,
         ),
         last=nothing,
@@ -210,19 +210,18 @@ def _decide(
     written, round = state.written, state.round
     token = sample(logits, request, written)
     running = _wanted(state, request, taken, until) & _fits(state)
-    rows = jnp.arange(token.shape[0])
-    ends = running & request.stops[rows, token]
+    ends = running & jnp.take_along_axis(request.stops, token[:, None], axis=1)[:, 0]
     keeps = running & ~ends
     met, ending, at_start = _push(request, token, state)
     # A row that keeps nothing writes beyond the end, which drops it.
-    place = rows, jnp.where(keeps, written.count - taken, ROUND)
+    place = jnp.where(keeps, written.count - taken, ROUND)
     chosen, top_ids, top_logprobs = jax.lax.cond(
         request.logprobs,
         lambda: logprobs_of(logits, token, round.top_ids.shape[-1]),
         lambda: (round.logprobs[:, 0], round.top_ids[:, 0], round.top_logprobs[:, 0]),  # unread
     )
     count = written.count + keeps
-    counts = written.counts.at[rows, token].add(keeps)
+    counts = constrain(_add(written.counts, token, keeps), NEXT)
     return Decoding(
         cache=state.cache,
         written=dataclasses.replace(written, counts=counts, count=count),
@@ -230,14 +229,20 @@ def _decide(
         ending=jnp.where(keeps[:, None], ending, state.ending),
         at_start=jnp.where(keeps, at_start, state.at_start),
         round=Round(
-            tokens=round.tokens.at[place].set(token, mode="drop"),
-            logprobs=round.logprobs.at[place].set(chosen, mode="drop"),
-            top_ids=round.top_ids.at[place].set(top_ids, mode="drop"),
-            top_logprobs=round.top_logprobs.at[place].set(top_logprobs, mode="drop"),
+            tokens=_put(round.tokens, place, token),
+            logprobs=_put(round.logprobs, place, chosen),
+            top_ids=_put(round.top_ids, place, top_ids),
+            top_logprobs=_put(round.top_logprobs, place, top_logprobs),
             count=count,
             stopped=round.stopped | ends | (keeps & met),
         ),
     )
+
+
+# Row by row, so that XLA sees rows stay where they are when the batch is cut.
+_put = jax.vmap(lambda row, place, value: row.at[place].set(value, mode="drop"))
+_add = jax.vmap(lambda row, place, value: row.at[place].add(value))
+_mark = jax.vmap(lambda row, places, values: row.at[places].max(values))
 
 
 def _push(

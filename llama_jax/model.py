@@ -20,7 +20,7 @@ from llama_jax.ops.linear import linear
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.params import Params
-from llama_jax.sharding import ACTIVATION, LOGITS, constrain
+from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, kept_cut, on_mesh_of
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
@@ -48,10 +48,10 @@ def forward(
 
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache.
     """
-    model = Transformer(params.config)
-    logits, after = model.apply(
-        {"params": params.weights}, tokens, positions, Uncached() if cache is None else cache, at
-    )
+    model, past = Transformer(params.config), Uncached() if cache is None else cache
+    with on_mesh_of(params):
+        weights = kept_cut(params.weights, positions)
+        logits, after = model.apply({"params": weights}, tokens, positions, past, at)
     return logits, None if cache is None else after
 
 
@@ -94,7 +94,8 @@ class Transformer(nn.Module):
             x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = RMSNorm(c, self.init_dtype, name="norm")(x)
         output = embedding.T if c.tie_embeddings else Output(c, self.init_dtype, name="output")()
-        return constrain(linear(x, output).astype(jnp.float32), LOGITS), cache
+        logits = linear(x, output)[..., : c.vocab_size]  # the output may be padded
+        return constrain(logits.astype(jnp.float32), LOGITS), cache
 
 
 class Block(nn.Module):
@@ -196,13 +197,13 @@ class Output(nn.Module):
 
 
 def _weight(module: Any, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-    """The weight called `name` of a module: the one given, or in `init_params` a random one.
+    """The weight called `name`, as its product takes it, or in `init_params` a random one.
 
     `param` alone would trace the initialiser of a weight that is there, to compare shapes: a third
     of the time that a program takes to trace.
     """
     if module.has_variable("params", name):
-        return module.get_variable("params", name)
+        return gathered(module.get_variable("params", name), module.name, name)
     return module.param(name, init, shape, dtype)
 
 

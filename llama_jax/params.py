@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,17 @@ Weights = dict[str, Any]
 """Nested dicts whose leaves are weights: arrays, or pytrees that multiply (`ops.linear.Weight`)."""
 WeightPath = tuple[str, ...]
 """A weight's keys in `Weights`, outermost first: ("layers_0", "attention", "wq")."""
+PADDED: dict[WeightPath, tuple[int, str]] = {
+    ("tok_embeddings", "weight"): (0, "vocab_size"),
+    ("output", "weight"): (1, "vocab_size"),
+    ("feed_forward", "w1"): (1, "hidden_dim"),
+    ("feed_forward", "w3"): (1, "hidden_dim"),
+    ("feed_forward", "w2"): (0, "hidden_dim"),
+    ("feed_forward", "b1"): (0, "hidden_dim"),
+    ("feed_forward", "b3"): (0, "hidden_dim"),
+}
+"""Where a weight goes on with zeros on a mesh that does not divide it: by the end of its path, the
+axis and the size without them. They change no number that the model computes."""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -45,13 +57,18 @@ class Params:
     @property
     def size(self) -> int:
         """How many numbers the weights hold: the parameter count."""
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(self.weights))
+        return sum(numbers for numbers, _ in self._numbers())
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weights, all devices together (a replicated weight counts once)."""
-        leaves = jax.tree.leaves(self.weights)
-        return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+        return sum(numbers * itemsize for numbers, itemsize in self._numbers())
+
+    def _numbers(self) -> Iterator[tuple[int, int]]:
+        """Of each array how many numbers it has, less the zeros after it, and their size."""
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
+            path = tuple(getattr(key, "key", "") for key in keys)
+            yield math.prod(true_shape(self.config, path, leaf.shape)), leaf.dtype.itemsize
 
     def __repr__(self) -> str:
         c = self.config
@@ -65,6 +82,14 @@ class Params:
     def tree_unflatten(cls, static: Any, children: Any) -> Params:
         (weights,), (config, tokenizer) = children, static
         return cls(weights, config, tokenizer.value)
+
+
+def true_shape(config: Config, path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a weight without the zeros that may follow it on a mesh."""
+    if path[-2:] not in PADDED:
+        return shape
+    axis, size = PADDED[path[-2:]]
+    return (*shape[:axis], min(shape[axis], getattr(config, size)), *shape[axis + 1 :])
 
 
 def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:

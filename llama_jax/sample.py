@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
+from llama_jax.sharding import top_k
 from llama_jax.stops import StopStrings
 
 
@@ -88,7 +89,7 @@ def logprobs_of(
 ) -> tuple[Float[Array, "*batch"], Int[Array, "*batch k"], Float[Array, "*batch k"]]:
     """The log-softmax of raw logits at `token`, and the `k` likeliest ids with theirs."""
     logprobs = jax.nn.log_softmax(logits, axis=-1)
-    top_logprobs, top_ids = jax.lax.top_k(logprobs, k)
+    top_logprobs, top_ids = top_k(logprobs, k)
     chosen = jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
     return chosen, top_ids, top_logprobs
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from llama_jax.batches import Prompt, bucket, encode, rows_at_once, tokenizer_of
+from llama_jax.batches import Prompt, bucket, encode, padded_rows, rows_at_once, tokenizer_of
 from llama_jax.cache import KVCache
 from llama_jax.model import forward
 from llama_jax.params import Params
@@ -137,7 +137,7 @@ def perplexity(
 
 def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     time = bucket(max(map(len, ids)))
-    tokens = np.zeros((1 << (len(ids) - 1).bit_length(), time), np.int32)
+    tokens = np.zeros((padded_rows(params, len(ids)), time), np.int32)
     for padded, one in zip(tokens, ids, strict=False):
         padded[: len(one)] = one
     with on_mesh_of(params):

@@ -1,64 +1,53 @@
-"""How a model lies on a mesh: the only file that knows the axes.
+"""How a model lies on a mesh: the only file that says what is cut along which axis.
 
-Three axes: `data` splits the batch, `fsdp` the batch and every weight, `tensor` the heads, the
-feed-forward width and the vocabulary. Change the mesh's shape, not the tables.
+Change the mesh's shape, not the tables.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from llama_jax.config import Config
-from llama_jax.params import Params, WeightPath, nested
+from llama_jax.mesh import ROWS, TENSOR, mesh_for
+from llama_jax.mesh import make_mesh as make_mesh  # where others look for it
+from llama_jax.params import PADDED, Params, WeightPath, nested, true_shape
 
 # A column-parallel weight is cut along its outputs, a row-parallel one along its inputs;
 # a column followed by a row costs one all-reduce, which XLA inserts.
-COLUMN, ROW, REPLICATED = P("fsdp", "tensor"), P("tensor", "fsdp"), P()  # of an [in, out] weight
+COLUMN, ROW, REPLICATED = P("fsdp", TENSOR), P(TENSOR, "fsdp"), P()  # of an [in, out] weight
+KEYS = P("fsdp", "tensor")  # a key-value head stays whole, on every device that shares it
 LAYER = {
     "attention_norm": {"scale": REPLICATED},
-    "attention": {"wq": COLUMN, "wk": COLUMN, "wv": COLUMN, "wo": ROW},
+    "attention": {"wq": COLUMN, "wk": KEYS, "wv": KEYS, "wo": ROW},
     "ffn_norm": {"scale": REPLICATED},
     "feed_forward": {"w1": COLUMN, "w3": COLUMN, "w2": ROW},
 }
 # A bias lies as the outputs it is added to.
-ATTENTION_BIASES = {"bq": P("tensor"), "bk": P("tensor"), "bv": P("tensor"), "bo": REPLICATED}
-MLP_BIASES = {"b1": P("tensor"), "b3": P("tensor"), "b2": REPLICATED}
+ATTENTION_BIASES = {"bq": P(TENSOR), "bk": P("tensor"), "bv": P("tensor"), "bo": REPLICATED}
+MLP_BIASES = {"b1": P(TENSOR), "b3": P(TENSOR), "b2": REPLICATED}
 MODEL = {
-    "tok_embeddings": {"weight": P("tensor", "fsdp")},  # [vocab, dim]
+    "tok_embeddings": {"weight": P(TENSOR, "fsdp")},  # [vocab, dim]
     "norm": {"scale": REPLICATED},
     "output": {"weight": COLUMN},
 }
-ACTIVATION = P(("data", "fsdp"), None, None)  # [batch, time, dim]
-LOGITS = P(("data", "fsdp"), None, "tensor")  # [batch, time, vocab]
-CACHE = P(("data", "fsdp"), "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
+ACTIVATION = P(ROWS, None, None)  # [batch, time, dim]
+LOGITS = P(ROWS, None, TENSOR)  # [batch, time, vocab]
+NEXT = P(ROWS, TENSOR)  # [batch, vocab]: of one position
+CACHE = P(ROWS, "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
 
 
-def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh over the first `data * fsdp * tensor` devices."""
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    for axis, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{axis}={size!r} must be a positive integer")
-    wanted, devices = data * fsdp * tensor, jax.devices()
-    if wanted > len(devices):
-        raise ValueError(
-            f"data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices and there are "
-            f"{len(devices)}; lower one of the three"
-        )
-    types = (AxisType.Auto,) * 3
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices[:wanted])
-
-
-def weight_shardings(config: Config, mesh: Mesh) -> dict[WeightPath, NamedSharding]:
+def weight_shardings(config: Config, mesh: Mesh | AbstractMesh) -> dict[WeightPath, NamedSharding]:
     """The sharding of every weight of a model, by its path in `Params.weights`."""
-    _check_divides(config, mesh)
     specs: dict[WeightPath, P] = {
         (group, name): spec for group, rows in MODEL.items() for name, spec in rows.items()
     }
@@ -72,13 +61,35 @@ def weight_shardings(config: Config, mesh: Mesh) -> dict[WeightPath, NamedShardi
     for i in range(config.n_layers):
         for group, rows in layer.items():
             specs |= {(f"layers_{i}", group, name): spec for name, spec in rows.items()}
-    return {path: NamedSharding(mesh, spec) for path, spec in specs.items()}
+    mesh = mesh_for(config, mesh)
+    return {path: sharding_of(mesh, spec) for path, spec in specs.items()}
+
+
+def sharding_of(mesh: Mesh | AbstractMesh, spec: P) -> NamedSharding:
+    """What a table's `spec` says on a mesh, which may lack `copies`."""
+    return NamedSharding(mesh, _on(mesh, spec))  # type: ignore[arg-type]  # abstract ones too
+
+
+def padded_shape(shape: tuple[int, ...], sharding: Sharding) -> tuple[int, ...]:
+    """`shape`, each axis rounded up to what the sharding cuts into equal parts."""
+    if not isinstance(sharding, NamedSharding):
+        return shape
+    cuts = [(axes,) if isinstance(axes, str) else axes or () for axes in sharding.spec]
+    parts = [math.prod(sharding.mesh.shape[axis] for axis in cut) for cut in cuts]
+    parts += [1] * (len(shape) - len(parts))
+    return tuple(math.ceil(n / part) * part for n, part in zip(shape, parts, strict=True))
 
 
 def shard_params(params: Params, mesh: Mesh) -> Params:
     """The same params, laid out over `mesh`."""
-    shardings = nested(weight_shardings(params.config, mesh))
-    return params.replace(weights=jax.device_put(params.weights, shardings))
+    shardings = weight_shardings(params.config, mesh)
+    weights: dict[WeightPath, Any] = {}
+    for path, sharding in shardings.items():
+        weight: Any = functools.reduce(operator.getitem, path, params.weights)
+        if path[-2:] in PADDED:
+            weight = _padded(weight, true_shape(params.config, path, weight.shape), sharding)
+        weights[path] = jax.device_put(weight, sharding)
+    return params.replace(weights=nested(weights))
 
 
 def mesh_of(params: Params) -> Mesh | None:
@@ -91,9 +102,22 @@ def mesh_of(params: Params) -> Mesh | None:
 
 
 def on_mesh_of(params: Params) -> contextlib.AbstractContextManager[Any]:
-    """A context in which the model's mesh is the current one, if it has a mesh."""
+    """A context in which the model's mesh is the current one, if it has a mesh; in jit too."""
+    leaf = jax.tree.leaves(params.weights)[0]
+    if isinstance(leaf, jax.core.Tracer):
+        traced = jax.typeof(leaf).sharding.mesh
+        return jax.sharding.use_abstract_mesh(traced) if traced.size > 1 else _nothing()
     mesh = mesh_of(params)
-    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
+    return _nothing() if mesh is None else jax.set_mesh(mesh)
+
+
+def rows_divisor(params: Params) -> int:
+    """What the rows of a batch must be a multiple of: a device has as many as any other."""
+    mesh = mesh_of(params)
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+_nothing = contextlib.nullcontext
 
 
 def platform_of(params: Params) -> str:
@@ -119,17 +143,76 @@ def replicated(params: Params, tree: Any) -> Any:
 
 def constrain(x: Array, spec: P) -> Array:
     """States how an activation lies on the mesh of `jax.set_mesh`; without one, nothing."""
-    if jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec)
+    return jax.lax.with_sharding_constraint(x, _on(mesh, spec))
 
 
-def _check_divides(config: Config, mesh: Mesh) -> None:
-    by_tensor = ("n_kv_heads", "hidden_dim", "vocab_size")
-    for axis, names in {"tensor": by_tensor, "fsdp": ("dim", "hidden_dim")}.items():
-        for name in names:
-            if getattr(config, name) % mesh.shape[axis]:
-                raise ValueError(
-                    f"{axis}={mesh.shape[axis]} does not divide {name}={getattr(config, name)}; "
-                    f"use a divisor, and put the other devices on another axis"
-                )
+def gathered(weight: Any, group: str, name: str) -> Any:
+    """A weight as a product takes it: its parts on `fsdp` brought together, those on `tensor` not.
+
+    Said, not left to XLA, which would at some sizes rather move the activations.
+    """
+    spec = (LAYER.get(group) or MODEL[group]).get(name, REPLICATED)  # no bias is on `fsdp`
+    if "fsdp" not in spec or not isinstance(weight, jax.Array):
+        return weight
+    return constrain(weight, P(*(None if axes == "fsdp" else axes for axes in spec)))
+
+
+def kept_cut(weights: Any, before: Array) -> Any:
+    """Weights that XLA cannot gather before `before` is known: not once for all steps of a loop.
+
+    Gathered once, they would all lie whole on every device, and `fsdp` would have saved nothing.
+    """
+    if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
+        return weights
+    return jax.lax.optimization_barrier((weights, before))[0]
+
+
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k` of [batch, ..., vocab] that lies as logits do: each device looks at its own.
+
+    XLA would bring the vocabulary together first, and the rows as well.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else tuple(axis for axis in TENSOR if mesh.shape.get(axis, 1) > 1)
+    rows = () if mesh.empty else tuple(axis for axis in ROWS if mesh.shape[axis] > 1)
+    if not axes + rows or x.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+        return jax.lax.top_k(x, k)
+    lies = P(rows, *[None] * (x.ndim - 2), axes)
+    wanted = padded_shape(x.shape, NamedSharding(mesh, lies))  # type: ignore[arg-type]
+    more = [(0, n - m) for n, m in zip(wanted, x.shape, strict=True)]
+
+    def found(part: Array) -> tuple[Array, Array]:
+        width = part.shape[-1]
+        values, ids = jax.lax.top_k(part, min(k, width))
+        if not axes:
+            return values, ids
+        ids += jax.lax.axis_index(axes) * width
+        gather = functools.partial(jax.lax.all_gather, axis_name=axes, axis=x.ndim - 1, tiled=True)
+        best, places = jax.lax.top_k(gather(values), k)
+        return best, jnp.take_along_axis(gather(ids), places, axis=-1)
+
+    whole = P(rows)
+    mapped = jax.shard_map(found, in_specs=lies, out_specs=(whole, whole), check_vma=False)
+    return mapped(jnp.pad(x, more, constant_values=-jnp.inf))
+
+
+def _on(mesh: Mesh | AbstractMesh, spec: P) -> P:
+    """`spec` without the axes that the mesh does not have."""
+    return P(*(_known(mesh, axes) if isinstance(axes, tuple) else axes for axes in spec))
+
+
+def _known(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> str | tuple[str, ...]:
+    known = tuple(axis for axis in axes if axis in mesh.axis_names)
+    return known[0] if len(known) == 1 else known
+
+
+def _padded(weight: Any, shape: tuple[int, ...], sharding: NamedSharding) -> Any:
+    """A weight with as many zeros after its true `shape` as its sharding wants."""
+    wanted = padded_shape(shape, sharding)
+    if weight.shape == wanted:
+        return weight
+    weight = jax.lax.slice(jnp.asarray(weight), (0,) * len(shape), shape)
+    return jnp.pad(weight, [(0, n - m) for n, m in zip(wanted, shape, strict=True)])

@@ -82,7 +82,7 @@ def test_a_context_that_the_model_has_not_is_refused():
 
 
 def test_a_mesh_that_cannot_be_is_refused_with_the_rule():
-    with pytest.raises(ValueError, match="tensor=3 does not divide n_kv_heads=4"):
+    with pytest.raises(ValueError, match="tensor=3 does not divide n_heads=8"):
         memory(Config.named("tiny"), dtype="float32", batch=1, context=1, tensor=3)
     with pytest.raises(ValueError, match="batch=0 must be at least 1"):
         memory(WIDE, dtype="float32", batch=0, context=1)

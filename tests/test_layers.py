@@ -14,6 +14,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "compilation": 0,
     "ops": 0,
     "stops": 0,
+    "mesh": 1,
     "params": 1,
     "reference": 1,
     "cache": 1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,18 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.blocks import Tensor, Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.links import own_tokenizer
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
-from llama_jax.params import Params, WeightPath, Weights, nested
-from llama_jax.sharding import weight_shardings
+from llama_jax.params import Params, WeightPath, Weights, nested, true_shape
+from llama_jax.sharding import padded_shape, weight_shardings
 
 __all__ = ["convert", "load", "save", "shapes"]
 
@@ -61,10 +64,11 @@ def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = 
         source = open_source(path)
         config, tokenizer = source.config, source.tokenizer
     shardings = _shardings(config, mesh)
-    weights = {
-        row.path: jax.ShapeDtypeStruct(row.shape, dtype, sharding=shardings[row.path])
-        for row in table(config)
-    }
+    weights = {}
+    for row in table(config):
+        sharding = shardings[row.path]
+        shape = padded_shape(row.shape, sharding)
+        weights[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
     return Params(nested(weights), config, tokenizer)
 
 
@@ -74,7 +78,9 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
     is empty, or a checkpoint and `overwrite` is set.
     """
-    weights = {row.path: _at(params.weights, row.path) for row in table(params.config)}
+    weights = {
+        row.path: _stored(params.config, params.weights, row) for row in table(params.config)
+    }
     native.write(
         Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
     )
@@ -103,7 +109,8 @@ def _dtype(mesh: Mesh | None, wanted: Any) -> np.dtype:
     return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 
 
-def _at(weights: Weights, path: WeightPath) -> Any:
-    for key in path:
-        weights = weights[key]
-    return weights
+def _stored(config: Config, weights: Weights, row: Weight) -> Tensor:
+    """A weight as the model has it, without what a mesh may have put after it."""
+    array: Any = functools.reduce(operator.getitem, row.path, weights)
+    shape = true_shape(config, row.path, array.shape)
+    return array if shape == array.shape else Trimmed(array, shape)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -31,6 +33,28 @@ class Stored(Protocol):
     def read(self, index: Index, out: np.ndarray) -> None:
         """Reads the part under `index` into `out`, in the dtype and the strides of `out`."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Trimmed:
+    """An array on devices without the zeros that a mesh put after it: a `Stored`."""
+
+    array: jax.Array
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        return host_block(self.array, whole(self.shape) if index is Ellipsis else index)
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        out[...] = self[index]
 
 
 Tensor = Stored | np.ndarray | jax.Array

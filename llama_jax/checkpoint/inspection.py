@@ -6,11 +6,11 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, AxisType, Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from llama_jax.cache import KVCache
 from llama_jax.checkpoint import native
@@ -19,7 +19,8 @@ from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.config import Config
-from llama_jax.sharding import CACHE, weight_shardings
+from llama_jax.mesh import mesh_for
+from llama_jax.sharding import CACHE, padded_shape, sharding_of, weight_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,19 +92,21 @@ def memory(
             "lower it, or convert the checkpoint with a larger --max-seq-len"
         )
     dtype = parse_dtype(dtype)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
-    shardings = weight_shardings(config, cast(Mesh, mesh))
-    parts = [math.prod(shardings[w.path].shard_shape(w.shape)) for w in table(config)]
+    axes = ("data", "fsdp", "tensor")
+    mesh = AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
+    shardings = weight_shardings(config, mesh)
+    parts = [_part_numbers(w.shape, shardings[w.path]) for w in table(config)]
+    rows = math.ceil(batch / (data * fsdp)) * data * fsdp
     cache = jax.eval_shape(
-        lambda: KVCache.empty(config, batch=batch, slots=context, dtype=jnp.dtype(dtype))
+        lambda: KVCache.empty(config, batch=rows, slots=context, dtype=jnp.dtype(dtype))
     )
-    here = sum(_part_numbers(leaf.shape, CACHE, sizes) for leaf in jax.tree.leaves(cache))
+    lies = sharding_of(mesh_for(config, mesh), CACHE)
+    here = sum(_part_numbers(leaf.shape, lies) for leaf in jax.tree.leaves(cache))
     here *= dtype.itemsize
     devices = data * fsdp * tensor
     return Memory(
         devices=devices,
-        rows=math.ceil(batch / (data * fsdp)) * data * fsdp,
+        rows=rows,
         weights=sum(parts) * dtype.itemsize * devices,
         weights_per_device=sum(parts) * dtype.itemsize,
         cache=here * devices,
@@ -111,11 +114,9 @@ def memory(
     )
 
 
-def _part_numbers(shape: tuple[int, ...], spec: PartitionSpec, mesh: dict[str, int]) -> int:
+def _part_numbers(shape: tuple[int, ...], sharding: NamedSharding) -> int:
     """How many numbers of an array a device holds; what its axes do not divide is padded."""
-    axes = [(axis,) if isinstance(axis, str) else axis or () for axis in spec]
-    parts = [math.prod(mesh[axis] for axis in group) for group in axes]
-    return math.prod(math.ceil(size / part) for size, part in zip(shape, parts, strict=True))
+    return math.prod(sharding.shard_shape(padded_shape(shape, sharding)))
 
 
 def _check_counts(**counts: int) -> None:

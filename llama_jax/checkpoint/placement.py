@@ -9,6 +9,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from llama_jax.sharding import padded_shape
+
 Index = tuple[slice, ...]
 """One slice per axis, with its bounds."""
 
@@ -27,20 +29,30 @@ def place(
     """An array whose parts `fill(index, out)` reads, each on the process that has use for it.
 
     A part that several devices hold is read once, into memory that JAX on CPU takes as it is: what
-    is placed is held once.
+    is placed is held once. Where the sharding does not divide `shape`, zeros follow.
     """
+
+    padded = padded_shape(shape, sharding)
 
     @functools.cache
     def part(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
         out = _aligned(tuple(stop - start for start, stop in bounds), dtype)
-        fill(tuple(slice(*bound) for bound in bounds), out)
+        ends = [min(stop, size) for (_, stop), size in zip(bounds, shape, strict=True)]
+        stored = tuple(
+            slice(min(start, end), end) for (start, _), end in zip(bounds, ends, strict=True)
+        )
+        here = out[tuple(slice(cut.stop - cut.start) for cut in stored)]
+        if here.shape != out.shape:
+            out[...] = 0
+        if here.size:
+            fill(stored, here)
         return out
 
     def placed(index: tuple[slice, ...] | None) -> np.ndarray:
-        cuts = zip(index or (), shape, strict=True)
+        cuts = zip(index or (), padded, strict=True)
         return part(tuple(cut.indices(size)[:2] for cut, size in cuts))
 
-    array = jax.make_array_from_callback(shape, sharding, placed)
+    array = jax.make_array_from_callback(padded, sharding, placed)
     return array.block_until_ready()  # before the next weight takes host memory
 
 

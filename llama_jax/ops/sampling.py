@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
@@ -78,27 +80,46 @@ def _leads(
 ) -> Bool[Array, "batch vocab"]:
     """Which entries have at most `limit` of weight before them, in descending order of value.
 
-    Of equal values the lower index comes first. The last value that stays is found by bisection:
-    the bits of a float order as an integer's do, so 32 sums find it among all floats.
+    Of equal values the lower index comes first. The last value that stays is found by bisection,
+    and so is the last of its equals: the bits of a float order as an integer's do, so 32 sums find
+    it among all floats. A sum, unlike a sorted or a running one, is cheap where the vocabulary is
+    cut over devices.
     """
-    keys = _ordered(values)
+    keys, index = _ordered(values), jnp.arange(values.shape[-1])
 
-    def before(key: Int[Array, " batch"]) -> Float[Array, " batch"]:
-        return jnp.sum(jnp.where(keys > key[:, None], weights, 0), axis=-1)
+    def fits(leaders: Bool[Array, "batch vocab"]) -> Bool[Array, " batch"]:
+        return jnp.sum(jnp.where(leaders, weights, 0), axis=-1) <= limit
+
+    info, batch = jnp.iinfo(jnp.int32), limit.shape
+    every = jnp.full(batch, info.min), jnp.full(batch, info.max)
+    _, last = _bisected(lambda key: fits(keys > key[:, None]), every, 32)
+    leads, ties = keys > last[:, None], keys == last[:, None]
+
+    def cut(_: None) -> Int[Array, " batch"]:
+        none = jnp.full(batch, -1), jnp.full(batch, len(index))
+        steps = len(index).bit_length() + 1
+        before = lambda end: leads | (ties & (index < end[:, None]))  # noqa: E731
+        return _bisected(lambda end: ~fits(before(end)), none, steps)[0]
+
+    alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)  # which it nearly always is
+    end = jax.lax.cond(alone, lambda _: jnp.full(batch, len(index) - 1), cut, None)
+    return leads | (ties & (index <= end[:, None]))
+
+
+def _bisected(
+    stays: Callable[[Int[Array, " batch"]], Bool[Array, " batch"]],
+    bounds: tuple[Int[Array, " batch"], Int[Array, " batch"]],
+    steps: int,
+) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
+    """The neighbours low and high where `stays` turns true: false at `low`, true at `high`."""
 
     def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds  # the last that stays is in (low, high]
+        low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        stays = before(middle) <= limit
-        return jnp.where(stays, low, middle), jnp.where(stays, middle, high)
+        found = stays(middle)
+        return jnp.where(found, low, middle), jnp.where(found, middle, high)
 
-    info = jnp.iinfo(jnp.int32)
-    bounds = jnp.full(limit.shape, info.min), jnp.full(limit.shape, info.max)
-    _, last = jax.lax.fori_loop(0, 32, halve, bounds)
-    ties = keys == last[:, None]
-    before_in_tie = jnp.cumsum(jnp.where(ties, weights, 0), axis=-1) - weights
-    tie_stays = before(last)[:, None] + before_in_tie <= limit[:, None]
-    return (keys > last[:, None]) | (ties & tie_stays)
+    return jax.lax.fori_loop(0, steps, halve, bounds)
 
 
 def _ordered(values: Float[Array, "batch vocab"]) -> Int[Array, "batch vocab"]:

@@ -1,0 +1,74 @@
+"""Meshes: their axes, and what a model asks of one.
+
+Three axes: `data` splits the batch, `fsdp` the batch and every weight, `tensor` the heads, the
+feed-forward width and the vocabulary. Where `tensor` has more devices than the model has key-value
+heads, several share a head: the model's own mesh calls them `copies`, an axis cut off `tensor`.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from llama_jax.config import Config
+
+AXES = ("data", "fsdp", "tensor", "copies")
+ROWS, TENSOR = ("data", "fsdp"), ("tensor", "copies")
+
+
+def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh over the first `data * fsdp * tensor` devices."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for axis, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{axis}={size!r} must be a positive integer")
+    wanted, devices = data * fsdp * tensor, jax.devices()
+    if wanted > len(devices):
+        raise ValueError(
+            f"data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices and there are "
+            f"{len(devices)}; lower one of the three"
+        )
+    types = (AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices[:wanted])
+
+
+def mesh_for(config: Config, mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
+    """`mesh` as a model needs it: as it is, or with the devices that share a head as `copies`.
+
+    ValueError where the model cannot be cut so.
+    """
+    data, fsdp, tensor = _sizes(mesh)
+    _check_divides(config, fsdp, tensor)
+    copies = max(1, tensor // config.n_kv_heads)
+    axes = AXES[: 3 if copies == 1 else 4]
+    if mesh.axis_names == axes:
+        return mesh
+    shape = (data, fsdp, tensor // copies, copies)[: len(axes)]
+    types = (AxisType.Auto,) * len(axes)
+    if isinstance(mesh, AbstractMesh):
+        return AbstractMesh(shape, axes, axis_types=types)
+    return Mesh(mesh.devices.reshape(shape), axes, axis_types=types)
+
+
+def _check_divides(config: Config, fsdp: int, tensor: int) -> None:
+    for name, axis, parts in (("n_heads", "tensor", tensor), ("dim", "fsdp", fsdp)):
+        if getattr(config, name) % parts:
+            raise ValueError(
+                f"{axis}={parts} does not divide {name}={getattr(config, name)}; "
+                "use a divisor, and put the other devices on another axis"
+            )
+    if config.n_kv_heads % tensor and tensor % config.n_kv_heads:
+        raise ValueError(
+            f"tensor={tensor} neither divides n_kv_heads={config.n_kv_heads} nor is a multiple of "
+            "it; use one that does, and put the other devices on another axis"
+        )
+
+
+def _sizes(mesh: Mesh | AbstractMesh) -> tuple[int, int, int]:
+    """How many devices each of the three axes has; `copies` are some of `tensor`."""
+    axes, shape = mesh.axis_names, mesh.shape
+    if axes not in (AXES[:3], AXES):
+        raise ValueError(f"the mesh has the axes {axes}; make it with make_mesh")
+    if set(mesh.axis_types) != {AxisType.Auto}:
+        raise ValueError(f"the mesh's axes are {mesh.axis_types}, not Auto; make it with make_mesh")
+    return shape["data"], shape["fsdp"], shape["tensor"] * shape.get("copies", 1)
