@@ -24,7 +24,9 @@ def linear(
     """`x @ w`."""
     if isinstance(w, Weight):
         return w.matmul(x)
-    return jnp.matmul(x, w, precision=product_precision(x.dtype))
+    if x.size == x.shape[-1] and x.dtype != jnp.float32:
+        return _one_row(x, w)
+    return _product(x, w)
 
 
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
@@ -33,3 +35,18 @@ def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     float32 means float32: on recent GPUs XLA would otherwise round its inputs to TF32's 10 bits.
     """
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
+def _product(x: Array, w: Array) -> Array:
+    return jnp.matmul(x, w, precision=product_precision(x.dtype))
+
+
+def _one_row(x: Array, w: Array) -> Array:
+    """`x @ w` where `x` is one row of a narrow dtype, which a row of zeros joins.
+
+    XLA makes one row's product with a small matrix a multiplication of the whole matrix and a sum:
+    a GPU writes the products to memory between them, a CPU the matrix in float32. Two rows stay a
+    product, and on a GPU become one with the others that share `x`.
+    """
+    rows = jnp.pad(x.reshape(1, -1), ((0, 1), (0, 0)))
+    return _product(rows, w)[:1].reshape(*x.shape[:-1], -1)
