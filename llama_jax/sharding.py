@@ -7,6 +7,8 @@ feed-forward width and the vocabulary. Change the mesh's shape, not the tables.
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +39,8 @@ MODEL = {
 ACTIVATION = P(("data", "fsdp"), None, None)  # [batch, time, dim]
 LOGITS = P(("data", "fsdp"), None, "tensor")  # [batch, time, vocab]
 CACHE = P(("data", "fsdp"), "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
+HEADS = P(("data", "fsdp"), None, "tensor", None)  # [batch, time, heads, head_dim]
+LENGTHS = P(("data", "fsdp"))  # [batch]
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -100,6 +104,23 @@ def constrain(x: Array, spec: P) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec)
+
+
+def on_each_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
+    """`f` of every device's own parts, on the mesh of `jax.set_mesh`; without one, `f` itself.
+
+    For what XLA cannot cut: a kernel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return f if mesh.empty else jax.shard_map(f, in_specs=specs, out_specs=out, check_vma=False)
+
+
+def cuts_evenly(x: Array, spec: P) -> bool:
+    """Whether `spec` cuts `x` into equal parts on the mesh of `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    cuts = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+    parts = [1 if mesh.empty else math.prod(mesh.shape[axis] for axis in cut) for cut in cuts]
+    return all(size % part == 0 for size, part in zip(x.shape, parts, strict=False))
 
 
 def _check_divides(config: Config, mesh: Mesh) -> None:
