@@ -128,9 +128,11 @@ def _write(
     new: Float[Array, "batch kv_heads time head_dim"],
     positions: Positions,
 ) -> Float[Array, "batch kv_heads slots head_dim"]:
-    rows = jnp.arange(slots.shape[0])[:, None]
-    new = new.transpose(0, 2, 1, 3)
-    return slots.at[rows, :, positions].set(new, mode="drop", unique_indices=True)
+    def write(slots: Array, new: Array, positions: Array) -> Array:
+        return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
+
+    # Row by row, so that XLA sees rows stay where they are when the batch is cut.
+    return jax.vmap(write)(slots, new, positions)
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:
@@ -139,5 +141,5 @@ def _known_after(positions: Positions, after: Array) -> Positions:
     It keeps every write behind the last read of the cache, and so in place. A comparison with
     infinity is false for every number, NaN included, and XLA does not fold it away.
     """
-    never = jnp.ravel(after)[0] > jnp.inf
+    never = after[:, :1, 0] > jnp.inf
     return jnp.where(never, 0, positions)
