@@ -1,0 +1,75 @@
+"""The contracts fail when they should: programs with a known fault, and the check that sees it."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from compiled_text import program
+from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+
+from llama_jax.cache import KVCache
+from llama_jax.model import forward
+from llama_jax.ops.attention import Span, attention
+from llama_jax.ops.linear import linear
+
+CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
+SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+
+
+def test_a_missing_donation_is_caught(h100s):
+    mesh = mesh_of(h100s)
+    cache = cache_of(CONFIG, mesh, batch=1, slots=SLOTS)
+    compiled = compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1, donate=())
+    assert compiled.memory_analysis().alias_size_in_bytes < nbytes(cache)
+    found = program(compiled.as_text()).large_outputs(SMALLEST)
+    assert len(found) == 2 * CONFIG.n_layers
+    assert all("copy" in fault for fault in found)
+
+
+def test_a_scan_over_stacked_weights_is_caught(h100s):
+    """Each step of it slices a layer's weights out of the stack: a copy of the weight."""
+    mesh = mesh_of(h100s)
+    weights = [params_of(CONFIG, mesh).weights[f"layers_{i}"]["feed_forward"] for i in (0, 1)]
+
+    def stacked(params, x):
+        stack = jax.tree.map(lambda *w: jnp.stack(w), *params)
+        body = lambda x, w: (x + linear(jax.nn.silu(linear(x, w["w1"])), w["w2"]), None)  # noqa: E731
+        return jax.lax.scan(body, x, stack)[0]
+
+    x = jax.ShapeDtypeStruct((8, CONFIG.dim), jnp.bfloat16)
+    compiled = jax.jit(stacked).lower(weights, x).compile()
+    assert program(compiled.as_text()).large_outputs(SMALLEST) != []
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotsFirst(KVCache):
+    """A cache of [batch, slots, kv_heads, head_dim], which attention must turn around."""
+
+    def attend(self, layer: int, q: Any, k: Any, v: Any, positions: Any):
+        turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
+        used = jnp.broadcast_to(
+            jnp.arange(SLOTS) < positions[:, :, None], (*positions.shape, SLOTS)
+        )
+        own = jnp.ones((*positions.shape, 1), bool)
+        past = Span(turned(self.k[layer]), turned(self.v[layer]), used)
+        out = attention(q, [past, Span(turned(k), turned(v), own)])
+        return out, dataclasses.replace(self, step=(*self.step, (k, v)))
+
+    def commit(self, positions: Any, after: Any):
+        rows = jnp.arange(positions.shape[0])[:, None]
+        place = jnp.where(after[:, :1, 0] > jnp.inf, 0, positions)
+        write = lambda old, new: old.at[rows, place].set(new, mode="drop")  # noqa: E731
+        k, v = zip(*self.step, strict=True)
+        return SlotsFirst(tuple(map(write, self.k, k)), tuple(map(write, self.v, v)))
+
+
+def test_a_cache_that_attention_turns_around_is_caught(h100s):
+    mesh = mesh_of(h100s)
+    cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)
+    turn = lambda x: jax.ShapeDtypeStruct((8, SLOTS, 8, 128), x.dtype, sharding=x.sharding)  # noqa: E731
+    slots_first = SlotsFirst(tuple(map(turn, cache.k)), tuple(map(turn, cache.v)))
+    compiled = compiled_step(params_of(CONFIG, mesh), slots_first, mesh, time=1)
+    assert program(compiled.as_text()).large_outputs(SMALLEST) != []

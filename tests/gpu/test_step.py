@@ -1,0 +1,67 @@
+"""What XLA makes of one step of 8B for an H100: promises read from the compiled program."""
+
+import pytest
+from compiled_text import program
+from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+
+SLOTS, LAYERS = 4096, 2
+SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+"""The bytes of wk: of the smallest matrix, and as many as a layer's keys take in 4,096 slots."""
+
+
+def decode_step(devices, batch, layers=LAYERS):
+    config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices)
+    cache = cache_of(config, mesh, batch=batch, slots=SLOTS)
+    return compiled_step(params_of(config, mesh), cache, mesh, time=1), nbytes(cache)
+
+
+@pytest.fixture(scope="module", params=[1, 8], ids="batch{}".format)
+def step(request, h100s):
+    """One decode step of two layers, and its cache's bytes."""
+    return decode_step(h100s, request.param)
+
+
+def test_a_step_writes_nothing_of_a_weights_or_a_caches_size(step):
+    compiled, _ = step
+    assert program(compiled.as_text()).large_outputs(SMALLEST) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < SMALLEST
+
+
+def test_a_step_updates_the_cache_in_place(step):
+    compiled, cache_bytes = step
+    assert compiled.memory_analysis().alias_size_in_bytes == cache_bytes
+
+
+def test_each_weight_is_read_by_one_kernel(step):
+    compiled, _ = step
+    readers = program(compiled.as_text()).readers(SMALLEST)
+    weights = {name: by for name, by in readers.items() if name.startswith("params")}
+    assert len(weights) == 7 * LAYERS + 2
+    assert {name: by for name, by in weights.items() if len(by) != 1} == {}
+
+
+def test_the_cache_is_read_by_the_attention_kernel_alone(step):
+    compiled, _ = step
+    text = program(compiled.as_text())
+    caches = {name: by for name, by in text.readers(SMALLEST).items() if name.startswith("cache")}
+    assert len(caches) == 2 * LAYERS
+    for by in caches.values():
+        whole = [i for i in by if i.op == "custom-call"]
+        assert [i.rest.count("xla.gpu.triton") for i in whole] == [1]
+
+
+def test_the_full_model_too_and_its_kernels_per_layer(h100s):
+    """18 a layer and 4 for its cache at one row: the number may fall, and must not grow."""
+    compiled, cache_bytes = decode_step(h100s, 1, LLAMA_8B.n_layers)
+    whole, part = program(compiled.as_text()), decode_step(h100s, 1)[0]
+    assert whole.large_outputs(SMALLEST) == []
+    assert compiled.memory_analysis().alias_size_in_bytes == cache_bytes
+    more = len(whole.kernels) - len(program(part.as_text()).kernels)
+    assert more <= 22 * (LLAMA_8B.n_layers - LAYERS)
+
+
+def test_q_k_and_v_are_one_product(step):
+    compiled, _ = step
+    readers = program(compiled.as_text()).readers(SMALLEST)
+    by = {w: next(iter(v)).name for name, v in readers.items() for w in "qkv" if f"____w{w}__" in name and "layers_0" in name}
+    assert by["q"] == by["k"] == by["v"]
