@@ -10,19 +10,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.config import Config
 from llama_jax.params import Params
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
+from llama_jax.sharding import replicated
+from llama_jax.stop_strings import stop_strings
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 
 Prompt = str | Sequence[int]
 MAX_ROWS = 32
 CACHE_BYTES = 4 << 30
 """A batch has fewer rows where the cache of MAX_ROWS would be larger than this."""
+SLOTS = 512
+"""The smallest cache, which grows by doubling."""
+AHEAD = 128
+"""New tokens that a cache has room for from the beginning."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +54,23 @@ class Batch:
     """[batch, time]: as many rows as the bucket has, the last of them empty."""
     lengths: np.ndarray
     request: Request
-    sizes: dict[str, int]
-    """What is static: `room` and `slots`."""
+    slots: int
+    """Of the cache to begin with."""
 
 
 def bucket(length: int) -> int:
     """The padded length of a text: the next power of two, and at least 16."""
     return max(16, 1 << (length - 1).bit_length())
+
+
+def slots_for(length: int, config: Config) -> int:
+    """The slots of a cache that reads a text of this length and writes on."""
+    return min(max(SLOTS, bucket(length + AHEAD)), config.max_seq_len)
+
+
+def more_slots(slots: int, config: Config) -> int:
+    """The slots of a cache that was full."""
+    return min(max(SLOTS, 2 * slots), config.max_seq_len)
 
 
 def rows_of(
@@ -142,14 +157,13 @@ def encode(
     return ids
 
 
-def batches_of(params: Params, rows: Sequence[Row]) -> Iterator[Batch]:
+def batches_of(params: Params, rows: Sequence[Row], tokenizer: Tokenizer | None) -> Iterator[Batch]:
     """The rows in batches of like length, the longest first: too little memory shows soon."""
     waiting = sorted(rows, key=lambda row: (-len(row.prompt), -row.budget))
     while waiting:
-        room = bucket(max(row.budget for row in waiting[:MAX_ROWS]))
-        slots = min(bucket(len(waiting[0].prompt)) + room, params.config.max_seq_len)
-        size = rows_at_once(params, slots)
-        yield _batch(params.config, waiting[:size])
+        longest = max(len(row.prompt) + row.budget for row in waiting[:MAX_ROWS])
+        size = rows_at_once(params, min(bucket(longest), params.config.max_seq_len))
+        yield _batch(params, waiting[:size], tokenizer)
         waiting = waiting[size:]
 
 
@@ -163,29 +177,29 @@ def rows_at_once(params: Params, slots: int) -> int:
     return size
 
 
-def _batch(config: Config, rows: list[Row]) -> Batch:
-    time = min(bucket(max(len(row.prompt) for row in rows)), config.max_seq_len)
-    # Settings change the room by powers of two as well, so that few of them compile anything.
-    room = bucket(max(row.budget for row in rows))
+def _batch(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Batch:
+    config, longest = params.config, max(len(row.prompt) for row in rows)
+    slots = slots_for(longest, config)
+    # A long text is read in chunks as far as it goes, so its array may be as long as the cache.
+    time = min(bucket(longest), config.max_seq_len) if slots <= SLOTS else slots
     size = 1 << (len(rows) - 1).bit_length()
     prompts = np.zeros((size, time), np.int32)
     for padded, row in zip(prompts, rows, strict=False):
         padded[: len(row.prompt)] = row.prompt
     lengths = _filled([len(row.prompt) for row in rows], size, np.int32, 1)
-    slots = min(time + room, config.max_seq_len)
-    return Batch(
-        rows, prompts, lengths, request_of(config, rows, size), {"room": room, "slots": slots}
-    )
+    request = replicated(params, request_of(config, rows, size, tokenizer))
+    return Batch(rows, prompts, lengths, request, slots)
 
 
-def request_of(config: Config, rows: Sequence[Row], size: int) -> Request:
-    """The rows' settings as arrays, for a batch of `size` rows: further rows ask for nothing."""
+def request_of(
+    config: Config, rows: Sequence[Row], size: int, tokenizer: Tokenizer | None = None
+) -> Request:
+    """The rows' settings as NumPy arrays, for a batch of `size`: further rows ask for nothing."""
 
-    def each(name: str, dtype: Any, otherwise: float) -> jnp.ndarray:
-        values = [getattr(row.settings, name) for row in rows]
-        return jnp.asarray(_filled(values, size, dtype, otherwise))
+    def each(name: str, dtype: Any, otherwise: float) -> Any:
+        return _filled([getattr(row.settings, name) for row in rows], size, dtype, otherwise)
 
-    stops = np.zeros((size, config.vocab_size), bool)
+    stops: Any = np.zeros((size, config.vocab_size), bool)
     for mask, row in zip(stops, rows, strict=False):
         # An id beyond the vocabulary, a tokenizer's say, is never met.
         mask[[id for id in row.stop_ids if 0 <= id < config.vocab_size]] = True
@@ -195,34 +209,39 @@ def request_of(config: Config, rows: Sequence[Row], size: int) -> Request:
     return Request(
         temperature=each("temperature", np.float32, 0),
         top_p=each("top_p", np.float32, 1),
-        top_k=jnp.asarray(_filled(top_k, size, np.int32, 0)),
+        top_k=_filled(top_k, size, np.int32, 0),
         min_p=each("min_p", np.float32, 0),
         seed=each("seed", np.uint32, 0),
         repetition=each("repetition_penalty", np.float32, 1),
         presence=each("presence_penalty", np.float32, 0),
         frequency=each("frequency_penalty", np.float32, 0),
         bias=_bias(config, rows, size),
-        stops=jnp.asarray(stops),
-        least=jnp.asarray(_filled(least, size, np.int32, 0)),
-        budget=jnp.asarray(budget),
-        logprobs=jnp.asarray(any(row.settings.logprobs is not None for row in rows)),
+        stops=stops,
+        stop_strings=stop_strings(
+            tokenizer,
+            [row.settings.stop for row in rows],
+            [row.spelled_after for row in rows],
+            batch=size,
+            vocab=config.vocab_size,
+        ),
+        least=_filled(least, size, np.int32, 0),
+        budget=budget,
+        logprobs=_filled([], 1, bool, any(row.settings.logprobs is not None for row in rows))[0],
     )
 
 
-def _bias(config: Config, rows: Sequence[Row], size: int) -> jnp.ndarray:
+def _bias(config: Config, rows: Sequence[Row], size: int) -> Any:
     biases = [
         {**row.settings.logit_bias, **dict.fromkeys(row.settings.forbidden_ids, -np.inf)}
         for row in rows
     ]
-    if not any(biases):
-        return jnp.zeros((size, config.vocab_size), jnp.float32)
     table = np.zeros((size, config.vocab_size), np.float32)
     for values, given in zip(table, biases, strict=False):
         values[list(given)] = list(given.values())
-    return jnp.asarray(table)
+    return table
 
 
-def _filled(values: Sequence[Any], size: int, dtype: Any, otherwise: float) -> np.ndarray:
+def _filled(values: Sequence[Any], size: int, dtype: Any, otherwise: float) -> Any:
     return np.array([*values, *[otherwise] * (size - len(values))], dtype)
 
 

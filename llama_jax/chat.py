@@ -7,16 +7,17 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.batches import Row, bucket, request_of, rows_of, tokenizer_of
+from llama_jax.batches import Row, request_of, rows_of, slots_for, tokenizer_of
 from llama_jax.cache import KVCache
-from llama_jax.generate import Completion, Delta, chunk_of, complete, decoded_rows
+from llama_jax.decode import Decoding, resume
+from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
-from llama_jax.sample import Decoding, Request, resume
+from llama_jax.rounds import Delta, chunk_of, decoded_rows
+from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
-from llama_jax.sharding import on_mesh_of
+from llama_jax.sharding import on_mesh_of, replicated
 from llama_jax.tokenizer import Message, Tokenizer
 
 CHUNK = 64
@@ -140,33 +141,33 @@ class Conversation:
         if row.budget == 0:
             yield Delta(0, "", [], None, "length")
             return
-        request = request_of(self.params.config, [row], 1)
+        request = replicated(self.params, request_of(self.params.config, [row], 1, self.tokenizer))
         state = self._prefilled(row, request)
         pause = chunk_of(self.params)
         rows = decoded_rows(self.params, [row], request, state, self.tokenizer, pause)
         for _, delta, state in rows:
             # The newest token is not in the cache yet.
-            self._cache, self._read = state.cache, len(row.prompt) + int(state.count[0]) - 1
+            count = int(state.round.count[0])
+            self._cache, self._read = state.cache, len(row.prompt) + count - 1
             yield delta
 
     def _prefilled(self, row: Row, request: Request) -> Decoding:
-        config, ids, room = self.params.config, row.prompt, bucket(row.budget)
-        time = min(bucket(len(ids)), config.max_seq_len)
-        slots = min(bucket(time + room), config.max_seq_len)
+        config, ids = self.params.config, row.prompt
+        slots = slots_for(len(ids), config)
         cache = self._cache
         if cache is None or cache.k[0].is_deleted():  # an answer was cut short inside a step
             cache = KVCache.empty(config, batch=1, slots=slots, dtype=self.params.dtype)
             cache, self._read = dataclasses.replace(cache, fresh=False), 0
         if cache.slots < slots:
-            cache = cache.grown(slots)
+            cache = _grown(cache, slots=slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
-        text = np.zeros((1, time), np.int32)
+        text = np.zeros((1, cache.slots), np.int32)
         text[0, : len(ids)] = ids
-        spans = jnp.array([len(ids)]), jnp.array(read)
+        length, start = np.array([len(ids)]), np.array(read)
         with on_mesh_of(self.params):
-            return _resume(self.params, cache, text, *spans, request, room=room, width=CHUNK)
+            return _resume(self.params, cache, text, length, start, request, width=CHUNK)
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -191,4 +192,5 @@ def _turns(messages: Sequence[Message]) -> int:
     return sum(message["role"] == "user" for message in messages)
 
 
-_resume = jax.jit(resume, static_argnames=("room", "width"), donate_argnames="cache")
+_resume = jax.jit(resume, static_argnames="width", donate_argnames="cache")
+_grown = jax.jit(KVCache.grown, static_argnames="slots")

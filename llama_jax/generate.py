@@ -5,22 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import Any
 
 from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
 from llama_jax.params import Params
-from llama_jax.sample import Decoding, advance, decode, prefill
+from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
-from llama_jax.spelling import Speller
 from llama_jax.tokenizer import Tokenizer
-
-FinishReason = Literal["stop", "length"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +30,6 @@ class Completion:
     """Of the new tokens, one each, if the settings asked for them."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Of the prompt's tokens; the first follows nothing and has None."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What one row of a stream gained."""
-
-    row: int
-    text: str
-    """Certain text only: half a character, or half a stop string, waits for the rest."""
-    tokens: list[int]
-    logprobs: list[TokenLogprob] | None
-    finish_reason: FinishReason | None
-    """Set on a row's last delta, and there alone."""
 
 
 def generate(
@@ -75,8 +55,8 @@ def generate(
     Prompts of like length run together, at most 32 a batch; a progress bar shows where there
     are several batches and a terminal to show it on.
 
-    Compiled once per batch size, prompt length and room for new tokens, each rounded up to a power
-    of two. No other setting compiles anything.
+    Two programs do the work: one reads prompts, one decodes. Each is compiled once per batch size
+    and length, both rounded up to a power of two; no setting compiles anything.
     """
     tokenizer = tokenizer_of(params, tokenizer)
     rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
@@ -90,13 +70,12 @@ def complete(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> li
     """The rows' completions, in their order, batch by batch."""
     scored = _prompt_logprobs(params, rows)
     found: list[Completion | None] = [None] * len(rows)
-    for batch in _shown(params, rows):
-        if any(row.settings.stop for row in batch.rows):
-            written = _written_with_stops(params, batch, tokenizer)
-        else:
-            written = _written(params, batch, tokenizer)
-        for row, completion in zip(batch.rows, written, strict=True):
-            found[row.index] = dataclasses.replace(completion, prompt_logprobs=scored[row.index])
+    for batch in _shown(params, rows, tokenizer):
+        deltas: list[list[Delta]] = [[] for _ in batch.rows]
+        for place, delta in decoded(params, batch, tokenizer, pause=None):
+            deltas[place].append(delta)
+        for row, parts in zip(batch.rows, deltas, strict=True):
+            found[row.index] = _completion(row, parts, tokenizer, scored[row.index])
     return [completion for completion in found if completion is not None]
 
 
@@ -137,62 +116,21 @@ def _rows(
     return rows_of(params, prompts, each, n, tokenizer, truncate)
 
 
-def _written(params: Params, batch: Batch, tokenizer: Tokenizer | None) -> list[Completion]:
-    if all(row.budget == 0 for row in batch.rows):
-        return [_completion(row, tokenizer, [], _no_logprobs(row), "length") for row in batch.rows]
-    with on_mesh_of(params):
-        state = decode(
-            params,
-            batch.prompts,
-            batch.lengths,
-            batch.request,
-            **batch.sizes,
-            chunk=chunk_of(params),
-        )
-    host = _Host(state)
-    return [
-        _completion(
-            row,
-            tokenizer,
-            host.tokens[i, : host.count[i]].tolist(),
-            host.logprobs(i, 0, row.settings.logprobs),
-            "stop" if host.stopped[i] else "length",
-        )
-        for i, row in enumerate(batch.rows)
-    ]
-
-
-def _written_with_stops(
-    params: Params, batch: Batch, tokenizer: Tokenizer | None
-) -> list[Completion]:
-    """Stop strings are met in text, so the loop pauses every few tokens for the host to look."""
-    deltas: list[list[Delta]] = [[] for _ in batch.rows]
-    for place, delta, _ in _decoded(params, batch, tokenizer, pause=16):
-        deltas[place].append(delta)
-    found = []
-    for row, parts in zip(batch.rows, deltas, strict=True):
-        tokens = [token for part in parts for token in part.tokens]
-        logprobs = [entry for part in parts for entry in part.logprobs or []]
-        text, reason = "".join(part.text for part in parts), parts[-1].finish_reason
-        wanted = logprobs if row.settings.logprobs is not None else None
-        found.append(Completion(text, tokens, reason or "length", wanted))
-    return found
-
-
 def _completion(
     row: Row,
+    parts: list[Delta],
     tokenizer: Tokenizer | None,
-    tokens: list[int],
-    logprobs: list[TokenLogprob] | None,
-    reason: FinishReason,
+    scored: list[TokenLogprob | None] | None,
 ) -> Completion:
-    speller = Speller(tokenizer, row.spelled_after, row.settings.stop)
-    text = "".join([speller.push(token) for token in tokens]) + speller.finish()
-    return Completion(None if tokenizer is None else text, tokens, reason, logprobs)
-
-
-def _no_logprobs(row: Row) -> list[TokenLogprob] | None:
-    return None if row.settings.logprobs is None else []
+    text = "".join(part.text for part in parts)
+    logprobs = [entry for part in parts for entry in part.logprobs or []]
+    return Completion(
+        text=None if tokenizer is None else text,
+        tokens=[token for part in parts for token in part.tokens],
+        finish_reason=parts[-1].finish_reason or "length",
+        logprobs=None if row.settings.logprobs is None else logprobs,
+        prompt_logprobs=scored,
+    )
 
 
 def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Completion:
@@ -206,84 +144,9 @@ def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Co
 
 
 def _stream(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Delta]:
-    for batch in batches_of(params, rows):
-        for _, delta, _ in _decoded(params, batch, tokenizer, pause=chunk_of(params)):
+    for batch in batches_of(params, rows, tokenizer):
+        for _, delta in decoded(params, batch, tokenizer, pause=chunk_of(params)):
             yield delta
-
-
-def _decoded(
-    params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int
-) -> Iterator[tuple[int, Delta, Decoding | None]]:
-    """Decodes a batch `pause` tokens at a time; yields the gains with their places in the batch."""
-    if all(row.budget == 0 for row in batch.rows):
-        for i, row in enumerate(batch.rows):
-            yield i, Delta(row.index, "", [], _no_logprobs(row), "length"), None
-        return
-    with on_mesh_of(params):
-        state = _prefill(params, batch.prompts, batch.lengths, batch.request, **batch.sizes)
-    yield from decoded_rows(params, batch.rows, batch.request, state, tokenizer, pause)
-
-
-def decoded_rows(
-    params: Params,
-    rows: Sequence[Row],
-    request: Any,
-    state: Decoding,
-    tokenizer: Tokenizer | None,
-    pause: int,
-) -> Iterator[tuple[int, Delta, Decoding]]:
-    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
-
-    The first round adds nothing to the prefill's token: it compiles the loop, so that from the
-    first delta on no text waits for a compiler.
-    """
-    spellers = [Speller(tokenizer, row.spelled_after, row.settings.stop) for row in rows]
-    given, ended = [0] * len(rows), [False] * len(rows)
-    until, chunk = 1, chunk_of(params)
-    while not all(ended):
-        with on_mesh_of(params):
-            state = _advance(params, state, request, jnp.array(until), chunk=chunk)
-        host, told = _Host(state), False
-        for i, row in enumerate(rows):
-            if ended[i]:
-                continue
-            new = host.tokens[i, given[i] : host.count[i]].tolist()
-            text, taken = spellers[i].push_all(new)
-            ended[i] = bool(host.stopped[i]) or host.count[i] >= row.budget
-            if spellers[i].stopped and not ended[i]:
-                ended[i] = told = True
-            text += spellers[i].finish() if ended[i] else ""
-            reason: FinishReason = "stop" if host.stopped[i] or spellers[i].stopped else "length"
-            logprobs = host.logprobs(i, given[i], row.settings.logprobs)
-            logprobs = None if logprobs is None else logprobs[:taken]
-            given[i] += len(new)
-            ending = reason if ended[i] else None
-            yield i, Delta(row.index, text, new[:taken], logprobs, ending), state
-        if told:
-            stopped = np.zeros(len(host.stopped), bool)
-            stopped[: len(rows)] = ended
-            state = dataclasses.replace(state, stopped=jnp.asarray(host.stopped | stopped))
-        until += pause
-
-
-class _Host:
-    """The small arrays of a decoding, fetched in one transfer."""
-
-    def __init__(self, state: Decoding) -> None:
-        names = ("tokens", "count", "stopped", "logprobs", "top_ids", "top_logprobs")
-        fetched = jax.device_get([getattr(state, name) for name in names])
-        self.tokens, self.count, self.stopped, self._chosen, self._ids, self._tops = fetched
-
-    def logprobs(self, row: int, start: int, k: int | None) -> list[TokenLogprob] | None:
-        """Of a row's tokens from `start` on, with the `k` likeliest at each."""
-        if k is None:
-            return None
-        return [
-            TokenLogprob.of(
-                self.tokens[row, i], self._chosen[row, i], self._ids[row, i, :k], self._tops[row, i]
-            )
-            for i in range(start, self.count[row])
-        ]
 
 
 def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob | None] | None]:
@@ -297,7 +160,7 @@ def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob 
     return found
 
 
-def _shown(params: Params, rows: list[Row]) -> Iterator[Batch]:
+def _shown(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Batch]:
     """The batches, with a progress bar where there are several and somebody watches."""
     from rich.console import Console
     from rich.progress import Progress
@@ -305,7 +168,7 @@ def _shown(params: Params, rows: list[Row]) -> Iterator[Batch]:
     console = Console(stderr=True)
     done = 0
     with contextlib.ExitStack() as stack:
-        for batch in batches_of(params, rows):
+        for batch in batches_of(params, rows, tokenizer):
             if console.is_terminal and len(batch.rows) < len(rows) and not done:
                 bar = stack.enter_context(Progress(console=console, transient=True))
                 task = bar.add_task("completions", total=len(rows))
@@ -313,13 +176,3 @@ def _shown(params: Params, rows: list[Row]) -> Iterator[Batch]:
             done += len(batch.rows)
             if console.is_terminal and len(batch.rows) < len(rows):
                 bar.update(task, completed=done)
-
-
-_prefill = jax.jit(prefill, static_argnames=("room", "slots"))
-_advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
-
-
-def chunk_of(params: Params) -> int:
-    """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
-    leaf = jax.tree.leaves(params.weights)[0]
-    return 1 if next(iter(leaf.devices())).platform == "cpu" else 8

@@ -99,6 +99,12 @@ def on_mesh_of(params: Params) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+def replicated(params: Params, tree: Any) -> Any:
+    """NumPy arrays as a model's programs take them: put on its devices once, whole on each."""
+    mesh = mesh_of(params)
+    return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, REPLICATED))
+
+
 def constrain(x: Array, spec: P) -> Array:
     """States how an activation lies on the mesh of `jax.set_mesh`; without one, nothing."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -8,7 +8,7 @@ import pytest
 from test_generate import Letters
 
 import llama_jax
-from llama_jax import Conversation, generate
+from llama_jax import Conversation, generate, rounds
 from llama_jax.chat import CHUNK
 
 WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
@@ -150,7 +150,7 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
         answered(talk, f"hello {turn} " + "x" * 20)
     forgotten = talk.forgotten
     module = sys.modules["llama_jax.chat"]
-    resume, advance = module._resume, generate.__globals__["_advance"]
+    resume, advance = module._resume, rounds._advance
     steps = []
 
     def interrupted_resume(*arguments, **options):
@@ -167,14 +167,14 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
 
     with monkeypatch.context() as patch:
         if where == "in the loop":
-            patch.setitem(generate.__globals__, "_advance", interrupted_advance)
+            patch.setattr(rounds, "_advance", interrupted_advance)
         else:
             patch.setattr(module, "_resume", interrupted_resume)
         written = []
         with pytest.raises(KeyboardInterrupt):
             written.extend(delta.tokens for delta in talk.ask("stop me " + "y" * 20))
         written = [token for tokens in written for token in tokens]
-    assert len(written) == (4 if where == "in the loop" else 0)
+    assert len(written) == (5 if where == "in the loop" else 0), "the prefill's and four steps'"
     assert talk.messages[-2]["content"].startswith("stop me")
     before = talk._ids.copy()
     assert before[len(before) - len(written) :] == written
@@ -236,8 +236,7 @@ def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
 
 def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     talk = conversation(params, forbidden_ids=[], stop_ids=[])
-    for name in ("_prefill", "_advance"):
-        generate.__globals__[name].clear_cache()
+    rounds._advance.clear_cache()
     sys.modules["llama_jax.chat"]._resume.clear_cache()
     answered(talk, "x" * 70)
     assert len(compiled) == 2, "a prefill and a loop"

@@ -9,7 +9,7 @@ import pytest
 import llama_jax
 from llama_jax.batches import bucket
 from llama_jax.generate import Completion, generate, stream
-from llama_jax.sample import decode
+from llama_jax.rounds import _advance, _prefill
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
 PROMPTS = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
@@ -88,7 +88,8 @@ def test_no_prompts_and_no_tokens_are_answered_in_kind(params):
 
 
 def test_what_a_user_turns_compiles_nothing_within_a_bucket(params):
-    decode.clear_cache()
+    _prefill.clear_cache()
+    _advance.clear_cache()
     generate(params, [[1, 2, 3]], max_new_tokens=5)
     for settings in (
         {"temperature": 0.0},
@@ -97,9 +98,9 @@ def test_what_a_user_turns_compiles_nothing_within_a_bucket(params):
         {"stop_ids": []},
     ):
         generate(params, [list(range(1, bucket(3) + 1))], max_new_tokens=5, **settings)
-    assert decode._cache_size() == 1
+    assert (_prefill._cache_size(), _advance._cache_size()) == (1, 1)
     generate(params, [[1] * (bucket(3) + 1)], max_new_tokens=5)
-    assert decode._cache_size() == 2
+    assert (_prefill._cache_size(), _advance._cache_size()) == (2, 1), "the cache is as long"
 
 
 def test_buckets_are_powers_of_two():

@@ -9,11 +9,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from test_generate import Letters
 from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
-from llama_jax.sample import decode
+from llama_jax.rounds import _advance, _prefill
 
 BOUND = 3e-5
 """Measured over the models below: 1.5e-5."""
@@ -168,33 +169,44 @@ ASKED = [
     {"stop_ids": [], "logprobs": 5, "max_new_tokens": 3},
     {"temperature": [0.0, 1.0, 2.0], "logprobs": [None, 0, 20], "max_new_tokens": [0, 16, 2]},
     {"n": 1, "truncate": True},
+    {"stop": ["a", "bc"], "tokenizer": Letters()},
 ]
 
 
-def test_a_bucket_is_one_program_of_generate_whatever_the_settings(params, compiled):
+@pytest.mark.parametrize("how", [generate, lambda *a, **k: list(stream(*a, **k))])
+def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, compiled, how):
     prompts = prompts_of(params, (1, 7, 16))
-    generate(params, prompts, max_new_tokens=16)
-    decode.clear_cache()
+    how(params, prompts, max_new_tokens=16)
+    _prefill.clear_cache()
+    _advance.clear_cache()
     compiled.clear()
     for settings in ASKED:
-        generate(params, prompts, **{"max_new_tokens": 16} | settings)
-    generate(params, prompts_of(params, (16, 2, 3, 4)), max_new_tokens=9)
-    assert len(compiled) == 1
-    generate(params, prompts_of(params, (17, 2, 3)), max_new_tokens=16)
-    assert len(compiled) == 2, "a length bucket"
-    generate(params, prompts_of(params, (1,) * 5), max_new_tokens=16)
-    assert len(compiled) == 3, "a batch bucket"
-
-
-def test_a_bucket_is_one_prefill_and_one_loop_of_stream_whatever_the_settings(params, compiled):
-    prompts = prompts_of(params, (1, 7, 16))
-    list(stream(params, prompts, max_new_tokens=16))
-    for name in ("_prefill", "_advance"):
-        generate.__globals__[name].clear_cache()
-    compiled.clear()
-    for settings in ASKED:
-        list(stream(params, prompts, **{"max_new_tokens": 16} | settings))
+        how(params, prompts, **{"max_new_tokens": 16} | settings)
+    how(params, prompts_of(params, (16, 2, 3, 4)), max_new_tokens=9)
     assert len(compiled) == 2
+    how(params, prompts_of(params, (17, 2, 3)), max_new_tokens=16)
+    assert len(compiled) == 3, "longer prompts; the cache is as long as it was"
+    how(params, prompts_of(params, (1,) * 5), max_new_tokens=16)
+    assert len(compiled) == 5, "a batch bucket"
+
+
+def test_a_longer_text_is_another_loop_for_each_doubling_of_its_cache(
+    params, compiled, monkeypatch
+):
+    monkeypatch.setattr("llama_jax.batches.SLOTS", 32)
+    monkeypatch.setattr("llama_jax.batches.AHEAD", 1)
+    prompts = prompts_of(params, (1, 7, 16))
+    generate(params, prompts, max_new_tokens=100)
+    _advance.clear_cache()
+    compiled.clear()
+    longest = generate(params, prompts, max_new_tokens=100)
+    assert len(compiled) == 3, "32, 64 and 128 slots"
+    shorter = generate(params, prompts, max_new_tokens=40, temperature=0.0)
+    assert len(compiled) == 3
+    assert [len(c.tokens) for c in longest] == [100] * 3
+    monkeypatch.undo()
+    assert generate(params, prompts, max_new_tokens=100) == longest
+    assert generate(params, prompts, max_new_tokens=40, temperature=0.0) == shorter
 
 
 # bfloat16

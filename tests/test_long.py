@@ -9,7 +9,8 @@ from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import Completion, generate, stream
-from llama_jax.sample import PREFILL_CHUNK, decode
+from llama_jax.decode import PREFILL_CHUNK
+from llama_jax.rounds import _prefill
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "logprobs": 1}
 
@@ -29,8 +30,8 @@ def assert_same(one, other, atol=2e-5):
 def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch):
     prompts = random_prompts((100, 64, 33, 17, 16, 15, 1, 101))
     whole = generate(params, prompts, **GREEDY)
-    monkeypatch.setattr("llama_jax.sample.PREFILL_CHUNK", 16)
-    decode.clear_cache()
+    monkeypatch.setattr("llama_jax.decode.PREFILL_CHUNK", 16)
+    _prefill.clear_cache()
     try:
         assert_same(generate(params, prompts, **GREEDY), whole)
         # A context that no chunk divides: the last chunk reaches beyond it.
@@ -40,7 +41,7 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch)
             [Completion(None, whole[-1].tokens[:4], "length", whole[-1].logprobs[:4])],
         )
     finally:
-        decode.clear_cache()
+        _prefill.clear_cache()
 
 
 def test_a_prompt_of_several_chunks_is_followed_by_what_forward_says():

@@ -1,15 +1,19 @@
 """Meta's sampling rule against a NumPy statement of it, and the loop around it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_generate import Letters
 
 from llama_jax.batches import Row, request_of
 from llama_jax.config import Config
+from llama_jax.decode import ROUND, advance, prefill
 from llama_jax.model import forward
 from llama_jax.ops.sampling import top_p_keeps
-from llama_jax.sample import Decoding, advance, decode, prefill, sample
+from llama_jax.sample import Written, sample
 from llama_jax.settings import SamplingSettings, for_each
 
 LEVELS = [0.0, 0.1, 0.5, 0.9, 1.0]
@@ -27,31 +31,24 @@ def survivors_in_numpy(probs, p):
     return keeps
 
 
-def request(rows, vocab=256, **settings):
+def request(rows, vocab=256, tokenizer=None, **settings):
     """A request for `rows` rows; a setting is one for all, or one each."""
     settings = {"temperature": 0.0, "top_p": 1.0, "stop_ids": (), "max_new_tokens": 100} | settings
     each = for_each(SamplingSettings(), settings, rows)
     asked = [
         Row(i, [], one, [], one.max_new_tokens, tuple(one.stop_ids)) for i, one in enumerate(each)
     ]
-    return request_of(Config.named("tiny").replace(vocab_size=vocab), asked, rows)
+    return request_of(Config.named("tiny").replace(vocab_size=vocab), asked, rows, tokenizer)
 
 
 def state(rows, vocab=256, count=0, in_prompt=None, counts=None, lengths=0):
-    """What a row looks like to `sample`: no cache, and so many new tokens."""
+    """What a row looks like to `sample`: so many new tokens after so long a prompt."""
     zeros = jnp.zeros((rows, vocab))
-    return Decoding(
-        cache=None,
+    return Written(
         prompt_lengths=jnp.broadcast_to(jnp.asarray(lengths), (rows,)),
         in_prompt=zeros.astype(bool) if in_prompt is None else jnp.asarray(in_prompt),
         counts=zeros.astype(int) if counts is None else jnp.asarray(counts),
-        last=None,
-        tokens=None,
-        logprobs=None,
-        top_ids=None,
-        top_logprobs=None,
         count=jnp.broadcast_to(jnp.asarray(count), (rows,)),
-        stopped=None,
     )
 
 
@@ -168,9 +165,16 @@ def padded(time=8):
     return rows, np.array([3, 7, 1], np.int32)
 
 
-def run(params, asked, room=10, slots=32, chunk=1, rows=slice(None)):
+start = jax.jit(prefill, static_argnames="slots")
+go_on = jax.jit(advance, static_argnames="chunk")
+NONE = np.zeros(3, np.int32)
+
+
+def run(params, asked, until=10, slots=32, chunk=1, rows=slice(None)):
+    """What one round decides, the prefill's token first."""
     prompts, lengths = padded()
-    return decode(params, prompts[rows], lengths[rows], asked, room=room, slots=slots, chunk=chunk)
+    state = start(params, prompts[rows], lengths[rows], asked, slots=slots)
+    return go_on(params, state, asked, NONE[rows], np.int32(until), chunk=chunk).round
 
 
 def greedy_without_a_cache(params, prompt, new):
@@ -185,7 +189,7 @@ def greedy_without_a_cache(params, prompt, new):
 def test_greedy_decoding_is_the_repeated_forward_pass(params):
     done = run(params, request(3))
     for row, prompt in enumerate(PROMPTS):
-        assert done.tokens[row].tolist() == greedy_without_a_cache(params, prompt, 10)
+        assert done.tokens[row, :10].tolist() == greedy_without_a_cache(params, prompt, 10)
     assert done.count.tolist() == [10, 10, 10]
     assert not done.stopped.any()
 
@@ -203,10 +207,10 @@ def test_a_row_ends_before_its_stop_token_and_the_others_go_on(params):
     stop = int(free.tokens[1, 4])
     done = run(params, request(3, stop_ids=[stop]), chunk=4)
     for row in range(3):
-        wanted = free.tokens[row].tolist()
+        wanted = free.tokens[row, :10].tolist()
         wanted = wanted[: wanted.index(stop)] if stop in wanted else wanted
         assert done.tokens[row, : done.count[row]].tolist() == wanted
-        assert bool(done.stopped[row]) == (stop in free.tokens[row].tolist())
+        assert bool(done.stopped[row]) == (stop in free.tokens[row, :10].tolist())
 
 
 def test_the_loop_ends_when_every_row_has_stopped(params):
@@ -221,7 +225,7 @@ def test_each_row_keeps_to_its_budget(params):
     done = run(params, request(3, max_new_tokens=[2, 0, 10]))
     assert done.count.tolist() == [2, 0, 10]
     np.testing.assert_array_equal(done.tokens[2], free.tokens[2])
-    assert done.tokens[0].tolist() == [*free.tokens[0, :2].tolist(), *[0] * 8]
+    assert done.tokens[0, :10].tolist() == [*free.tokens[0, :2].tolist(), *[0] * 8]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -238,16 +242,53 @@ def test_advancing_piece_by_piece_is_decoding_at_once(params):
     asked = request(3, temperature=1.0, seed=range(3), max_new_tokens=[10, 5, 8])
     whole = run(params, asked)
     prompts, lengths = padded()
-    start = jax.jit(prefill, static_argnames=("room", "slots"))
-    state = start(params, prompts, lengths, asked, room=10, slots=32)
+    state = start(params, prompts, lengths, asked, slots=32)
     for until in (1, 2, 6, 10):
-        state = jax.jit(advance, static_argnames="chunk")(params, state, asked, until, chunk=3)
-        assert (state.count <= until).all()
-    np.testing.assert_array_equal(state.tokens, whole.tokens)
+        state = go_on(params, state, asked, NONE, np.int32(until), chunk=3)
+        assert (state.round.count <= until).all()
+    np.testing.assert_array_equal(state.round.tokens, whole.tokens)
+
+
+def test_a_round_begins_where_the_host_has_taken_the_last(params):
+    asked = request(3, temperature=1.0, seed=range(3), max_new_tokens=[10, 5, 8])
+    whole = run(params, asked)
+    prompts, lengths = padded()
+    state, taken = start(params, prompts, lengths, asked, slots=32), NONE
+    got = [[], [], []]
+    for until in (1, 2, 6, 10):
+        state = go_on(params, state, asked, taken, np.int32(until), chunk=3)
+        for row in range(3):
+            size = state.round.count[row] - taken[row]
+            got[row] += state.round.tokens[row, :size].tolist()
+        taken = state.round.count
+    assert got == [whole.tokens[row, : whole.count[row]].tolist() for row in range(3)]
+
+
+def test_a_round_ends_where_it_is_full_and_where_the_cache_is(params):
+    asked = request(3, max_new_tokens=2000)
+    done = run(params, asked, until=2000, slots=12)
+    assert done.count.tolist() == [6, 6, 6], "the second prompt has 7 tokens: 5 slots are left"
+    tiny = params.replace(config=params.config.replace(max_seq_len=2048))
+    done = run(tiny, asked, until=2000, slots=1024, chunk=8)
+    assert done.count.tolist() == [ROUND] * 3
+
+
+@pytest.mark.parametrize("chunk", [1, 8])
+def test_a_cache_that_grows_changes_no_token(params, chunk):
+    asked = request(3, temperature=1.0, seed=range(3), max_new_tokens=20)
+    whole = run(params, asked, until=20)
+    prompts, lengths = padded()
+    state = start(params, prompts, lengths, asked, slots=8)
+    for slots in (8, 16, 32):
+        if slots > 8:
+            state = dataclasses.replace(state, cache=state.cache.grown(slots))
+        state = go_on(params, state, asked, NONE, np.int32(20), chunk=chunk)
+    np.testing.assert_array_equal(state.round.tokens, whole.tokens)
 
 
 def test_what_a_user_turns_compiles_nothing(params):
-    decode.clear_cache()
+    start.clear_cache()
+    go_on.clear_cache()
     for asked in (
         request(3),
         request(3, temperature=0.7, top_k=5, min_p=0.1),
@@ -255,14 +296,15 @@ def test_what_a_user_turns_compiles_nothing(params):
         request(3, temperature=1.0, seed=99, frequency_penalty=1.0, min_new_tokens=3),
         request(3, temperature=[0.0, 1.0, 2.0], max_new_tokens=3, stop_ids=[5, 6]),
         request(3, logit_bias={3: 2.0}, forbidden_ids=[4], logprobs=5),
+        request(3, stop=["a stop", "string"], tokenizer=Letters()),
     ):
         run(params, asked)
-    assert decode._cache_size() == 1
+    assert start._cache_size() == go_on._cache_size() == 1
 
 
 def test_prefill_computes_logits_of_one_position_a_row(params, config):
     prompts, lengths = np.zeros((2, 64), np.int32), np.array([5, 64], np.int32)
-    program = jax.jit(lambda p, t, n: prefill(p, t, n, request(2), room=4, slots=68).tokens).lower(
+    program = jax.jit(lambda p, t, n: prefill(p, t, n, request(2), slots=68).last).lower(
         params, prompts, lengths
     )
     assert f"2x64x{config.vocab_size}" not in program.as_text()
@@ -272,11 +314,9 @@ def test_prefill_computes_logits_of_one_position_a_row(params, config):
 def test_the_token_loop_copies_no_cache(params, config):
     """No copy of a layer's cache inside the loop: only zeros are copied, before it starts."""
     prompts, lengths = padded()
-    text = (
-        decode.lower(params, prompts, lengths, request(3), room=10, slots=512, chunk=1)
-        .compile()
-        .as_text()
-    )
+    state = start(params, prompts, lengths, request(3), slots=512)
+    program = go_on.lower(params, state, request(3), NONE, np.int32(10), chunk=1)
+    text = program.compile().as_text()
     cache_shape = f"f32[3,{config.n_kv_heads},512,{config.head_dim}]"
     loop = text[: text.index("ENTRY")]
     assert cache_shape in loop

@@ -72,6 +72,7 @@ def drawn(logits, settings, in_prompt, counts):
     """How often each token comes, of as many rows as DRAWS: one text under so many seeds."""
     vocab = len(logits)
     asked = request(1, vocab, **({"temperature": 1.0} | settings))
+    asked = dataclasses.replace(asked, stop_strings=None)  # of which a draw knows nothing
     spread = lambda x: jnp.broadcast_to(x, (DRAWS, *x.shape[1:])) if x.ndim else x  # noqa: E731
     asked = dataclasses.replace(
         jax.tree.map(spread, asked), seed=jnp.arange(DRAWS, dtype=jnp.uint32)

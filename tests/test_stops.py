@@ -6,7 +6,7 @@ import pytest
 from test_generate import Letters
 
 import llama_jax
-from llama_jax import SamplingSettings, generate, stream
+from llama_jax import SamplingSettings, generate, rounds, stream
 from llama_jax.spelling import Speller
 from llama_jax.tokenizer import detokenize
 
@@ -199,20 +199,20 @@ def test_a_model_stops_before_its_stop_string_at_every_alignment(writer):
         assert set(reasons[i][:-1]) <= {None}
 
 
-def test_a_stop_string_costs_at_most_a_pause_of_the_loop(params, monkeypatch):
-    """What is decoded beyond the stop is thrown away: less than 16 tokens of it."""
-    model, tokenizer, settings, prompt = plain_writer(params)
-    decoded = []
-    host = generate.__globals__["_Host"]
-    original = host.__init__
+def test_the_loop_itself_ends_at_a_stop_string(writer, monkeypatch):
+    """No token is decided beyond the one that completes the string."""
+    model, tokenizer, settings, prompt = writer
+    counts, take = [], rounds._Writer.take
 
-    def watched(self, state):
-        original(self, state)
-        decoded.append(int(self.count[0]))
+    def watched(self, round, i):
+        counts.append(int(round.count[i]))
+        assert round.stopped[i] or not self.row.settings.stop
+        return take(self, round, i)
 
-    monkeypatch.setattr(host, "__init__", watched)
+    monkeypatch.setattr(rounds._Writer, "take", watched)
     (free,) = generate(model, [prompt], tokenizer=tokenizer, **settings)
-    decoded.clear()
-    stop = [free.text[4:7]]
-    (done,) = generate(model, [prompt], tokenizer=tokenizer, **settings | {"stop": stop})
-    assert decoded[-1] - len(done.tokens) < 16
+    assert counts.pop() == 48
+    for start, size in ((0, 1), (3, 2), (5, 9), (20, 4)):
+        stop = [free.text[start : start + size]]
+        (done,) = generate(model, [prompt], tokenizer=tokenizer, **settings | {"stop": stop})
+        assert counts.pop() == len(done.tokens) < 48

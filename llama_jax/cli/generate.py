@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,7 +18,8 @@ from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, status, stderr
 
 if TYPE_CHECKING:
-    from llama_jax.generate import Completion, Delta
+    from llama_jax.generate import Completion
+    from llama_jax.rounds import Delta
 
 
 def generate(
@@ -132,31 +134,39 @@ def _print_json(texts: list[str], completions: list[Completion]) -> None:
 
 
 class _Speed:
-    """Watches a stream: when the first token came, and how fast the others followed."""
+    """Watches a stream: when the first token came, and how fast they came once all was compiled."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
-        self.first = self.last = 0.0
+        self.first = 0.0
         self.tokens = 0
-        self.rows: set[int] = set()
+        self._gains: Counter[int] = Counter()  # how often each row has gained something
+        self._steady = self._last = 0.0
+        self._followed = 0
 
     def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("compiling the model for prompts of this length"))
             for delta in deltas:
                 waiting.close()
-                self.last = time.perf_counter() - self.started
-                self.first = self.first or self.last
-                self.tokens += len(delta.tokens)
-                self.rows |= {delta.row} if delta.tokens else set()
+                self._note(delta, time.perf_counter() - self.started)
                 yield delta
+
+    def _note(self, delta: Delta, now: float) -> None:
+        """The prefill gives a row's first tokens, and the loop, compiled meanwhile, its second."""
+        self.first, self._last = self.first or now, now
+        self.tokens += len(delta.tokens)
+        self._gains[delta.row] += 1
+        if self._gains[delta.row] == 2 and not self._steady:
+            self._steady = now
+        if self._gains[delta.row] > 2:
+            self._followed += len(delta.tokens)
 
     def summary(self) -> str:
         if not self.tokens:
             return "no tokens"
-        # Each row's first token is the prompt's work, and came when compiling was over.
-        followed, seconds = self.tokens - len(self.rows), self.last - self.first
         text = f"{self.tokens} tokens; the first after {self.first:.2f} s, compiling included"
-        if followed > 0 and seconds > 0:
-            text += f", the others at {followed / seconds:,.1f} tokens/s"
+        seconds = self._last - self._steady
+        if self._followed and seconds > 0:
+            text += f", then {self._followed / seconds:,.1f} tokens/s"
         return text

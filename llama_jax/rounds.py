@@ -1,0 +1,135 @@
+"""The host's side of decoding: it takes what each round decided, and spells it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from llama_jax.batches import Batch, Row, more_slots
+from llama_jax.cache import KVCache
+from llama_jax.decode import Decoding, Round, advance, prefill
+from llama_jax.params import Params
+from llama_jax.sample import Request
+from llama_jax.score import TokenLogprob
+from llama_jax.sharding import on_mesh_of
+from llama_jax.spelling import Speller
+from llama_jax.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+FOREVER = np.int32(2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What one row of a stream gained."""
+
+    row: int
+    text: str
+    """Certain text only: half a character, or half a stop string, waits for the rest."""
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: FinishReason | None
+    """Set on a row's last delta, and there alone."""
+
+
+def decoded(
+    params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int | None
+) -> Iterator[tuple[int, Delta]]:
+    """Decodes a batch; yields what each row gains, and its place in the batch.
+
+    `pause` is how many tokens the rows gain at a time: as many as a round holds where it is None.
+    """
+    if all(row.budget == 0 for row in batch.rows):
+        for i, row in enumerate(batch.rows):
+            logprobs: list[TokenLogprob] | None = None if row.settings.logprobs is None else []
+            yield i, Delta(row.index, "", [], logprobs, "length")
+        return
+    with on_mesh_of(params):
+        state = _prefill(params, batch.prompts, batch.lengths, batch.request, slots=batch.slots)
+    rounds = decoded_rows(params, batch.rows, batch.request, state, tokenizer, pause)
+    yield from ((i, delta) for i, delta, _ in rounds)
+
+
+def decoded_rows(
+    params: Params,
+    rows: Sequence[Row],
+    request: Request,
+    state: Decoding,
+    tokenizer: Tokenizer | None,
+    pause: int | None,
+) -> Iterator[tuple[int, Delta, Decoding]]:
+    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
+
+    With a pause, the prefill's token is given out before the loop is compiled.
+    """
+    writers = [
+        _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
+    ]
+    taken: Any = np.zeros(len(request.budget), np.int32)
+    until, chunk = np.int32(1 if pause else FOREVER), chunk_of(params)
+    while not all(writer.ended for writer in writers):
+        if until > 1:
+            with on_mesh_of(params):
+                state = _advance(params, state, request, taken, until, chunk=chunk)
+        round: Round = jax.device_get(state.round)
+        for i, writer in enumerate(writers):
+            if not writer.ended:
+                yield i, writer.take(round, i), state
+        taken = round.count
+        until = until if pause is None else np.int32(until + pause)
+        going = [writer for writer in writers if not writer.ended]
+        ends = [len(writer.row.prompt) + writer.count for writer in going]
+        if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
+            with on_mesh_of(params):
+                cache = _grown(state.cache, slots=more_slots(state.cache.slots, params.config))
+            state = dataclasses.replace(state, cache=cache)
+
+
+class _Writer:
+    """One row's text as it grows. Host state."""
+
+    def __init__(self, row: Row, speller: Speller) -> None:
+        self.row, self.speller = row, speller
+        self.count = 0
+        self.ended = False
+
+    def take(self, round: Round, i: int) -> Delta:
+        """What the row gained in a round, where it is the `i`-th."""
+        size, self.count = int(round.count[i]) - self.count, int(round.count[i])
+        text, size = self.speller.push_all(round.tokens[i, :size].tolist())
+        stopped = bool(round.stopped[i]) or self.speller.stopped
+        self.ended = stopped or self.count >= self.row.budget
+        text += self.speller.finish() if self.ended else ""
+        reason: FinishReason = "stop" if stopped else "length"
+        tokens = round.tokens[i, :size].tolist()
+        logprobs = self._logprobs(round, i, size)
+        return Delta(self.row.index, text, tokens, logprobs, reason if self.ended else None)
+
+    def _logprobs(self, round: Any, i: int, size: int) -> list[TokenLogprob] | None:
+        k = self.row.settings.logprobs
+        if k is None:
+            return None
+        return [
+            TokenLogprob.of(
+                round.tokens[i, j],
+                round.logprobs[i, j],
+                round.top_ids[i, j, :k],
+                round.top_logprobs[i, j],
+            )
+            for j in range(size)
+        ]
+
+
+def chunk_of(params: Params) -> int:
+    """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
+    leaf = jax.tree.leaves(params.weights)[0]
+    return 1 if next(iter(leaf.devices())).platform == "cpu" else 8
+
+
+_prefill = jax.jit(prefill, static_argnames="slots")
+_advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
+_grown = jax.jit(KVCache.grown, static_argnames="slots")
