@@ -75,25 +75,25 @@ def draw(
     return jax.vmap(one)(logits, seeds, positions)
 
 
-def top_k(values: Float[Array, "batch vocab"], k: int) -> tuple[Array, Array]:
+def top_k(
+    values: Float[Array, "*batch vocab"], k: int
+) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
     """The `k` largest of each row and their ids, as `jax.lax.top_k`: of equals the lower id first.
 
     Only the `k` blocks with the largest maxima can hold any of them, so that two short sorts serve
     for one of the whole vocabulary.
     """
-    batch, vocab = values.shape
+    *batch, vocab = values.shape
     width = max(k, math.isqrt(vocab))
     short = -vocab % width
-    blocks = jnp.pad(values, ((0, 0), (0, short)), constant_values=-jnp.inf)
-    blocks = blocks.reshape(batch, -1, width)
-    if blocks.shape[1] <= k:
-        return jax.lax.top_k(values, k)
-    _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
+    blocks = jnp.pad(values.reshape(-1, vocab), ((0, 0), (0, short)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(blocks.shape[0], -1, width)
+    _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), min(k, blocks.shape[1]))
     chosen = jnp.sort(chosen, axis=-1)  # in the order of ids, which decides between equals
-    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1).reshape(batch, -1)
-    largest, places = jax.lax.top_k(candidates, k)
-    block = jnp.take_along_axis(chosen, places // width, axis=1)
-    return largest, block * width + places % width
+    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
+    largest, places = jax.lax.top_k(candidates.reshape(blocks.shape[0], -1), k)
+    ids = jnp.take_along_axis(chosen, places // width, axis=1) * width + places % width
+    return largest.reshape(*batch, k), ids.reshape(*batch, k)
 
 
 def _leads(
