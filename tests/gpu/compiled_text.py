@@ -16,10 +16,11 @@ RUN = re.compile(
     r"\b(?:body|condition|true_computation|false_computation|to_apply)=%([\w.\-]+)"
     r"|branch_computations=\{([^}]*)\}"
 )
-FREE = set(  # no kernel runs for these
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all "
-    "partition-id replica-id all-reduce-done all-gather-done async-start async-done".split()
-)
+FREE = {  # no kernel runs for these
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("while", "conditional", "call", "partition-id", "replica-id"),
+    *("all-reduce-done", "all-gather-done", "async-start", "async-done"),
+}
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 
 
@@ -41,6 +42,17 @@ class Instruction:
         """The name of the computation that it runs as one kernel."""
         found = re.search(r"\bcalls=%([\w.\-]+)", self.rest)
         return found and found[1]
+
+    @property
+    def body(self) -> str:
+        """The name of what a while repeats."""
+        return re.search(r"\bbody=%([\w.\-]+)", self.rest)[1]
+
+    @property
+    def trips(self) -> int | None:
+        """How often a while runs, where that is known before."""
+        found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.rest)
+        return found and int(found[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +111,7 @@ class Program:
             i.name
             for part in self.executed.values()
             for i in part
-            if i.op == "conditional" or (i.op == "while" and "known_trip_count" not in i.rest)
+            if i.op == "conditional" or (i.op == "while" and i.trips is None)
         ]
 
     def collectives(self) -> list[str]:

@@ -54,7 +54,9 @@ def test_70b_fits_eight_h100s_with_long_texts(h100s):
     for time in (1, 512):
         memory = compiled_step(params, cache, mesh, time=time).memory_analysis()
         temporary = memory.temp_size_in_bytes
-        print(f"time={time}: weights {weights / 1e9:.2f} GB, cache {past / 1e9:.2f} GB, "
-              f"temporaries {temporary / 1e9:.3f} GB")
+        print(
+            f"time={time}: weights {weights / 1e9:.2f} GB, cache {past / 1e9:.2f} GB, "
+            f"temporaries {temporary / 1e9:.3f} GB"
+        )
         assert weights + past <= memory.argument_size_in_bytes < (weights + past) * 1.001
         assert memory.argument_size_in_bytes + temporary < H100_BYTES

@@ -1,7 +1,6 @@
 """The contracts fail when they should: programs with a known fault, and the check that sees it."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ from compiled_text import program
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
 
 from llama_jax.cache import KVCache
-from llama_jax.model import forward
 from llama_jax.ops.attention import Span, attention
 from llama_jax.ops.linear import linear
 

@@ -63,5 +63,10 @@ def test_the_full_model_too_and_its_kernels_per_layer(h100s):
 def test_q_k_and_v_are_one_product(step):
     compiled, _ = step
     readers = program(compiled.as_text()).readers(SMALLEST)
-    by = {w: next(iter(v)).name for name, v in readers.items() for w in "qkv" if f"____w{w}__" in name and "layers_0" in name}
+    by = {
+        w: next(iter(v)).name
+        for name, v in readers.items()
+        for w in "qkv"
+        if f"____w{w}__" in name and "layers_0" in name
+    }
     assert by["q"] == by["k"] == by["v"]
