@@ -45,6 +45,7 @@ def test_fsdp_gathers_each_weight_once_and_nothing_else(h100s):
     assert len(found) <= 7 * LAYERS + 2
 
 
+@pytest.mark.slow
 def test_70b_fits_eight_h100s_with_long_texts(h100s):
     """Per device, in bf16, with 8 rows of 8,192 positions: decode, and a prompt's chunk."""
     mesh = mesh_of(h100s, tensor=8)

@@ -70,4 +70,7 @@ def test_the_likeliest_token_costs_few_kernels(chunks, h100s):
     cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
     model = program(compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1).as_text())
     likeliest = min(chunks, key=lambda chunk: len(chunk.kernels))
+    print(
+        *(len(part.kernels) for part in (model, *chunks)), "kernels: a step; a token of each loop"
+    )
     assert len(likeliest.kernels) <= len(model.kernels) + 20

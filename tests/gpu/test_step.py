@@ -50,23 +50,26 @@ def test_the_cache_is_read_by_the_attention_kernel_alone(step):
         assert [i.rest.count("xla.gpu.triton") for i in whole] == [1]
 
 
-def test_the_full_model_too_and_its_kernels_per_layer(h100s):
-    """18 a layer and 4 for its cache at one row: the number may fall, and must not grow."""
-    compiled, cache_bytes = decode_step(h100s, 1, LLAMA_8B.n_layers)
-    whole, part = program(compiled.as_text()), decode_step(h100s, 1)[0]
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch):
+    """18 a layer at one row and 4 for its cache: the number may fall, and must not grow."""
+    compiled, cache_bytes = decode_step(h100s, batch, LLAMA_8B.n_layers)
+    whole, part = program(compiled.as_text()), program(decode_step(h100s, batch)[0].as_text())
     assert whole.large_outputs(SMALLEST) == []
-    assert compiled.memory_analysis().alias_size_in_bytes == cache_bytes
-    more = len(whole.kernels) - len(program(part.as_text()).kernels)
-    assert more <= 22 * (LLAMA_8B.n_layers - LAYERS)
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == cache_bytes
+    more = (len(whole.kernels) - len(part.kernels)) / (LLAMA_8B.n_layers - LAYERS)
+    print(
+        f"8B, {batch} rows of {SLOTS} slots: {len(whole.kernels)} kernels, {more:.1f} a layer; "
+        f"temporaries {memory.temp_size_in_bytes / 1e6:.1f} MB"
+    )
+    assert more < 22.5
 
 
 def test_q_k_and_v_are_one_product(step):
     compiled, _ = step
     readers = program(compiled.as_text()).readers(SMALLEST)
-    by = {
-        w: next(iter(v)).name
-        for name, v in readers.items()
-        for w in "qkv"
-        if f"____w{w}__" in name and "layers_0" in name
-    }
-    assert by["q"] == by["k"] == by["v"]
+    first = {name: by for name, by in readers.items() if "layers_0____attention____w" in name}
+    product = {w: by[0].name for w in "qkv" for name, by in first.items() if f"____w{w}__" in name}
+    assert len(product) == 3
+    assert len(set(product.values())) == 1
