@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax.sharding import CACHE, HEADS, LENGTHS, cuts_evenly, on_each_device
+from llama_jax.sharding import CACHE, LENGTHS, NEW_KEYS, QUERIES, cuts_evenly, on_each_device
 
 Queries = Float[Array, "batch time heads head_dim"]
 NewKeys = Float[Array, "batch time kv_heads head_dim"]
@@ -34,13 +34,15 @@ def fastest_attention(
     Positions ascend by one along time, so a step's own keys are causal by index. `otherwise` is
     the same without a kernel. A program holds the one that its platform can run.
     """
-    if not (cuts_evenly(q, HEADS) and cuts_evenly(k, HEADS)):
+    if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
         return otherwise()
     if past is None and q.shape[1] > 1 and has_prompt_kernel(q.dtype, q.shape[-1]):
-        on_gpu = on_each_device(_prompt, (HEADS, HEADS, HEADS), HEADS)
+        on_gpu = on_each_device(_prompt, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)
         return jax.lax.platform_dependent(cuda=lambda: on_gpu(q, k, v), default=otherwise)
     if past is not None and q.shape[1] == 1 and has_step_kernel(*past[0].shape[2:]):
-        on_gpu = on_each_device(_step, (HEADS, HEADS, HEADS, CACHE, CACHE, LENGTHS), HEADS)
+        on_gpu = on_each_device(
+            _step, (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS), QUERIES
+        )
         return jax.lax.platform_dependent(
             cuda=lambda: on_gpu(q, k, v, *past, lengths), default=otherwise
         )

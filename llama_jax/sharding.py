@@ -39,7 +39,8 @@ MODEL = {
 ACTIVATION = P(("data", "fsdp"), None, None)  # [batch, time, dim]
 LOGITS = P(("data", "fsdp"), None, "tensor")  # [batch, time, vocab]
 CACHE = P(("data", "fsdp"), "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
-HEADS = P(("data", "fsdp"), None, "tensor", None)  # [batch, time, heads, head_dim]
+QUERIES = P(("data", "fsdp"), None, "tensor", None)  # [batch, time, heads, head_dim]
+NEW_KEYS = P(("data", "fsdp"), None, "tensor", None)  # [batch, time, kv_heads, head_dim]
 LENGTHS = P(("data", "fsdp"))  # [batch]
 
 

@@ -129,7 +129,15 @@ def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Arra
     def goes(i: UInt32[Array, "batch asked"]) -> Bool[Array, "batch asked"]:
         return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
 
-    return leads | (ties & (index < _first(goes, limit.shape[0], 20, bits)[:, None]))
+    def cut() -> UInt32[Array, " batch"]:
+        return _first(goes, limit.shape[0], 20, bits)
+
+    if bits == 1:  # a CPU's branches are free, and equals rare
+        alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)
+        end = jax.lax.cond(alone, lambda: jnp.full(limit.shape, keys.shape[-1], jnp.uint32), cut)
+    else:
+        end = cut()
+    return leads | (ties & (index < end[:, None]))
 
 
 def _first(
