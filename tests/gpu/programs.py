@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 
@@ -32,11 +31,6 @@ def mesh_of(devices, **sizes: int) -> Mesh:
     return Mesh(chosen, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
-def on(mesh: Mesh):
-    """A context for tracing on a mesh; one device is no mesh to the model."""
-    return jax.set_mesh(mesh) if mesh.size > 1 else contextlib.nullcontext()
-
-
 def params_of(config: Config, mesh: Mesh) -> Params:
     make = functools.partial(init_params, config=config, dtype=jnp.bfloat16)
     params = jax.eval_shape(make, jax.random.key(0))
@@ -60,7 +54,7 @@ def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=
     def step(params, tokens, cache, positions, last):
         return run(params, tokens, positions, cache, at=last)
 
-    with on(mesh):
+    with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=donate)
         return jitted.lower(params, tokens, cache, tokens, last).compile()
 

@@ -10,7 +10,7 @@ import pytest
 from compiled_text import program
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from programs import LLAMA_8B, cache_of, compiled_step, laid_out, mesh_of, on, params_of, shallow
+from programs import LLAMA_8B, cache_of, compiled_step, laid_out, mesh_of, params_of, shallow
 
 from llama_jax.batches import request_of
 from llama_jax.decode import advance, prefill
@@ -26,7 +26,7 @@ def compiled_loop(mesh):
     numbers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     prompts = jax.ShapeDtypeStruct((BATCH, 16), jnp.int32)
     make = functools.partial(prefill, slots=SLOTS)
-    with on(mesh):
+    with jax.set_mesh(mesh):
         state = whole(jax.eval_shape(make, params, prompts, numbers, request))
         cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
         state = dataclasses.replace(state, cache=cache)
