@@ -6,11 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from compiled_text import program
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
 
 from llama_jax.cache import KVCache
 from llama_jax.ops.attention import Span, attention
 from llama_jax.ops.linear import linear
+from llama_jax.ops.swiglu import swiglu
 
 CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
@@ -28,17 +31,19 @@ def test_a_missing_donation_is_caught(h100s):
 
 def test_a_scan_over_stacked_weights_is_caught(h100s):
     """Each step of it slices a layer's weights out of the stack: a copy of the weight."""
-    mesh = mesh_of(h100s)
-    weights = [params_of(CONFIG, mesh).weights[f"layers_{i}"]["feed_forward"] for i in (0, 1)]
+    whole = NamedSharding(mesh_of(h100s), P())
+    layer = params_of(CONFIG, whole.mesh).weights["layers_0"]["feed_forward"]
+    stacked = jax.tree.map(
+        lambda w: jax.ShapeDtypeStruct((4, *w.shape), w.dtype, sharding=whole), layer
+    )
+    x = jax.ShapeDtypeStruct((8, CONFIG.dim), jnp.bfloat16, sharding=whole)
 
-    def stacked(params, x):
-        stack = jax.tree.map(lambda *w: jnp.stack(w), *params)
-        body = lambda x, w: (x + linear(jax.nn.silu(linear(x, w["w1"])), w["w2"]), None)  # noqa: E731
-        return jax.lax.scan(body, x, stack)[0]
+    def block(x, w):
+        return x + linear(swiglu(linear(x, w["w1"]), linear(x, w["w3"])), w["w2"]), None
 
-    x = jax.ShapeDtypeStruct((8, CONFIG.dim), jnp.bfloat16)
-    compiled = jax.jit(stacked).lower(weights, x).compile()
-    assert program(compiled.as_text()).large_outputs(SMALLEST) != []
+    compiled = jax.jit(lambda w, x: jax.lax.scan(block, x, w)[0]).lower(stacked, x).compile()
+    found = program(compiled.as_text()).large_outputs(SMALLEST)
+    assert len(found) >= 3
 
 
 @jax.tree_util.register_dataclass
@@ -71,3 +76,16 @@ def test_a_cache_that_attention_turns_around_is_caught(h100s):
     slots_first = SlotsFirst(tuple(map(turn, cache.k)), tuple(map(turn, cache.v)))
     compiled = compiled_step(params_of(CONFIG, mesh), slots_first, mesh, time=1)
     assert program(compiled.as_text()).large_outputs(SMALLEST) != []
+
+
+def test_a_branch_inside_a_loop_is_caught(h100s):
+    """The host reads which branch to launch: a loop with one waits at every turn."""
+
+    def turn(x, _):
+        return jax.lax.cond(jnp.any(x > 3), lambda x: jnp.sort(x), lambda x: x + 1, x), None
+
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32, sharding=NamedSharding(mesh_of(h100s), P()))
+    compiled = jax.jit(lambda x: jax.lax.scan(turn, x, length=8)[0]).lower(x).compile()
+    waits = program(compiled.as_text()).host_waits()
+    assert len(waits) == 1
+    assert waits[0].startswith("cond")
