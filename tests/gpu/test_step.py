@@ -50,9 +50,9 @@ def test_the_cache_is_read_by_the_attention_kernel_alone(step):
         assert [i.rest.count("xla.gpu.triton") for i in whole] == [1]
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch):
-    """18 a layer at one row and 4 for its cache: the number may fall, and must not grow."""
+@pytest.mark.parametrize(("batch", "kernels"), [(1, 22), (8, 17)])
+def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch, kernels):
+    """The number may fall, and must not grow."""
     compiled, cache_bytes = decode_step(h100s, batch, LLAMA_8B.n_layers)
     whole, part = program(compiled.as_text()), program(decode_step(h100s, batch)[0].as_text())
     assert whole.large_outputs(SMALLEST) == []
@@ -63,7 +63,7 @@ def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch):
         f"8B, {batch} rows of {SLOTS} slots: {len(whole.kernels)} kernels, {more:.1f} a layer; "
         f"temporaries {memory.temp_size_in_bytes / 1e6:.1f} MB"
     )
-    assert more < 22.5
+    assert more < kernels + 0.5
 
 
 def test_q_k_and_v_are_one_product(step):
