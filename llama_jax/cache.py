@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
+from llama_jax.kernels import fastest_attention
 from llama_jax.ops.attention import Span, attention
 
 Queries = Float[Array, "batch time heads head_dim"]
@@ -42,7 +43,8 @@ class Uncached:
     def attend(
         self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, Uncached]:
-        return attention(q, [_own_span(k, v, positions)]), self
+        plain = lambda: attention(q, [_own_span(k, v, positions)])  # noqa: E731
+        return fastest_attention(q, k, v, None, positions[:, 0], otherwise=plain), self
 
     def commit(self, positions: Positions, after: Array) -> Uncached:
         return self
@@ -98,7 +100,9 @@ class KVCache:
         if not self.fresh:
             slots = jnp.arange(self.slots)[None]
             spans = [Span(self.k[layer], self.v[layer], slots, positions[:, :1] - 1), own]
-        out = attention(q, spans)
+        past = None if self.fresh else (self.k[layer], self.v[layer])
+        plain = lambda: attention(q, spans)  # noqa: E731
+        out = fastest_attention(q, k, v, past, positions[:, 0], otherwise=plain)
         return out, dataclasses.replace(self, step=(*self.step, (own.k, own.v)))
 
     def commit(self, positions: Positions, after: Array) -> KVCache:

@@ -7,6 +7,7 @@ user sets changes neither.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,16 @@ from jaxtyping import Array, Bool, Float, Int
 from llama_jax.cache import KVCache
 from llama_jax.model import forward
 from llama_jax.params import Params
-from llama_jax.sample import Request, Written, logprobs_of, sample
+from llama_jax.sample import (
+    Choice,
+    Request,
+    Written,
+    always,
+    asks_for_more,
+    logprobs_of,
+    never,
+    sample,
+)
 from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import CACHE, NEXT, REPLICATED, constrain
 from llama_jax.stops import NOTHING, Ending, push_tokens
@@ -132,24 +142,30 @@ def advance(
 
     `taken` is how many tokens of each row the host has: their places are free again.
 
-    The loop asks only once every `chunk` tokens whether to go on: on a GPU each question waits
-    for the device. Rows that have ended sit the rest of a chunk out.
+    The loop asks only once every `chunk` tokens whether to go on, and whether any row wants more
+    than its likeliest token: on a GPU each question waits for the device. Rows that have ended sit
+    the rest of a chunk out.
     """
 
-    def step(state: Decoding, _: Any) -> tuple[Decoding, None]:
+    def step(choose: Choice, state: Decoding, _: Any) -> tuple[Decoding, None]:
         position = _position(state)
         logits, cache = forward(params, state.last[:, None], position[:, None], state.cache)
         state = dataclasses.replace(state, cache=cache)
-        return _decide(state, logits[:, 0], request, taken, until), None
+        return _decide(state, logits[:, 0], request, taken, until, choose), None
 
     def goes_on(state: Decoding) -> Bool[Array, ""]:
         wanted = _wanted(state, request, taken, until)
         return jnp.any(wanted) & ~jnp.any(wanted & ~_fits(state))
 
-    decoded = jax.lax.while_loop(
-        goes_on, lambda state: jax.lax.scan(step, state, length=chunk)[0], state
-    )
-    return _fetchable(decoded)
+    def loop(choose: Choice, here: Bool[Array, ""], state: Decoding) -> Decoding:
+        some = functools.partial(jax.lax.scan, functools.partial(step, choose), length=chunk)
+        return jax.lax.while_loop(lambda s: here & goes_on(s), lambda s: some(s)[0], state)
+
+    if chunk == 1:
+        return _fetchable(loop(jax.lax.cond, jnp.array(True), state))
+    # Two loops of which one runs: a choice inside a loop would make the host wait, or copy a cache.
+    more = asks_for_more(request)
+    return _fetchable(loop(always, more, loop(never, ~more, state)))
 
 
 def _read(
@@ -205,17 +221,18 @@ def _decide(
     request: Request,
     taken: Int[Array, " batch"],
     until: Int[Array, ""],
+    choose: Choice = jax.lax.cond,
 ) -> Decoding:
     """Adds a token to each running row, or ends the row if the token is a stop."""
     written, round = state.written, state.round
-    token = sample(logits, request, written)
+    token = sample(logits, request, written, choose=choose)
     running = _wanted(state, request, taken, until) & _fits(state)
     ends = running & jnp.take_along_axis(request.stops, token[:, None], axis=1)[:, 0]
     keeps = running & ~ends
-    met, ending, at_start = _push(request, token, state)
+    met, ending, at_start = _push(request, token, state, choose)
     # A row that keeps nothing writes beyond the end, which drops it.
     place = jnp.where(keeps, written.count - taken, ROUND)
-    chosen, top_ids, top_logprobs = jax.lax.cond(
+    chosen, top_ids, top_logprobs = choose(
         request.logprobs,
         lambda: logprobs_of(logits, token, round.top_ids.shape[-1]),
         lambda: (round.logprobs[:, 0], round.top_ids[:, 0], round.top_logprobs[:, 0]),  # unread
@@ -246,10 +263,10 @@ _mark = jax.vmap(lambda row, places, values: row.at[places].max(values))
 
 
 def _push(
-    request: Request, token: Int[Array, " batch"], state: Decoding
+    request: Request, token: Int[Array, " batch"], state: Decoding, choose: Choice
 ) -> tuple[Bool[Array, " batch"], Ending, Bool[Array, " batch"]]:
     """Whether the token completes a stop string, looked at only if a row has any."""
-    return jax.lax.cond(
+    return choose(
         jnp.any(request.stop_strings.wanted),
         lambda: push_tokens(request.stop_strings, token, state.ending, state.at_start),
         lambda: (jnp.zeros(token.shape, bool), state.ending, state.at_start),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,12 +56,45 @@ class Written:
     """How many new tokens there are."""
 
 
+Choice = Callable[..., Any]
+"""How to take one of two branches, called as `jax.lax.cond` is. On a GPU that one makes the host
+wait for the device: `always` and `never` do not."""
+
+
+def always(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
+    """Computes both branches, and picks one."""
+    return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), then(*x), otherwise(*x))
+
+
+def never(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
+    """The second branch, for when it is known that nobody wants the first."""
+    return otherwise(*x)
+
+
+def asks_for_more(request: Request) -> Bool[Array, ""]:
+    """Whether any row wants more than its likeliest token until a stop id."""
+    wishes = (
+        request.temperature > 0,
+        request.repetition != 1,
+        request.presence != 0,
+        request.frequency != 0,
+        request.logprobs,
+        request.stop_strings.wanted,
+    )
+    return functools.reduce(jnp.logical_or, map(jnp.any, wishes))
+
+
 def sample(
-    logits: Float[Array, "batch vocab"], request: Request, written: Written
+    logits: Float[Array, "batch vocab"],
+    request: Request,
+    written: Written,
+    *,
+    choose: Choice = jax.lax.cond,
 ) -> Int[Array, " batch"]:
     """The next token of each row, in the order that `SamplingSettings` states."""
     penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
-    logits = _where_wanted(penalty, lambda x: _penalized(x, request, written), logits)
+    penalize = lambda x: _penalized(x, request, written)  # noqa: E731
+    logits = choose(jnp.any(penalty), penalize, _same, logits)
     logits = logits + request.bias
     early = (written.count < request.least)[:, None]
     logits = jnp.where(request.stops & early, -jnp.inf, logits)
@@ -77,11 +111,11 @@ def sample(
             (request.min_p > 0, lambda x: min_p_keeps(x, request.min_p)),
         ):
             cut = functools.partial(_keep, keeps)
-            warm = _where_wanted(wanted, cut, warm)
+            warm = choose(jnp.any(wanted), cut, _same, warm)
         tokens = draw(warm, request.seed, written.prompt_lengths + written.count)
         return jnp.where(request.temperature > 0, tokens, greedy)
 
-    return jax.lax.cond(jnp.any(request.temperature > 0), drawn, lambda _: greedy, None)
+    return choose(jnp.any(request.temperature > 0), drawn, lambda _: greedy, None)
 
 
 def logprobs_of(
@@ -103,8 +137,5 @@ def _keep(keeps: Callable[[Array], Array], logits: Array) -> Array:
     return jnp.where(keeps(logits), logits, -jnp.inf)
 
 
-def _where_wanted(
-    wanted: Bool[Array, " batch"], change: Callable[[Array], Array], x: Array
-) -> Array:
-    """`change(x)`, computed only if a row wants it; it leaves the other rows alone."""
-    return jax.lax.cond(jnp.any(wanted), change, lambda x: x, x)
+def _same(x: Array) -> Array:
+    return x

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from jaxtyping import Array
 from llama_jax.config import Config
 from llama_jax.mesh import ROWS, TENSOR, mesh_for
 from llama_jax.mesh import make_mesh as make_mesh  # where others look for it
+from llama_jax.ops import sampling
 from llama_jax.params import PADDED, Params, WeightPath, nested, true_shape
 
 # A column-parallel weight is cut along its outputs, a row-parallel one along its inputs;
@@ -44,6 +46,9 @@ ACTIVATION = P(ROWS, None, None)  # [batch, time, dim]
 LOGITS = P(ROWS, None, TENSOR)  # [batch, time, vocab]
 NEXT = P(ROWS, TENSOR)  # [batch, vocab]: of one position
 CACHE = P(ROWS, "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
+QUERIES = P(ROWS, None, TENSOR, None)  # [batch, time, heads, head_dim]
+NEW_KEYS = P(ROWS, None, "tensor", None)  # [batch, time, kv_heads, head_dim]
+LENGTHS = P(ROWS)  # [batch]
 
 
 def weight_shardings(config: Config, mesh: Mesh | AbstractMesh) -> dict[WeightPath, NamedSharding]:
@@ -149,6 +154,26 @@ def constrain(x: Array, spec: P) -> Array:
     return jax.lax.with_sharding_constraint(x, _on(mesh, spec))
 
 
+def on_each_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
+    """`f` of every device's own parts, on the mesh of `jax.set_mesh`; without one, `f` itself.
+
+    For what XLA cannot cut: a kernel.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f
+    here = tuple(_on(mesh, spec) for spec in specs)
+    return jax.shard_map(f, in_specs=here, out_specs=_on(mesh, out), check_vma=False)
+
+
+def cuts_evenly(x: Array, spec: P) -> bool:
+    """Whether `spec` cuts `x` into equal parts on the mesh of `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return True
+    return x.shape == padded_shape(x.shape, NamedSharding(mesh, _on(mesh, spec)))  # type: ignore[arg-type]
+
+
 def gathered(weight: Any, group: str, name: str) -> Any:
     """A weight as a product takes it: its parts on `fsdp` brought together, those on `tensor` not.
 
@@ -179,14 +204,14 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     axes = () if mesh.empty else tuple(axis for axis in TENSOR if mesh.shape.get(axis, 1) > 1)
     rows = () if mesh.empty else tuple(axis for axis in ROWS if mesh.shape[axis] > 1)
     if not axes + rows or x.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
-        return jax.lax.top_k(x, k)
+        return sampling.top_k(x, k)
     lies = P(rows, *[None] * (x.ndim - 2), axes)
     wanted = padded_shape(x.shape, NamedSharding(mesh, lies))  # type: ignore[arg-type]
     more = [(0, n - m) for n, m in zip(wanted, x.shape, strict=True)]
 
     def found(part: Array) -> tuple[Array, Array]:
         width = part.shape[-1]
-        values, ids = jax.lax.top_k(part, min(k, width))
+        values, ids = sampling.top_k(part, min(k, width))
         if not axes:
             return values, ids
         ids += jax.lax.axis_index(axes) * width

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from test_sample import request, sampled, state, survivors_in_numpy
 
-from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
+from llama_jax.ops import sampling
+from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k, top_k_keeps, top_p_keeps
 from llama_jax.sample import sample
 
 DRAWS = 20_000
@@ -300,3 +301,22 @@ def test_no_vocabulary_is_sorted():
     assert "while" in program
     assert "sort" not in program
     assert "top_k" not in program
+
+
+@pytest.mark.parametrize("vocab", [7, 400, 3001])
+def test_top_k_is_a_sorts_with_equals_in_the_order_of_their_ids(vocab):
+    values = jnp.round(3 * jax.random.normal(jax.random.key(0), (4, vocab)))  # many equals
+    for k in (1, min(20, vocab)):
+        for ours, theirs in zip(top_k(values, k), jax.lax.top_k(values, k), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_search_by_fifteen_sums_keeps_what_a_search_by_halves_keeps():
+    logits = jnp.round(8 * jax.random.normal(jax.random.key(0), (6, 500))) / 4
+    ones, k = jnp.ones_like(logits), jnp.array([0.0, 1, 4, 99, 498, 499])
+    probs, p = jax.nn.softmax(logits), jnp.array([0.0, 0.1, 0.5, 0.9, 0.99, 1.0])
+    for weights, values, limit in ((ones, logits, k), (probs, probs, p)):
+        halves = sampling._leads_by(values, weights, limit, bits=1)
+        fifteen = sampling._leads_by(values, weights, limit, bits=4)
+        np.testing.assert_array_equal(halves, fifteen)
+        assert len(set(np.sum(halves, axis=-1).tolist())) > 3

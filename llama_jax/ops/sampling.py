@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -73,6 +75,27 @@ def draw(
     return jax.vmap(one)(logits, seeds, positions)
 
 
+def top_k(
+    values: Float[Array, "*batch vocab"], k: int
+) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
+    """The `k` largest of each row and their ids, as `jax.lax.top_k`: of equals the lower id first.
+
+    Only the `k` blocks with the largest maxima can hold any of them, so that two short sorts serve
+    for one of the whole vocabulary.
+    """
+    *batch, vocab = values.shape
+    width = max(k, math.isqrt(vocab))
+    short = -vocab % width
+    blocks = jnp.pad(values.reshape(-1, vocab), ((0, 0), (0, short)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(blocks.shape[0], -1, width)
+    _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), min(k, blocks.shape[1]))
+    chosen = jnp.sort(chosen, axis=-1)  # in the order of ids, which decides between equals
+    candidates = jnp.take_along_axis(blocks, chosen[:, :, None], axis=1)
+    largest, places = jax.lax.top_k(candidates.reshape(blocks.shape[0], -1), k)
+    ids = jnp.take_along_axis(chosen, places // width, axis=1) * width + places % width
+    return largest.reshape(*batch, k), ids.reshape(*batch, k)
+
+
 def _leads(
     values: Float[Array, "batch vocab"],
     weights: Float[Array, "batch vocab"],
@@ -80,50 +103,67 @@ def _leads(
 ) -> Bool[Array, "batch vocab"]:
     """Which entries have at most `limit` of weight before them, in descending order of value.
 
-    Of equal values the lower index comes first. The last value that stays is found by bisection,
-    and so is the last of its equals: the bits of a float order as an integer's do, so 32 sums find
-    it among all floats. A sum, unlike a sorted or a running one, is cheap where the vocabulary is
-    cut over devices.
+    Of equal values the lower index comes first. The last value that stays is searched among all
+    floats, as the bits of a float order as an integer's do, and then the last of its equals. A CPU
+    halves; a GPU, to which a pass costs more than its sums, asks for 15 sums in each.
     """
-    keys, index = _ordered(values), jnp.arange(values.shape[-1])
+    return jax.lax.platform_dependent(
+        values,
+        weights,
+        limit,
+        cpu=functools.partial(_leads_by, bits=1),
+        default=functools.partial(_leads_by, bits=4),
+    )
 
-    def fits(leaders: Bool[Array, "batch vocab"]) -> Bool[Array, " batch"]:
-        return jnp.sum(jnp.where(leaders, weights, 0), axis=-1) <= limit
 
-    info, batch = jnp.iinfo(jnp.int32), limit.shape
-    every = jnp.full(batch, info.min), jnp.full(batch, info.max)
-    _, last = _bisected(lambda key: fits(keys > key[:, None]), every, 32)
+def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Array:
+    keys = _ordered(values)
+    index = jnp.arange(keys.shape[-1], dtype=jnp.uint32)
+
+    def fits(leaders: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
+        return jnp.sum(jnp.where(leaders, weights[:, None], 0), axis=-1) <= limit[:, None]
+
+    last = _first(lambda key: fits(keys[:, None] > key[:, :, None]), limit.shape[0], 32, bits)
     leads, ties = keys > last[:, None], keys == last[:, None]
 
-    def cut(_: None) -> Int[Array, " batch"]:
-        none = jnp.full(batch, -1), jnp.full(batch, len(index))
-        steps = len(index).bit_length() + 1
-        before = lambda end: leads | (ties & (index < end[:, None]))  # noqa: E731
-        return _bisected(lambda end: ~fits(before(end)), none, steps)[0]
+    def goes(i: UInt32[Array, "batch asked"]) -> Bool[Array, "batch asked"]:
+        return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
 
-    alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)  # which it nearly always is
-    end = jax.lax.cond(alone, lambda _: jnp.full(batch, len(index) - 1), cut, None)
-    return leads | (ties & (index <= end[:, None]))
+    def cut() -> UInt32[Array, " batch"]:
+        return _first(goes, limit.shape[0], 20, bits)
 
-
-def _bisected(
-    stays: Callable[[Int[Array, " batch"]], Bool[Array, " batch"]],
-    bounds: tuple[Int[Array, " batch"], Int[Array, " batch"]],
-    steps: int,
-) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
-    """The neighbours low and high where `stays` turns true: false at `low`, true at `high`."""
-
-    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low & high) + ((low ^ high) >> 1)  # their mean, without overflow
-        found = stays(middle)
-        return jnp.where(found, low, middle), jnp.where(found, middle, high)
-
-    return jax.lax.fori_loop(0, steps, halve, bounds)
+    if bits == 1:  # a CPU's branches are free, and equals rare
+        alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)
+        end = jax.lax.cond(alone, lambda: jnp.full(limit.shape, keys.shape[-1], jnp.uint32), cut)
+    else:
+        end = cut()
+    return leads | (ties & (index < end[:, None]))
 
 
-def _ordered(values: Float[Array, "batch vocab"]) -> Int[Array, "batch vocab"]:
+def _first(
+    holds: Callable[[UInt32[Array, "batch asked"]], Bool[Array, "batch asked"]],
+    batch: int,
+    width: int,
+    bits: int,
+) -> UInt32[Array, " batch"]:
+    """The first number of `width` bits at which `holds`, false before and true after, is true.
+
+    Asked for the ends of all parts but the last, `bits` bits at a time; the last number, where it
+    never is.
+    """
+    parts = jnp.arange(1, 2**bits, dtype=jnp.uint32)
+
+    def narrow(i: Array, start: Array) -> Array:
+        shift = (width - bits * (i + 1)).astype(jnp.uint32)
+        ends = start[:, None] + (parts << shift) - 1
+        return start + (jnp.sum(~holds(ends), axis=-1).astype(jnp.uint32) << shift)
+
+    return jax.lax.fori_loop(0, width // bits, narrow, jnp.zeros(batch, jnp.uint32))
+
+
+def _ordered(values: Float[Array, "batch vocab"]) -> UInt32[Array, "batch vocab"]:
     """Integers that order as the floats do: a negative float's bits run backwards."""
     values = jnp.where(values == 0, 0, values.astype(jnp.float32))  # no negative zero
-    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
-    return jnp.where(bits < 0, bits ^ jnp.iinfo(jnp.int32).max, bits)
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)

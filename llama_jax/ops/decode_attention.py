@@ -1,0 +1,159 @@
+"""One step's attention to a long past, as a GPU kernel that reads each used slot once."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float, Int
+
+from llama_jax.ops.linear import product_precision
+
+BLOCK = 64
+"""Slots that a program reads at once."""
+ROWS = 16
+"""The fewest rows that a GPU's matrix unit multiplies."""
+PROGRAMS = 264
+"""How many programs share the work: two for each multiprocessor of an H100."""
+
+Query = Float[Array, "batch kv_heads group head_dim"]
+Own = Float[Array, "batch kv_heads head_dim"]
+Slots = Float[Array, "batch kv_heads slots head_dim"]
+
+
+def decode_attention(
+    q: Float[Array, "batch one heads head_dim"],
+    k: Float[Array, "batch one kv_heads head_dim"],
+    v: Float[Array, "batch one kv_heads head_dim"],
+    past: tuple[Slots, Slots],
+    lengths: Int[Array, " batch"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "batch one heads head_dim"]:
+    """Softmax attention of each row's newest token over its first `lengths` slots and itself.
+
+    Query head h reads key-value head `h // (heads // kv_heads)`. `interpret` runs the kernel
+    without a GPU, slowly.
+    """
+    batch, _, heads, head_dim = q.shape
+    grouped = q.reshape(batch, k.shape[2], heads // k.shape[2], head_dim)
+    part, mass = _in_parts(grouped, (k[:, 0], v[:, 0]), past, lengths, interpret=interpret)
+    weights = jnp.exp(mass - jnp.max(mass, axis=2, keepdims=True))
+    total = jnp.sum(weights, axis=2)[..., None]
+    out = jnp.sum(part * weights[..., None], axis=2) / total
+    return out.astype(q.dtype).reshape(q.shape)
+
+
+def _in_parts(
+    q: Query,
+    own: tuple[Own, Own],
+    past: tuple[Slots, Slots],
+    lengths: Int[Array, " batch"],
+    *,
+    interpret: bool,
+) -> tuple[
+    Float[Array, "batch kv_heads splits group head_dim"],
+    Float[Array, "batch kv_heads splits group"],
+]:
+    """Attention over each of several parts of the keys, and the log of what its weights sum to.
+
+    An empty part has zeros, and minus infinity.
+    """
+    batch, kv_heads, group, head_dim = q.shape
+    slots = past[0].shape[2]
+    if slots < BLOCK or head_dim & (head_dim - 1):
+        raise ValueError(
+            f"{slots} slots of {head_dim} numbers: the kernel reads {BLOCK} slots at once, of a "
+            "power of two; use attention"
+        )
+    splits = max(1, min(PROGRAMS // (batch * kv_heads), slots // BLOCK))
+    rows = max(ROWS, pl.next_power_of_2(group))
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, rows - group), (0, 0)))
+
+    def of_head(n: int) -> pl.BlockSpec:
+        return pl.BlockSpec((None, None, n, head_dim), lambda b, h, s: (b, h, 0, 0))
+
+    one = pl.BlockSpec((None, None, head_dim), lambda b, h, s: (b, h, 0))
+    length = pl.BlockSpec((None,), lambda b, h, s: (b,))
+    part, mass = pl.pallas_call(
+        functools.partial(_kernel, splits=splits, slots=slots),
+        out_shape=(
+            jax.ShapeDtypeStruct((batch, kv_heads, splits, rows, head_dim), jnp.float32),
+            jax.ShapeDtypeStruct((batch, kv_heads, splits, rows), jnp.float32),
+        ),
+        grid=(batch, kv_heads, splits),
+        in_specs=[of_head(rows), one, one, of_head(slots), of_head(slots), length],
+        out_specs=(
+            pl.BlockSpec((None, None, None, rows, head_dim), lambda b, h, s: (b, h, s, 0, 0)),
+            pl.BlockSpec((None, None, None, rows), lambda b, h, s: (b, h, s, 0)),
+        ),
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+        name="decode_attention",
+    )(q, *own, *past, lengths.astype(jnp.int32))
+    return part[:, :, :, :group], mass[..., :group]
+
+
+def _kernel(
+    q_ref: Any,
+    own_k_ref: Any,
+    own_v_ref: Any,
+    k_ref: Any,
+    v_ref: Any,
+    length_ref: Any,
+    part_ref: Any,
+    mass_ref: Any,
+    *,
+    splits: int,
+    slots: int,
+) -> None:
+    """One split of one key head: every `splits`th block of slots; the first also its own key.
+
+    Blocks are dealt out in turn, so that all splits have work whatever the length.
+    """
+    split, length = pl.program_id(2), length_ref[...]
+    q = q_ref[...]
+    scale = q.shape[1] ** -0.5
+
+    def one(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        out, peak, total = state
+        first = (split + turn * splits) * BLOCK
+        # The last block begins early enough to end with the slots, and skips what others read.
+        start = jnp.minimum(first, slots - BLOCK)
+        slot = start + jnp.arange(BLOCK)
+        visible = (slot >= first) & (slot < length)
+        scores = _product(q, k_ref[pl.ds(start, BLOCK), :], along=1) * scale
+        scores = jnp.where(visible[None], scores, -jnp.inf)
+        higher = jnp.maximum(peak, jnp.max(scores, axis=1))
+        weights, shrunk = jnp.exp(scores - higher[:, None]), jnp.exp(peak - higher)
+        read = _product(weights.astype(v_ref.dtype), v_ref[pl.ds(start, BLOCK), :], along=0)
+        return out * shrunk[:, None] + read, higher, total * shrunk + jnp.sum(weights, axis=1)
+
+    own_score = jnp.sum(q.astype(jnp.float32) * own_k_ref[...].astype(jnp.float32), axis=1) * scale
+    own_value = jnp.broadcast_to(own_v_ref[...].astype(jnp.float32), q.shape)
+    has_own = split == 0
+    state = (
+        jnp.where(has_own, own_value, 0.0),
+        jnp.where(has_own, own_score, -jnp.inf),
+        jnp.where(has_own, jnp.ones_like(own_score), 0.0),
+    )
+    blocks = pl.cdiv(jnp.minimum(length, slots), BLOCK)
+    mine = pl.cdiv(jnp.maximum(blocks - split, 0), splits)
+    out, peak, total = jax.lax.fori_loop(0, mine, one, state)
+    part_ref[...] = out / jnp.where(total > 0, total, 1.0)[:, None]
+    mass_ref[...] = peak + jnp.log(total)
+
+
+def _product(x: Array, y: Array, *, along: int) -> Array:
+    """The product of two matrices in float32, over the rows of `x` and axis `along` of `y`."""
+    return jax.lax.dot_general(
+        x,
+        y,
+        (((1,), (along,)), ((), ())),
+        precision=product_precision(x.dtype),
+        preferred_element_type=jnp.float32,
+    )

@@ -1,0 +1,69 @@
+"""The programs that the contracts are about, made from shapes alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llama_jax.cache import KVCache
+from llama_jax.config import Config
+from llama_jax.model import forward, init_params
+from llama_jax.params import Params, nested
+from llama_jax.sharding import CACHE, weight_shardings
+
+LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
+
+
+def shallow(config: Config, layers: int) -> Config:
+    """The same model with fewer layers, which compiles sooner."""
+    return dataclasses.replace(config, n_layers=layers)
+
+
+def mesh_of(devices, **sizes: int) -> Mesh:
+    shape = tuple(sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
+    chosen = np.array(devices[: np.prod(shape)]).reshape(shape)
+    return Mesh(chosen, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def params_of(config: Config, mesh: Mesh) -> Params:
+    make = functools.partial(init_params, config=config, dtype=jnp.bfloat16)
+    params = jax.eval_shape(make, jax.random.key(0))
+    shardings = nested(weight_shardings(config, mesh))
+    return params.replace(weights=jax.tree.map(laid_out, params.weights, shardings))
+
+
+def cache_of(config: Config, mesh: Mesh, *, batch: int, slots: int, fresh: bool = False) -> KVCache:
+    make = functools.partial(KVCache.empty, config, batch=batch, slots=slots, dtype=jnp.bfloat16)
+    cache = dataclasses.replace(jax.eval_shape(make), fresh=fresh)
+    return jax.tree.map(lambda x: laid_out(x, NamedSharding(mesh, CACHE)), cache)
+
+
+def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=forward, donate=2):
+    """One step compiled: `time` tokens a row, and the logits after the last."""
+    rows = NamedSharding(mesh, P(("data", "fsdp")))
+    batch = cache.k[0].shape[0]
+    tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32, sharding=rows)
+    last = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
+
+    def step(params, tokens, cache, positions, last):
+        return run(params, tokens, positions, cache, at=last)
+
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(step, donate_argnums=donate)
+        return jitted.lower(params, tokens, cache, tokens, last).compile()
+
+
+def nbytes(tree, *, of_a_device: bool = False) -> int:
+    """Bytes of a tree's arrays, or of one device's parts of them."""
+    shape = lambda x: x.sharding.shard_shape(x.shape) if of_a_device else x.shape  # noqa: E731
+    return sum(int(np.prod(shape(x))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def laid_out(x, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

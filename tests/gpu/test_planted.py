@@ -1,0 +1,91 @@
+"""The contracts fail when they should: programs with a known fault, and the check that sees it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from compiled_text import program
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+
+from llama_jax.cache import KVCache
+from llama_jax.ops.attention import Span, attention
+from llama_jax.ops.linear import linear
+from llama_jax.ops.swiglu import swiglu
+
+CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
+SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+
+
+def test_a_missing_donation_is_caught(h100s):
+    mesh = mesh_of(h100s)
+    cache = cache_of(CONFIG, mesh, batch=1, slots=SLOTS)
+    compiled = compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1, donate=())
+    assert compiled.memory_analysis().alias_size_in_bytes < nbytes(cache)
+    found = program(compiled.as_text()).large_outputs(SMALLEST)
+    assert len(found) == 2 * CONFIG.n_layers
+    assert all("copy" in fault for fault in found)
+
+
+def test_a_scan_over_stacked_weights_is_caught(h100s):
+    """Each step of it slices a layer's weights out of the stack: a copy of the weight."""
+    whole = NamedSharding(mesh_of(h100s), P())
+    layer = params_of(CONFIG, whole.mesh).weights["layers_0"]["feed_forward"]
+    stacked = jax.tree.map(
+        lambda w: jax.ShapeDtypeStruct((4, *w.shape), w.dtype, sharding=whole), layer
+    )
+    x = jax.ShapeDtypeStruct((8, CONFIG.dim), jnp.bfloat16, sharding=whole)
+
+    def block(x, w):
+        return x + linear(swiglu(linear(x, w["w1"]), linear(x, w["w3"])), w["w2"]), None
+
+    compiled = jax.jit(lambda w, x: jax.lax.scan(block, x, w)[0]).lower(stacked, x).compile()
+    found = program(compiled.as_text()).large_outputs(SMALLEST)
+    assert len(found) >= 3
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotsFirst(KVCache):
+    """A cache of [batch, slots, kv_heads, head_dim], which attention must turn around."""
+
+    def attend(self, layer: int, q: Any, k: Any, v: Any, positions: Any):
+        turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
+        used = jnp.broadcast_to(
+            jnp.arange(SLOTS) < positions[:, :, None], (*positions.shape, SLOTS)
+        )
+        own = jnp.ones((*positions.shape, 1), bool)
+        past = Span(turned(self.k[layer]), turned(self.v[layer]), used)
+        out = attention(q, [past, Span(turned(k), turned(v), own)])
+        return out, dataclasses.replace(self, step=(*self.step, (k, v)))
+
+    def commit(self, positions: Any, after: Any):
+        rows = jnp.arange(positions.shape[0])[:, None]
+        place = jnp.where(after[:, :1, 0] > jnp.inf, 0, positions)
+        write = lambda old, new: old.at[rows, place].set(new, mode="drop")  # noqa: E731
+        k, v = zip(*self.step, strict=True)
+        return SlotsFirst(tuple(map(write, self.k, k)), tuple(map(write, self.v, v)))
+
+
+def test_a_cache_that_attention_turns_around_is_caught(h100s):
+    mesh = mesh_of(h100s)
+    cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)
+    turn = lambda x: jax.ShapeDtypeStruct((8, SLOTS, 8, 128), x.dtype, sharding=x.sharding)  # noqa: E731
+    slots_first = SlotsFirst(tuple(map(turn, cache.k)), tuple(map(turn, cache.v)))
+    compiled = compiled_step(params_of(CONFIG, mesh), slots_first, mesh, time=1)
+    assert program(compiled.as_text()).large_outputs(SMALLEST) != []
+
+
+def test_a_branch_inside_a_loop_is_caught(h100s):
+    """The host reads which branch to launch: a loop with one waits at every turn."""
+
+    def turn(x, _):
+        return jax.lax.cond(jnp.any(x > 3), lambda x: jnp.sort(x), lambda x: x + 1, x), None
+
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32, sharding=NamedSharding(mesh_of(h100s), P()))
+    compiled = jax.jit(lambda x: jax.lax.scan(turn, x, length=8)[0]).lower(x).compile()
+    waits = program(compiled.as_text()).host_waits()
+    assert len(waits) == 1
+    assert waits[0].startswith("cond")

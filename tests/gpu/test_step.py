@@ -1,0 +1,75 @@
+"""What XLA makes of one step of 8B for an H100: promises read from the compiled program."""
+
+import pytest
+from compiled_text import program
+from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+
+SLOTS, LAYERS = 4096, 2
+SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+"""The bytes of wk: of the smallest matrix, and as many as a layer's keys take in 4,096 slots."""
+
+
+def decode_step(devices, batch, layers=LAYERS):
+    config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices)
+    cache = cache_of(config, mesh, batch=batch, slots=SLOTS)
+    return compiled_step(params_of(config, mesh), cache, mesh, time=1), nbytes(cache)
+
+
+@pytest.fixture(scope="module", params=[1, 8], ids="batch{}".format)
+def step(request, h100s):
+    """One decode step of two layers, and its cache's bytes."""
+    return decode_step(h100s, request.param)
+
+
+def test_a_step_writes_nothing_of_a_weights_or_a_caches_size(step):
+    compiled, _ = step
+    assert program(compiled.as_text()).large_outputs(SMALLEST) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < SMALLEST
+
+
+def test_a_step_updates_the_cache_in_place(step):
+    compiled, cache_bytes = step
+    assert compiled.memory_analysis().alias_size_in_bytes == cache_bytes
+
+
+def test_each_weight_is_read_by_one_kernel(step):
+    compiled, _ = step
+    readers = program(compiled.as_text()).readers(SMALLEST)
+    weights = {name: by for name, by in readers.items() if name.startswith("params")}
+    assert len(weights) == 7 * LAYERS + 2
+    assert {name: by for name, by in weights.items() if len(by) != 1} == {}
+
+
+def test_the_cache_is_read_by_the_attention_kernel_alone(step):
+    compiled, _ = step
+    text = program(compiled.as_text())
+    caches = {name: by for name, by in text.readers(SMALLEST).items() if name.startswith("cache")}
+    assert len(caches) == 2 * LAYERS
+    for by in caches.values():
+        whole = [i for i in by if i.op == "custom-call"]
+        assert [i.rest.count("xla.gpu.triton") for i in whole] == [1]
+
+
+@pytest.mark.parametrize(("batch", "kernels"), [(1, 22), (8, 17)])
+def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch, kernels):
+    """The number may fall, and must not grow."""
+    compiled, cache_bytes = decode_step(h100s, batch, LLAMA_8B.n_layers)
+    whole, part = program(compiled.as_text()), program(decode_step(h100s, batch)[0].as_text())
+    assert whole.large_outputs(SMALLEST) == []
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes == cache_bytes
+    more = (len(whole.kernels) - len(part.kernels)) / (LLAMA_8B.n_layers - LAYERS)
+    print(
+        f"8B, {batch} rows of {SLOTS} slots: {len(whole.kernels)} kernels, {more:.1f} a layer; "
+        f"temporaries {memory.temp_size_in_bytes / 1e6:.1f} MB"
+    )
+    assert more < kernels + 0.5
+
+
+def test_q_k_and_v_are_one_product(step):
+    compiled, _ = step
+    readers = program(compiled.as_text()).readers(SMALLEST)
+    first = {name: by for name, by in readers.items() if "layers_0____attention____w" in name}
+    product = {w: by[0].name for w in "qkv" for name, by in first.items() if f"____w{w}__" in name}
+    assert len(product) == 3
+    assert len(set(product.values())) == 1

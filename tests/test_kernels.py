@@ -1,0 +1,75 @@
+"""Which attention is chosen: without a GPU XLA's own, and on a mesh each device its own part."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llama_jax import kernels
+from llama_jax.ops.decode_attention import decode_attention
+from llama_jax.sharding import CACHE, make_mesh
+
+
+@pytest.fixture
+def step():
+    keys = jax.random.split(jax.random.key(0), 5)
+    own, past = (4, 1, 2, 64), (4, 2, 64, 64)
+    shapes = (4, 1, 8, 64), own, own, past, past
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def test_without_a_gpu_there_are_no_kernels():
+    assert not kernels.has_step_kernel(64, 64)
+    assert not kernels.has_prompt_kernel(jnp.dtype(jnp.bfloat16), 64)
+
+
+def test_a_kernel_that_does_not_compile_is_not_there(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    x = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+    def refuses(x):
+        raise RuntimeError("cuDNN not found.")
+
+    assert not kernels._compiles_on_gpu(refuses, x)
+    assert kernels._compiles_on_gpu(jnp.sin, x)
+
+
+def test_a_program_for_a_cpu_holds_no_kernel_though_the_process_has_some(monkeypatch, step):
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: True)
+    q, k, v, *past = step
+    lengths = jnp.full(4, 3)
+
+    def run(q, k, v, past):
+        return kernels.fastest_attention(q, k, v, past, lengths, otherwise=lambda: q + 1)
+
+    assert jnp.array_equal(jax.jit(run)(q, k, v, tuple(past)), q + 1)
+
+
+@pytest.mark.parametrize("sizes", [{"tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4}])
+def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step, sizes):
+    q, k, v, *past = step
+    lengths = jnp.array([0, 3, 63, 64])
+    whole = decode_attention(q, k, v, tuple(past), lengths, interpret=True)
+    seen = []
+
+    def interpreted(q, k, v, past_k, past_v, lengths):
+        seen.append(q.shape)
+        return decode_attention(q, k, v, (past_k, past_v), lengths, interpret=True)
+
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "_step", interpreted)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
+    with jax.set_mesh(make_mesh(**sizes)):
+        past = jax.device_put(tuple(past), jax.NamedSharding(make_mesh(**sizes), CACHE))
+        run = jax.jit(lambda *a: kernels.fastest_attention(*a, otherwise=lambda: a[0]))
+        cut = run(q, k, v, past, lengths)
+    rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    assert seen == [(4 // rows, 1, 8 // sizes.get("tensor", 1), 64)]
+    assert jnp.allclose(cut, whole, atol=1e-6)
+
+
+def test_what_the_mesh_does_not_divide_is_left_to_xla(monkeypatch, step):
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: pytest.fail("asked for"))
+    q, k, v, *past = step
+    with jax.set_mesh(make_mesh(tensor=4)):  # and 2 key heads
+        out = kernels.fastest_attention(q, k, v, past, None, otherwise=lambda: "xla")
+    assert out == "xla"
