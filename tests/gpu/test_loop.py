@@ -25,7 +25,7 @@ def compiled_loop(mesh):
     request = whole(jax.tree.map(np.asarray, request_of(CONFIG, [], BATCH)))
     numbers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
     prompts = jax.ShapeDtypeStruct((BATCH, 16), jnp.int32)
-    make = functools.partial(prefill, slots=SLOTS)
+    make = functools.partial(prefill, slots=SLOTS, dtype=jnp.bfloat16)
     with jax.set_mesh(mesh):
         state = whole(jax.eval_shape(make, params, prompts, numbers, request))
         cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
