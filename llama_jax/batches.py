@@ -24,9 +24,9 @@ Prompt = str | Sequence[int]
 MAX_ROWS = 32
 CACHE_BYTES = 4 << 30
 """A batch has fewer rows where the cache of MAX_ROWS would be larger than this."""
-SLOTS = 512
+SLOTS = 256
 """The smallest cache, which grows by doubling."""
-AHEAD = 128
+AHEAD = 64
 """New tokens that a cache has room for from the beginning."""
 
 

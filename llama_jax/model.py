@@ -16,7 +16,7 @@ from llama_jax.cache import Cache, Uncached
 from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops import rope
 from llama_jax.ops.embedding import rows_at
-from llama_jax.ops.linear import linear
+from llama_jax.ops.linear import linear, linear_transposed
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.params import Params
@@ -93,8 +93,11 @@ class Transformer(nn.Module):
         if at is not None:
             x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = RMSNorm(c, self.init_dtype, name="norm")(x)
-        output = embedding.T if c.tie_embeddings else Output(c, self.init_dtype, name="output")()
-        logits = linear(x, output)[..., : c.vocab_size]  # the output may be padded
+        if c.tie_embeddings:
+            logits = linear_transposed(x, embedding)
+        else:
+            logits = linear(x, Output(c, self.init_dtype, name="output")())
+        logits = logits[..., : c.vocab_size]  # the weight may be padded
         return constrain(logits.astype(jnp.float32), LOGITS), cache
 
 

@@ -32,6 +32,13 @@ def linear(
     return _product(x, w)
 
 
+def linear_transposed(
+    x: Float[Array, "*batch in_dim"], w: Float[Array, "out_dim in_dim"]
+) -> Float[Array, "*batch out_dim"]:
+    """`x @ w.T`, for an [out, in] weight: the embedding of a model that uses it at both ends."""
+    return _transposed(x, w)
+
+
 def product_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
     """The precision of a matrix product of `dtype`.
 
@@ -47,29 +54,52 @@ def _product(x: Array, w: Array) -> Array:
     return out.reshape(*x.shape[:-1], w.shape[1])
 
 
+@jax.jit
+def _transposed(x: Array, w: Array) -> Array:
+    rows = x.reshape(-1, x.shape[-1])
+    plain = lambda x, w: _plain(x, w.T)  # noqa: E731
+    out = jax.lax.platform_dependent(rows, w, cpu=_transposed_on_cpu, default=plain)
+    return out.reshape(*x.shape[:-1], w.shape[0])
+
+
 def _plain(x: Array, w: Array) -> Array:
-    if len(x) == 1 and x.dtype.itemsize < 4:
-        # A GPU multiplies a small matrix by one row element by element, writes that to memory, and
-        # sums it. Two rows stay a product, and become one with the others that share `x`.
-        return _plain(jnp.pad(x, ((0, 1), (0, 0))), w)[:1]
-    return jnp.matmul(x, w, precision=product_precision(x.dtype))
+    rows = _at_least_two(x)
+    return jnp.matmul(rows, w, precision=product_precision(x.dtype))[: len(x)]
 
 
 def _on_cpu(x: Array, w: Array) -> Array:
-    if x.dtype.itemsize < 4:
-        return _narrow(x, w)
-    if len(x) == 1 and _is_cut_well(w):
+    if len(x) == 1 and x.dtype == jnp.float32 and _is_cut_well(w):
         return _in_pieces(x, w)
-    return _plain(x, w)
+    return _narrowed(_at_least_two(x), w)[: len(x)]
 
 
-def _narrow(x: Array, w: Array) -> Array:
-    """`x @ w` in a 16-bit dtype, without a copy of `w` in float32.
+def _transposed_on_cpu(x: Array, w: Array) -> Array:
+    if len(x) == 1 and x.dtype == jnp.float32 and _is_cut_well(w):
+        # Of a product that is no batch XLA would make one loop with the norm before it, whose
+        # steps run across the rows of `w`.
+        pieces = w.reshape(PIECES, -1, w.shape[1])
+        same = jnp.broadcast_to(x, (PIECES, 1, w.shape[1]))
+        out = jnp.einsum("pxi,poi->pxo", same, pieces, precision=product_precision(x.dtype))
+        return out.reshape(1, -1)
+    return _narrowed(_at_least_two(x), w.T)[: len(x)]
 
-    XLA has such a product on a CPU only for two rows or more and a float32 result.
+
+def _at_least_two(rows: Array) -> Array:
+    """`rows`, and one of zeros where there is one of a 16-bit dtype.
+
+    XLA makes one such row times a matrix a product of single numbers and a sum: a GPU writes the
+    products of a small matrix to memory between the two, a CPU writes out the matrix in float32.
+    Two rows stay a product, and on a GPU become one with the others that share `x`.
     """
-    rows = jnp.pad(x, ((0, max(0, 2 - len(x))), (0, 0)))
-    return jnp.matmul(rows, w, preferred_element_type=jnp.float32)[: len(x)].astype(x.dtype)
+    alone = len(rows) == 1 and rows.dtype.itemsize < 4
+    return jnp.pad(rows, ((0, 1), (0, 0))) if alone else rows
+
+
+def _narrowed(x: Array, w: Array) -> Array:
+    """`x @ w` summed in float32, without which a CPU would copy a 16-bit `w` to float32."""
+    precision = product_precision(x.dtype)
+    out = jnp.matmul(x, w, precision=precision, preferred_element_type=jnp.float32)
+    return out.astype(x.dtype)
 
 
 def _is_cut_well(w: Array) -> bool:
