@@ -90,8 +90,11 @@ def parts(shape):
 def reductions(shape, time):
     """What tensor parallelism costs a step: two a layer, and one for the embedding."""
     rows, tensor = parts(shape)
-    count = 2 * CONFIG.n_layers + 1 if tensor > 1 else 0
-    return Counter({("all-reduce", (ROWS // rows, time, CONFIG.dim)): count}) if count else {}
+    if tensor == 1:
+        return {}
+    here = ROWS // rows
+    embedding = {("all-reduce", (here, time, CONFIG.dim)): 1}
+    return embedding | {("all-reduce", (here * time, CONFIG.dim)): 2 * CONFIG.n_layers}
 
 
 def gathers(shape):

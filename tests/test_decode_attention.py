@@ -19,9 +19,9 @@ def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.floa
 
 
 def by_einsum(q, k, v, past, lengths):
-    used = (jnp.arange(past[0].shape[2]) < lengths[:, None])[:, None]
-    own = Span(k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.ones((len(q), 1, 1), bool))
-    return attention(q, [Span(*past, used), own])
+    slots, now = jnp.arange(past[0].shape[2])[None], lengths[:, None]
+    own = Span(k.swapaxes(1, 2), v.swapaxes(1, 2), now, now)
+    return attention(q, [Span(*past, slots, now - 1), own])
 
 
 def difference(tensors, lengths):

@@ -51,7 +51,13 @@ def assert_same_weights(one, two):
 # transformers' results
 
 
-@pytest.fixture(scope="module", params=MODELS)
+ORDINARY = ("llama2", "llama3.2-tied", "yarn")
+EVERY = [
+    name if name in ORDINARY else pytest.param(name, marks=pytest.mark.slow) for name in MODELS
+]
+
+
+@pytest.fixture(scope="module", params=EVERY)
 def model(request):
     folder = GOLDEN / request.param
     with np.load(folder / "reference.npz") as file:

@@ -125,7 +125,7 @@ def uneven(tied=False):
     return init_params(jax.random.key(0), UNEVEN.replace(tie_embeddings=tied))
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_vocabulary_and_a_width_are_padded_and_nobody_sees_it(tied):
     params, prompts = uneven(tied), [[1, 2], [249]]
     sharded = shard_params(params, make_mesh(tensor=4))

@@ -228,7 +228,7 @@ def test_attention_ignores_a_span_of_which_nothing_is_visible():
     np.testing.assert_array_equal(attention(q, [shown, hidden]), alone)
 
 
-@pytest.mark.parametrize("used", [0, 5, 24])
+@pytest.mark.parametrize("used", [pytest.param(0, marks=pytest.mark.slow), 5, 24])
 def test_attention_in_blocks_is_attention_at_once(monkeypatch, used):
     """Blocks that divide neither the queries nor the keys, over a past used in part."""
     q, k, v = normal(0, 2, 21, 4, 8), normal(1, 2, 2, 21, 8), normal(2, 2, 2, 21, 8)

@@ -28,8 +28,8 @@ class Ours:
         self.forward = jax.jit(llama_jax.forward)
 
     def decode(self, prompts: list[list[int]], new: int) -> Run:
-        _, to_first = self._generate(prompts, 1)
         tokens, to_last = self._generate(prompts, new)
+        _, to_first = self._generate(prompts, 1)
         return Run(tokens, len(prompts) * (new - 1), to_last - to_first)
 
     def _generate(self, prompts: list[list[int]], new: int) -> tuple[list[list[int]], float]:
