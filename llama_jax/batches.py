@@ -73,6 +73,14 @@ def more_slots(slots: int, config: Config) -> int:
     return min(max(SLOTS, 2 * slots), config.max_seq_len)
 
 
+def slots_in_the_end(length: int, new: int, config: Config) -> int:
+    """The slots of a cache that has read a text of this length and written so many tokens."""
+    slots = slots_for(length, config)
+    while slots < min(length + new, config.max_seq_len):
+        slots = more_slots(slots, config)
+    return slots
+
+
 def rows_of(
     params: Params,
     prompts: Sequence[Prompt],

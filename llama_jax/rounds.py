@@ -15,7 +15,7 @@ from llama_jax.decode import Decoding, Round, advance, prefill
 from llama_jax.params import Params
 from llama_jax.sample import Request
 from llama_jax.score import TokenLogprob
-from llama_jax.sharding import cache_dtype, on_mesh_of, platform_of
+from llama_jax.sharding import cache_dtype, on_mesh_of, platform_of, replicated
 from llama_jax.spelling import Speller
 from llama_jax.tokenizer import Tokenizer
 
@@ -99,6 +99,8 @@ def decoded_rows(
         _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
     ]
     taken: Any = np.zeros(len(request.budget), np.int32)
+    budget = taken.copy()
+    budget[: len(rows)] = [row.budget for row in rows]
     at_once = pause is None and max(row.budget for row in rows) > 1
     until, chunk = np.int32(FOREVER if at_once else 1), chunk_of(params)
     while not all(writer.ended for writer in writers):
@@ -111,6 +113,12 @@ def decoded_rows(
                 yield i, writer.take(round, i), state
         taken = round.count
         until = until if pause is None else np.int32(until + pause)
+        # What only the host knows to be over: a stop string with U+FFFD, which stands for bytes
+        # that are no character, is met in text alone.
+        over = [w.ended and not round.stopped[i] for i, w in enumerate(writers)]
+        if np.any(round.count[: len(over)][over] < budget[: len(over)][over]):
+            budget[: len(over)][over] = 0
+            request = dataclasses.replace(request, budget=replicated(params, budget))
         going = [writer for writer in writers if not writer.ended]
         ends = [len(writer.row.prompt) + writer.count for writer in going]
         if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
@@ -131,9 +139,9 @@ class _Writer:
         """What the row gained in a round, where it is the `i`-th."""
         size, self.count = int(round.count[i]) - self.count, int(round.count[i])
         text, size = self.speller.push_all(round.tokens[i, :size].tolist())
-        stopped = bool(round.stopped[i]) or self.speller.stopped
-        self.ended = stopped or self.count >= self.row.budget
+        self.ended = bool(round.stopped[i]) or self.speller.stopped or self.count >= self.row.budget
         text += self.speller.finish() if self.ended else ""
+        stopped = bool(round.stopped[i]) or self.speller.stopped
         reason: FinishReason = "stop" if stopped else "length"
         tokens = round.tokens[i, :size].tolist()
         logprobs = self._logprobs(round, i, size)

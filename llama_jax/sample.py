@@ -95,7 +95,7 @@ def sample(
     penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
     penalize = lambda x: _penalized(x, request, written)  # noqa: E731
     logits = choose(jnp.any(penalty), penalize, _same, logits)
-    logits = logits + request.bias
+    logits = jnp.minimum(logits + request.bias, float(jnp.finfo(jnp.float32).max))
     early = (written.count < request.least)[:, None]
     logits = jnp.where(request.stops & early, -jnp.inf, logits)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)

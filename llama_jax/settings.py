@@ -145,6 +145,10 @@ def _texts(stop: Any) -> tuple[str, ...]:
     texts = tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else None
     if texts is None or not all(isinstance(text, str) and text for text in texts):
         raise ValueError(f"stop={stop!r} must be a list of strings, none of them empty")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"stop={stop!r} has a lone surrogate, which is no character") from None
     return texts
 
 

@@ -26,6 +26,13 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """A process can map only so many compiled programs; a module's are of no use to the next."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def config() -> Config:
     return Config.named("tiny")

@@ -194,7 +194,7 @@ def test_a_command_says_its_mesh_and_the_bytes_of_a_device_before_it_loads():
     assert result.exit_code == 0, result.output
     first, second, *_ = result.stderr.splitlines()
     assert first.startswith("mesh: data=1 fsdp=2 tensor=2 over 4 devices (cpu); on each: weights ")
-    assert "for 2 texts of up to 16 tokens" in first
+    assert "for 2 rows of up to 256 tokens" in first
     assert second.startswith("loading ")
     mesh = llama_jax.make_mesh(tensor=2, fsdp=2)
     params = llama_jax.load(MODEL, mesh=mesh)

@@ -320,3 +320,16 @@ def test_a_search_by_fifteen_sums_keeps_what_a_search_by_halves_keeps():
         fifteen = sampling._leads_by(values, weights, limit, bits=4)
         np.testing.assert_array_equal(halves, fifteen)
         assert len(set(np.sum(halves, axis=-1).tolist())) > 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    "penalty",
+    [{"repetition_penalty": 1e-38}, {"presence_penalty": -3e38, "frequency_penalty": -3e38}],
+)
+def test_penalties_without_measure_make_no_nan_and_draw_nothing_forbidden(temperature, penalty):
+    asked = request(1, 4, temperature=temperature, forbidden_ids=[0], **penalty)
+    counts = np.array([[3, 2, 1, 0]])
+    logits = np.array([[9.0, 8.0, -7.0, 1.0]], np.float32)
+    token = sampled(logits, asked, counts=counts, in_prompt=counts > 0, count=6)
+    assert int(token[0]) in (1, 2)

@@ -216,3 +216,23 @@ def test_the_loop_itself_ends_at_a_stop_string(writer, monkeypatch):
         stop = [free.text[start : start + size]]
         (done,) = generate(model, [prompt], tokenizer=tokenizer, **settings | {"stop": stop})
         assert counts.pop() == len(done.tokens) < 48
+
+
+@pytest.mark.parametrize("how", [generate, stream])
+def test_a_stop_that_only_text_can_show_ends_its_row_and_no_other(params, monkeypatch, how):
+    """U+FFFD stands for bytes that are no character: a device knows bytes, and never meets it."""
+    monkeypatch.setattr("llama_jax.batches.SLOTS", 32)
+    monkeypatch.setattr("llama_jax.batches.AHEAD", 1)
+    base = SamplingSettings(max_new_tokens=40, temperature=0, stop_ids=[])
+    broken = base.replace(stop=["\ufffd"], logit_bias={0xE7: 1000.0})
+    prompts = [[1] * 31, [1, 2, 3]]
+    (alone,) = generate(params, prompts[1:], base, tokenizer=Letters())
+    found = list(how(params, prompts, [broken, base], tokenizer=Letters()))
+    if how is stream:
+        texts = ["".join(delta.text for delta in found if delta.row == row) for row in range(2)]
+        assert texts == ["", alone.text]
+    else:
+        assert (found[0].text, found[0].finish_reason) == ("", "stop")
+        assert found[1] == alone
+    (one,) = generate(params, prompts[:1], broken, tokenizer=Letters(), max_new_tokens=1)
+    assert (one.text, one.finish_reason) == ("", "stop")

@@ -80,9 +80,11 @@ def memory(
     data: int = 1,
     fsdp: int = 1,
     tensor: int = 1,
+    cache_dtype: Any = None,
 ) -> Memory:
     """What `load(..., dtype=dtype)` and a cache of `batch` rows by `context` positions take.
 
+    The cache is of the weights' dtype unless another is given, as `sharding.cache_dtype` may say.
     The tables of `sharding.py` say how each array is cut; the devices need not be there.
     """
     _check_counts(batch=batch, context=context, data=data, fsdp=fsdp, tensor=tensor)
@@ -102,7 +104,7 @@ def memory(
     )
     lies = sharding_of(mesh_for(config, mesh), CACHE)
     here = sum(_part_numbers(leaf.shape, lies) for leaf in jax.tree.leaves(cache))
-    here *= dtype.itemsize
+    here *= (dtype if cache_dtype is None else jnp.dtype(cache_dtype)).itemsize
     devices = data * fsdp * tensor
     return Memory(
         devices=devices,

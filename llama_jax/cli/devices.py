@@ -57,6 +57,9 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             job.fail("interrupted")
             raise
+        except BrokenPipeError:  # which Typer would make an exit, at which JAX waits for the others
+            job.fail(None)
+            raise
 
     del run.__wrapped__  # type: ignore[attr-defined]  # Typer would read the command's own options
     run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
@@ -142,6 +145,8 @@ class Devices:
     def _needed(
         self, checkpoint: Path, dtype: str, cache: Callable[[Source], tuple[int, int]]
     ) -> tuple[Memory, tuple[int, int]]:
+        import jax
+
         from llama_jax.checkpoint.inspection import memory
         from llama_jax.checkpoint.reading import open_checkpoint
 
@@ -149,7 +154,17 @@ class Devices:
         rows, positions = cache(source)
         positions = min(positions, source.config.max_seq_len)
         sizes = dataclasses.asdict(self)
-        needed = memory(source.config, dtype=dtype, batch=rows, context=positions, **sizes)
+        wide = (
+            "float32" if jax.default_backend() == "cpu" else None
+        )  # as sharding.cache_dtype has it
+        needed = memory(
+            source.config,
+            dtype=dtype,
+            batch=rows,
+            context=positions,
+            cache_dtype=wide,
+            **sizes,
+        )
         return needed, (rows, positions)
 
 
@@ -158,7 +173,7 @@ def _held(needed: Memory, asked: tuple[int, int]) -> str:
 
     rows, positions = asked
     weights, cache = in_units(needed.weights_per_device), in_units(needed.cache_per_device)
-    text = f"{rows} text{'s' * (rows != 1)} of up to {positions:,} tokens"
+    text = f"{rows} row{'s' * (rows != 1)} of up to {positions:,} tokens"
     return f"on each: weights {weights}, cache up to {cache} for {text}"
 
 

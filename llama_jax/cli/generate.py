@@ -123,13 +123,14 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> Non
 
 def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
     """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.batches import MAX_ROWS, bucket, encode
+    from llama_jax.batches import MAX_ROWS, encode, slots_in_the_end
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     config = source.config
     lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
-    return min(len(prompts), MAX_ROWS), bucket(max(lengths) + room)
+    rows = min(1 << (len(prompts) - 1).bit_length(), MAX_ROWS)
+    return rows, slots_in_the_end(max(lengths), room, config)
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:

@@ -23,13 +23,15 @@ def penalized(
 
     `repetition` divides a positive logit and multiplies a negative one, of any token of the prompt
     or the new text (arXiv:1909.05858). `presence` is subtracted once from a new token's logit, and
-    `frequency` as often as the token was used.
+    `frequency` as often as the token was used. What was finite stays so.
     """
     used = counts > 0
     factor = repetition[:, None]
     repeated = jnp.where(logits > 0, logits / factor, logits * factor)
-    logits = jnp.where(in_prompt | used, repeated, logits)
-    return logits - presence[:, None] * used - frequency[:, None] * counts
+    lower = jnp.where(in_prompt | used, repeated, logits)
+    lower = lower - presence[:, None] * used - frequency[:, None] * counts
+    most = float(jnp.finfo(jnp.float32).max)
+    return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -most, most), lower)
 
 
 def top_k_keeps(
