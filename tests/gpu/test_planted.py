@@ -53,12 +53,9 @@ class SlotsFirst(KVCache):
 
     def attend(self, layer: int, q: Any, k: Any, v: Any, positions: Any):
         turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
-        used = jnp.broadcast_to(
-            jnp.arange(SLOTS) < positions[:, :, None], (*positions.shape, SLOTS)
-        )
-        own = jnp.ones((*positions.shape, 1), bool)
-        past = Span(turned(self.k[layer]), turned(self.v[layer]), used)
-        out = attention(q, [past, Span(turned(k), turned(v), own)])
+        slots = jnp.arange(SLOTS)[None]
+        past = Span(turned(self.k[layer]), turned(self.v[layer]), slots, positions[:, :1] - 1)
+        out = attention(q, [past, Span(turned(k), turned(v), positions, positions)])
         return out, dataclasses.replace(self, step=(*self.step, (k, v)))
 
     def commit(self, positions: Any, after: Any):
