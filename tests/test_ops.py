@@ -9,7 +9,7 @@ import pytest
 
 from llama_jax.ops import rope
 from llama_jax.ops.attention import Span, attention
-from llama_jax.ops.linear import linear
+from llama_jax.ops.linear import linear, linear_transposed
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 
@@ -56,6 +56,34 @@ def test_linear_is_the_product_in_whatever_form_the_platform_takes(rows, dtype, 
     assert out.dtype == x.dtype
     precision = 1e-5 if dtype == "float32" else 1e-2
     np.testing.assert_allclose(np.float64(out), expected, rtol=precision, atol=20 * precision)
+    transposed = jax.jit(linear_transposed)(x, w.T)
+    assert transposed.dtype == x.dtype
+    np.testing.assert_allclose(
+        np.float64(transposed), expected, rtol=precision, atol=20 * precision
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("product", [linear, linear_transposed])
+def test_linear_has_the_gradient_of_a_product_in_whatever_form(product, dtype, rows):
+    x, w = normal(0, rows, 512).astype(dtype), normal(1, 640, 512).astype(dtype)
+    w = w if product is linear_transposed else w.T
+    plain = (lambda x, w: x @ w.T) if product is linear_transposed else (lambda x, w: x @ w)
+
+    def gradient(f):
+        def loss(x, w):
+            return jnp.sum(jnp.square(f(x, w).astype(jnp.float32)))
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1)))(x, w)
+
+    precision = 1e-5 if dtype == "float32" else 2e-2
+    for ours, expected in zip(gradient(product), gradient(plain), strict=True):
+        assert np.any(np.float32(ours) != 0)
+        scale = np.abs(np.float32(expected)).max()
+        np.testing.assert_allclose(
+            np.float32(ours), np.float32(expected), rtol=precision, atol=precision * scale
+        )
 
 
 def test_linear_lets_a_weight_multiply_itself():
