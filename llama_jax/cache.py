@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
 from llama_jax.kernels import fastest_attention
-from llama_jax.ops.attention import Span, attention
+from llama_jax.ops.attention import Own, Span, attention
+from llama_jax.ops.slots import write
 
 Queries = Float[Array, "batch time heads head_dim"]
 NewKeys = Float[Array, "batch time kv_heads head_dim"]
@@ -43,7 +44,7 @@ class Uncached:
     def attend(
         self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, Uncached]:
-        plain = lambda: attention(q, [_own_span(k, v, positions)])  # noqa: E731
+        plain = lambda: attention(q, [_own(k, v)])  # noqa: E731
         return fastest_attention(q, k, v, None, positions[:, 0], otherwise=plain), self
 
     def commit(self, positions: Positions, after: Array) -> Uncached:
@@ -95,8 +96,8 @@ class KVCache:
     def attend(
         self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, KVCache]:
-        own = _own_span(k, v, positions)
-        spans = [own]
+        own = _own(k, v)
+        spans: list[Span | Own] = [own]
         if not self.fresh:
             slots = jnp.arange(self.slots)[None]
             spans = [Span(self.k[layer], self.v[layer], slots, positions[:, :1] - 1), own]
@@ -107,31 +108,15 @@ class KVCache:
 
     def commit(self, positions: Positions, after: Array) -> KVCache:
         """Writes the step's keys and values at `positions`; those beyond the slots are dropped."""
-        positions = _known_after(positions, after)
-        k = tuple(
-            _write(old, new, positions) for old, (new, _) in zip(self.k, self.step, strict=True)
-        )
-        v = tuple(
-            _write(old, new, positions) for old, (_, new) in zip(self.v, self.step, strict=True)
-        )
-        return KVCache(k, v)
+        k, v = zip(*self.step, strict=True)
+        written = write(self.k + self.v, k + v, _known_after(positions, after))
+        layers = len(self.k)
+        return KVCache(written[:layers], written[layers:])
 
 
-def _own_span(k: NewKeys, v: NewKeys, positions: Positions) -> Span:
+def _own(k: NewKeys, v: NewKeys) -> Own:
     heads_first = (0, 2, 1, 3)
-    return Span(k.transpose(heads_first), v.transpose(heads_first), positions, positions)
-
-
-def _write(
-    slots: Float[Array, "batch kv_heads slots head_dim"],
-    new: Float[Array, "batch kv_heads time head_dim"],
-    positions: Positions,
-) -> Float[Array, "batch kv_heads slots head_dim"]:
-    def write(slots: Array, new: Array, positions: Array) -> Array:
-        return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
-
-    # Row by row, so that XLA sees rows stay where they are when the batch is cut.
-    return jax.vmap(write)(slots, new.astype(slots.dtype), positions)
+    return Own(k.transpose(heads_first), v.transpose(heads_first))
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax.ops import rope
-from llama_jax.ops.attention import Span, attention
+from llama_jax.ops.attention import Own, Span, attention
 from llama_jax.ops.linear import linear, linear_transposed
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
@@ -234,6 +234,14 @@ def test_attention_is_its_formula_whatever_the_groups(kv_heads):
     np.testing.assert_allclose(attention(q, [span]), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("time", [1, 5, 150, 300])
+def test_queries_see_their_own_keys_up_to_themselves(time):
+    """However many take their keys at once."""
+    q, k, v = normal(0, 1, time, 4, 8), normal(1, 1, 2, time, 8), normal(2, 1, 2, time, 8)
+    expected = attention_in_numpy(q, k, v, seen(causal(k, v), time))
+    np.testing.assert_allclose(attention(q, [Own(k, v)]), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("time", [1, 3])
 def test_attention_over_two_spans_is_attention_over_their_union(time):
     q, k, v = normal(0, 2, time, 4, 8), normal(1, 2, 2, 9, 8), normal(2, 2, 2, 9, 8)
@@ -263,7 +271,7 @@ def test_attention_in_blocks_is_attention_at_once(monkeypatch, used):
     positions = used + jnp.tile(jnp.arange(21), (2, 1))
     past_k, past_v = normal(3, 2, 2, 27, 8), normal(4, 2, 2, 27, 8)
     past = Span(past_k, past_v, jnp.arange(27)[None], positions[:, :1] - 1)
-    spans = [past, Span(k, v, positions, positions)]
+    spans = [past, Own(k, v)]
 
     def loss(q, spans):
         return jnp.sum(jnp.sin(attention(q, spans)))

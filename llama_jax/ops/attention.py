@@ -20,6 +20,8 @@ from llama_jax.ops.linear import product_precision
 QUERIES = 512
 KEYS = 1024
 """How many queries and keys a block has, where there are more pairs of them than in one block."""
+OWN = 128
+"""How many queries take their own keys at once, and multiply none that lies beyond them all."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 """The peak of no scores at all: lower than any, and finite, so that its distance to one is."""
 UNSEEN = int(jnp.iinfo(jnp.int32).max)
@@ -38,6 +40,13 @@ class Span(NamedTuple):
     last: Int[Array, "batch _"]
 
 
+class Own(NamedTuple):
+    """The keys and values of the queries' own tokens: query i sees the first i + 1."""
+
+    k: Float[Array, "batch kv_heads time head_dim"]
+    v: Float[Array, "batch kv_heads time head_dim"]
+
+
 class _Partial(NamedTuple):
     """What some keys add to each row: sums of weights, and of weighted values, over exp(peak)."""
 
@@ -47,7 +56,7 @@ class _Partial(NamedTuple):
 
 
 def attention(
-    q: Float[Array, "batch time heads head_dim"], spans: Sequence[Span]
+    q: Float[Array, "batch time heads head_dim"], spans: Sequence[Span | Own]
 ) -> Float[Array, "batch time heads head_dim"]:
     """Softmax attention of each query over all its visible keys, in whatever span they lie.
 
@@ -58,10 +67,13 @@ def attention(
 
 
 @jax.jit  # traced and lowered once, not once a layer
-def _attention(q: Array, spans: tuple[Span, ...]) -> Array:
+def _attention(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     time = q.shape[1]
     if time <= QUERIES or all(_is_one_block(time, span) for span in spans):
-        return _of_queries(q, spans)
+        some = range(0, time, OWN)
+        parts = [_of_queries(q[:, i : i + OWN], _seen(spans, i, q[:, i : i + OWN])) for i in some]
+        return jnp.concatenate(parts, axis=1)
+    spans = _seen(spans, 0, q)
     lasts = [jnp.broadcast_to(span.last, q.shape[:2]) for span in spans]
 
     @jax.checkpoint  # a gradient computes a block's scores again, rather than keep those of all
@@ -76,6 +88,19 @@ def _attention(q: Array, spans: tuple[Span, ...]) -> Array:
 
     out = jax.lax.map(of_block, jax.tree.map(in_blocks, (q, lasts)))
     return out.swapaxes(0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :time]
+
+
+def _seen(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span, ...]:
+    """What the queries `q` see, of which the first is that of index `first`."""
+    end = first + q.shape[1]
+
+    def one(span: Span | Own) -> Span:
+        if isinstance(span, Own):
+            k, v = span.k[:, :, :end], span.v[:, :, :end]
+            return Span(k, v, jnp.arange(end)[None], jnp.arange(first, end)[None])
+        return span if span.last.shape[1] == 1 else span._replace(last=span.last[:, first:end])
+
+    return tuple(map(one, spans))
 
 
 def _of_queries(q: Array, spans: tuple[Span, ...]) -> Array:
@@ -144,7 +169,7 @@ def _product(axes: str, rows: Array, other: Array) -> Array:
     return out[:, :, : rows.shape[2]]
 
 
-def _is_one_block(time: int, span: Span) -> bool:
+def _is_one_block(time: int, span: Span | Own) -> bool:
     return time * span.k.shape[2] <= QUERIES * KEYS
 
 
