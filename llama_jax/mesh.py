@@ -66,6 +66,8 @@ def _check_divides(config: Config, fsdp: int, tensor: int) -> None:
 
 def _sizes(mesh: Mesh | AbstractMesh) -> tuple[int, int, int]:
     """How many devices each of the three axes has; `copies` are some of `tensor`."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ValueError(f"mesh={mesh!r} is no mesh; make one: make_mesh(tensor=2), say")
     axes, shape = mesh.axis_names, mesh.shape
     if axes not in (AXES[:3], AXES):
         raise ValueError(f"the mesh has the axes {axes}; make it with make_mesh")

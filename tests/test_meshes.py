@@ -266,6 +266,17 @@ def test_a_mesh_of_somebody_elses_is_refused(config):
         weight_shardings(config, explicit)
 
 
+def test_devices_that_are_no_mesh_are_refused_with_the_way_out(params, tmp_path):
+    llama_jax.save(params, tmp_path / "model")
+    for dtype in ("float32", None):
+        for path in (tmp_path / "model", GOLDEN / "meta" / "llama2-gqa"):
+            for function in (llama_jax.load, shapes):
+                with pytest.raises(ValueError, match=r"mesh=\[CpuDevice.* is no mesh; make one"):
+                    function(path, mesh=jax.devices(), dtype=dtype)
+    with pytest.raises(ValueError, match="mesh=2 is no mesh"):
+        shard_params(params, 2)
+
+
 @pytest.mark.parametrize("config", [UNEVEN, Config.named("tiny")], ids=["uneven", "even"])
 def test_memory_counts_the_bytes_that_are_held(config):
     shape = {"fsdp": 1, "tensor": 8}
