@@ -13,7 +13,7 @@ from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_bat
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
-from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer import Tokenizer, detokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,11 @@ def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Co
     if tokenizer is None:
         return dataclasses.replace(completion, tokens=tokens)
     # Some tokenizers spell bos, which is no part of the text that was given.
-    spelled = row.prompt[row.prompt[0] == tokenizer.bos_id :]
-    text = tokenizer.decode(spelled) + (completion.text or "")
+    spelled = tokens[row.prompt[0] == tokenizer.bos_id :]
+    # Of both at once: a prompt of ids may end inside a character, which the completion ends.
+    stopped = len(detokenize(tokenizer, completion.tokens, row.prompt)) - len(completion.text or "")
+    whole = detokenize(tokenizer, spelled)
+    text = whole[: len(whole) - stopped]
     return dataclasses.replace(completion, text=text, tokens=tokens)
 
 
