@@ -10,11 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import fastest_attention
+from llama_jax.kernels import NewKeys, Queries, Slots, fastest_attention
 from llama_jax.ops.attention import Span, attention
 
-Queries = Float[Array, "batch time heads head_dim"]
-NewKeys = Float[Array, "batch time kv_heads head_dim"]
 Positions = Int[Array, "batch time"]
 
 
@@ -60,9 +58,9 @@ class KVCache:
     anything, and no length is stored.
     """
 
-    k: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    k: tuple[Slots, ...]
     """One array per layer. This order of axes needs no transpose in attention, on CPU or GPU."""
-    v: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    v: tuple[Slots, ...]
     step: tuple[tuple[Array, Array], ...] = ()
     """The running step's keys and values, a pair per layer, until `commit`. A step that wrote a
     buffer and then read it would make XLA copy the whole cache."""
@@ -123,10 +121,8 @@ def _own_span(k: NewKeys, v: NewKeys, positions: Positions) -> Span:
 
 
 def _write(
-    slots: Float[Array, "batch kv_heads slots head_dim"],
-    new: Float[Array, "batch kv_heads time head_dim"],
-    positions: Positions,
-) -> Float[Array, "batch kv_heads slots head_dim"]:
+    slots: Slots, new: Float[Array, "batch kv_heads time head_dim"], positions: Positions
+) -> Slots:
     def write(slots: Array, new: Array, positions: Array) -> Array:
         return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
 
