@@ -21,6 +21,7 @@ from benchmarks.first_token import first_tokens
 from benchmarks.machine import described
 from benchmarks.models import Model, prepared
 from benchmarks.worker import MACHINE
+from benchmarks.workers import running
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "decode_cost.svg"
@@ -109,7 +110,8 @@ def _slots(options: argparse.Namespace) -> dict[str, Any]:
     model = prepared("S-long", None, options.dtype, {"native"}, options.work)
     given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
-    found = slots.costs(given, model, rounds, options.work / "logs", _tell)
+    with running(given, options.work / "logs") as workers:
+        found = slots.costs(workers[OURS], model, rounds, _tell)
     return {**found, "versions": versions([OURS])}
 
 
@@ -141,7 +143,9 @@ def _contests(options: argparse.Namespace) -> dict[str, Any]:
 def _measured(
     given: dict[str, dict[str, Any]], model: Model, effort: Effort, logs: Path
 ) -> dict[str, Any]:
-    found = contest(given, model, effort, logs, _tell)
+    with running(given, logs) as workers:
+        _tell(f"{model.name}: {', '.join(workers)} are loaded")
+        found = contest(workers, model, effort, _tell)
     processes = {name: fields for name, fields in given.items() if name != MACHINE}
     times = {}
     if effort.first_tokens:
