@@ -38,7 +38,7 @@ def chat(
     which reads each message once.
     """
     tokenizer = _needed(params, tokenizer)
-    (wanted,) = for_each(settings or SamplingSettings(), changes, 1)
+    (wanted,) = for_each(settings, changes, 1)
     ids = tokenizer.encode_dialog(messages)
     (row,) = rows_of(params, [ids], [wanted], 1, tokenizer, truncate=False)
     (done,) = complete(params, [dataclasses.replace(row, spelled_after=())], tokenizer)
@@ -62,7 +62,7 @@ class Conversation:
     ) -> None:
         self.params = params
         self.tokenizer = _needed(params, tokenizer)
-        (self.settings,) = for_each(settings or SamplingSettings(), changes, 1)
+        (self.settings,) = for_each(settings, changes, 1)
         self.messages: list[Message] = []
         self.forgotten = 0
         """Turns that no longer fit in the context."""

@@ -59,7 +59,7 @@ def generate(
     and length, both rounded up to a power of two; no setting compiles anything.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
     completions = complete(params, rows, tokenizer)
     if not echo:
         return completions
@@ -95,7 +95,7 @@ def stream(
     completion. Arguments as there, and checked at once, not at the first `next`.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
     return _stream(params, rows, tokenizer)
 
 
@@ -114,25 +114,21 @@ def prepare(
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
+    each = _each(prompts, settings, changes)
+    rows = rows_of(params, *each, 1, tokenizer, truncate=False)
     yield from prepare_batch(params, next(batches_of(params, rows, tokenizer)))
 
 
-def _rows(
-    params: Params,
+def _each(
     prompts: Sequence[Prompt],
     settings: SamplingSettings | Sequence[SamplingSettings] | None,
     changes: dict[str, Any],
-    n: int,
-    tokenizer: Tokenizer | None,
-    truncate: bool,
-) -> list[Row]:
+) -> tuple[list[Prompt], list[SamplingSettings]]:
+    """The prompts, and the settings of each."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts[:40]!r} is one text; pass a list: [text]")
     prompts = list(prompts)
-    settings = SamplingSettings() if settings is None else settings
-    each = for_each(settings, changes, len(prompts))
-    return rows_of(params, prompts, each, n, tokenizer, truncate)
+    return prompts, for_each(settings, changes, len(prompts))
 
 
 def _completion(
