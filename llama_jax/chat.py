@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax.batches import Row, request_of, rows_of, slots_for, tokenizer_of
+from llama_jax.batches import Row, request_of, rows_of, slots_for
 from llama_jax.cache import KVCache
 from llama_jax.decode import Decoding, resume
 from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
+from llama_jax.prompts import tokenizer_of
 from llama_jax.rounds import Delta, chunk_of, decoded_rows
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each

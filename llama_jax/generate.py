@@ -7,8 +7,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
+from llama_jax.batches import Batch, Row, batches_of, rows_of
 from llama_jax.params import Params
+from llama_jax.prompts import Prompt, tokenizer_of
 from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_batch
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each

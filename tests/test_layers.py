@@ -19,6 +19,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "reference": 1,
     "stop_strings": 1,
     "sharding": 2,
+    "prompts": 2,
     "kernels": 3,
     "cache": 4,
     "model": 5,

@@ -20,10 +20,10 @@ from llama_jax.cli.console import plain_errors, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
-    from llama_jax.batches import Prompt
     from llama_jax.checkpoint.source import Source
     from llama_jax.generate import Completion
     from llama_jax.params import Params
+    from llama_jax.prompts import Prompt
     from llama_jax.rounds import Delta
 
 
@@ -115,7 +115,8 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> Non
 
 def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
     """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.batches import MAX_ROWS, encode, slots_in_the_end
+    from llama_jax.batches import MAX_ROWS, slots_in_the_end
+    from llama_jax.prompts import encode
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
