@@ -20,7 +20,6 @@ from jaxtyping import Array
 
 from llama_jax.config import Config
 from llama_jax.mesh import ROWS, TENSOR, mesh_for
-from llama_jax.mesh import make_mesh as make_mesh  # where others look for it
 from llama_jax.ops import sampling
 from llama_jax.params import PADDED, Params, WeightPath, nested, true_shape
 

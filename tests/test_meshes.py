@@ -14,11 +14,11 @@ from llama_jax.checkpoint import shapes
 from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
 from llama_jax.generate import generate
-from llama_jax.mesh import mesh_for
+from llama_jax.mesh import make_mesh, mesh_for
 from llama_jax.model import forward, init_params
 from llama_jax.score import score
 from llama_jax.settings import SamplingSettings
-from llama_jax.sharding import make_mesh, mesh_of, shard_params, weight_shardings
+from llama_jax.sharding import mesh_of, shard_params, weight_shardings
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [
