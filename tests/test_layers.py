@@ -36,9 +36,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
-    "optax": {"train"},
-    "grain": {"train"},
-    "orbax": {"checkpoint", "train"},
+    "orbax": {"checkpoint"},
     "torch": set(),
     "transformers": set(),
 }
