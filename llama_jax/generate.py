@@ -184,14 +184,12 @@ def _shown(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iter
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    done = 0
+    console, bar = Console(stderr=True), None
     with contextlib.ExitStack() as stack:
         for batch in batches_of(params, rows, tokenizer):
-            if console.is_terminal and len(batch.rows) < len(rows) and not done:
+            if bar is None and console.is_terminal and len(batch.rows) < len(rows):
                 bar = stack.enter_context(Progress(console=console, transient=True))
                 task = bar.add_task("completions", total=len(rows))
             yield batch
-            done += len(batch.rows)
-            if console.is_terminal and len(batch.rows) < len(rows):
-                bar.update(task, completed=done)
+            if bar is not None:
+                bar.update(task, advance=len(batch.rows))
