@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import Tensor, Trimmed
 from llama_jax.checkpoint.convert import convert
-from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.dtypes import default_dtype, parse_dtype
 from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
@@ -108,7 +107,7 @@ def _dtype(shardings: dict[WeightPath, Sharding], wanted: Any) -> np.dtype:
     if wanted is not None:
         return parse_dtype(wanted)
     device: Any = next(iter(next(iter(shardings.values())).device_set))
-    return np.dtype(jnp.float32 if device.platform == "cpu" else jnp.bfloat16)
+    return default_dtype(device.platform)
 
 
 def _stored(config: Config, weights: Weights, row: Weight) -> Tensor:

@@ -88,12 +88,13 @@ class Devices:
         import jax
 
         import llama_jax
+        from llama_jax.checkpoint.dtypes import default_dtype
 
         self._check_there()
         if self._size == 1:
             with status(f"loading {checkpoint}"):
                 return load_ahead(checkpoint, dtype, prepare)
-        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        dtype = dtype or default_dtype(jax.default_backend()).name
         needed, asked = self._needed(checkpoint, dtype, cache)
         stderr.print(f"{self}; {_held(needed, asked)}")
         _check_fits(needed)
@@ -139,6 +140,7 @@ class Devices:
 
         from llama_jax.checkpoint.inspection import memory
         from llama_jax.checkpoint.reading import open_checkpoint
+        from llama_jax.sharding import cache_dtype_on
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
@@ -148,8 +150,7 @@ class Devices:
             dtype=dtype,
             batch=rows,
             context=positions,
-            # As `sharding.cache_dtype` has it.
-            cache_dtype="float32" if jax.default_backend() == "cpu" else None,
+            cache_dtype=cache_dtype_on(jax.default_backend(), dtype),
             **self._axes,
         )
         return needed, (rows, positions)
