@@ -23,18 +23,19 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.params import Params
 
-_mesh = functools.partial(typer.Option, rich_help_panel="Several devices")
 _job = functools.partial(typer.Option, rich_help_panel="Several processes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Devices:
-    """How many devices a model is to lie on, along each axis of the mesh, and in which process."""
+class Devices(options.Mesh):
+    """The mesh that a model is to lie on, and the devices and processes that make it up."""
 
-    tensor: Annotated[int, _mesh(help="Devices that split heads, width and words", min=1)] = 1
-    data: Annotated[int, _mesh(help="... the texts", min=1)] = 1
-    fsdp: Annotated[int, _mesh(help="... the texts and every weight", min=1)] = 1
-    cpu_devices: Annotated[int | None, _mesh(help="Make so many devices of a CPU", min=1)] = None
+    cpu_devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Make so many devices of a CPU", min=1, rich_help_panel="Several devices"
+        ),
+    ] = None
     distributed: Annotated[
         bool,
         _job(
@@ -98,7 +99,7 @@ class Devices:
         needed, asked = self._needed(checkpoint, dtype, cache)
         stderr.print(f"{self}; {_held(needed, asked)}")
         _check_fits(needed)
-        mesh = llama_jax.make_mesh(**self._axes)
+        mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             return llama_jax.load(checkpoint, mesh=mesh, dtype=dtype), lambda: None
 
@@ -107,16 +108,12 @@ class Devices:
 
         kind = jax.devices()[0].device_kind
         among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        axes = " ".join(f"{axis}={size}" for axis, size in self._axes.items())
+        axes = " ".join(f"{axis}={size}" for axis, size in self.axes.items())
         return f"mesh: {axes} over {self._size} devices ({kind}){among}"
 
     @property
-    def _axes(self) -> dict[str, int]:
-        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
-
-    @property
     def _size(self) -> int:
-        return math.prod(self._axes.values())
+        return math.prod(self.axes.values())
 
     def _check_there(self) -> None:
         import jax
@@ -151,7 +148,7 @@ class Devices:
             batch=rows,
             context=positions,
             cache_dtype=cache_dtype_on(jax.default_backend(), dtype),
-            **self._axes,
+            **self.axes,
         )
         return needed, (rows, positions)
 

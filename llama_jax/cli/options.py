@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from llama_jax.settings import SamplingSettings
 
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint's directory, of any format")]
+Destination = Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")]
 Dtype = Annotated[str | None, typer.Option(help="Default: float32 on CPU, bfloat16 on a GPU")]
+StoredDtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 
 def _kept(kept: bool) -> bool:
@@ -33,6 +38,23 @@ Cache = Annotated[
         help="Keep compiled programs for the next time, in $LLAMA_JAX_CACHE or the user's cache",
     ),
 ]
+
+
+_devices = functools.partial(typer.Option, rich_help_panel="Several devices", min=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """How many devices a model is to lie on, along each axis of the mesh."""
+
+    tensor: Annotated[int, _devices(help="Devices that split heads, width and words")] = 1
+    data: Annotated[int, _devices(help="... the texts")] = 1
+    fsdp: Annotated[int, _devices(help="... the texts and every weight")] = 1
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The same by name, as `make_mesh` takes them."""
+        return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.comparison import print_comparison, print_model
 from llama_jax.cli.console import plain_errors, progress_bar, status
 
@@ -24,7 +25,7 @@ DIFFERENT, BROKEN = 1, 2
 
 
 def verify(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
+    checkpoint: options.Checkpoint,
     other: Annotated[
         Path | None, typer.Argument(help="Another that should be the same model, of any format")
     ] = None,
@@ -35,7 +36,7 @@ def verify(
         float | None,
         typer.Option(help="Of Llama 3.1's RoPE scaling, for Meta's files alone; 1 is none"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare two checkpoints, or our model on one with a plain NumPy forward in float64.
 
