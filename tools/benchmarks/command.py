@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -15,8 +16,8 @@ from typing import Any
 
 from benchmarks import slots, table
 from benchmarks.columns import ITEMSIZE
-from benchmarks.contest import BATCHES, PROMPT, Effort, contest, prompts
-from benchmarks.entrants import CONTESTANTS, OURS, absent, versions
+from benchmarks.contest import PROMPT, Effort, contest, prompts
+from benchmarks.entrants import BATCHES, CONTESTANTS, OURS, absent, versions
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import described
 from benchmarks.models import Model, prepared
@@ -157,9 +158,7 @@ def _measured(
 
 def _effort(options: argparse.Namespace, name: str) -> Effort:
     effort = (QUICK if options.quick else FULL).get(name, OTHERS[options.quick])
-    if options.rounds:
-        return Effort(options.rounds, effort.new, effort.prefill, effort.first_tokens)
-    return effort
+    return dataclasses.replace(effort, rounds=options.rounds or effort.rounds)
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
@@ -167,10 +166,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _given(
-    options: argparse.Namespace,
-    name: str,
-    model: Model,
-    contexts: dict[int, int],
+    options: argparse.Namespace, name: str, model: Model, contexts: dict[int, int]
 ) -> dict[str, Any]:
     """What a contestant's process is told on its command line."""
     entry = CONTESTANTS[name]

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.entrants import CONTESTANTS, OURS
+from benchmarks.entrants import BATCHES, CONTESTANTS, OURS
 from benchmarks.llama2c_file import BOS, SPACE
 from benchmarks.models import Model
 from benchmarks.worker import MACHINE
 from benchmarks.workers import Worker
 
-BATCHES = (1, 8)
 PROMPT = 16
 """Tokens before those that are decoded."""
 FEW = 4
