@@ -1,26 +1,23 @@
-"""Prompts as the device takes them: checked, encoded, grouped by length, padded to buckets."""
+"""Prompts as the device takes them: grouped by length, padded to buckets, settings as arrays."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llama_jax.config import Config
 from llama_jax.params import Params
+from llama_jax.prompts import Prompt, encode
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
 from llama_jax.sharding import cache_dtype, replicated, rows_divisor
 from llama_jax.stop_strings import stop_strings
-from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
 MAX_ROWS = 32
 CACHE_BYTES = 4 << 30
 """A batch has fewer rows where the cache of MAX_ROWS would be larger than this."""
@@ -125,46 +122,6 @@ def _check_leaves_a_token(
         raise ValueError("every token is forbidden; leave at least one that is no stop id")
 
 
-def encode(
-    config: Config, prompt: Prompt, index: int, tokenizer: Tokenizer | None, truncate: bool = False
-) -> list[int]:
-    """A prompt's ids, every one of them the model's; text gets bos before it."""
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError(
-                f"prompt {index} is text and these params have no tokenizer; pass lists of ids, "
-                "or tokenizer=llama_jax.load_tokenizer(path)"
-            )
-        ids = tokenizer.encode(prompt, bos=True, eos=False)
-    else:
-        try:
-            if isinstance(prompt, bytes) or any(isinstance(id, bool) for id in prompt):
-                raise TypeError
-            ids = [operator.index(id) for id in prompt]
-        except TypeError:
-            raise ValueError(
-                f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
-            ) from None
-    if not ids:
-        raise ValueError(f"prompt {index} has no tokens; begin it with bos, or pass text")
-    if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
-        raise ValueError(
-            f"prompt {index} has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
-            "; is this tokenizer another model's?"
-        )
-    if len(ids) > config.max_seq_len:
-        if not truncate:
-            raise ValueError(
-                f"prompt {index} has {len(ids)} tokens and the context ends at "
-                f"max_seq_len={config.max_seq_len}; shorten the prompt, or pass truncate=True"
-            )
-        # From the left, and bos stays: a model that never saw a text without it writes poorly.
-        kept = ids[-config.max_seq_len + 1 :]
-        bos = tokenizer is not None and ids[0] == tokenizer.bos_id
-        ids = [ids[0], *kept[1:]] if bos else kept
-    return ids
-
-
 def batches_of(params: Params, rows: Sequence[Row], tokenizer: Tokenizer | None) -> Iterator[Batch]:
     """The rows in batches of like length, the longest first: too little memory shows soon."""
     waiting = sorted(rows, key=lambda row: (-len(row.prompt), -row.budget))
@@ -257,15 +214,3 @@ def _bias(config: Config, rows: Sequence[Row], size: int) -> Any:
 
 def _filled(values: Sequence[Any], size: int, dtype: Any, otherwise: float) -> Any:
     return np.array([*values, *[otherwise] * (size - len(values))], dtype)
-
-
-def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
-    """The tokenizer given, or the checkpoint's, or None where it has none."""
-    if tokenizer is None and params.tokenizer is not None:
-        return _cached_tokenizer(params.tokenizer)
-    return tokenizer
-
-
-@functools.lru_cache(maxsize=4)
-def _cached_tokenizer(path: Path) -> Tokenizer:
-    return load_tokenizer(path)

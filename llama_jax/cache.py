@@ -7,15 +7,13 @@ from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import fastest_attention
+from llama_jax.kernels import NewKeys, Queries, Slots, fastest_attention
 from llama_jax.ops.attention import Own, Span, attention
 from llama_jax.ops.slots import write
 
-Queries = Float[Array, "batch time heads head_dim"]
-NewKeys = Float[Array, "batch time kv_heads head_dim"]
 Positions = Int[Array, "batch time"]
 
 
@@ -61,9 +59,9 @@ class KVCache:
     anything, and no length is stored.
     """
 
-    k: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    k: tuple[Slots, ...]
     """One array per layer. This order of axes needs no transpose in attention, on CPU or GPU."""
-    v: tuple[Float[Array, "batch kv_heads slots head_dim"], ...]
+    v: tuple[Slots, ...]
     step: tuple[tuple[Array, Array], ...] = ()
     """The running step's keys and values, a pair per layer, until `commit`. A step that wrote a
     buffer and then read it would make XLA copy the whole cache."""

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax.batches import Row, request_of, rows_of, slots_for, tokenizer_of
+from llama_jax.batches import Row, request_of, rows_of, slots_for
 from llama_jax.cache import KVCache
 from llama_jax.decode import Decoding, resume
 from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
+from llama_jax.prompts import tokenizer_of
 from llama_jax.rounds import Delta, chunk_of, decoded_rows
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
@@ -38,7 +39,7 @@ def chat(
     which reads each message once.
     """
     tokenizer = _needed(params, tokenizer)
-    (wanted,) = for_each(settings or SamplingSettings(), changes, 1)
+    (wanted,) = for_each(settings, changes, 1)
     ids = tokenizer.encode_dialog(messages)
     (row,) = rows_of(params, [ids], [wanted], 1, tokenizer, truncate=False)
     (done,) = complete(params, [dataclasses.replace(row, spelled_after=())], tokenizer)
@@ -62,7 +63,7 @@ class Conversation:
     ) -> None:
         self.params = params
         self.tokenizer = _needed(params, tokenizer)
-        (self.settings,) = for_each(settings or SamplingSettings(), changes, 1)
+        (self.settings,) = for_each(settings, changes, 1)
         self.messages: list[Message] = []
         self.forgotten = 0
         """Turns that no longer fit in the context."""

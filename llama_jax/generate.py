@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.batches import Batch, Prompt, Row, batches_of, rows_of, tokenizer_of
+from llama_jax.batches import Batch, Row, batches_of, rows_of
 from llama_jax.params import Params
+from llama_jax.prompts import Prompt, tokenizer_of
 from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_batch
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import on_mesh_of
-from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer import Tokenizer, detokenize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def generate(
     and length, both rounded up to a power of two; no setting compiles anything.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
     completions = complete(params, rows, tokenizer)
     if not echo:
         return completions
@@ -95,7 +96,7 @@ def stream(
     completion. Arguments as there, and checked at once, not at the first `next`.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, n, tokenizer, truncate)
+    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
     return _stream(params, rows, tokenizer)
 
 
@@ -114,25 +115,21 @@ def prepare(
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = _rows(params, prompts, settings, changes, 1, tokenizer, truncate=False)
+    each = _each(prompts, settings, changes)
+    rows = rows_of(params, *each, 1, tokenizer, truncate=False)
     yield from prepare_batch(params, next(batches_of(params, rows, tokenizer)))
 
 
-def _rows(
-    params: Params,
+def _each(
     prompts: Sequence[Prompt],
     settings: SamplingSettings | Sequence[SamplingSettings] | None,
     changes: dict[str, Any],
-    n: int,
-    tokenizer: Tokenizer | None,
-    truncate: bool,
-) -> list[Row]:
+) -> tuple[list[Prompt], list[SamplingSettings]]:
+    """The prompts, and the settings of each."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts={prompts[:40]!r} is one text; pass a list: [text]")
     prompts = list(prompts)
-    settings = SamplingSettings() if settings is None else settings
-    each = for_each(settings, changes, len(prompts))
-    return rows_of(params, prompts, each, n, tokenizer, truncate)
+    return prompts, for_each(settings, changes, len(prompts))
 
 
 def _completion(
@@ -157,8 +154,11 @@ def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Co
     if tokenizer is None:
         return dataclasses.replace(completion, tokens=tokens)
     # Some tokenizers spell bos, which is no part of the text that was given.
-    spelled = row.prompt[row.prompt[0] == tokenizer.bos_id :]
-    text = tokenizer.decode(spelled) + (completion.text or "")
+    spelled = tokens[row.prompt[0] == tokenizer.bos_id :]
+    # Of both at once: a prompt of ids may end inside a character, which the completion ends.
+    stopped = len(detokenize(tokenizer, completion.tokens, row.prompt)) - len(completion.text or "")
+    whole = detokenize(tokenizer, spelled)
+    text = whole[: len(whole) - stopped]
     return dataclasses.replace(completion, text=text, tokens=tokens)
 
 
@@ -184,14 +184,12 @@ def _shown(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iter
     from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    done = 0
+    console, bar = Console(stderr=True), None
     with contextlib.ExitStack() as stack:
         for batch in batches_of(params, rows, tokenizer):
-            if console.is_terminal and len(batch.rows) < len(rows) and not done:
+            if bar is None and console.is_terminal and len(batch.rows) < len(rows):
                 bar = stack.enter_context(Progress(console=console, transient=True))
                 task = bar.add_task("completions", total=len(rows))
             yield batch
-            done += len(batch.rows)
-            if console.is_terminal and len(batch.rows) < len(rows):
-                bar.update(task, completed=done)
+            if bar is not None:
+                bar.update(task, advance=len(batch.rows))

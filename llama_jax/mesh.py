@@ -38,7 +38,10 @@ def mesh_for(config: Config, mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
     ValueError where the model cannot be cut so.
     """
     data, fsdp, tensor = _sizes(mesh)
-    _check_divides(config, fsdp, tensor)
+    elsewhere = "and put the other devices on another axis"
+    check_divides(config, "n_heads", "tensor", tensor, elsewhere)
+    check_divides(config, "dim", "fsdp", fsdp, elsewhere)
+    check_shares_heads(config, "tensor", tensor, f"use one that does, {elsewhere}")
     copies = max(1, tensor // config.n_kv_heads)
     axes = AXES[: 3 if copies == 1 else 4]
     if mesh.axis_names == axes:
@@ -50,22 +53,28 @@ def mesh_for(config: Config, mesh: Mesh | AbstractMesh) -> Mesh | AbstractMesh:
     return Mesh(mesh.devices.reshape(shape), axes, axis_types=types)
 
 
-def _check_divides(config: Config, fsdp: int, tensor: int) -> None:
-    for name, axis, parts in (("n_heads", "tensor", tensor), ("dim", "fsdp", fsdp)):
-        if getattr(config, name) % parts:
-            raise ValueError(
-                f"{axis}={parts} does not divide {name}={getattr(config, name)}; "
-                "use a divisor, and put the other devices on another axis"
-            )
-    if config.n_kv_heads % tensor and tensor % config.n_kv_heads:
+def check_divides(config: Config, name: str, axis: str, parts: int, way_out: str) -> None:
+    """ValueError where a size of the model cannot be cut into so many equal parts."""
+    if getattr(config, name) % parts:
         raise ValueError(
-            f"tensor={tensor} neither divides n_kv_heads={config.n_kv_heads} nor is a multiple of "
-            "it; use one that does, and put the other devices on another axis"
+            f"{axis}={parts} does not divide {name}={getattr(config, name)}; "
+            f"use a divisor, {way_out}"
+        )
+
+
+def check_shares_heads(config: Config, axis: str, parts: int, way_out: str) -> None:
+    """ValueError where parts would neither hold whole key-value heads nor share whole ones."""
+    if config.n_kv_heads % parts and parts % config.n_kv_heads:
+        raise ValueError(
+            f"{axis}={parts} neither divides n_kv_heads={config.n_kv_heads} nor is a multiple of "
+            f"it; {way_out}"
         )
 
 
 def _sizes(mesh: Mesh | AbstractMesh) -> tuple[int, int, int]:
     """How many devices each of the three axes has; `copies` are some of `tensor`."""
+    if not isinstance(mesh, Mesh | AbstractMesh):
+        raise ValueError(f"mesh={mesh!r} is no mesh; make one: make_mesh(tensor=2), say")
     axes, shape = mesh.axis_names, mesh.shape
     if axes not in (AXES[:3], AXES):
         raise ValueError(f"the mesh has the axes {axes}; make it with make_mesh")

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from llama_jax.batches import Prompt, bucket, encode, padded_rows, rows_at_once, tokenizer_of
+from llama_jax.batches import bucket, padded_rows, rows_at_once
 from llama_jax.cache import KVCache
 from llama_jax.model import forward
 from llama_jax.params import Params
+from llama_jax.prompts import Prompt, encode, tokenizer_of
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of

@@ -78,9 +78,12 @@ class SamplingSettings:
 
 
 def for_each(
-    settings: SamplingSettings | Sequence[SamplingSettings], changes: Mapping[str, Any], rows: int
+    settings: SamplingSettings | Sequence[SamplingSettings] | None,
+    changes: Mapping[str, Any],
+    rows: int,
 ) -> list[SamplingSettings]:
     """One settings a row: the one given or one each, with the changes, which may be one each."""
+    settings = SamplingSettings() if settings is None else settings
     each = [settings] * rows if isinstance(settings, SamplingSettings) else list(settings)
     if wrong := [one for one in each if not isinstance(one, SamplingSettings)]:
         raise ValueError(f"settings has {wrong[0]!r}; give SamplingSettings, or keywords")

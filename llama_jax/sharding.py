@@ -20,7 +20,6 @@ from jaxtyping import Array
 
 from llama_jax.config import Config
 from llama_jax.mesh import ROWS, TENSOR, mesh_for
-from llama_jax.mesh import make_mesh as make_mesh  # where others look for it
 from llama_jax.ops import sampling
 from llama_jax.params import PADDED, Params, WeightPath, nested, true_shape
 
@@ -111,18 +110,17 @@ def on_mesh_of(params: Params) -> contextlib.AbstractContextManager[Any]:
     leaf = jax.tree.leaves(params.weights)[0]
     if isinstance(leaf, jax.core.Tracer):
         traced = jax.typeof(leaf).sharding.mesh
-        return jax.sharding.use_abstract_mesh(traced) if traced.size > 1 else _nothing()
-    mesh = mesh_of(params)
-    return _nothing() if mesh is None else jax.set_mesh(mesh)
+        if traced.size > 1:
+            return jax.sharding.use_abstract_mesh(traced)
+    elif (mesh := mesh_of(params)) is not None:
+        return jax.set_mesh(mesh)
+    return contextlib.nullcontext()
 
 
 def rows_divisor(params: Params) -> int:
     """What the rows of a batch must be a multiple of: a device has as many as any other."""
     mesh = mesh_of(params)
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-_nothing = contextlib.nullcontext
 
 
 def platform_of(params: Params) -> str:
@@ -133,11 +131,16 @@ def platform_of(params: Params) -> str:
 
 
 def cache_dtype(params: Params) -> Any:
-    """The dtype of a model's keys and values: on a CPU float32, whatever the weights are.
+    """The dtype of a model's keys and values, where it lies."""
+    return cache_dtype_on(platform_of(params), params.dtype)
+
+
+def cache_dtype_on(platform: str, dtype: Any) -> Any:
+    """The dtype of keys and values beside weights of `dtype`: on a CPU float32, whatever it is.
 
     XLA writes one slot of a 16-bit array there by a pass over all of it.
     """
-    return jnp.dtype("float32") if platform_of(params) == "cpu" else params.dtype
+    return jnp.dtype("float32") if platform == "cpu" else dtype
 
 
 def replicated(params: Params, tree: Any) -> Any:

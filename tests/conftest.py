@@ -6,9 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-os.environ["LLAMA_JAX_CACHE"] = (
-    "off"  # nothing in the user's folder; the commands tested inherit it
-)
+# Nothing in the user's folder; the commands tested inherit it.
+os.environ["LLAMA_JAX_CACHE"] = "off"
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from llama_jax.cache import KVCache
 from llama_jax.config import Config
-from llama_jax.mesh import mesh_for
+from llama_jax.mesh import make_mesh, mesh_for
 from llama_jax.model import forward, init_params
 from llama_jax.params import nested
 from llama_jax.sharding import CACHE, padded_shape, sharding_of, weight_shardings
@@ -70,8 +70,6 @@ def _bytes(x):
 
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
-    from llama_jax.sharding import make_mesh
-
     print("| Llama-3.1-70B, tensor=8, 8 x 8,192 | weights | cache | temporaries (CPU) |")
     for time in (1, 512):
         found = step_memory(

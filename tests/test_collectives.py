@@ -15,13 +15,13 @@ from llama_jax.cache import KVCache
 from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
 from llama_jax.decode import advance, prefill
+from llama_jax.mesh import make_mesh
 from llama_jax.model import forward, init_params
 from llama_jax.settings import MAX_LOGPROBS, SamplingSettings
 from llama_jax.sharding import (
     CACHE,
     NEXT,
     REPLICATED,
-    make_mesh,
     mesh_of,
     on_mesh_of,
     shard_params,

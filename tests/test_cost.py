@@ -35,7 +35,7 @@ def shapes_of(config, dtype):
 
 
 def decode_loop(params, cache, last, start):
-    """Greedy tokens until the cache is full: `sample.advance` without its settings."""
+    """Greedy tokens until the cache is full: `decode.advance` without its settings."""
 
     def step(state):
         position, last, cache = state

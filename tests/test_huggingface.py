@@ -26,8 +26,8 @@ from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
+from llama_jax.mesh import make_mesh
 from llama_jax.model import rope_frequencies
-from llama_jax.sharding import make_mesh
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
 MODELS = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

@@ -13,8 +13,9 @@ from llama_jax.cache import KVCache
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.inspection import inspect_checkpoint, memory
 from llama_jax.config import Config
+from llama_jax.mesh import make_mesh
 from llama_jax.params import Params
-from llama_jax.sharding import CACHE, make_mesh, shard_params
+from llama_jax.sharding import CACHE, shard_params
 
 WIDE = Config.named("tiny").replace(n_heads=8, n_kv_heads=8, head_dim=8)
 MESHES = [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 4), (2, 2, 2), (1, 1, 8)]

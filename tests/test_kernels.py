@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from llama_jax import kernels
+from llama_jax.mesh import make_mesh
 from llama_jax.ops.decode_attention import decode_attention
-from llama_jax.sharding import CACHE, make_mesh
+from llama_jax.sharding import CACHE
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from step_memory import step_memory
 
 from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
-from llama_jax.sharding import make_mesh
+from llama_jax.mesh import make_mesh
 
 H100 = 80e9
 

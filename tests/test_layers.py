@@ -19,6 +19,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "reference": 1,
     "stop_strings": 1,
     "sharding": 2,
+    "prompts": 2,
     "kernels": 3,
     "cache": 4,
     "model": 5,
@@ -35,9 +36,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
-    "optax": {"train"},
-    "grain": {"train"},
-    "orbax": {"checkpoint", "train"},
+    "orbax": {"checkpoint"},
     "torch": set(),
     "transformers": set(),
 }

@@ -158,6 +158,23 @@ def test_echo_puts_the_prompt_before_its_completion(params):
         assert echoed.logprobs == plain.logprobs
 
 
+def test_a_character_of_which_the_prompt_holds_half_is_echoed_once(params):
+    prompt, a = [1, *"e€".encode()[:-1]], ord("a")
+    settings = {
+        "tokenizer": Letters(), "echo": True, "temperature": 0.0, "stop_ids": (),
+        "logit_bias": {0xAC: 2e5, a: 1e5}, "frequency_penalty": 1e6,
+    }  # fmt: skip
+    for changes, text in (
+        ({"max_new_tokens": 2}, "e€a"),
+        ({"max_new_tokens": 2, "stop": ["a"]}, "e€"),
+        ({"max_new_tokens": 1, "logit_bias": {a: 1e5}}, "e\ufffda"),
+        ({"max_new_tokens": 1, "logit_bias": {0xFF: 1e5}}, "e\ufffd\ufffd"),
+        ({"max_new_tokens": 0}, "e\ufffd"),
+    ):
+        (done,) = generate(params, [prompt], **settings | changes)
+        assert done.text == text
+
+
 def test_an_echoed_prompt_is_the_text_that_was_given_whatever_a_tokenizer_makes_of_bos(
     shared, params
 ):

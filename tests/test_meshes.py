@@ -14,11 +14,11 @@ from llama_jax.checkpoint import shapes
 from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
 from llama_jax.generate import generate
-from llama_jax.mesh import mesh_for
+from llama_jax.mesh import make_mesh, mesh_for
 from llama_jax.model import forward, init_params
 from llama_jax.score import score
 from llama_jax.settings import SamplingSettings
-from llama_jax.sharding import make_mesh, mesh_of, shard_params, weight_shardings
+from llama_jax.sharding import mesh_of, shard_params, weight_shardings
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [
@@ -264,6 +264,17 @@ def test_a_mesh_of_somebody_elses_is_refused(config):
     )
     with pytest.raises(ValueError, match="not Auto; make it with make_mesh"):
         weight_shardings(config, explicit)
+
+
+def test_devices_that_are_no_mesh_are_refused_with_the_way_out(params, tmp_path):
+    llama_jax.save(params, tmp_path / "model")
+    for dtype in ("float32", None):
+        for path in (tmp_path / "model", GOLDEN / "meta" / "llama2-gqa"):
+            for function in (llama_jax.load, shapes):
+                with pytest.raises(ValueError, match=r"mesh=\[CpuDevice.* is no mesh; make one"):
+                    function(path, mesh=jax.devices(), dtype=dtype)
+    with pytest.raises(ValueError, match="mesh=2 is no mesh"):
+        shard_params(params, 2)
 
 
 @pytest.mark.parametrize("config", [UNEVEN, Config.named("tiny")], ids=["uneven", "even"])

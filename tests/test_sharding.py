@@ -3,7 +3,8 @@
 import jax
 import pytest
 
-from llama_jax.sharding import make_mesh, mesh_of, shard_params
+from llama_jax.mesh import make_mesh
+from llama_jax.sharding import mesh_of, shard_params
 
 
 def test_the_mesh_has_three_auto_axes():

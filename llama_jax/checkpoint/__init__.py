@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import Tensor, Trimmed
 from llama_jax.checkpoint.convert import convert
-from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.dtypes import default_dtype, parse_dtype
 from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
@@ -44,27 +43,29 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
     keep_programs()
-    path, dtype = Path(path), _dtype(mesh, dtype)
+    path = Path(path)
     if native.is_native(path):
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
+        dtype = _dtype(shardings, dtype)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
         return Params(weights, config, own_tokenizer(path))
     source = open_source(path)
-    weights = _place(source, _shardings(source.config, mesh), dtype)
+    shardings = _shardings(source.config, mesh)
+    weights = _place(source, shardings, _dtype(shardings, dtype))
     return Params(weights, source.config, source.tokenizer)
 
 
 def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
-    path, dtype = Path(path), _dtype(mesh, dtype)
+    path = Path(path)
     if native.is_native(path):
         config, tokenizer = native.read_config(path), own_tokenizer(path)
     else:
         source = open_source(path)
         config, tokenizer = source.config, source.tokenizer
     shardings = _shardings(config, mesh)
-    weights = {}
+    dtype, weights = _dtype(shardings, dtype), {}
     for row in table(config):
         sharding = shardings[row.path]
         shape = padded_shape(row.shape, sharding)
@@ -102,11 +103,11 @@ def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     return dict.fromkeys((row.path for row in table(config)), default_sharding())
 
 
-def _dtype(mesh: Mesh | None, wanted: Any) -> np.dtype:
+def _dtype(shardings: dict[WeightPath, Sharding], wanted: Any) -> np.dtype:
     if wanted is not None:
         return parse_dtype(wanted)
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+    device: Any = next(iter(next(iter(shardings.values())).device_set))
+    return default_dtype(device.platform)
 
 
 def _stored(config: Config, weights: Weights, row: Weight) -> Tensor:

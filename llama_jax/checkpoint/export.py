@@ -97,12 +97,7 @@ def export(
         with whole_directory(dst) as partial:
             for name, file_tensors in plan.files.items():
                 write(partial / name, file_tensors, stream)
-            for name, file in plan.copies.items():
-                shutil.copyfile(file, partial / name)
-            names = [*plan.files, *plan.copies, *plan.texts, _MARK]
-            mark = {"format": _FORMAT, "files": names, "source": str(source.path.resolve())}
-            for name, value in {**plan.texts, _MARK: mark}.items():
-                write_json(partial / name, value)
+            _write_beside(partial, plan, source)
             check_destination(dst, _KIND, replaced)  # again: somebody may have been there meanwhile
     return Exported(
         source=source,
@@ -114,6 +109,16 @@ def export(
         notes=plan.notes,
         warnings=tuple(stream.warnings),
     )
+
+
+def _write_beside(folder: Path, plan: _Plan, source: Source) -> None:
+    """Writes all but the weights, and which files are an export's."""
+    for name, file in plan.copies.items():
+        shutil.copyfile(file, folder / name)
+    names = [*plan.files, *plan.copies, *plan.texts, _MARK]
+    mark = {"format": _FORMAT, "files": names, "source": str(source.path.resolve())}
+    for name, value in {**plan.texts, _MARK: mark}.items():
+        write_json(folder / name, value)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from llama_jax.cache import KVCache
@@ -84,7 +83,7 @@ def memory(
 ) -> Memory:
     """What `load(..., dtype=dtype)` and a cache of `batch` rows by `context` positions take.
 
-    The cache is of the weights' dtype unless another is given, as `sharding.cache_dtype` may say.
+    The cache is of the weights' dtype unless another is given, say by `sharding.cache_dtype_on`.
     The tables of `sharding.py` say how each array is cut; the devices need not be there.
     """
     _check_counts(batch=batch, context=context, data=data, fsdp=fsdp, tensor=tensor)
@@ -94,17 +93,15 @@ def memory(
             "lower it, or convert the checkpoint with a larger --max-seq-len"
         )
     dtype = parse_dtype(dtype)
+    kept = dtype if cache_dtype is None else parse_dtype(cache_dtype)
     axes = ("data", "fsdp", "tensor")
     mesh = AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
     shardings = weight_shardings(config, mesh)
     parts = [_part_numbers(w.shape, shardings[w.path]) for w in table(config)]
     rows = math.ceil(batch / (data * fsdp)) * data * fsdp
-    cache = jax.eval_shape(
-        lambda: KVCache.empty(config, batch=rows, slots=context, dtype=jnp.dtype(dtype))
-    )
+    cache = jax.eval_shape(lambda: KVCache.empty(config, batch=rows, slots=context, dtype=kept))
     lies = sharding_of(mesh_for(config, mesh), CACHE)
-    here = sum(_part_numbers(leaf.shape, lies) for leaf in jax.tree.leaves(cache))
-    here *= (dtype if cache_dtype is None else jnp.dtype(cache_dtype)).itemsize
+    here = sum(_part_numbers(x.shape, lies) * kept.itemsize for x in jax.tree.leaves(cache))
     devices = data * fsdp * tensor
     return Memory(
         devices=devices,

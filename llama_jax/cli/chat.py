@@ -21,22 +21,17 @@ if TYPE_CHECKING:
 HELP = """/reset           forget the conversation
 /system TEXT     begin again under another system message (none without TEXT)
 /quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
+USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 
 @over_devices
 def chat(
     checkpoint: options.Checkpoint,
     system: Annotated[str | None, typer.Option(help="The system message to begin with")] = None,
-    max_new_tokens: options.MaxNewTokens = 1024,
-    temperature: options.Temperature = 0.6,
-    top_p: options.TopP = 0.9,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.Repetition = 1.0,
-    seed: options.Seed = 0,
+    *,
+    sampling: options.Sampling = USUAL,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
-    *,
     devices: Devices,
 ) -> None:
     """Talk with an instruction-tuned model; /help lists what else can be typed."""
@@ -44,18 +39,7 @@ def chat(
         import llama_jax
 
         params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
-        conversation = llama_jax.Conversation(
-            params,
-            system=system,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        _talk(conversation)
+        _talk(llama_jax.Conversation(params, system=system, settings=sampling.settings()))
 
 
 def _talk(conversation: Conversation) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_rows
 
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[Path, typer.Argument(help="A checkpoint: Meta's, Hugging Face's, native")],
-    destination: Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")],
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
-    ] = None,
+    destination: options.Destination,
+    dtype: options.StoredDtype = None,
     max_seq_len: Annotated[
         int | None, typer.Option(help="Context length, in place of what the files say", min=1)
     ] = None,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from llama_jax import distributed as job
 from llama_jax.cli import options
@@ -21,59 +23,46 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.params import Params
 
-_MESH: dict[str, tuple[Any, Any]] = {
-    "tensor": (options.Tensor, 1),
-    "data": (options.Data, 1),
-    "fsdp": (options.Fsdp, 1),
-    "cpu_devices": (options.CpuDevices, None),
-}
-_JOB: dict[str, tuple[Any, Any]] = {
-    "distributed": (options.Distributed, False),
-    "coordinator": (options.Coordinator, None),
-    "processes": (options.Processes, None),
-    "process": (options.Process, None),
-    "start_timeout": (options.StartTimeout, job.START_TIMEOUT),
-}
-
-
-def over_devices(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command the options above; what they say comes as its argument `devices`."""
-    signature = inspect.signature(command, eval_str=True)
-    own = [one for one in signature.parameters.values() if one.name != "devices"]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in {**_MESH, **_JOB}.items()
-    ]
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        mesh = {name: given.pop(name) for name in _MESH}
-        processes = {name: given.pop(name) for name in _JOB}
-        with plain_errors():
-            _cut_cpu(mesh.pop("cpu_devices"))
-            _join(**processes)
-        try:
-            command(**given, devices=Devices(**mesh))
-        except KeyboardInterrupt:
-            job.fail("interrupted")
-            raise
-        except BrokenPipeError:  # which Typer would make an exit, at which JAX waits for the others
-            job.fail(None)
-            raise
-
-    del run.__wrapped__  # type: ignore[attr-defined]  # Typer would read the command's own options
-    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in [*own, *added]}
-    return run
+_job = functools.partial(typer.Option, rich_help_panel="Several processes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Devices:
-    """How many devices a model is to lie on, along each axis of the mesh."""
+class Devices(options.Mesh):
+    """The mesh that a model is to lie on, and the devices and processes that make it up."""
 
-    data: int
-    fsdp: int
-    tensor: int
+    cpu_devices: Annotated[
+        int | None,
+        typer.Option(
+            help="Make so many devices of a CPU", min=1, rich_help_panel="Several devices"
+        ),
+    ] = None
+    distributed: Annotated[
+        bool,
+        _job(
+            "--distributed",
+            help="Be one of several processes; Slurm, Open MPI or Kubernetes says which",
+        ),
+    ] = False
+    coordinator: Annotated[str | None, _job(help="... or this: process 0's HOST:PORT")] = None
+    processes: Annotated[int | None, _job(help="... how many there are", min=1)] = None
+    process: Annotated[int | None, _job(help="... and which this is, from 0", min=0)] = None
+    start_timeout: Annotated[float, _job(help="Seconds to wait for the others", min=1)] = (
+        job.START_TIMEOUT
+    )
+
+    def set_up(self) -> None:
+        """Makes the devices of the CPU that are asked for, and joins the other processes.
+
+        Before anything asks JAX for a device.
+        """
+        if self.cpu_devices is not None:
+            _cut_cpu(self.cpu_devices)
+        place = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
+        if self.distributed:
+            job.initialize(**place, start_timeout=self.start_timeout)
+            _silence_others()
+        elif given := [name for name, value in place.items() if value is not None]:
+            raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
 
     def load(
         self, checkpoint: Path, dtype: str | None, cache: Callable[[Source], tuple[int, int]]
@@ -100,16 +89,17 @@ class Devices:
         import jax
 
         import llama_jax
+        from llama_jax.checkpoint.dtypes import default_dtype
 
         self._check_there()
         if self._size == 1:
             with status(f"loading {checkpoint}"):
                 return load_ahead(checkpoint, dtype, prepare)
-        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        dtype = dtype or default_dtype(jax.default_backend()).name
         needed, asked = self._needed(checkpoint, dtype, cache)
         stderr.print(f"{self}; {_held(needed, asked)}")
         _check_fits(needed)
-        mesh = llama_jax.make_mesh(**dataclasses.asdict(self))
+        mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             return llama_jax.load(checkpoint, mesh=mesh, dtype=dtype), lambda: None
 
@@ -118,14 +108,12 @@ class Devices:
 
         kind = jax.devices()[0].device_kind
         among = f" of {jax.process_count()} processes" if jax.process_count() > 1 else ""
-        return (
-            f"mesh: data={self.data} fsdp={self.fsdp} tensor={self.tensor} "
-            f"over {self._size} devices ({kind}){among}"
-        )
+        axes = " ".join(f"{axis}={size}" for axis, size in self.axes.items())
+        return f"mesh: {axes} over {self._size} devices ({kind}){among}"
 
     @property
     def _size(self) -> int:
-        return self.data * self.fsdp * self.tensor
+        return math.prod(self.axes.values())
 
     def _check_there(self) -> None:
         import jax
@@ -149,23 +137,42 @@ class Devices:
 
         from llama_jax.checkpoint.inspection import memory
         from llama_jax.checkpoint.reading import open_checkpoint
+        from llama_jax.sharding import cache_dtype_on
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
         positions = min(positions, source.config.max_seq_len)
-        sizes = dataclasses.asdict(self)
-        wide = (
-            "float32" if jax.default_backend() == "cpu" else None
-        )  # as sharding.cache_dtype has it
         needed = memory(
             source.config,
             dtype=dtype,
             batch=rows,
             context=positions,
-            cache_dtype=wide,
-            **sizes,
+            cache_dtype=cache_dtype_on(jax.default_backend(), dtype),
+            **self.axes,
         )
         return needed, (rows, positions)
+
+
+def over_devices(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of `Devices`, which are prepared when it runs.
+
+    Where it is interrupted, or its reader gone, every process of its job ends.
+    """
+
+    @functools.wraps(command)
+    def run(*, devices: Devices, **given: Any) -> None:
+        with plain_errors():
+            devices.set_up()
+        try:
+            command(**given, devices=devices)
+        except KeyboardInterrupt:
+            job.fail("interrupted")
+            raise
+        except BrokenPipeError:  # which Typer would make an exit, at which JAX waits for the others
+            job.fail(None)
+            raise
+
+    return options.grouped(run)
 
 
 def _held(needed: Memory, asked: tuple[int, int]) -> str:
@@ -192,9 +199,7 @@ def _check_fits(needed: Memory) -> None:
             )
 
 
-def _cut_cpu(count: int | None) -> None:
-    if count is None:
-        return
+def _cut_cpu(count: int) -> None:
     import jax
 
     try:
@@ -203,13 +208,8 @@ def _cut_cpu(count: int | None) -> None:
         raise ValueError(f"--cpu-devices {count} comes too late: {error}") from error
 
 
-def _join(distributed: bool, start_timeout: float, **place: Any) -> None:
-    """Becomes one of several processes, of which process 0 alone speaks from here on."""
-    if not distributed:
-        if given := [name for name, value in place.items() if value is not None]:
-            raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
-        return
-    job.initialize(**place, start_timeout=start_timeout)
+def _silence_others() -> None:
+    """From here on process 0 alone speaks, and to stdout only what is its answer."""
     # Whatever C++ writes to stdout, as Gloo does, is no part of what was asked for.
     silence = os.open(os.devnull, os.O_WRONLY)
     sys.stdout.flush()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import enum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_rows
 
@@ -27,8 +27,8 @@ class Layout(enum.StrEnum):
 
 
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
-    destination: Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")],
+    checkpoint: options.Checkpoint,
+    destination: options.Destination,
     format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
     shards: Annotated[
         int | None, typer.Option(help="Weight files; default: hf 5 GB each, meta one", min=1)
@@ -36,9 +36,7 @@ def export(
     layout: Annotated[
         Layout | None, typer.Option(help="How Meta's files cut the embedding; default: by RoPE")
     ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
-    ] = None,
+    dtype: options.StoredDtype = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,11 +20,29 @@ from llama_jax.cli.console import plain_errors, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
-    from llama_jax.batches import Prompt
     from llama_jax.checkpoint.source import Source
     from llama_jax.generate import Completion
     from llama_jax.params import Params
+    from llama_jax.prompts import Prompt
     from llama_jax.rounds import Delta
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(options.Sampling):
+    """What can be asked of texts that a program reads, and not of a conversation."""
+
+    presence_penalty: Annotated[float, typer.Option(help="0 is none")] = 0.0
+    frequency_penalty: Annotated[float, typer.Option(help="0 is none")] = 0.0
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A string that ends the text; may be repeated")
+    ] = None
+    seed: Annotated[
+        int,
+        typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0, max=2**32 - 1),
+    ] = 0
+    logprobs: Annotated[
+        int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
+    ] = None
 
 
 @over_devices
@@ -36,22 +54,8 @@ def generate(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", help="One prompt a line; - for stdin")
     ] = None,
-    max_new_tokens: options.MaxNewTokens = 256,
-    temperature: options.Temperature = 0.8,
-    top_p: options.TopP = 0.95,
-    top_k: options.TopK = 0,
-    min_p: options.MinP = 0.0,
-    repetition_penalty: options.Repetition = 1.0,
-    presence_penalty: options.Presence = 0.0,
-    frequency_penalty: options.Frequency = 0.0,
-    stop: options.Stop = None,
-    seed: Annotated[
-        int,
-        typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0, max=2**32 - 1),
-    ] = 0,
-    logprobs: Annotated[
-        int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
-    ] = None,
+    *,
+    sampling: Sampling,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
     ids: Annotated[
@@ -61,50 +65,38 @@ def generate(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a prompt, when all are done")
     ] = False,
-    *,
     devices: Devices,
 ) -> None:
     """Generate text from a checkpoint, printed as it comes."""
     with plain_errors():
+        if sampling.logprobs is not None and not as_json:
+            raise ValueError(f"--logprobs {sampling.logprobs} is printed as JSON alone; add --json")
         texts = distributed.from_first(lambda: _read_prompts(prompts, file))
         given = [_parse_ids(text) for text in texts] if ids else texts
         import llama_jax
 
-        settings = llama_jax.SamplingSettings(
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            stop=stop or (),
-            logprobs=logprobs,
-        )
-        seeds = [(seed + row) % 2**32 for row in range(len(texts))]
+        seeds = [(sampling.seed + row) % 2**32 for row in range(len(texts))]
+        asked: Any = {"settings": sampling.settings(), "seed": seeds}
 
         def prepare(shapes: Params) -> Iterator[None]:
             from llama_jax.generate import prepare
 
-            return prepare(shapes, given, settings, seed=seeds)
+            return prepare(shapes, given, **asked)
 
         def sizes(source: Source) -> tuple[int, int]:
             _check_tokenizer(checkpoint, source.tokenizer, ids)
-            return _cache_sizes(source, given, max_new_tokens)
+            return _cache_sizes(source, given, sampling.max_new_tokens)
 
         params, ready = devices.load_ahead(checkpoint, dtype, sizes, prepare)
         _check_tokenizer(checkpoint, params.tokenizer, ids)
-        if logprobs is not None and not as_json:
-            raise ValueError(f"--logprobs {logprobs} is printed as JSON alone; add --json")
         if as_json:
             ready()
             with status("generating, compiling first"):
-                done = llama_jax.generate(params, given, settings, seed=seeds)
+                done = llama_jax.generate(params, given, **asked)
             _print_json(texts, done)
         else:
             speed = _Speed()
-            deltas = llama_jax.stream(params, given, settings, seed=seeds)
+            deltas = llama_jax.stream(params, given, **asked)
             _print_text(texts, speed.watch(_once(ready, deltas)), ids, echo)
             stderr.print(speed.summary(), style="dim")
 
@@ -123,7 +115,8 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> Non
 
 def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
     """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.batches import MAX_ROWS, encode, slots_in_the_end
+    from llama_jax.batches import MAX_ROWS, slots_in_the_end
+    from llama_jax.prompts import encode
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors
 from llama_jax.cli.description import model_rows, print_rows
 
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection, Memory
 
 
+@options.grouped
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of any format")],
+    checkpoint: options.Checkpoint,
     batch: Annotated[int, typer.Option(help="Rows of the cache", min=1)] = 1,
     context: Annotated[
         int | None, typer.Option(help="Positions of the cache; default: all of the model's", min=1)
     ] = None,
-    data: Annotated[int, typer.Option(help="Devices that split the batch", min=1)] = 1,
-    fsdp: Annotated[int, typer.Option(help="... the batch and every weight", min=1)] = 1,
-    tensor: Annotated[int, typer.Option(help="... heads, width and vocabulary", min=1)] = 1,
+    *,
+    mesh: options.Mesh,
     dtype: Annotated[str, typer.Option(help="The dtype to run it in")] = "bfloat16",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Say what a checkpoint is and what memory it will take; nothing is loaded."""
     with plain_errors():
@@ -35,10 +36,9 @@ def inspect(
         found = inspect_checkpoint(checkpoint)
         config = found.source.config
         context = config.max_seq_len if context is None else context
-        mesh = {"data": data, "fsdp": fsdp, "tensor": tensor}
-        needed = memory(config, dtype=dtype, batch=batch, context=context, **mesh)
+        needed = memory(config, dtype=dtype, batch=batch, context=context, **mesh.axes)
         tokenizer = _tokenizer(found.source.tokenizer)
-    asked = {"batch": batch, "context": context, "dtype": dtype, **mesh}
+    asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:
         print(json.dumps(_as_json(found, tokenizer, asked, needed), indent=2))
         return

@@ -26,7 +26,7 @@ def perplexity(
     ] = None,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object")] = False,
+    as_json: options.AsJson = False,
     *,
     devices: Devices,
 ) -> None:

@@ -24,7 +24,8 @@ def gather(port: int, processes: int, seconds: float) -> tuple[dict[int, Line], 
     until = time.monotonic() + seconds
     with _listener(port, processes) as listener:
         while len(lines) < processes - 1:
-            for line, hello in _arrival(listener, until):
+            if arrived := _arrival(listener, until):
+                line, hello = arrived
                 number, problem = _checked(hello, processes, lines)
                 if problem:
                     _refuse([*lines.values(), line], problem)
@@ -77,18 +78,18 @@ def _listener(port: int, processes: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def _arrival(listener: socket.socket, until: float) -> Iterator[tuple[Line, dict[str, Any]]]:
+def _arrival(listener: socket.socket, until: float) -> tuple[Line, dict[str, Any]] | None:
     """The next process that calls, if one does in time; what else connects is ignored."""
     listener.settimeout(max(0.1, until - time.monotonic()))
     try:
         line = Line(listener.accept()[0])
     except TimeoutError:
-        return
+        return None
     for hello in _messages(line, time.monotonic() + 2):
         if isinstance(hello.get("process"), int):
-            yield line, hello
-            return
+            return line, hello
     line.close()
+    return None
 
 
 def _messages(line: Line, until: float) -> Iterator[dict[str, Any]]:

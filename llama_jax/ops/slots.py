@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Slots = Sequence[Float[Array, "batch kv_heads slots head_dim"]]
-New = Sequence[Float[Array, "batch kv_heads time head_dim"]]
+Slots = Float[Array, "batch kv_heads slots head_dim"]
+New = Float[Array, "batch kv_heads time head_dim"]
 Positions = Int[Array, "batch time"]
 
 
-def write(slots: Slots, new: New, positions: Positions) -> tuple[Array, ...]:
+def write(slots: Sequence[Slots], new: Sequence[New], positions: Positions) -> tuple[Slots, ...]:
     """Every array of `slots` with its one of `new` at `positions`, cast to its dtype.
 
     Positions ascend by one along time; what lies beyond the slots is dropped.
@@ -27,18 +27,20 @@ def write(slots: Slots, new: New, positions: Positions) -> tuple[Array, ...]:
     return jax.lax.platform_dependent(cpu=on_cpu, default=scattered)
 
 
-def _in_blocks(slots: Slots, new: New, positions: Positions) -> tuple[Array, ...]:
+def _in_blocks(
+    slots: Sequence[Slots], new: Sequence[New], positions: Positions
+) -> tuple[Slots, ...]:
     """A row's new slots at once where they all fit, else one after the other.
 
     For what XLA makes of `_scattered` on a CPU copies `new`, and takes six times as long.
     """
     time, size = positions.shape[1], slots[0].shape[2]
 
-    def one(i: Array, slots: Slots) -> tuple[Array, ...]:
+    def one(i: Array, slots: tuple[Slots, ...]) -> tuple[Slots, ...]:
         here = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=i, slice_size=1)
         return _map(_scattered, slots, [here(x, axis=2) for x in new], here(positions, axis=1))
 
-    def one_by_one(slots: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one_by_one(slots: tuple[Slots, ...]) -> tuple[Slots, ...]:
         return jax.lax.fori_loop(0, time, one, slots)
 
     if time > size:
@@ -60,5 +62,7 @@ def _block(slots: Array, new: Array, positions: Array) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(slots, new, positions[0], axis=1)
 
 
-def _map(one: Any, slots: Slots, new: New, positions: Positions) -> tuple[Array, ...]:
+def _map(
+    one: Any, slots: Sequence[Slots], new: Sequence[New], positions: Positions
+) -> tuple[Slots, ...]:
     return tuple(one(x, y.astype(x.dtype), positions) for x, y in zip(slots, new, strict=True))

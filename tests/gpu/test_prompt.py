@@ -33,7 +33,7 @@ def test_a_fresh_prompt_has_no_array_of_time_by_time(h100s, tensor):
 
 def test_without_cudnn_it_has_one(h100s, monkeypatch):
     monkeypatch.setattr("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    monkeypatch.setattr("llama_jax.ops.attention.QUERIES", 1 << 20)  # nor blocks of it
-    monkeypatch.setattr("llama_jax.ops.attention.KEYS", 1 << 20)
+    for blocks in ("QUERIES", "KEYS", "OWN"):  # nor blocks of it
+        monkeypatch.setattr(f"llama_jax.ops.attention.{blocks}", 1 << 20)
     jax.clear_caches()
     assert squares(prompt_step(h100s).as_text()) != []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from benchmarks.entrants import BATCHES
 from benchmarks.shapes import parameters, prefill_flops, read_per_step
 from benchmarks.spread import paired, spread_of
 from benchmarks.worker import MACHINE
@@ -30,7 +31,7 @@ def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
     config, machine = Config.from_json(one["config"]), one["rates"][MACHINE]
     step = read_per_step(config) * ITEMSIZE[dtype]
     found = []
-    for batch in (1, 8):
+    for batch in BATCHES:
         limit = [batch * rate / step for rate in machine[f"bandwidth {batch}"]]
         title = f"decode, batch {batch} (tokens/s; of the bandwidth limit)"
         found.append(_rates(title, _measured(one, f"decode {batch}"), limit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -15,12 +16,13 @@ from typing import Any
 
 from benchmarks import slots, table
 from benchmarks.columns import ITEMSIZE
-from benchmarks.contest import BATCHES, PROMPT, Effort, contest, prompts
-from benchmarks.entrants import CONTESTANTS, OURS, absent, versions
+from benchmarks.contest import PROMPT, Effort, contest, prompts
+from benchmarks.entrants import BATCHES, CONTESTANTS, OURS, absent, versions
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import described
 from benchmarks.models import Model, prepared
 from benchmarks.worker import MACHINE
+from benchmarks.workers import running
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "decode_cost.svg"
@@ -109,7 +111,8 @@ def _slots(options: argparse.Namespace) -> dict[str, Any]:
     model = prepared("S-long", None, options.dtype, {"native"}, options.work)
     given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
-    found = slots.costs(given, model, rounds, options.work / "logs", _tell)
+    with running(given, options.work / "logs") as workers:
+        found = slots.costs(workers[OURS], model, rounds, _tell)
     return {**found, "versions": versions([OURS])}
 
 
@@ -141,7 +144,9 @@ def _contests(options: argparse.Namespace) -> dict[str, Any]:
 def _measured(
     given: dict[str, dict[str, Any]], model: Model, effort: Effort, logs: Path
 ) -> dict[str, Any]:
-    found = contest(given, model, effort, logs, _tell)
+    with running(given, logs) as workers:
+        _tell(f"{model.name}: {', '.join(workers)} are loaded")
+        found = contest(workers, model, effort, _tell)
     processes = {name: fields for name, fields in given.items() if name != MACHINE}
     times = {}
     if effort.first_tokens:
@@ -153,9 +158,7 @@ def _measured(
 
 def _effort(options: argparse.Namespace, name: str) -> Effort:
     effort = (QUICK if options.quick else FULL).get(name, OTHERS[options.quick])
-    if options.rounds:
-        return Effort(options.rounds, effort.new, effort.prefill, effort.first_tokens)
-    return effort
+    return dataclasses.replace(effort, rounds=options.rounds or effort.rounds)
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
@@ -163,10 +166,7 @@ def _common(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _given(
-    options: argparse.Namespace,
-    name: str,
-    model: Model,
-    contexts: dict[int, int],
+    options: argparse.Namespace, name: str, model: Model, contexts: dict[int, int]
 ) -> dict[str, Any]:
     """What a contestant's process is told on its command line."""
     entry = CONTESTANTS[name]

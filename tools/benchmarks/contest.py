@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.entrants import CONTESTANTS, OURS
+from benchmarks.entrants import BATCHES, CONTESTANTS, OURS
 from benchmarks.llama2c_file import BOS, SPACE
 from benchmarks.models import Model
 from benchmarks.worker import MACHINE
-from benchmarks.workers import Worker, running
+from benchmarks.workers import Worker
 
-BATCHES = (1, 8)
 PROMPT = 16
 """Tokens before those that are decoded."""
 FEW = 4
@@ -53,24 +51,18 @@ def prompts(model: Model, length: int, count: int) -> list[list[int]]:
 
 
 def contest(
-    given: dict[str, dict[str, Any]],
-    model: Model,
-    effort: Effort,
-    logs: Path,
-    tell: Callable[[str], None],
+    loaded: dict[str, Worker], model: Model, effort: Effort, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Loads the contestants, holds each to our outputs, and measures them in alternation."""
-    with running(given, logs) as workers:
-        tell(f"{model.name}: {', '.join(workers)} are loaded")
-        machine = workers.pop(MACHINE)
-        decoded = {name: _decoded(workers, name, model, effort) for name in workers}
-        memory = {name: _memory(worker, name, model, effort) for name, worker in workers.items()}
-        # Only now: the logits of a whole prompt are no part of what anybody's users hold.
-        agreement = checked(workers, decoded, model, effort)
-        rates: Rates = {name: {} for name in [*workers, MACHINE]}
-        for count in range(effort.rounds):
-            _round(workers, machine, model, effort, rates)
-            tell(f"{model.name}: round {count + 1} of {effort.rounds}")
+    """Holds each contestant to our outputs, and measures them in alternation."""
+    machine, workers = loaded[MACHINE], {k: v for k, v in loaded.items() if k != MACHINE}
+    decoded = {name: _decoded(workers, name, model, effort) for name in workers}
+    memory = {name: _memory(worker, name, model, effort) for name, worker in workers.items()}
+    # Only now: the logits of a whole prompt are no part of what anybody's users hold.
+    agreement = checked(workers, decoded, model, effort)
+    rates: Rates = {name: {} for name in [*workers, MACHINE]}
+    for count in range(effort.rounds):
+        _round(workers, machine, model, effort, rates)
+        tell(f"{model.name}: round {count + 1} of {effort.rounds}")
     return {"agreement": agreement, "memory": memory, "rates": rates}
 
 

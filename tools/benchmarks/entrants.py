@@ -10,6 +10,9 @@ from benchmarks.gguf_file import unsupported as not_in_gguf
 from benchmarks.llama2c_file import unsupported as not_in_llama2c
 from llama_jax.config import Config
 
+BATCHES = (1, 8)
+"""How many rows are decoded together."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
@@ -21,7 +24,7 @@ class Entry:
     requires: dict[str, str]
     """Distributions by the modules that they bring: what its versions are, and its absence."""
     devices: tuple[str, ...] = ("cpu", "gpu")
-    batches: tuple[int, ...] = (1, 8)
+    batches: tuple[int, ...] = BATCHES
     prefills: bool = True
     """Whether it reads a prompt as one matrix and shows its logits."""
 

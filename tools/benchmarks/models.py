@@ -17,7 +17,6 @@ from benchmarks.shapes import SHAPES
 from benchmarks.workers import environment
 from llama_jax.config import Config
 
-FORMATS = ("native", "hf", "gguf", "llama2c")
 SEED = 0
 
 

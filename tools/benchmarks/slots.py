@@ -10,30 +10,22 @@ import numpy as np
 
 from benchmarks.contest import prompts
 from benchmarks.models import Model
-from benchmarks.workers import running
+from benchmarks.workers import Worker
 
 SLOTS = (256, 1024, 4096, 16384)
 NEW = 16
 
 
-def costs(
-    given: dict[str, dict[str, Any]],
-    model: Model,
-    rounds: int,
-    logs: Path,
-    tell: Callable[[str], None],
-) -> dict[str, Any]:
+def costs(worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Milliseconds a token where each number of slots is in use at the end, in alternation."""
     found: dict[int, list[float]] = {slots: [] for slots in SLOTS}
-    with running(given, logs) as workers:
-        [worker] = workers.values()
-        for count in range(rounds + 1):
-            for slots in SLOTS:
-                rows = prompts(model, slots - NEW, 1)
-                rate = worker.ask("decode", prompts=rows, new=NEW)["rate"]
-                if count:  # the first round compiles
-                    found[slots].append(1000 / rate)
-            tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
+    for count in range(rounds + 1):
+        for slots in SLOTS:
+            rows = prompts(model, slots - NEW, 1)
+            rate = worker.ask("decode", prompts=rows, new=NEW)["rate"]
+            if count:  # the first round compiles
+                found[slots].append(1000 / rate)
+        tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
     line, off = line_through(found)
     return {"milliseconds": found, "line": line, "off_line": off}
 

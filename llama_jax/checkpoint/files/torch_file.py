@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_jax.checkpoint.files.torch_pickle import Refused, Tensor, read_pickle, shorten
+from llama_jax.checkpoint.files.refusal import Refused, shorten
+from llama_jax.checkpoint.files.torch_names import Tensor
+from llama_jax.checkpoint.files.torch_pickle import read_pickle
 
 # Far above any model (405B: 0.2 MB each), far below what would hurt to parse.
 _MAX_PICKLE_BYTES = 2 * 2**20

@@ -9,34 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import pickletools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-
-class Refused(ValueError):
-    """What is wrong with a file, in words for a person, who still has to be told which file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """A run of numbers that lies in a record of the archive."""
-
-    key: str
-    dtype: np.dtype
-    numel: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A strided view of a storage, counted in elements and not yet held to its bounds."""
-
-    storage: Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+from llama_jax.checkpoint.files.refusal import Refused
+from llama_jax.checkpoint.files.torch_names import (
+    BUILDERS,
+    RESAVE,
+    STORAGES,
+    Storage,
+    check_name,
+    is_count,
+)
 
 
 def read_pickle(data: bytes) -> Any:
@@ -51,15 +37,9 @@ def read_pickle(data: bytes) -> Any:
         if opcode.name == "STOP":
             break
         if opcode.name not in _OPCODES:
-            raise Refused(f"its pickle uses {opcode.name}, which no state dict needs; {_RESAVE}")
+            raise Refused(f"its pickle uses {opcode.name}, which no state dict needs; {RESAVE}")
         _OPCODES[opcode.name](machine, argument)
     return machine.stack.pop()
-
-
-_RESAVE = (
-    "nothing in it was run. Where you trust the file, save its tensors alone: "
-    "torch.save({name: tensor, ...}, file)"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +62,13 @@ class _Machine:
 
     def top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise Refused(f"its pickle changes a value that is not a {kind.__name__}; {_RESAVE}")
+            raise Refused(f"its pickle changes a value that is not a {kind.__name__}; {RESAVE}")
         return self.stack[-1]
 
 
 def _proto(machine: _Machine, version: int) -> None:
     if version != 2:
-        raise Refused(f"its pickle has protocol {version}, and torch.save writes 2; {_RESAVE}")
+        raise Refused(f"its pickle has protocol {version}, and torch.save writes 2; {RESAVE}")
 
 
 def _push(machine: _Machine, value: Any) -> None:
@@ -149,7 +129,7 @@ def _fill(target: dict[Any, Any], items: list[Any]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Tuples within tuples, each the same one twice, take exponential time to hash.
         if not isinstance(key, str | int):
-            raise Refused(f"its pickle has a dict key that is a {type(key).__name__}; {_RESAVE}")
+            raise Refused(f"its pickle has a dict key that is a {type(key).__name__}; {RESAVE}")
         target[key] = value
 
 
@@ -158,20 +138,11 @@ def _check_names(data: bytes) -> None:
     strings: list[str] = []
     for opcode, argument, _ in pickletools.genops(data):
         if opcode.name in ("GLOBAL", "INST"):
-            _check_name(str(argument).replace(" ", "."))
+            check_name(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":
-            _check_name(".".join(strings[-2:]))
+            check_name(".".join(strings[-2:]))
         elif isinstance(argument, str):
             strings.append(argument)
-
-
-def _check_name(name: str) -> None:
-    if name.startswith(_QUANTIZED):
-        raise Refused(
-            f"holds float8 or quantized tensors ({shorten(name)}); get the model's bfloat16 files"
-        )
-    if name not in _STORAGES and name not in _BUILDERS:
-        raise Refused(f"its pickle names {shorten(name)}, which no state dict needs; {_RESAVE}")
 
 
 def _global(machine: _Machine, module_and_name: str) -> None:
@@ -180,13 +151,9 @@ def _global(machine: _Machine, module_and_name: str) -> None:
 
 def _reduce(machine: _Machine, _: Any) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
-    if (
-        type(function) is not _Name
-        or function.name not in _BUILDERS
-        or type(arguments) is not tuple
-    ):
-        raise Refused(f"its pickle calls a value that is not a function; {_RESAVE}")
-    machine.stack.append(_BUILDERS[function.name](*arguments))
+    if type(function) is not _Name or function.name not in BUILDERS or type(arguments) is not tuple:
+        raise Refused(f"its pickle calls a value that is not a function; {RESAVE}")
+    machine.stack.append(BUILDERS[function.name](*arguments))
 
 
 def _build(machine: _Machine, _: Any) -> None:
@@ -197,70 +164,12 @@ def _build(machine: _Machine, _: Any) -> None:
 
 def _storage(machine: _Machine, _: Any) -> None:
     kind, storage_type, key, _location, numel = machine.stack.pop()
-    known = type(storage_type) is _Name and storage_type.name in _STORAGES
+    known = type(storage_type) is _Name and storage_type.name in STORAGES
     if kind != "storage" or not known or not isinstance(key, str) or not is_count(numel):
         raise Refused("its pickle describes a storage as torch does not; the file is damaged")
-    machine.stack.append(Storage(key, np.dtype(_STORAGES[storage_type.name]), numel))
+    machine.stack.append(Storage(key, np.dtype(STORAGES[storage_type.name]), numel))
 
 
-def _ordered_dict() -> dict[Any, Any]:
-    return {}
-
-
-def _tensor(
-    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, flags: Any = None
-) -> Tensor:
-    if flags:
-        raise Refused(
-            "a tensor is stored conjugated or negated; save it again after resolving that"
-        )
-    counts = (offset, *size, *stride)
-    if type(storage) is not Storage or len(size) != len(stride) or not all(map(is_count, counts)):
-        raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
-    return Tensor(storage, offset, tuple(size), tuple(stride))
-
-
-def _parameter(tensor: Any, _grad: Any, _hooks: Any) -> Tensor:
-    if type(tensor) is not Tensor:
-        raise Refused("its pickle has a parameter that is no tensor; the file is damaged")
-    return tensor
-
-
-def is_count(value: Any) -> bool:
-    """Whether `value` is an integer that can count something in a file."""
-    return type(value) is int and 0 <= value < 2**63
-
-
-def shorten(text: object) -> str:
-    """Text from a file, fit to stand in a message."""
-    shown = repr(str(text))
-    return shown if len(shown) <= 200 else f"{shown[:196]}...'"
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names from a file, and how many more there are."""
-    shown = ", ".join(map(shorten, names[:3]))
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-_STORAGES: dict[str, Any] = {
-    "torch.HalfStorage": np.float16,
-    "torch.BFloat16Storage": ml_dtypes.bfloat16,
-    "torch.FloatStorage": np.float32,
-    "torch.DoubleStorage": np.float64,
-    "torch.CharStorage": np.int8,
-    "torch.ShortStorage": np.int16,
-    "torch.IntStorage": np.int32,
-    "torch.LongStorage": np.int64,
-    "torch.ByteStorage": np.uint8,
-    "torch.BoolStorage": np.bool_,
-}
-_QUANTIZED = ("torch._utils._rebuild_qtensor", "torch._utils._rebuild_tensor_v3")
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-}
 _OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "PROTO": _proto,
     "NONE": _constant(None),

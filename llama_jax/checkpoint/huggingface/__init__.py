@@ -9,7 +9,7 @@ from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
 from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
-from llama_jax.checkpoint.files.torch_pickle import listed, shorten
+from llama_jax.checkpoint.files.refusal import listed, shorten
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table

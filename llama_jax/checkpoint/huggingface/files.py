@@ -9,9 +9,9 @@ import numpy as np
 
 from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.links import check_inside
+from llama_jax.checkpoint.files.refusal import shorten
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.files.torch_file import read_state_dict
-from llama_jax.checkpoint.files.torch_pickle import shorten
 
 # The order in which transformers looks for them.
 _KINDS = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.family import matching
 from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
-from llama_jax.checkpoint.files.torch_pickle import listed, shorten
+from llama_jax.checkpoint.files.refusal import listed, shorten
 from llama_jax.checkpoint.meta.params import (
     MetaParams,
     asked_scaling,

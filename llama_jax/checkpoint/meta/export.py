@@ -19,6 +19,7 @@ from llama_jax.checkpoint.names import WeightPath, table
 from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.checkpoint.placement import Index
 from llama_jax.config import Config, Llama3Scaling
+from llama_jax.mesh import check_divides, check_shares_heads
 
 LAYOUTS = ("llama2", "llama3")
 _EMBEDDING = ("tok_embeddings", "weight")
@@ -148,16 +149,9 @@ def _check_shards(c: Config, shards: int, layout: str) -> None:
         raise ValueError(f"shards={shards} must be at least 1")
     sizes = ["n_heads", "hidden_dim", "vocab_size", *(["dim"] if layout == "llama2" else [])]
     for name in sizes:
-        if getattr(c, name) % shards:
-            raise ValueError(
-                f"shards={shards} does not divide {name}={getattr(c, name)}; use a divisor, "
-                "each file holds an equal part"
-            )
-    if c.n_kv_heads % shards and shards % c.n_kv_heads:
-        raise ValueError(
-            f"shards={shards} neither divides n_kv_heads={c.n_kv_heads} nor is a multiple of it; "
-            "a file holds whole key-value heads, or shares one with its neighbours"
-        )
+        check_divides(c, name, "shards", shards, "each file holds an equal part")
+    whole_heads = "a file holds whole key-value heads, or shares one with its neighbours"
+    check_shares_heads(c, "shards", shards, whole_heads)
 
 
 def _ffn(c: Config) -> tuple[int, float]:

@@ -13,8 +13,8 @@ import numpy as np
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.links import check_inside
+from llama_jax.checkpoint.files.refusal import shorten
 from llama_jax.checkpoint.files.torch_file import read_state_dict
-from llama_jax.checkpoint.files.torch_pickle import shorten
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
 # Constants that Meta's modules used to register as buffers; the model computes its own.

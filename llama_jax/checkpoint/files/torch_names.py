@@ -1,0 +1,97 @@
+"""The names that torch's pickles may say, and what of ours each stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.checkpoint.files.refusal import Refused, shorten
+
+RESAVE = (
+    "nothing in it was run. Where you trust the file, save its tensors alone: "
+    "torch.save({name: tensor, ...}, file)"
+)
+"""What to do about a file that says more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """A run of numbers that lies in a record of the archive."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A strided view of a storage, counted in elements and not yet held to its bounds."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that no state dict of plain tensors needs."""
+    if name.startswith(_QUANTIZED):
+        raise Refused(
+            f"holds float8 or quantized tensors ({shorten(name)}); get the model's bfloat16 files"
+        )
+    if name not in STORAGES and name not in BUILDERS:
+        raise Refused(f"its pickle names {shorten(name)}, which no state dict needs; {RESAVE}")
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    return {}
+
+
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, flags: Any = None
+) -> Tensor:
+    if flags:
+        raise Refused(
+            "a tensor is stored conjugated or negated; save it again after resolving that"
+        )
+    counts = (offset, *size, *stride)
+    if type(storage) is not Storage or len(size) != len(stride) or not all(map(is_count, counts)):
+        raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
+    return Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _parameter(tensor: Any, _grad: Any, _hooks: Any) -> Tensor:
+    if type(tensor) is not Tensor:
+        raise Refused("its pickle has a parameter that is no tensor; the file is damaged")
+    return tensor
+
+
+def is_count(value: Any) -> bool:
+    """Whether `value` is an integer that can count something in a file."""
+    return type(value) is int and 0 <= value < 2**63
+
+
+STORAGES: dict[str, Any] = {
+    "torch.HalfStorage": np.float16,
+    "torch.BFloat16Storage": ml_dtypes.bfloat16,
+    "torch.FloatStorage": np.float32,
+    "torch.DoubleStorage": np.float64,
+    "torch.CharStorage": np.int8,
+    "torch.ShortStorage": np.int16,
+    "torch.IntStorage": np.int32,
+    "torch.LongStorage": np.int64,
+    "torch.ByteStorage": np.uint8,
+    "torch.BoolStorage": np.bool_,
+}
+"""The dtypes of torch's storages, by their names."""
+_QUANTIZED = ("torch._utils._rebuild_qtensor", "torch._utils._rebuild_tensor_v3")
+BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}
+"""What may be called, by its name in torch."""
