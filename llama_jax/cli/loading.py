@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,12 +41,24 @@ def load_ahead(
         first.set()
 
     thread = threading.Thread(target=ahead)
-    thread.start()
-    try:
-        params = llama_jax.load(checkpoint, dtype=dtype)
-    except BaseException:
-        abandoned.set()
-        thread.join()
-        raise
+    with _short_turns():
+        thread.start()
+        try:
+            params = llama_jax.load(checkpoint, dtype=dtype)
+        except BaseException:
+            abandoned.set()
+            thread.join()
+            raise
     first.wait()
     return params, thread.join
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """A thread that waited for a file soon has Python back from one that computes."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 10)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
