@@ -143,6 +143,7 @@ def _own_span(k: NewKeys, v: NewKeys, positions: Positions) -> Span:
     return Span(k.transpose(heads_first), v.transpose(heads_first), positions, positions)
 
 
+@jax.jit  # traced and lowered once, not twice a layer
 def _write(
     slots: Float[Array, "batch kv_heads slots head_dim"],
     new: Float[Array, "batch kv_heads time head_dim"],
