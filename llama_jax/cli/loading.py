@@ -31,7 +31,7 @@ def load_ahead(
 
     def ahead() -> None:
         # Whatever is wrong with the files or the settings will be said by who really uses them.
-        with contextlib.suppress(Exception):
+        with _short_turns(), contextlib.suppress(Exception):
             from llama_jax.checkpoint import shapes
 
             for _ in prepare(shapes(checkpoint, dtype=dtype)):
@@ -41,21 +41,20 @@ def load_ahead(
         first.set()
 
     thread = threading.Thread(target=ahead)
-    with _short_turns():
-        thread.start()
-        try:
-            params = llama_jax.load(checkpoint, dtype=dtype)
-        except BaseException:
-            abandoned.set()
-            thread.join()
-            raise
+    thread.start()
+    try:
+        params = llama_jax.load(checkpoint, dtype=dtype)
+    except BaseException:
+        abandoned.set()
+        thread.join()
+        raise
     first.wait()
     return params, thread.join
 
 
 @contextlib.contextmanager
 def _short_turns() -> Iterator[None]:
-    """A thread that waited for a file soon has Python back from one that computes."""
+    """While this thread computes, one that waited for a file or a device soon has Python back."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(before / 10)
     try:
