@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _seldom_collected() -> Iterator[None]:
     """Python's collector waits for half a million new objects.
 
-    Imports and traces make 300,000 that stay; by default it goes through them 460 times, which
-    takes a tenth of the time to the first token.
+    Imports and traces make 300,000 that stay, and by default it goes through them 460 times before
+    the first token.
     """
     before = gc.get_threshold()
     gc.set_threshold(500_000)
