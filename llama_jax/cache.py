@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +18,26 @@ from llama_jax.ops.slots import write
 Positions = Int[Array, "batch time"]
 
 
-class Cache(Protocol):
-    """What the model asks of a cache; paged or contiguous, it does not learn."""
+class Past(Protocol):
+    """One layer of a cache, alike for every layer but for its arrays."""
 
     def attend(
-        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, Cache]:
-        """What the queries of `layer` read from the past and from this step's own keys and values.
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, Any]:
+        """What the queries read from the past and from this step's own keys and values.
 
-        Positions ascend by one along time. The cache returned remembers `k` and `v`.
+        Positions ascend by one along time. Beside it comes what `commit` is to be given.
         """
         ...
 
-    def commit(self, positions: Positions, after: Array) -> Cache:
-        """Stores what every layer's `attend` remembered, once `after` is known."""
+
+class Cache(Protocol):
+    """What the model asks of a cache; paged or contiguous, it does not learn."""
+
+    def layer(self, layer: int) -> Past: ...
+
+    def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Cache:
+        """Stores what every layer's `attend` gave to be remembered, once `after` is known."""
         ...
 
 
@@ -39,14 +46,40 @@ class Cache(Protocol):
 class Uncached:
     """No past and no future: each call sees its own tokens alone."""
 
-    def attend(
-        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, Uncached]:
-        plain = lambda: attention(q, [_own(k, v)])  # noqa: E731
-        return fastest_attention(q, k, v, None, positions[:, 0], otherwise=plain), self
-
-    def commit(self, positions: Positions, after: Array) -> Uncached:
+    def layer(self, layer: int) -> Uncached:
         return self
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, None]:
+        plain = lambda: attention(q, [_own(k, v)])  # noqa: E731
+        return fastest_attention(q, k, v, None, positions[:, 0], otherwise=plain), None
+
+    def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Uncached:
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVLayer:
+    """One layer of a `KVCache`."""
+
+    k: Slots
+    v: Slots
+    fresh: bool = dataclasses.field(metadata={"static": True})
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, tuple[Array, Array]]:
+        own = _own(k, v)
+        spans: list[Span | Own] = [own]
+        if not self.fresh:
+            slots = jnp.arange(self.k.shape[2])[None]
+            spans = [Span(self.k, self.v, slots, positions[:, :1] - 1), own]
+        past = None if self.fresh else (self.k, self.v)
+        plain = lambda: attention(q, spans)  # noqa: E731
+        out = fastest_attention(q, k, v, past, positions[:, 0], otherwise=plain)
+        return out, (own.k, own.v)
 
 
 @jax.tree_util.register_dataclass
@@ -62,9 +95,6 @@ class KVCache:
     k: tuple[Slots, ...]
     """One array per layer. This order of axes needs no transpose in attention, on CPU or GPU."""
     v: tuple[Slots, ...]
-    step: tuple[tuple[Array, Array], ...] = ()
-    """The running step's keys and values, a pair per layer, until `commit`. A step that wrote a
-    buffer and then read it would make XLA copy the whole cache."""
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})
     """Whether nothing was ever committed, so that a prompt's first step reads no slot at all."""
 
@@ -91,22 +121,17 @@ class KVCache:
         grow = lambda x: jnp.pad(x, more)  # noqa: E731
         return dataclasses.replace(self, k=tuple(map(grow, self.k)), v=tuple(map(grow, self.v)))
 
-    def attend(
-        self, layer: int, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, KVCache]:
-        own = _own(k, v)
-        spans: list[Span | Own] = [own]
-        if not self.fresh:
-            slots = jnp.arange(self.slots)[None]
-            spans = [Span(self.k[layer], self.v[layer], slots, positions[:, :1] - 1), own]
-        past = None if self.fresh else (self.k[layer], self.v[layer])
-        plain = lambda: attention(q, spans)  # noqa: E731
-        out = fastest_attention(q, k, v, past, positions[:, 0], otherwise=plain)
-        return out, dataclasses.replace(self, step=(*self.step, (own.k, own.v)))
+    def layer(self, layer: int) -> KVLayer:
+        return KVLayer(self.k[layer], self.v[layer], self.fresh)
 
-    def commit(self, positions: Positions, after: Array) -> KVCache:
-        """Writes the step's keys and values at `positions`; those beyond the slots are dropped."""
-        k, v = zip(*self.step, strict=True)
+    def commit(
+        self, steps: Sequence[tuple[Array, Array]], positions: Positions, after: Array
+    ) -> KVCache:
+        """Writes a step's keys and values at `positions`; those beyond the slots are dropped.
+
+        After all layers have read: a buffer that was written and then read, XLA would copy whole.
+        """
+        k, v = zip(*steps, strict=True)
         written = write(self.k + self.v, k + v, _known_after(positions, after))
         layers = len(self.k)
         return KVCache(written[:layers], written[layers:])

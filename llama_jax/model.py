@@ -9,10 +9,11 @@ import functools
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.cache import Cache, Uncached
+from llama_jax.cache import Cache, Past, Positions, Uncached
 from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops import rope
 from llama_jax.ops.embedding import rows_at
@@ -25,7 +26,6 @@ from llama_jax.sharding import ACTIVATION, LOGITS, constrain, gathered, kept_cut
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
 Tokens = Int[Array, "batch time"]
-Positions = Int[Array, "batch time"]
 Logits = Float32[Array, "batch wanted vocab"]
 
 
@@ -86,10 +86,11 @@ class Transformer(nn.Module):
         turns = rope.rotations(positions, rope_frequencies(c))
         if isinstance(c.rope_scaling, YarnScaling):
             turns = turns * c.rope_scaling.attention_factor
+        steps = []
         for layer in range(c.n_layers):
-            block = Block(c, self.init_dtype, name=f"layers_{layer}")
-            x, cache = block(x, turns, positions, layer, cache)
-        cache = cache.commit(positions, after=x)
+            x, step = _layer(self, f"layers_{layer}", x, turns, positions, cache.layer(layer))
+            steps.append(step)
+        cache = cache.commit(steps, positions, after=x)
         if at is not None:
             x = jnp.take_along_axis(x, at[:, :, None], axis=1)
         x = RMSNorm(c, self.init_dtype, name="norm")(x)
@@ -109,27 +110,27 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
-    ) -> tuple[Hidden, Cache]:
+        self, x: Hidden, turns: Rotations, positions: Positions, past: Past
+    ) -> tuple[Hidden, Any]:
         c, dtype = self.config, self.init_dtype
         h = RMSNorm(c, dtype, name="attention_norm")(x)
-        h, cache = Attention(c, dtype, name="attention")(h, turns, positions, layer, cache)
+        h, step = Attention(c, dtype, name="attention")(h, turns, positions, past)
         x = constrain(x + h, ACTIVATION)
         h = RMSNorm(c, dtype, name="ffn_norm")(x)
         x = constrain(x + FeedForward(c, dtype, name="feed_forward")(h), ACTIVATION)
-        return x, cache
+        return x, step
 
 
 class Attention(nn.Module):
-    """Grouped-query attention. The cache reads and remembers: its kind is its own affair."""
+    """Grouped-query attention. The past reads and remembers: its kind is its own affair."""
 
     config: Config
     init_dtype: Any
 
     @nn.compact
     def __call__(
-        self, x: Hidden, turns: Rotations, positions: Positions, layer: int, cache: Cache
-    ) -> tuple[Hidden, Cache]:
+        self, x: Hidden, turns: Rotations, positions: Positions, past: Past
+    ) -> tuple[Hidden, Any]:
         c, dtype = self.config, self.init_dtype
         query_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         wq = _weight(self, "wq", INWARD, (c.dim, query_dim), dtype)
@@ -142,8 +143,8 @@ class Attention(nn.Module):
         q = rope.rotate(plus("bq", linear(x, wq)).reshape(heads), turns)
         k = rope.rotate(plus("bk", linear(x, wk)).reshape(heads), turns)
         v = plus("bv", linear(x, wv)).reshape(heads)
-        out, cache = cache.attend(layer, q, k, v, positions)
-        return plus("bo", linear(out.reshape(*x.shape[:2], -1), wo)), cache
+        out, step = past.attend(q, k, v, positions)
+        return plus("bo", linear(out.reshape(*x.shape[:2], -1), wo)), step
 
 
 class FeedForward(nn.Module):
@@ -197,6 +198,18 @@ class Output(nn.Module):
     def __call__(self) -> Any:
         shape = (self.config.dim, self.config.vocab_size)
         return _weight(self, "weight", INWARD, shape, self.init_dtype)
+
+
+def _layer(module: Transformer, name: str, *inputs: Any) -> tuple[Hidden, Any]:
+    """The block called `name`, with the weights that are there, or in `init_params` random ones."""
+    if module.has_variable("params", name):
+        return _shared_block(module.config, module.get_variable("params", name), *inputs)
+    return Block(module.config, module.init_dtype, name=name)(*inputs)
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced and lowered once, not once a layer
+def _shared_block(config: Config, weights: Any, *inputs: Any) -> tuple[Hidden, Any]:
+    return Block(config, None).apply({"params": weights}, *inputs)  # type: ignore[return-value]
 
 
 def _weight(module: Any, name: str, init: Any, shape: tuple[int, ...], dtype: Any) -> Any:

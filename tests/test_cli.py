@@ -1,6 +1,7 @@
 """`llama-jax` as a person and as a program sees it."""
 
 import dataclasses
+import gc
 import io
 import json
 import os
@@ -9,13 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from test_meta import small_1b
 from typer.testing import CliRunner
 
 import llama_jax
 from llama_jax.checkpoint import native as native_format
-from llama_jax.cli import app
+from llama_jax.cli import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -222,3 +224,20 @@ def test_stories260k_converts_and_writes_its_known_text(shared, tmp_path):
     for checkpoint in (tmp_path / "out", model, shared / "models/stories260K-meta-2shards"):
         result = run("generate", checkpoint, "", "-n", 200, "-t", 0, "--dtype", "float32")
         assert result.stdout == golden + "\n"
+
+
+def test_the_collector_leaves_what_imports_and_traces_make_alone(native):
+    before, collected = gc.get_threshold(), []
+    count = lambda phase, _: collected.append(gc.get_threshold())  # noqa: E731
+    jax.clear_caches()
+    gc.callbacks.append(count)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["generate", str(native), "--ids", "1 2", "-n", "2"])
+    finally:
+        gc.callbacks.remove(count)
+    assert not ended.value.code
+    assert set(collected) <= {
+        before
+    }  # none but those before the command begins and once it is over
+    assert gc.get_threshold() == before

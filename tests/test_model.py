@@ -1,13 +1,17 @@
 """The forward pass: cached = whole, padded = alone, and what each axis may depend on."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax import model
 from llama_jax.cache import KVCache
 from llama_jax.config import Config
 from llama_jax.model import forward, init_params
+from llama_jax.ops.swiglu import swiglu
 from llama_jax.params import Params
 
 jitted = jax.jit(forward)
@@ -182,3 +186,16 @@ def test_decode_never_copies_the_cache(params, config):
     layer_bytes = cache.k[0].nbytes
     assert memory.alias_size_in_bytes >= 2 * config.n_layers * layer_bytes
     assert memory.temp_size_in_bytes < layer_bytes
+
+
+def test_a_layer_is_traced_and_lowered_once_however_many_there_are(config, monkeypatch):
+    traced = []
+    monkeypatch.setattr(model, "swiglu", lambda *x: traced.append(x) or swiglu(*x))
+    twelve = config.replace(n_layers=12, norm_eps=1e-4)  # of its own: no test traced it before
+    shapes = jax.eval_shape(init_params, jax.random.key(0), twelve)
+    del traced[:]
+    tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    text = jax.jit(forward).lower(shapes, tokens, tokens, empty(twelve, 1, 8)).as_text()
+    assert len(traced) == 1
+    assert len(re.findall(r"func\.func private @_shared_block", text)) == 1
+    assert len(re.findall(r"call @_shared_block", text)) == 12

@@ -214,6 +214,28 @@ def test_a_device_reads_its_own_chunks_alone(tmp_path):
         native.read_weights(tmp_path / "model", config)
 
 
+def test_small_weights_are_read_together_and_waited_for_once(tmp_path, small, tensors, monkeypatch):
+    """To wait hands Python to another thread, for milliseconds each time."""
+    native.write(tmp_path / "model", small, tensors)
+    waits = []
+    done = weight_files._done
+    monkeypatch.setattr(weight_files, "_done", lambda moves: waits.append([*moves]) or done(moves))
+    assert_same(native.read_weights(tmp_path / "model", small), tensors)
+    assert [len(moves) for moves in waits] == [len(tensors)]
+
+
+def test_what_is_on_its_way_is_bounded_in_bytes(tmp_path, small, tensors, monkeypatch):
+    native.write(tmp_path / "model", small, tensors)
+    largest = max(tensor.nbytes for tensor in tensors.values())
+    monkeypatch.setattr(weight_files, "IN_FLIGHT", largest)
+    waits = []
+    done = weight_files._done
+    monkeypatch.setattr(weight_files, "_done", lambda moves: waits.append([*moves]) or done(moves))
+    assert_same(native.read_weights(tmp_path / "model", small), tensors)
+    assert len(waits) > 2
+    assert all(sum(move.nbytes for move in moves) <= 2 * largest for moves in waits)
+
+
 # Whole or absent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ def load_ahead(
 
     def ahead() -> None:
         # Whatever is wrong with the files or the settings will be said by who really uses them.
-        with contextlib.suppress(Exception):
+        with _short_turns(), contextlib.suppress(Exception):
             from llama_jax.checkpoint import shapes
 
             for _ in prepare(shapes(checkpoint, dtype=dtype)):
@@ -49,3 +50,14 @@ def load_ahead(
         raise
     first.wait()
     return params, thread.join
+
+
+@contextlib.contextmanager
+def _short_turns() -> Iterator[None]:
+    """While this thread computes, one that waited for a file or a device soon has Python back."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(before / 10)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

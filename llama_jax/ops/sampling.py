@@ -98,6 +98,7 @@ def top_k(
     return largest.reshape(*batch, k), ids.reshape(*batch, k)
 
 
+@jax.jit  # traced and lowered once, for top-k and for top-p
 def _leads(
     values: Float[Array, "batch vocab"],
     weights: Float[Array, "batch vocab"],

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
 
-from llama_jax.cache import KVCache
+from llama_jax.cache import KVCache, Slots
 from llama_jax.ops.attention import Span, attention
 from llama_jax.ops.linear import linear
 from llama_jax.ops.swiglu import swiglu
@@ -48,21 +48,30 @@ def test_a_scan_over_stacked_weights_is_caught(h100s):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SlotsFirst(KVCache):
-    """A cache of [batch, slots, kv_heads, head_dim], which attention must turn around."""
+class TurnedSlots(Slots):
+    """Of [batch, slots, kv_heads, head_dim], which attention must turn around."""
 
-    def attend(self, layer: int, q: Any, k: Any, v: Any, positions: Any):
+    def attend(self, q: Any, k: Any, v: Any, positions: Any):
         turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
         slots = jnp.arange(SLOTS)[None]
-        past = Span(turned(self.k[layer]), turned(self.v[layer]), slots, positions[:, :1] - 1)
+        past = Span(turned(self.k), turned(self.v), slots, positions[:, :1] - 1)
         out = attention(q, [past, Span(turned(k), turned(v), positions, positions)])
-        return out, dataclasses.replace(self, step=(*self.step, (k, v)))
+        return out, (k, v)
 
-    def commit(self, positions: Any, after: Any):
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SlotsFirst(KVCache):
+    """A cache of such layers."""
+
+    def layer(self, layer: int):
+        return TurnedSlots(self.k[layer], self.v[layer], self.fresh)
+
+    def commit(self, steps: Any, positions: Any, after: Any):
         rows = jnp.arange(positions.shape[0])[:, None]
         place = jnp.where(after[:, :1, 0] > jnp.inf, 0, positions)
         write = lambda old, new: old.at[rows, place].set(new, mode="drop")  # noqa: E731
-        k, v = zip(*self.step, strict=True)
+        k, v = zip(*steps, strict=True)
         return SlotsFirst(tuple(map(write, self.k, k)), tuple(map(write, self.v, v)))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from llama_jax.tokenizer import find_tokenizer, tokenizer_files
@@ -33,9 +35,18 @@ def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
 def check_tree(folder: Path, directory: Path) -> None:
     """Raises ValueError where `directory`, or a link anywhere in it, leads out of the folder."""
     check_inside(folder, directory)
-    for file in directory.rglob("*"):
-        if file.is_symlink():
-            check_inside(folder, file)
+    for entry in _entries(directory):
+        if entry.is_symlink():
+            check_inside(folder, Path(entry.path))
+
+
+def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:
+    """All that lies in a directory, however deep; a link is not followed."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry
+            if entry.is_dir(follow_symlinks=False):
+                yield from _entries(entry.path)
 
 
 def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:

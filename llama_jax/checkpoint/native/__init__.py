@@ -140,11 +140,9 @@ def read_weights(
     stored = stored_weights(src, config)
     if shardings is None:
         shardings = dict.fromkeys(stored, default_sharding())
-    leaves: dict[WeightPath, jax.Array] = {}
-    for path in (weight.path for weight in names.table(config)):
-        dtype = wanted or stored[path].dtype
-        leaves[path] = weight_files.read(directory, path, shardings[path], dtype)
-    return nested(leaves)
+    paths = [weight.path for weight in names.table(config)]
+    how = {path: (shardings[path], wanted or stored[path].dtype) for path in paths}
+    return nested(weight_files.read(directory, how))
 
 
 def stored_weights(

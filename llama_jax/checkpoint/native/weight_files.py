@@ -9,12 +9,12 @@ the result like any other checkpoint.
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,13 +22,13 @@ import tensorstore as ts
 
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
 from llama_jax.checkpoint.names import WeightPath
-from llama_jax.checkpoint.placement import Index, place
+from llama_jax.checkpoint.placement import Index, Placing
 from llama_jax.params import nested
 
 FILE_BYTES = 32 << 20
 """About how much of a weight one file holds, which is what is written at a time."""
-IN_FLIGHT = 3
-"""Blocks on their way between memory and disk at once."""
+IN_FLIGHT = 3 * FILE_BYTES
+"""Bytes on their way between memory and disk at once."""
 
 
 def describe(directory: Path, weights: dict[WeightPath, jax.ShapeDtypeStruct]) -> None:
@@ -79,14 +79,16 @@ def fill(
     store = _open(directory, path)
     cast_to = Cast(store.dtype.numpy_dtype)
 
-    def write(index: Index) -> ts.Future:
+    def write(index: Index) -> _Move:
         cast = cast_to(host_block(tensor, index))
         moved(cast.nbytes)
         # Nobody writes to the block again, so TensorStore need not copy it.
-        return store[index].write(cast, can_reference_source_data_indefinitely=True).commit
+        writing = store[index].write(cast, can_reference_source_data_indefinitely=True)
+        return _Move(path, cast.nbytes, writing.commit, cast)
 
     try:
-        _keep_in_flight(write(index) for index in cells(whole(store.shape), _file_sides(store)))
+        for _ in _finished(map(write, cells(whole(store.shape), _file_sides(store)))):
+            pass
     except _StoreError as error:
         raise OSError(f"cannot write {directory / name(path)}: {error}") from error
     yield from cast_to.warnings(name(path))
@@ -95,27 +97,40 @@ def fill(
 def stored(directory: Path) -> dict[WeightPath, jax.ShapeDtypeStruct]:
     """Every weight that lies in `directory`, by what its own metadata says of it."""
     found = sorted(entry.parent.name for entry in directory.glob("*/zarr.json"))
-    paths = [tuple(folder.split(".")) for folder in found]
-    stores = {path: _open(directory, path) for path in paths}
+    stores = _open_all(directory, [tuple(folder.split(".")) for folder in found])
     return {p: jax.ShapeDtypeStruct(s.shape, s.dtype.numpy_dtype) for p, s in stores.items()}
 
 
 def read(
-    directory: Path, path: WeightPath, sharding: jax.sharding.Sharding, dtype: np.dtype
-) -> jax.Array:
-    """One weight, placed: each process reads what its own devices need, and holds it once."""
-    shape = _open(directory, path).shape
-    return place(shape, dtype, sharding, functools.partial(read_part, directory, path))
+    directory: Path, wanted: Mapping[WeightPath, tuple[jax.sharding.Sharding, np.dtype]]
+) -> dict[WeightPath, jax.Array]:
+    """Weights, placed: each process reads what its own devices need, and holds it once.
+
+    Many are read at once and waited for together: where another thread runs Python, this one gets
+    its turn back only milliseconds after each wait.
+    """
+    stores, begun = _open_all(directory, wanted), dict[WeightPath, Placing]()
+
+    def reads() -> Iterator[_Move]:
+        for path, (sharding, dtype) in wanted.items():
+            begun[path] = Placing(stores[path].shape, dtype, sharding)
+            for index, out in begun[path].targets:
+                yield from _reads(stores[path], path, index, out)
+
+    read = {}
+    with _unreadable(directory):
+        for path, all_of_it in itertools.groupby(_finished(reads())):
+            for _ in all_of_it:
+                pass
+            read[path] = begun.pop(path).placed()
+    return read | {path: empty.placed() for path, empty in begun.items()}
 
 
 def read_part(directory: Path, path: WeightPath, index: Index, out: np.ndarray) -> None:
     """Reads a part of one weight into `out`, in the dtype of `out`; memory: a few chunks."""
-    store = ts.cast(_open(directory, path), out.dtype.name)
-    target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
-    try:
-        _keep_in_flight(target[i].write(store[i]).commit for i in cells(index, _file_sides(store)))
-    except _StoreError as error:
-        raise ValueError(f"{directory / name(path)} cannot be read: {error}") from error
+    with _unreadable(directory):
+        for _ in _finished(_reads(_open(directory, path), path, index, out)):
+            pass
 
 
 def name(path: WeightPath) -> str:
@@ -123,22 +138,62 @@ def name(path: WeightPath) -> str:
     return ".".join(path)
 
 
+class _Move(NamedTuple):
+    """A block of a weight between memory and disk."""
+
+    path: WeightPath
+    nbytes: int
+    future: ts.Future
+    memory: Any
+    """Not for TensorStore's threads to free, which would wait for Python to do it."""
+
+
 class _StoreError(Exception):
     """TensorStore's error, whose own type depends on its status code, in one line."""
 
+    def __init__(self, path: WeightPath, error: Exception) -> None:
+        super().__init__(_short(error))
+        self.path = path
+
+
+def _reads(
+    store: ts.TensorStore, path: WeightPath, index: Index, out: np.ndarray
+) -> Iterator[_Move]:
+    """Begins to read a part of a weight, file by file."""
+    stored = ts.cast(store, out.dtype.name)
+    target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
+    for cell in cells(index, _file_sides(store)):
+        size = math.prod(cut.stop - cut.start for cut in cell) * out.itemsize
+        yield _Move(path, size, target[cell].write(stored[cell]).commit, target)
+
+
+@contextlib.contextmanager
+def _unreadable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except _StoreError as error:
+        raise ValueError(f"{directory / name(error.path)} cannot be read: {error}") from error
+
 
 def _open(directory: Path, path: WeightPath) -> ts.TensorStore:
-    where = directory / name(path)
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{where}/"},
-        "store_data_equal_to_fill_value": True,
-        "fill_missing_data_reads": False,
+    return _open_all(directory, [path])[path]
+
+
+def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, ts.TensorStore]:
+    opening = {
+        path: ts.open(
+            {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": f"{directory / name(path)}/"},
+                "store_data_equal_to_fill_value": True,
+                "fill_missing_data_reads": False,
+            },
+            open=True,
+        )
+        for path in paths
     }
-    try:
-        return ts.open(spec, open=True).result()
-    except Exception as error:
-        raise ValueError(f"{where} cannot be read: {_short(error)}") from error
+    with _unreadable(directory):
+        return {path: _finish(path, future) for path, future in opening.items()}
 
 
 def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -184,27 +239,36 @@ def _file_sides(store: ts.TensorStore) -> Sequence[int]:
     return store.chunk_layout.write_chunk.shape  # type: ignore[return-value]  # none is unknown
 
 
-def _keep_in_flight(futures: Iterable[ts.Future]) -> None:
-    """Draws on `futures`, each of which starts as it is drawn, and waits for the oldest in time."""
-    waiting: list[ts.Future] = []
+def _finished(moves: Iterable[_Move]) -> Iterator[WeightPath]:
+    """Draws on `moves`, each of which starts as it is drawn; yields, in turn, whose are done."""
+    waiting: list[_Move] = []
     try:
-        for future in futures:
-            waiting.append(future)
-            if len(waiting) == IN_FLIGHT:
-                _finish(waiting.pop(0))
-        while waiting:
-            _finish(waiting.pop(0))
+        for move in moves:
+            waiting.append(move)
+            if sum(move.nbytes for move in waiting) > IN_FLIGHT:
+                half = (len(waiting) + 1) // 2
+                yield from _done(waiting[:half])
+                del waiting[:half]
+        yield from _done(waiting)
+        waiting.clear()
     finally:
-        for future in waiting:  # a file must not appear after its directory was removed
+        for move in waiting:  # a file must not appear after its directory was removed
             with contextlib.suppress(_StoreError):
-                _finish(future)
+                _finish(move.path, move.future)
 
 
-def _finish(future: ts.Future) -> None:
+def _done(moves: Sequence[_Move]) -> list[WeightPath]:
+    """Waits for all, for the newest first: the others are then done, and it waited but once."""
+    for move in reversed(moves):
+        _finish(move.path, move.future)
+    return [move.path for move in moves]
+
+
+def _finish(path: WeightPath, future: ts.Future) -> Any:
     try:
-        future.result()
+        return future.result()
     except Exception as error:
-        raise _StoreError(_short(error)) from error
+        raise _StoreError(path, error) from error
 
 
 def _short(error: Exception) -> str:
