@@ -15,7 +15,7 @@ from llama_jax.decode import Decoding, resume
 from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
 from llama_jax.prompts import tokenizer_of
-from llama_jax.rounds import Delta, chunk_of, decoded_rows
+from llama_jax.rounds import Delta, chunk_of, decoded_rows, grown
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
 from llama_jax.sharding import cache_dtype, on_mesh_of, replicated, rows_divisor
@@ -162,7 +162,7 @@ class Conversation:
             cache = KVCache.empty(config, batch=size, slots=slots, dtype=cache_dtype(self.params))
             cache, self._read = dataclasses.replace(cache, fresh=False), 0
         if cache.slots < slots:
-            cache = _grown(cache, slots=slots)
+            cache = grown(cache, slots=slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
@@ -196,4 +196,3 @@ def _turns(messages: Sequence[Message]) -> int:
 
 
 _resume = jax.jit(resume, static_argnames="width", donate_argnames="cache")
-_grown = jax.jit(KVCache.grown, static_argnames="slots")

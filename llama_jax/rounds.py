@@ -123,7 +123,7 @@ def decoded_rows(
         ends = [len(writer.row.prompt) + writer.count for writer in going]
         if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
             with on_mesh_of(params):
-                cache = _grown(state.cache, slots=more_slots(state.cache.slots, params.config))
+                cache = grown(state.cache, slots=more_slots(state.cache.slots, params.config))
             state = dataclasses.replace(state, cache=cache)
 
 
@@ -174,4 +174,4 @@ def _sizes(params: Params, batch: Batch) -> dict[str, Any]:
 
 _prefill = jax.jit(prefill, static_argnames=("slots", "dtype"))
 _advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
-_grown = jax.jit(KVCache.grown, static_argnames="slots")
+grown = jax.jit(KVCache.grown, static_argnames="slots")

@@ -20,7 +20,7 @@ from memory import AnonymousPeak
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.files import atomic
 from llama_jax.checkpoint.names import table
-from llama_jax.checkpoint.native import weight_files
+from llama_jax.checkpoint.native import moves, weight_files
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
@@ -218,22 +218,22 @@ def test_small_weights_are_read_together_and_waited_for_once(tmp_path, small, te
     """To wait hands Python to another thread, for milliseconds each time."""
     native.write(tmp_path / "model", small, tensors)
     waits = []
-    done = weight_files._done
-    monkeypatch.setattr(weight_files, "_done", lambda moves: waits.append([*moves]) or done(moves))
+    done = moves._done
+    monkeypatch.setattr(moves, "_done", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
-    assert [len(moves) for moves in waits] == [len(tensors)]
+    assert [len(some) for some in waits] == [len(tensors)]
 
 
 def test_what_is_on_its_way_is_bounded_in_bytes(tmp_path, small, tensors, monkeypatch):
     native.write(tmp_path / "model", small, tensors)
     largest = max(tensor.nbytes for tensor in tensors.values())
-    monkeypatch.setattr(weight_files, "IN_FLIGHT", largest)
+    monkeypatch.setattr(moves, "MAX_BYTES", largest)
     waits = []
-    done = weight_files._done
-    monkeypatch.setattr(weight_files, "_done", lambda moves: waits.append([*moves]) or done(moves))
+    done = moves._done
+    monkeypatch.setattr(moves, "_done", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert len(waits) > 2
-    assert all(sum(move.nbytes for move in moves) <= 2 * largest for moves in waits)
+    assert all(sum(move.nbytes for move in some) <= 2 * largest for some in waits)
 
 
 # Whole or absent

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,13 +22,12 @@ import tensorstore as ts
 
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
 from llama_jax.checkpoint.names import WeightPath
+from llama_jax.checkpoint.native.moves import Move, StoreError, finish, finished, short
 from llama_jax.checkpoint.placement import Index, Placing
 from llama_jax.params import nested
 
 FILE_BYTES = 32 << 20
 """About how much of a weight one file holds, which is what is written at a time."""
-IN_FLIGHT = 3 * FILE_BYTES
-"""Bytes on their way between memory and disk at once."""
 
 
 def describe(directory: Path, weights: dict[WeightPath, jax.ShapeDtypeStruct]) -> None:
@@ -45,7 +44,7 @@ def describe(directory: Path, weights: dict[WeightPath, jax.ShapeDtypeStruct]) -
                 try:
                     ts.open(_spec(where, value), create=True).result()
                 except Exception as error:
-                    raise OSError(f"cannot write {where}: {_short(error)}") from error
+                    raise OSError(f"cannot write {where}: {short(error)}") from error
             return []
 
         async def metadata(self, infos: Any) -> Any:
@@ -79,17 +78,17 @@ def fill(
     store = _open(directory, path)
     cast_to = Cast(store.dtype.numpy_dtype)
 
-    def write(index: Index) -> _Move:
+    def write(index: Index) -> Move:
         cast = cast_to(host_block(tensor, index))
         moved(cast.nbytes)
         # Nobody writes to the block again, so TensorStore need not copy it.
         writing = store[index].write(cast, can_reference_source_data_indefinitely=True)
-        return _Move(path, cast.nbytes, writing.commit, cast)
+        return Move(path, cast.nbytes, writing.commit, cast)
 
     try:
-        for _ in _finished(map(write, cells(whole(store.shape), _file_sides(store)))):
+        for _ in finished(map(write, cells(whole(store.shape), _file_sides(store)))):
             pass
-    except _StoreError as error:
+    except StoreError as error:
         raise OSError(f"cannot write {directory / name(path)}: {error}") from error
     yield from cast_to.warnings(name(path))
 
@@ -111,7 +110,7 @@ def read(
     """
     stores, begun = _open_all(directory, wanted), dict[WeightPath, Placing]()
 
-    def reads() -> Iterator[_Move]:
+    def reads() -> Iterator[Move]:
         for path, (sharding, dtype) in wanted.items():
             begun[path] = Placing(stores[path].shape, dtype, sharding)
             for index, out in begun[path].targets:
@@ -119,7 +118,7 @@ def read(
 
     read = {}
     with _unreadable(directory):
-        for path, all_of_it in itertools.groupby(_finished(reads())):
+        for path, all_of_it in itertools.groupby(finished(reads())):
             for _ in all_of_it:
                 pass
             read[path] = begun.pop(path).placed()
@@ -129,7 +128,7 @@ def read(
 def read_part(directory: Path, path: WeightPath, index: Index, out: np.ndarray) -> None:
     """Reads a part of one weight into `out`, in the dtype of `out`; memory: a few chunks."""
     with _unreadable(directory):
-        for _ in _finished(_reads(_open(directory, path), path, index, out)):
+        for _ in finished(_reads(_open(directory, path), path, index, out)):
             pass
 
 
@@ -138,40 +137,22 @@ def name(path: WeightPath) -> str:
     return ".".join(path)
 
 
-class _Move(NamedTuple):
-    """A block of a weight between memory and disk."""
-
-    path: WeightPath
-    nbytes: int
-    future: ts.Future
-    memory: Any
-    """Not for TensorStore's threads to free, which would wait for Python to do it."""
-
-
-class _StoreError(Exception):
-    """TensorStore's error, whose own type depends on its status code, in one line."""
-
-    def __init__(self, path: WeightPath, error: Exception) -> None:
-        super().__init__(_short(error))
-        self.path = path
-
-
 def _reads(
     store: ts.TensorStore, path: WeightPath, index: Index, out: np.ndarray
-) -> Iterator[_Move]:
+) -> Iterator[Move]:
     """Begins to read a part of a weight, file by file."""
     stored = ts.cast(store, out.dtype.name)
     target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
     for cell in cells(index, _file_sides(store)):
         size = math.prod(cut.stop - cut.start for cut in cell) * out.itemsize
-        yield _Move(path, size, target[cell].write(stored[cell]).commit, target)
+        yield Move(path, size, target[cell].write(stored[cell]).commit, target)
 
 
 @contextlib.contextmanager
 def _unreadable(directory: Path) -> Iterator[None]:
     try:
         yield
-    except _StoreError as error:
+    except StoreError as error:
         raise ValueError(f"{directory / name(error.path)} cannot be read: {error}") from error
 
 
@@ -193,7 +174,7 @@ def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, 
         for path in paths
     }
     with _unreadable(directory):
-        return {path: _finish(path, future) for path, future in opening.items()}
+        return {path: finish(path, future) for path, future in opening.items()}
 
 
 def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -237,43 +218,6 @@ def _file_shape(weight: jax.ShapeDtypeStruct, chunk: list[int], axis: int) -> li
 
 def _file_sides(store: ts.TensorStore) -> Sequence[int]:
     return store.chunk_layout.write_chunk.shape  # type: ignore[return-value]  # none is unknown
-
-
-def _finished(moves: Iterable[_Move]) -> Iterator[WeightPath]:
-    """Draws on `moves`, each of which starts as it is drawn; yields, in turn, whose are done."""
-    waiting: list[_Move] = []
-    try:
-        for move in moves:
-            waiting.append(move)
-            if sum(move.nbytes for move in waiting) > IN_FLIGHT:
-                half = (len(waiting) + 1) // 2
-                yield from _done(waiting[:half])
-                del waiting[:half]
-        yield from _done(waiting)
-        waiting.clear()
-    finally:
-        for move in waiting:  # a file must not appear after its directory was removed
-            with contextlib.suppress(_StoreError):
-                _finish(move.path, move.future)
-
-
-def _done(moves: Sequence[_Move]) -> list[WeightPath]:
-    """Waits for all, for the newest first: the others are then done, and it waited but once."""
-    for move in reversed(moves):
-        _finish(move.path, move.future)
-    return [move.path for move in moves]
-
-
-def _finish(path: WeightPath, future: ts.Future) -> Any:
-    try:
-        return future.result()
-    except Exception as error:
-        raise _StoreError(path, error) from error
-
-
-def _short(error: Exception) -> str:
-    """TensorStore's messages end in a dump of their source lines and specs."""
-    return f"{error}\n".splitlines()[0].split(" [", 1)[0] or type(error).__name__
 
 
 @contextlib.contextmanager

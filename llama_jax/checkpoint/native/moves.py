@@ -1,0 +1,70 @@
+"""Blocks of weights on their way between memory and disk, some at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import tensorstore as ts
+
+from llama_jax.checkpoint.names import WeightPath
+
+MAX_BYTES = 96 << 20
+"""Bytes on their way between memory and disk at once."""
+
+
+class Move(NamedTuple):
+    """A block of a weight between memory and disk."""
+
+    path: WeightPath
+    nbytes: int
+    future: ts.Future
+    memory: Any
+    """Not for TensorStore's threads to free, which would wait for Python to do it."""
+
+
+class StoreError(Exception):
+    """TensorStore's error, whose own type depends on its status code, in one line."""
+
+    def __init__(self, path: WeightPath, error: Exception) -> None:
+        super().__init__(short(error))
+        self.path = path
+
+
+def finished(moves: Iterable[Move]) -> Iterator[WeightPath]:
+    """Draws on `moves`, each of which starts as it is drawn; yields, in turn, whose are done."""
+    waiting: list[Move] = []
+    try:
+        for move in moves:
+            waiting.append(move)
+            if sum(move.nbytes for move in waiting) > MAX_BYTES:
+                half = (len(waiting) + 1) // 2
+                yield from _done(waiting[:half])
+                del waiting[:half]
+        yield from _done(waiting)
+        waiting.clear()
+    finally:
+        for move in waiting:  # a file must not appear after its directory was removed
+            with contextlib.suppress(StoreError):
+                finish(move.path, move.future)
+
+
+def _done(moves: Sequence[Move]) -> list[WeightPath]:
+    """Waits for all, for the newest first: the others are then done, and it waited but once."""
+    for move in reversed(moves):
+        finish(move.path, move.future)
+    return [move.path for move in moves]
+
+
+def finish(path: WeightPath, future: ts.Future) -> Any:
+    """What TensorStore was to do for a weight, once it is done."""
+    try:
+        return future.result()
+    except Exception as error:
+        raise StoreError(path, error) from error
+
+
+def short(error: Exception) -> str:
+    """TensorStore's messages end in a dump of their source lines and specs."""
+    return f"{error}\n".splitlines()[0].split(" [", 1)[0] or type(error).__name__
