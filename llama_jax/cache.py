@@ -8,12 +8,11 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
 from llama_jax.kernels import NewKeys, Queries, Slots, fastest_attention
 from llama_jax.ops.attention import Own, Span, attention
-from llama_jax.ops.slots import write
 
 Positions = Int[Array, "batch time"]
 
@@ -131,15 +130,26 @@ class KVCache:
 
         After all layers have read: a buffer that was written and then read, XLA would copy whole.
         """
-        k, v = zip(*steps, strict=True)
-        written = write(self.k + self.v, k + v, _known_after(positions, after))
-        layers = len(self.k)
-        return KVCache(written[:layers], written[layers:])
+        positions = _known_after(positions, after)
+        k = tuple(_write(old, new, positions) for old, (new, _) in zip(self.k, steps, strict=True))
+        v = tuple(_write(old, new, positions) for old, (_, new) in zip(self.v, steps, strict=True))
+        return KVCache(k, v)
 
 
 def _own(k: NewKeys, v: NewKeys) -> Own:
     heads_first = (0, 2, 1, 3)
     return Own(k.transpose(heads_first), v.transpose(heads_first))
+
+
+@jax.jit  # traced and lowered once, not twice a layer
+def _write(
+    slots: Slots, new: Float[Array, "batch kv_heads time head_dim"], positions: Positions
+) -> Slots:
+    def write(slots: Array, new: Array, positions: Array) -> Array:
+        return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
+
+    # Row by row, so that XLA sees rows stay where they are when the batch is cut.
+    return jax.vmap(write)(slots, new.astype(slots.dtype), positions)
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:

@@ -21,7 +21,7 @@ QUERIES = 512
 KEYS = 1024
 """How many queries and keys a block has, where there are more pairs of them than in one block."""
 OWN = 128
-"""How many queries take their own keys at once, and multiply none that lies beyond them all."""
+"""How many queries of a text without a past are taken at once, with no key beyond them all."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 """The peak of no scores at all: lower than any, and finite, so that its distance to one is."""
 UNSEEN = int(jnp.iinfo(jnp.int32).max)
@@ -70,8 +70,10 @@ def attention(
 def _attention(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     time = q.shape[1]
     if time <= QUERIES or all(_is_one_block(time, span) for span in spans):
-        some = range(0, time, OWN)
-        parts = [_of_queries(q[:, i : i + OWN], _seen(spans, i, q[:, i : i + OWN])) for i in some]
+        # Beside a past it would be read once for each part.
+        step = OWN if len(spans) == 1 and isinstance(spans[0], Own) else time
+        cut = [q[:, i : i + step] for i in range(0, time, step)]
+        parts = [_of_queries(part, _seen(spans, i * step, part)) for i, part in enumerate(cut)]
         return jnp.concatenate(parts, axis=1)
     spans = _seen(spans, 0, q)
     lasts = [jnp.broadcast_to(span.last, q.shape[:2]) for span in spans]

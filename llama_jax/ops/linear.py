@@ -17,8 +17,6 @@ STRANDS = 8
 
 More, and XLA writes out each part before it multiplies.
 """
-STRANDS = 8
-"""How many numbers of a sum are read side by side when one bfloat16 row does."""
 
 
 @runtime_checkable
@@ -64,7 +62,7 @@ def _product(x: Array, w: Array, over: int) -> Array:
 
 
 def _plain(x: Array, w: Array, over: int) -> Array:
-    return _dot(_at_least_two(x), w, over)[: len(x)]
+    return _dot(_at_least_two(x), w, over)[: len(x)].astype(x.dtype)
 
 
 def _on_cpu(x: Array, w: Array, over: int) -> Array:

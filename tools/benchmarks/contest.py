@@ -61,7 +61,7 @@ def contest(
     agreement = checked(workers, decoded, model, effort)
     rates: Rates = {name: {} for name in [*workers, MACHINE]}
     for count in range(effort.rounds):
-        _round(workers, machine, model, effort, rates)
+        _round(_turned(workers, count), machine, model, effort, rates)
         tell(f"{model.name}: round {count + 1} of {effort.rounds}")
     return {"agreement": agreement, "memory": memory, "rates": rates}
 
@@ -136,6 +136,13 @@ def check_agreement(name: str, dtype: str, same: int, apart: float | None) -> No
         )
     if dtype == "float32" and same < FEW:
         raise ValueError(f"{name} writes other tokens than we do after {same}, where ties are rare")
+
+
+def _turned(workers: dict[str, Worker], count: int) -> dict[str, Worker]:
+    """The same in another order: who goes first, and after whom, changes with the round."""
+    names = list(workers)
+    first = count % len(names)
+    return {name: workers[name] for name in names[first:] + names[:first]}
 
 
 def _round(

@@ -44,7 +44,12 @@ def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
     """Until the process writes anything to its standard output."""
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    for elsewhere in (
+        "JAX_COMPILATION_CACHE_DIR",
+        "JAX_ENABLE_COMPILATION_CACHE",
+        "LLAMA_JAX_CACHE",
+    ):
+        env.pop(elsewhere, None)
     start = time.perf_counter()
     with subprocess.Popen(
         _command(name, given, list(prompt)),

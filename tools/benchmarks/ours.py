@@ -37,6 +37,12 @@ class Ours:
         done = llama_jax.generate(self.params, prompts, max_new_tokens=new, **_GREEDY)
         return [one.tokens for one in done], time.perf_counter() - start
 
+    def pace(self, prompt: list[int], new: int) -> float:
+        """Seconds from the first new token to the last, of one text: its prefill is not in it."""
+        deltas = llama_jax.stream(self.params, [prompt], max_new_tokens=new, **_GREEDY)
+        times = [time.perf_counter() for delta in deltas if delta.tokens]
+        return times[-1] - times[0]
+
     def prefill(self, prompt: list[int]) -> float:
         start = time.perf_counter()
         llama_jax.generate(self.params, [prompt], max_new_tokens=1, **_GREEDY)

@@ -14,6 +14,9 @@ from benchmarks.workers import Worker
 
 SLOTS = (256, 1024, 4096, 16384)
 NEW = 16
+LEFT = 64
+"""Slots that a prompt leaves free, as many as `generate` wants: one token more, and the cache would
+be twice as large."""
 
 
 def costs(worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -21,10 +24,10 @@ def costs(worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]
     found: dict[int, list[float]] = {slots: [] for slots in SLOTS}
     for count in range(rounds + 1):
         for slots in SLOTS:
-            rows = prompts(model, slots - NEW, 1)
-            rate = worker.ask("decode", prompts=rows, new=NEW)["rate"]
+            [prompt] = prompts(model, slots - LEFT, 1)
+            seconds = worker.ask("pace", prompt=prompt, new=NEW)["seconds"]
             if count:  # the first round compiles
-                found[slots].append(1000 / rate)
+                found[slots].append(1000 * seconds / (NEW - 1))
         tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
     line, off = line_through(found)
     return {"milliseconds": found, "line": line, "off_line": off}

@@ -63,16 +63,18 @@ def answered(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     return _measured(subject, request)
 
 
-def _measured(subject: Contestant, request: dict[str, Any]) -> dict[str, Any]:
+def _measured(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     match request:
         case {"do": "decode", "prompts": prompts, "new": new}:
             run = subject.decode(prompts, new)
-            if not run.followed or not run.seconds:
+            if not run.followed or run.seconds <= 0:
                 raise ValueError(
                     f"all {new} tokens came at once, so there is no rate; ask for more of them, or "
                     "leave this contestant out of so small a model"
                 )
             return {"tokens": run.tokens, "rate": run.followed / run.seconds}
+        case {"do": "pace", "prompt": prompt, "new": new}:
+            return {"seconds": subject.pace(prompt, new)}
         case {"do": "prefill", "prompt": prompt}:
             return {"rate": len(prompt) / subject.prefill(prompt)}
         case {"do": "logits", "prompt": prompt}:
