@@ -101,6 +101,12 @@ class Program:
         count(self.entry, 1)
         return found
 
+    @property
+    def launches(self) -> int:
+        """How many kernels run: those of a loop at every turn."""
+        parts = self.executed.items()
+        return sum(self.turns[name] * sum(i.op not in FREE for i in part) for name, part in parts)
+
     def inside(self, computation: str) -> Program:
         return Program(self.computations, computation)
 

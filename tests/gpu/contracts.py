@@ -51,8 +51,8 @@ def caches_misused(text: Program, count: int, smallest: int) -> list[str]:
 
 
 def kernels_beyond(deep: Program, shallow: Program, layers: int, allowed: int) -> list[str]:
-    """The kernels a layer of a program with `layers` layers more than another, if too many."""
-    more = (len(deep.kernels) - len(shallow.kernels)) / layers
+    """The kernels that a layer runs, of a program with so many more than another, if too many."""
+    more = (deep.launches - shallow.launches) / layers
     return [f"{more:.1f} kernels a layer, not {allowed}"] if more >= allowed + 0.5 else []
 
 
