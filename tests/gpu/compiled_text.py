@@ -170,8 +170,7 @@ class Program:
         return read / whole
 
     def host_waits(self) -> list[str]:
-        """Where a device and the host wait for each other: branches, loops of unknown length,
-        calls of Python."""
+        """Where host and device wait for each other: branches, loops of unknown length, Python."""
         return [
             i.name
             for part in self.executed.values()
