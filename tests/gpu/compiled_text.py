@@ -16,12 +16,14 @@ RUN = re.compile(
     r"\b(?:body|condition|true_computation|false_computation|to_apply)=%([\w.\-]+)"
     r"|branch_computations=\{([^}]*)\}"
 )
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
 FREE = {  # no kernel runs for these
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("while", "conditional", "call", "partition-id", "replica-id"),
-    *("all-reduce-done", "all-gather-done", "async-start", "async-done"),
+    *("async-start", "async-done", *(f"{kind}-done" for kind in COLLECTIVES)),
 }
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute")
+UPDATES, SLICES = ("dynamic-update-slice", "scatter"), ("dynamic-slice", "slice", "gather")
+CALLS_THE_HOST = re.compile(r'custom_call_target="[^"]*callback')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,11 @@ class Instruction:
     def nbytes(self) -> int:
         """Of the largest array it yields."""
         return max(map(_nbytes, ARRAY.findall(self.shape)), default=0)
+
+    @property
+    def elements(self) -> int:
+        """Of the largest array it yields, a tuple's too."""
+        return max((_elements(sizes) for _, sizes in ARRAY.findall(self.shape)), default=0)
 
     @property
     def fused(self) -> str | None:
@@ -79,6 +86,27 @@ class Program:
     def kernels(self) -> list[Instruction]:
         return [i for part in self.executed.values() for i in part if i.op not in FREE]
 
+    @functools.cached_property
+    def turns(self) -> dict[str, int]:
+        """How often each computation runs; a loop of unknown length counts as one turn."""
+        found = dict.fromkeys(self.executed, 0)
+
+        def count(name: str, times: int) -> None:
+            found[name] += times
+            for instruction in self.computations[name]:
+                if instruction.op in ("while", "conditional", "call"):
+                    for inner in _run_by(instruction):
+                        count(inner, times * (instruction.trips or 1))
+
+        count(self.entry, 1)
+        return found
+
+    @property
+    def launches(self) -> int:
+        """How many kernels run: those of a loop at every turn."""
+        parts = self.executed.items()
+        return sum(self.turns[name] * sum(i.op not in FREE for i in part) for name, part in parts)
+
     def inside(self, computation: str) -> Program:
         return Program(self.computations, computation)
 
@@ -89,11 +117,10 @@ class Program:
 
     def updates_in_place(self, kernel: Instruction) -> bool:
         """Whether it changes a part of an operand and gives back that operand."""
-        updates = ("dynamic-update-slice", "scatter")
         if kernel.fused is None:
-            return kernel.op in updates
+            return kernel.op in UPDATES
         inside = self.computations[kernel.fused]
-        return any(i.op in updates and i.nbytes == kernel.nbytes for i in inside)
+        return any(i.op in UPDATES and i.nbytes == kernel.nbytes for i in inside)
 
     def readers(self, limit: int) -> dict[str, list[Instruction]]:
         """For each array of `limit` bytes or more that comes from outside, its kernels."""
@@ -105,13 +132,52 @@ class Program:
                     found[source.name] = _readers(part, source.name)
         return found
 
+    def readers_of(self, source: str) -> list[Instruction]:
+        """The kernels that take an array."""
+        return _readers(self._part_of(source), source)
+
+    def nbytes(self, source: str) -> int:
+        """Of an array."""
+        return next(i.nbytes for i in self._part_of(source) if i.name == source)
+
+    def _part_of(self, source: str) -> tuple[Instruction, ...]:
+        """The computation that makes an array."""
+        return next(p for p in self.executed.values() if any(i.name == source for i in p))
+
+    def bytes_read(self, kernel: Instruction, source: str) -> int:
+        """Of an array, by one of its readers: less than all where it takes or writes a part."""
+        names, users = _names(self._part_of(source), source), (kernel,)
+        whole = self.nbytes(source)
+        if kernel.fused is not None:
+            users = self.computations[kernel.fused]
+            places = {str(i) for i, name in enumerate(kernel.operands) if name in names}
+            parameters = [i for i in users if i.op == "parameter"]
+            taken = [i.name for i in parameters if i.rest.split(")")[0] in places]
+            names = set().union(*(_names(users, name) for name in taken))
+        users = [i for i in users if i.op != "bitcast" and names & set(i.operands)]
+        return min(whole, sum(_share(user, names, whole) for user in users))
+
+    def times_read(self, shape: str) -> float:
+        """How often an array of such a shape that comes from outside is read, on the average."""
+        outside = [i for i in self.computations[self.entry] if i.op == "parameter"]
+        whole = sum(i.nbytes for i in outside if i.shape.startswith(shape))
+        read = 0
+        for name, part in self.executed.items():
+            for i in part:
+                if i.op in ("parameter", "get-tuple-element") and i.shape.startswith(shape):
+                    by = _readers(part, i.name)
+                    read += self.turns[name] * sum(self.bytes_read(k, i.name) for k in by)
+        return read / whole
+
     def host_waits(self) -> list[str]:
-        """Where the host waits for a device's answer: branches, and loops of unknown length."""
+        """Where host and device wait for each other: branches, loops of unknown length, Python."""
         return [
             i.name
             for part in self.executed.values()
             for i in part
-            if i.op == "conditional" or (i.op == "while" and i.trips is None)
+            if i.op in ("conditional", "infeed", "outfeed", "send", "recv")
+            or (i.op == "while" and i.trips is None)
+            or (i.op == "custom-call" and CALLS_THE_HOST.search(i.rest))
         ]
 
     def collectives(self) -> list[str]:
@@ -143,13 +209,30 @@ def _run_by(instruction: Instruction) -> list[str]:
 
 def _readers(part: tuple[Instruction, ...], source: str) -> list[Instruction]:
     """The kernels that take an array, as it is or as another shape of the same bytes."""
+    names = _names(part, source)
+    return [i for i in part if i.op not in FREE and names & set(i.operands)]
+
+
+def _names(part: tuple[Instruction, ...], source: str) -> set[str]:
+    """An array's name, and those of the same bytes in another shape."""
     names = {source}
     for instruction in part:
         if instruction.op == "bitcast" and names & set(instruction.operands):
             names.add(instruction.name)
-    return [i for i in part if i.op not in FREE and names & set(i.operands)]
+    return names
+
+
+def _share(user: Instruction, names: set[str], whole: int) -> int:
+    """The bytes that an instruction reads of an array: of its first operand, a part may do."""
+    if user.op in (*UPDATES, *SLICES) and not names & set(user.operands[1:]):
+        return user.nbytes if user.op in SLICES else 0
+    return whole
 
 
 def _nbytes(array: tuple[str, str]) -> int:
     bits, sizes = array
-    return math.prod(int(n) for n in sizes.split(",") if n) * max(1, int(bits or 8) // 8)
+    return _elements(sizes) * max(1, int(bits or 8) // 8)
+
+
+def _elements(sizes: str) -> int:
+    return math.prod(int(n) for n in sizes.split(",") if n)

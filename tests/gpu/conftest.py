@@ -64,6 +64,19 @@ def cudnn(h100s):
         pytest.skip("nvidia-cudnn-cu12 is not installed: see docs/performance.md")
 
 
+@pytest.fixture
+def replace(monkeypatch):
+    """Replaces a part of the program by its name; what was traced with it no other test sees."""
+
+    def replace(name, value):
+        monkeypatch.setattr(name, value)
+        jax.clear_caches()
+
+    yield replace
+    monkeypatch.undo()
+    jax.clear_caches()
+
+
 def _has_cudnn() -> bool:
     try:
         return importlib.util.find_spec("nvidia.cudnn") is not None

@@ -5,18 +5,36 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from compiled_text import program
+from contracts import (
+    KERNELS_A_LAYER,
+    caches_misused,
+    collectives_beyond,
+    kernels_beyond,
+    weights_not_read_once,
+)
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
 
-from llama_jax.cache import KVCache, Slots
+from llama_jax import model
+from llama_jax.cache import KVCache, KVLayer
 from llama_jax.ops.attention import Span, attention
 from llama_jax.ops.linear import linear
 from llama_jax.ops.swiglu import swiglu
+from llama_jax.sharding import constrain
 
 CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+
+
+def planted_step(devices, run=model.forward, batch=8, config=CONFIG, **sizes):
+    """A step that runs something else than the model's own, or a part that was replaced."""
+    mesh = mesh_of(devices, **sizes)
+    cache = cache_of(config, mesh, batch=batch, slots=SLOTS)
+    return program(compiled_step(params_of(config, mesh), cache, mesh, time=1, run=run).as_text())
 
 
 def test_a_missing_donation_is_caught(h100s):
@@ -48,7 +66,7 @@ def test_a_scan_over_stacked_weights_is_caught(h100s):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TurnedSlots(Slots):
+class TurnedSlots(KVLayer):
     """Of [batch, slots, kv_heads, head_dim], which attention must turn around."""
 
     def attend(self, q: Any, k: Any, v: Any, positions: Any):
@@ -82,6 +100,65 @@ def test_a_cache_that_attention_turns_around_is_caught(h100s):
     slots_first = SlotsFirst(tuple(map(turn, cache.k)), tuple(map(turn, cache.v)))
     compiled = compiled_step(params_of(CONFIG, mesh), slots_first, mesh, time=1)
     assert program(compiled.as_text()).large_outputs(SMALLEST) != []
+
+
+def looks_at_a_weight_again(params, tokens, positions, cache, at):
+    logits, cache = model.forward(params, tokens, positions, cache, at=at)
+    return logits + jnp.max(params.weights["layers_0"]["feed_forward"]["w1"]), cache
+
+
+def test_a_weight_that_is_read_twice_is_caught(h100s):
+    text = planted_step(h100s, looks_at_a_weight_again)
+    (found,) = weights_not_read_once(text, 7 * CONFIG.n_layers + 2, SMALLEST)
+    assert "w1" in found
+
+
+def looks_at_the_past(params, tokens, positions, cache, at):
+    logits, after = model.forward(params, tokens, positions, cache, at=at)
+    return logits + jnp.max(cache.k[0]), after
+
+
+def looks_at_what_it_wrote(params, tokens, positions, cache, at):
+    logits, after = model.forward(params, tokens, positions, cache, at=at)
+    return logits + jnp.max(after.k[0]), after
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("run", [looks_at_the_past, looks_at_what_it_wrote])
+def test_a_second_reader_of_a_cache_is_caught(h100s, run, batch):
+    text = planted_step(h100s, run, batch)
+    assert text.large_outputs(SMALLEST) == []
+    (found,) = caches_misused(text, 2 * CONFIG.n_layers, SMALLEST)
+    assert found.startswith("cache_k_0_")
+
+
+def test_more_kernels_a_layer_are_caught(h100s, replace):
+    """Where each product scales its input by itself, no two are one."""
+    deep, allowed = shallow(LLAMA_8B, CONFIG.n_layers + 1), KERNELS_A_LAYER[8]
+    both = lambda: (planted_step(h100s, config=deep), planted_step(h100s))  # noqa: E731
+    assert kernels_beyond(*both(), 1, allowed) == []
+    replace("llama_jax.model.linear", lambda x, w: linear(x * w[0, 0], w))
+    assert kernels_beyond(*both(), 1, allowed) != []
+
+
+def test_a_weight_that_is_gathered_is_caught(h100s, replace):
+    """Under `tensor` a product needs its own part alone."""
+    allowed = ["all-reduce"] * (2 * CONFIG.n_layers + 1)
+    replace("llama_jax.model.linear", lambda x, w: linear(x, constrain(w, P())))
+    assert "all-gather" in collectives_beyond(planted_step(h100s, tensor=8), allowed)
+
+
+def test_a_call_of_python_inside_a_loop_is_caught(h100s):
+    """What `jax.debug.print` or `jax.pure_callback` compile to for a GPU."""
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    python = jax.ffi.ffi_call("xla_ffi_python_gpu_callback", number, has_side_effect=True)
+
+    def turn(x, _):
+        return x + python(x[0], index=np.uint64(0)), None
+
+    x = jax.ShapeDtypeStruct((1024,), jnp.float32, sharding=NamedSharding(mesh_of(h100s), P()))
+    compiled = jax.jit(lambda x: jax.lax.scan(turn, x, length=8)[0]).lower(x).compile()
+    assert len(program(compiled.as_text()).host_waits()) == 1
 
 
 def test_a_branch_inside_a_loop_is_caught(h100s):

@@ -1,39 +1,92 @@
-"""What XLA makes of reading a prompt with cuDNN's attention, for an H100."""
-
-import re
+"""What XLA makes of reading a long prompt, for an H100: nothing of its length squared."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 from compiled_text import program
+from contracts import arrays_of, cudnn_calls
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, params_of, shallow
 
-LAYERS, TIME = 2, 2304  # a time that no weight has for an axis
+from llama_jax import kernels
+
+LAYERS, TIME = 2, 65_536
+A_HEAD = TIME * TIME
+"""The scores of one head: more numbers than any weight has, or any activation."""
 
 
-def prompt_step(devices, **sizes):
-    config, mesh = shallow(LLAMA_8B, LAYERS), mesh_of(devices, **sizes)
+def prompt_step(devices, layers=LAYERS, **sizes):
+    config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices, **sizes)
     cache = cache_of(config, mesh, batch=1, slots=TIME, fresh=True)
     return compiled_step(params_of(config, mesh), cache, mesh, time=TIME)
 
 
-def squares(text: str) -> list[str]:
-    """Arrays with two axes of a prompt's length."""
-    shapes = re.findall(r"= \(?\w+\[([\d,]+)\]", text)
-    return [shape for shape in shapes if shape.split(",").count(str(TIME)) > 1]
+def test_a_heads_scores_are_larger_than_what_a_prompt_needs():
+    assert LLAMA_8B.vocab_size * LLAMA_8B.dim < A_HEAD
+    assert TIME * 2 * LLAMA_8B.hidden_dim < A_HEAD
 
 
 @pytest.mark.usefixtures("cudnn")
 @pytest.mark.parametrize("tensor", [1, 8])
-def test_a_fresh_prompt_has_no_array_of_time_by_time(h100s, tensor):
-    text = prompt_step(h100s, tensor=tensor).as_text()
-    kernels = program(text).kernels
-    assert sum("__cudnn$fmha" in i.rest for i in kernels) == LAYERS
-    assert squares(text) == []
+def test_with_cudnn_a_fresh_prompt_holds_no_heads_scores(h100s, tensor):
+    compiled = prompt_step(h100s, tensor=tensor)
+    text = program(compiled.as_text())
+    assert cudnn_calls(text) == LAYERS
+    assert arrays_of(text, A_HEAD) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * A_HEAD
 
 
-def test_without_cudnn_it_has_one(h100s, monkeypatch):
-    monkeypatch.setattr("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    for blocks in ("QUERIES", "KEYS", "OWN"):  # nor blocks of it
-        monkeypatch.setattr(f"llama_jax.ops.attention.{blocks}", 1 << 20)
-    jax.clear_caches()
-    assert squares(prompt_step(h100s).as_text()) != []
+def test_nor_does_xlas_own_attention(h100s, replace):
+    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
+    compiled = prompt_step(h100s)
+    text = program(compiled.as_text())
+    assert cudnn_calls(text) == 0
+    assert arrays_of(text, A_HEAD) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * A_HEAD
+
+
+def in_one_block(q, spans):
+    """Plain attention with the queries of a group as rows: [kv_heads, group * time, time]."""
+    batch, time, _, head_dim = q.shape
+    k, v = spans[0].k, spans[0].v
+    rows = q.reshape(batch, time, k.shape[1], -1, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = rows.reshape(batch, k.shape[1], -1, head_dim)
+    scores = jnp.einsum("bkrd,bksd->bkrs", rows, k, preferred_element_type=jnp.float32)
+    later = jnp.arange(time) > jnp.arange(rows.shape[2])[:, None] % time
+    weights = jax.nn.softmax(jnp.where(later, -jnp.inf, scores), axis=-1).astype(v.dtype)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, v).reshape(batch, k.shape[1], -1, time, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def a_head_at_a_time(q, spans):
+    """Plain attention over each head in turn, whose scores one loop holds."""
+    group = q.shape[2] // spans[0].k.shape[1]
+    heads = (q[0].swapaxes(0, 1), *(jnp.repeat(x[0], group, axis=0) for x in spans[0][:2]))
+
+    def of_head(head):
+        q, k, v = (x[None, :, None] for x in head)
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True)[0, :, 0]
+
+    return jax.lax.map(of_head, heads).swapaxes(0, 1)[None]
+
+
+@pytest.mark.parametrize("attention", [in_one_block, a_head_at_a_time])
+def test_attention_that_holds_scores_is_caught(h100s, replace, attention):
+    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
+    replace("llama_jax.cache.attention", attention)
+    compiled = prompt_step(h100s, layers=1)
+    assert arrays_of(program(compiled.as_text()), A_HEAD) != []
+    assert compiled.memory_analysis().temp_size_in_bytes > 2 * A_HEAD
+
+
+def test_our_own_attention_in_one_block_is_caught(h100s, replace):
+    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
+    for block in ("QUERIES", "KEYS", "OWN"):
+        replace(f"llama_jax.ops.attention.{block}", 1 << 20)
+    assert arrays_of(program(prompt_step(h100s, layers=1).as_text()), A_HEAD) != []
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_a_second_call_of_cudnn_is_caught(h100s, replace):
+    once = kernels._prompt
+    replace("llama_jax.kernels._prompt", lambda q, k, v: once(once(q, k, v), k, v))
+    assert cudnn_calls(program(prompt_step(h100s).as_text())) == 2 * LAYERS
