@@ -58,11 +58,13 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_runs(tmp_path, mon
 
 
 def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "Traceback\n  many lines\nno cuda\n")
+    failed = subprocess.CompletedProcess(
+        [], 1, "", "Traceback\n  many lines\nRuntimeError: no cuda\n"
+    )
     monkeypatch.setattr(options.subprocess, "run", lambda *given, **others: failed)
     with pytest.raises(SystemExit) as refused:
         command.main(["--device", "gpu"])
-    assert "no GPU here (no cuda)" in refused.value.code
+    assert "no GPU here (RuntimeError: no cuda)" in refused.value.code
     assert "\n" not in refused.value.code
 
 
@@ -115,7 +117,7 @@ class Standing:
         return {"tokens": tokens, "rate": 2.0, "bytes": 9, "logits": [0.0, 1.0]}
 
 
-def ended(tmp_path, monkeypatch, ends, shapes="tiny"):
+def ended(tmp_path, monkeypatch, ends, shapes="tiny", more=""):
     """What a run of nine rounds exits with, and its file, if `ends` comes at the last shape."""
     prepared = []
 
@@ -132,10 +134,13 @@ def ended(tmp_path, monkeypatch, ends, shapes="tiny"):
     monkeypatch.setattr(command, "prepared", prepare)
     monkeypatch.setattr(command, "first_tokens", lambda given, prompt, count: {})
     output = tmp_path / "result.json"
-    given = f"--shapes {shapes} --contestants llama_jax --rounds 9 --work {tmp_path}"
-    with pytest.raises(SystemExit) as exit:
+    given = f"--shapes {shapes} --contestants llama_jax --rounds 9 --work {tmp_path} {more}"
+    code = 0
+    try:
         command.main([*given.split(), "--output", str(output)])
-    return exit.value.code, json.loads(output.read_text())
+    except SystemExit as error:
+        code = error.code
+    return code, json.loads(output.read_text())
 
 
 def test_an_interrupted_run_shows_the_rounds_that_are_whole(tmp_path, monkeypatch, capsys):
@@ -193,17 +198,26 @@ def test_a_repeat_is_judged_by_its_ratios(tmp_path, capsys):
     assert "the largest difference is 10.0 % (tiny: llama_jax / transformers, prefill 64)" in shown
 
 
+def test_a_run_shows_how_well_it_repeats_beside_its_table(tmp_path, monkeypatch, capsys):
+    (tmp_path / "old.json").write_text(json.dumps(contest(llama_jax=3, transformers=1)))
+    monkeypatch.setattr(against, "comparison", lambda now, before: f"{len(now)} {before['date']}")
+    more = f"--against {tmp_path / 'old.json'}"
+    code, result = ended(tmp_path, monkeypatch, None, more=more)
+    assert code == 0
+    assert "| llama_jax | 2.00" in (shown := capsys.readouterr().out)
+    assert shown.endswith(f"{len(result)} today\n")
+
+
 def test_runs_that_are_no_repeat_of_one_another_are_not_compared(tmp_path):
     earlier = contest(llama_jax=3, transformers=1)
     with pytest.raises(ValueError, match="gpu in bfloat16"):
         against.check_alike(earlier, "gpu", "bfloat16", ["tiny"])
     with pytest.raises(ValueError, match="no model in common"):
         against.check_alike(earlier, "cpu", "float32", ["S"])
-    with pytest.raises(ValueError, match="no ratio in common"):
-        against.comparison(earlier, {**earlier, "models": {}})
-    for text, error in (("{", "is no JSON"), ('{"milliseconds": {}}', "holds no contest")):
+    assert "no ratio in common" in against.comparison(earlier, {**earlier, "models": {}})
+    for text in ("{", "[]", '{"milliseconds": {}}', json.dumps({**earlier, "models": {"S": {}}})):
         (tmp_path / "x.json").write_text(text)
-        with pytest.raises(ValueError, match=error):
+        with pytest.raises(ValueError, match="holds no contest"):
             against.read(tmp_path / "x.json")
 
 
@@ -212,6 +226,8 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
         mine = rf"process {os.getpid()} \(python tools/bench.py --quick, since \d\d:\d\d\)"
         with pytest.raises(RuntimeError, match=mine), lock.held(tmp_path / "work", "another"):
             pass
+        with pytest.raises(SystemExit, match=mine):
+            command.main(["--work", str(tmp_path / "work")])
     with lock.held(tmp_path / "work", "another"):
         pass
 

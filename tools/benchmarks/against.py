@@ -18,10 +18,11 @@ def read(path: Path) -> dict[str, Any]:
     """The numbers that a run wrote; ValueError if the file is none of a contest's."""
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); pass what a run of this wrote") from None
-    if not isinstance(found, dict) or not {"models", "dtype", "machine"} <= found.keys():
-        raise ValueError(f"{path} holds no contest; pass what a run without --slots wrote")
+        ratios(found), found["date"], found["machine"]["device"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} holds no contest; pass what a run without --slots wrote"
+        ) from None
     return found
 
 
@@ -54,15 +55,15 @@ def comparison(result: dict[str, Any], earlier: dict[str, Any]) -> str:
     now, before = ratios(result), ratios(earlier)
     common = {key: now[key] / before[key] for key in now if key in before}
     if not common:
-        raise ValueError("the two runs have no ratio in common; measure a peer that both have")
+        return f"This run and that of {earlier['date']} have no ratio in common."
     lines = ["| ratio | earlier | this run | this run / earlier |", "|---|---|---|---|"]
     for key, over in common.items():
         cells = [_named(key), *(significant(value) for value in (before[key], now[key], over))]
         lines.append(f"| {' | '.join(cells)} |")
-    worst = max(common, key=lambda key: abs(common[key] - 1))
-    most = f"{100 * abs(common[worst] - 1):.1f} %"
-    date = earlier.get("date", "unknown date")
-    lines += ["", f"Against the run of {date} the largest difference is {most} ({_named(worst)})."]
+    apart = {key: max(over, 1 / over) - 1 for key, over in common.items()}
+    worst = max(apart, key=lambda key: apart[key])
+    most = f"{100 * apart[worst]:.1f} % ({_named(worst)})"
+    lines += ["", f"Against the run of {earlier['date']} the largest difference is {most}."]
     return "\n".join(lines)
 
 

@@ -34,7 +34,8 @@ APART = [
 
 def parser() -> argparse.ArgumentParser:
     """Every option; one that is left out is None or False until `settle`."""
-    found = argparse.ArgumentParser(prog="tools/bench.py", description=__doc__)
+    about = "Measures this project and its peers in alternation, and prints a table."
+    found = argparse.ArgumentParser(prog="tools/bench.py", description=about)
     add = found.add_argument
     add("--quick", action="store_true", help="fewer rounds: under ten minutes on two cores")
     add("--shapes", help="random weights of these shapes: tiny, S, M (S,M)")
@@ -152,5 +153,6 @@ def _check_gpu(threads: int) -> None:
     env = environment(MACHINE, "gpu", threads)
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ValueError(f"JAX finds no GPU here ({last}); install jax[cuda13], or use the CPU")
+        last = done.stderr.strip().splitlines()[-1:]
+        reason = f" ({last[0]})" if last and ": " in last[0] else ""
+        raise ValueError(f"JAX finds no GPU here{reason}; install jax[cuda13], or use the CPU")
