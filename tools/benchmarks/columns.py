@@ -36,9 +36,9 @@ def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
         title = f"decode, batch {batch} (tokens/s; of the bandwidth limit)"
         found.append(_rates(title, _measured(one, f"decode {batch}"), limit))
     time = one["prefill"]
-    limit = [rate * time / prefill_flops(config, time) for rate in machine[f"matrix {dtype}"]]
-    title = f"prefill {time} (tokens/s; of the matrix limit)"
-    found.append(_rates(title, _measured(one, "prefill"), limit))
+    yardstick = [rate * time / prefill_flops(config, time) for rate in machine[f"matrix {dtype}"]]
+    title = f"prefill {time} (tokens/s; of XLA's matrix rate)"
+    found.append(_rates(title, _measured(one, "prefill"), yardstick))
     if one["first_tokens"]:
         found += [_first_tokens(one["first_tokens"], kind) for kind in ("cold", "cached")]
     nbytes = parameters(config) * ITEMSIZE[dtype]
@@ -51,9 +51,9 @@ def _measured(one: dict[str, Any], measure: str) -> Values:
     return {name: rates.get(measure, []) for name, rates in one["rates"].items() if name != MACHINE}
 
 
-def _rates(title: str, values: Values, limit: list[float]) -> Column:
+def _rates(title: str, values: Values, machine: list[float]) -> Column:
     cells = {
-        name: f"{spread_of(rates).text()}; {paired(rates, limit).median:.2f}"
+        name: f"{spread_of(rates).text()}; {paired(rates, machine).median:.2f}"
         for name, rates in values.items()
         if rates
     }

@@ -1,31 +1,30 @@
-"""`python tools/bench.py`: its options, and what it does with them."""
+"""`python tools/bench.py`: what it does with its options."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import slots, table
-from benchmarks.columns import ITEMSIZE
+from benchmarks import against, lock, slots, table
 from benchmarks.contest import PROMPT, Effort, contest, prompts
 from benchmarks.entrants import BATCHES, CONTESTANTS, OURS, absent, versions
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import described
 from benchmarks.models import Model, prepared
+from benchmarks.options import DOCUMENT, PLOT, parser, settle
+from benchmarks.record import source
 from benchmarks.worker import MACHINE
 from benchmarks.workers import running
 
-ROOT = Path(__file__).resolve().parents[2]
-DOCUMENT, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "decode_cost.svg"
 QUICK = {
     "tiny": Effort(rounds=2, new=8, prefill=64, first_tokens=1),
     "M": Effort(rounds=3, new=12, prefill=512, first_tokens=0),
@@ -33,127 +32,137 @@ QUICK = {
 FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=3)}
 OTHERS = {True: Effort(5, 48, 512, 2), False: Effort(25, 96, 512, 9)}
 """Of any shape or checkpoint that the two tables leave out, by whether the run is quick."""
+ERRORS = ValueError, RuntimeError, OSError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures as the options say, prints a table, writes JSON, and the document if asked."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
-        _check(options)
-        _run(options)
-    except (ValueError, RuntimeError, OSError) as error:
+        settle(options)
+        if options.compare:
+            print(against.comparison(*map(against.read, (options.compare, options.against))))
+            return
+        with lock.held(options.work, _command()):
+            _run(options)
+    except ERRORS as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/bench.py", description=__doc__)
-    add = parser.add_argument
-    add("--quick", action="store_true", help="fewer rounds: under ten minutes on two cores")
-    add("--shapes", default="S,M", help="random weights of these shapes: tiny, S, M (S,M)")
-    add("--checkpoint", type=Path, help="measure this checkpoint, of any format, and no shape")
-    add("--slots", action="store_true", help="decode's cost at 256 to 16,384 slots, ours alone")
-    add("--device", choices=("cpu", "gpu"), default="cpu")
-    add("--dtype", choices=tuple(ITEMSIZE), help="float32 on CPU, bfloat16 on a GPU")
-    add("--contestants", default=",".join(CONTESTANTS), help="whom to measure (all there are)")
-    add("--llama2c", metavar="PATH", help="llama2.c's compiled `run`")
-    add("--threads", type=int, help="cores that each contestant gets (all)")
-    add("--rounds", type=int, help="rounds of every model, in place of the usual number")
-    work = Path(tempfile.gettempdir()) / "llama_jax_bench"
-    add("--work", type=Path, default=work, help=f"where models and logs are kept ({work})")
-    add("--output", type=Path, help="the JSON file (in --work, named for device and dtype)")
-    add("--docs", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
-    return parser
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Refuses what cannot be done before anything is written or loaded; settles what is open."""
-    options.dtype = options.dtype or ("float32" if options.device == "cpu" else "bfloat16")
-    options.contestants = options.contestants.split(",")
-    if unknown := sorted(set(options.contestants) - set(CONTESTANTS)):
-        raise ValueError(f"contestant {unknown[0]!r} is unknown; use {', '.join(CONTESTANTS)}")
-    if OURS not in options.contestants:
-        raise ValueError(f"every ratio is to {OURS}; add it to --contestants")
-    if options.rounds is not None and options.rounds < 1:
-        raise ValueError(f"rounds={options.rounds} must be at least 1")
-    cores = sorted(os.sched_getaffinity(0))
-    options.threads = len(cores) if options.threads is None else options.threads
-    if not 1 <= options.threads <= len(cores):
-        raise ValueError(f"threads={options.threads} must be from 1 to {len(cores)}, the cores")
-    if options.llama2c and not os.access(options.llama2c, os.X_OK):
-        raise ValueError(f"--llama2c {options.llama2c} is no program; pass the compiled `run`")
-    os.sched_setaffinity(0, cores[: options.threads])  # and so of every process started from here
+def _command() -> str:
+    return " ".join(["python tools/bench.py", *sys.argv[1:]])
 
 
 def _run(options: argparse.Namespace) -> None:
-    start = time.monotonic()
-    result: dict[str, Any] = {
-        "command": "python tools/bench.py " + " ".join(sys.argv[1:]),
-        "date": datetime.date.today().isoformat(),
-        "machine": described(options.device),
-        "dtype": options.dtype,
-    }
-    result |= _slots(options) if options.slots else _contests(options)
-    result["seconds"] = time.monotonic() - start
-    name = f"{'slots-' if options.slots else ''}{options.device}-{options.dtype}"
-    output = options.output or options.work / f"{name}.json"
-    output.write_text(json.dumps(result, indent=1))
-    text = table.slots_table(result) if options.slots else table.markdown(result)
-    print(text)
-    _tell(f"the numbers are in {output}")
+    """Whatever ends a run, what was measured until then is shown and kept."""
+    earlier = against.read(options.against) if options.against else None
+    result: dict[str, Any] = {}
+    try:
+        with contextlib.closing(_results(options)) as results:
+            for result in results:
+                _keep(options, result)
+    except (*ERRORS, KeyboardInterrupt) as error:
+        if result:
+            result = {**result, "unfinished": (str(error) or "interrupted").splitlines()[0]}
+            print(_table(options, result), flush=True)
+            _keep(options, result)
+            _tell(f"what was measured is in {options.output}")
+        raise
+    text = _table(options, result)
+    if earlier:
+        text += f"\n\n{against.comparison(result, earlier)}"
+    print(text, flush=True)
+    _tell(f"the numbers are in {options.output}")
     if options.slots:
         slots.plot(result, PLOT if options.docs else options.work / PLOT.name)
         text += f"\n\n![Decode's cost against the slots in use]({PLOT.name})"
     if options.docs:
-        table.write_docs(DOCUMENT, name, text)
+        table.write_docs(DOCUMENT, options.name, text)
 
 
-def _slots(options: argparse.Namespace) -> dict[str, Any]:
+def _table(options: argparse.Namespace, result: dict[str, Any]) -> str:
+    return table.slots_table(result) if options.slots else table.markdown(result)
+
+
+def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    options.output.write_text(json.dumps(result, indent=1))
+
+
+def _results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All that is measured so far, after every round."""
+    start = time.monotonic()
+    about = {
+        "command": _command(),
+        "date": datetime.date.today().isoformat(),
+        "source": source(),
+        "machine": described(options.device),
+        "dtype": options.dtype,
+        "load": os.getloadavg(),
+    }
+    for found in _slots(options) if options.slots else _contests(options):
+        spent = {"load_at_end": os.getloadavg(), "seconds": time.monotonic() - start}
+        yield {**about, **found, **spent}
+
+
+def _slots(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     model = prepared("S-long", None, options.dtype, {"native"}, options.work)
     given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
     with running(given, options.work / "logs") as workers:
         found = slots.costs(workers[OURS], model, rounds, _tell)
-    return {**found, "versions": versions([OURS])}
+    yield {**found, "versions": versions([OURS])}
 
 
-def _contests(options: argparse.Namespace) -> dict[str, Any]:
-    checkpoint = options.checkpoint
-    names = [checkpoint.resolve().name] if checkpoint else options.shapes.split(",")
+def _contests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     models: dict[str, Any] = {}
     missing: list[str] = []
     taken: set[str] = set()
-    for name in names:
-        model = prepared(name, checkpoint, options.dtype, {"native"}, options.work)
+    for name in options.names:
+        model = prepared(name, options.checkpoint, options.dtype, {"native"}, options.work)
         effort = _effort(options, name).within(model)
-        given = {MACHINE: _common(options)}
-        for contestant in options.contestants:
-            terms = model.config, options.dtype, options.device, options.llama2c
-            if reason := absent(contestant, *terms):
-                missing.append(f"{contestant} ({name}): {reason}")
-                continue
-            contexts = dict.fromkeys(BATCHES, PROMPT + effort.new)
-            contexts[1] = max(contexts[1], effort.prefill + 1)
-            given[contestant] = _given(options, contestant, model, contexts)
-        formats = {CONTESTANTS[contestant].format for contestant in given if contestant != MACHINE}
-        prepared(name, checkpoint, options.dtype, formats, options.work)
-        models[name] = _measured(given, model, effort, options.work / "logs")
+        given, reasons = _entrants(options, model, effort)
+        missing += [f"{contestant} ({name}): {reason}" for contestant, reason in reasons.items()]
         taken |= given.keys() - {MACHINE}
-    return {"models": models, "absent": missing, "versions": versions(sorted(taken))}
+        about = {"absent": missing, "versions": versions(sorted(taken))}
+        formats = {CONTESTANTS[contestant].format for contestant in given if contestant != MACHINE}
+        prepared(name, options.checkpoint, options.dtype, formats, options.work)
+        for found in _measured(given, model, effort, options.work / "logs"):
+            models = {**models, name: found}
+            yield {"models": models, **about}
+
+
+def _entrants(
+    options: argparse.Namespace, model: Model, effort: Effort
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What each process is told that takes part, and why the others do not."""
+    given, reasons = {MACHINE: _common(options)}, {}
+    contexts = dict.fromkeys(BATCHES, PROMPT + effort.new)
+    contexts[1] = max(contexts[1], effort.prefill + 1)
+    for name in options.contestants:
+        if reason := absent(name, model.config, options.dtype, options.device, options.llama2c):
+            reasons[name] = reason
+        else:
+            given[name] = _given(options, name, model, contexts)
+    return given, reasons
 
 
 def _measured(
     given: dict[str, dict[str, Any]], model: Model, effort: Effort, logs: Path
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """One model's numbers after every round, and once more with the first tokens."""
+    sizes = {"config": model.config.to_json(), "prefill": effort.prefill, "new": effort.new}
     with running(given, logs) as workers:
         _tell(f"{model.name}: {', '.join(workers)} are loaded")
-        found = contest(workers, model, effort, _tell)
-    processes = {name: fields for name, fields in given.items() if name != MACHINE}
-    times = {}
+        for count, rounds in enumerate(contest(workers, model, effort)):
+            found = {**sizes, **rounds, "first_tokens": {}}
+            _tell(f"{model.name}: round {count + 1} of {effort.rounds}")
+            yield found
     if effort.first_tokens:
+        processes = {name: fields for name, fields in given.items() if name != MACHINE}
         prompt = prompts(model, PROMPT, 1)[0]
-        times = first_tokens(processes, prompt, effort.first_tokens)
-    sizes = {"config": model.config.to_json(), "prefill": effort.prefill, "new": effort.new}
-    return {**sizes, **found, "first_tokens": times}
+        yield {**found, "first_tokens": first_tokens(processes, prompt, effort.first_tokens)}
 
 
 def _effort(options: argparse.Namespace, name: str) -> Effort:

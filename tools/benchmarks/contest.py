@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -50,10 +50,8 @@ def prompts(model: Model, length: int, count: int) -> list[list[int]]:
     return drawn.tolist()
 
 
-def contest(
-    loaded: dict[str, Worker], model: Model, effort: Effort, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Holds each contestant to our outputs, and measures them in alternation."""
+def contest(loaded: dict[str, Worker], model: Model, effort: Effort) -> Iterator[dict[str, Any]]:
+    """Holds each contestant to our outputs, measures them in alternation; all, after each round."""
     machine, workers = loaded[MACHINE], {k: v for k, v in loaded.items() if k != MACHINE}
     decoded = {name: _decoded(workers, name, model, effort) for name in workers}
     memory = {name: _memory(worker, name, model, effort) for name, worker in workers.items()}
@@ -61,9 +59,14 @@ def contest(
     agreement = checked(workers, decoded, model, effort)
     rates: Rates = {name: {} for name in [*workers, MACHINE]}
     for count in range(effort.rounds):
-        _round(_turned(workers, count), machine, model, effort, rates)
-        tell(f"{model.name}: round {count + 1} of {effort.rounds}")
-    return {"agreement": agreement, "memory": memory, "rates": rates}
+        one: Rates = {name: {} for name in rates}
+        _round(_turned(workers, count), machine, model, effort, one)
+        rates = {name: _joined(rates[name], one[name]) for name in rates}
+        yield {"agreement": agreement, "memory": memory, "rates": rates}
+
+
+def _joined(before: dict[str, list[float]], one: dict[str, list[float]]) -> dict[str, list[float]]:
+    return {measure: [*before.get(measure, []), *found] for measure, found in one.items()}
 
 
 def _decoded(

@@ -30,7 +30,7 @@ class Entry:
 
 
 CONTESTANTS = {
-    "llama_jax": Entry("ours", "native", {"jax": "jax", "jaxlib": "jaxlib", "flax": "flax"}),
+    "llama_jax": Entry("ours", "native", {m: m for m in ("jax", "jaxlib", "flax", "numpy")}),
     "llama.cpp": Entry(
         "llama_cpp_peer",
         "gguf",
@@ -51,7 +51,8 @@ def absent(name: str, config: Config, dtype: str, device: str, binary: str | Non
     if device not in entry.devices:
         return f"it is measured on {' and '.join(entry.devices)} alone"
     if missing := [d for m, d in entry.requires.items() if importlib.util.find_spec(m) is None]:
-        return f"{' and '.join(missing)} is not installed (pip install -e '.[bench]')"
+        verb = "is" if len(missing) == 1 else "are"
+        return f"{' and '.join(missing)} {verb} not installed (pip install -e '.[bench]')"
     if name == "llama2.c":
         return not_in_llama2c(config, dtype) if binary else "no --llama2c PATH was given"
     if name == "transformers" and device == "gpu":

@@ -51,19 +51,25 @@ def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
     ):
         env.pop(elsewhere, None)
     start = time.perf_counter()
-    with subprocess.Popen(
-        _command(name, given, list(prompt)),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=env,
-    ) as process:
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            _command(name, given, list(prompt)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=env,
+        ) as process,
+    ):
         written = os.read(process.stdout.fileno(), 1 << 16)
         seconds = time.perf_counter() - start
         with contextlib.suppress(OSError):
             process.communicate()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").splitlines()[-15:]
     if process.returncode or not written.strip():
-        raise RuntimeError(f"{name} gave no first token; its command: {process.args!r}")
+        reason = "\n".join([f"{process.args!r} ended with {process.returncode}", *said])
+        raise RuntimeError(f"{name} gave no first token: {reason}")
     return seconds
 
 

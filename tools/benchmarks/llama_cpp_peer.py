@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import time
 from typing import Any
 
@@ -24,11 +26,25 @@ def load(loading: Loading) -> LlamaCpp:
     return LlamaCpp(loading)
 
 
+def _build() -> str:
+    """Which ggml it is, where that tells, and what it was compiled for."""
+    parts = []
+    for name in ("ggml_version", "ggml_commit"):
+        with contextlib.suppress(AttributeError):  # of older versions
+            function = getattr(llama_cpp.llama_cpp._lib, name)
+            function.restype = ctypes.c_char_p
+            parts.append(function().decode())
+    return " ".join(["ggml", *parts, llama_cpp.llama_print_system_info().decode().strip()])
+
+
 class LlamaCpp:
     """One `llama_decode` a step for all rows; a context for each batch size.
 
-    The cache has the weights' dtype, as everybody else's; flash attention is left to its choice.
+    The cache has the weights' dtype, as transformers' (ours is float32 on a CPU); flash attention
+    is left to its choice.
     """
+
+    build = _build()
 
     def __init__(self, loading: Loading) -> None:
         llama_cpp.llama_log_set(_silence, None)

@@ -50,8 +50,9 @@ def prepared(
         request = {"name": name, "dtype": dtype, "folder": str(folder), "formats": missing}
         request["checkpoint"] = None if checkpoint is None else str(checkpoint)
         command = [sys.executable, "-m", "benchmarks.models", json.dumps(request)]
-        threads = len(os.sched_getaffinity(0))
-        if subprocess.run(command, env=environment("models", "cpu", threads)).returncode:
+        env = environment("models", "cpu", len(os.sched_getaffinity(0)))
+        # In a session of its own, Ctrl-C ends it through us and without its traceback.
+        if subprocess.run(command, env=env, start_new_session=True).returncode:
             raise RuntimeError(f"{name} could not be written to {folder}: its errors stand above")
         mark.write_text(json.dumps(origin))
     return Model(name, folder, dtype, _config(folder))

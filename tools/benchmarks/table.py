@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.columns import ITEMSIZE, Column, columns_of
 from benchmarks.entrants import OURS
+from benchmarks.record import shown
 from benchmarks.shapes import parameters
 from benchmarks.spread import Spread, paired, significant, spread_of
 from benchmarks.worker import MACHINE
@@ -26,15 +27,18 @@ def _heading(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     memory = machine["memory_bytes"] / 2**30
-    return (
+    loads = " and ".join(f"{result[moment][0]:.1f}" for moment in ("load", "load_at_end"))
+    unfinished = f"**Unfinished:** {result['unfinished']}\n" if "unfinished" in result else ""
+    return unfinished + (
         f"{result['date']}, on {machine['processor']}, {machine['cores']} cores used, "
         f"{memory:.0f} GiB, {machine['device']}; Python {machine['python']}, {versions}.\n"
-        f"`{result['command'].strip()}`, {result['seconds'] / 60:.1f} minutes."
+        f"`{result['command'].strip()}`, {result['seconds'] / 60:.1f} minutes, "
+        f"llama_jax {shown(result['source'])}; load average {loads} at the start and the end."
     )
 
 
 def model_table(name: str, one: dict[str, Any], dtype: str) -> str:
-    """A row for each contestant, a row for each peer's ratio, and what the machine could do."""
+    """A row for each contestant, a row for each peer's ratio, and what the machine did."""
     count, columns = parameters(Config.from_json(one["config"])), columns_of(one, dtype)
     contestants = [contestant for contestant in one["rates"] if contestant != MACHINE]
     lines = [["", *(column.title for column in columns)]]
@@ -61,7 +65,8 @@ def _machine(rates: dict[str, list[float]]) -> str:
     parts = [f"reads {_giga(spread_of(read))} GB/s"]
     for name, some in rates.items():
         if name.startswith("matrix"):
-            parts.append(f"multiplies {name.split()[1]} at {_giga(spread_of(some))} GFLOP/s")
+            rate = f"{_giga(spread_of(some))} GFLOP/s"
+            parts.append(f"XLA multiplies square matrices of {name.split()[1]} on it at {rate}")
     return f"In the same rounds the machine {', '.join(parts)}."
 
 

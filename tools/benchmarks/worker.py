@@ -48,7 +48,8 @@ def _contestant(given: dict[str, Any]) -> tuple[Contestant, dict[str, Any]]:
     imported, start = peak_resident(), time.perf_counter()
     subject = module.load(loading_of(given))
     seconds, loaded = time.perf_counter() - start, subject.peak_memory()
-    return subject, {"seconds": seconds, "imported_bytes": imported, "loaded_bytes": loaded}
+    sizes = {"imported_bytes": imported, "loaded_bytes": loaded}
+    return subject, {"seconds": seconds, **sizes, "build": getattr(subject, "build", None)}
 
 
 def answered(subject: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""One run's ratios over the same ratios of an earlier run: how well a repeat repeats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.columns import columns_of
+from benchmarks.entrants import OURS
+from benchmarks.spread import paired, significant
+
+Key = tuple[str, str, str]
+"""A model, a peer, a measure."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The numbers that a run wrote; ValueError if the file is none of a contest's."""
+    try:
+        found = json.loads(path.read_text())
+        ratios(found), found["date"], found["machine"]["device"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} holds no contest; pass what a run without --slots wrote"
+        ) from None
+    return found
+
+
+def check_alike(earlier: dict[str, Any], device: str, dtype: str, names: list[str]) -> None:
+    """ValueError if a run on this device, in this dtype, of these models is no repeat of it."""
+    theirs, mine = f"{earlier['machine']['device']} in {earlier['dtype']}", f"{device} in {dtype}"
+    if theirs != mine:
+        raise ValueError(f"the earlier run is of the {theirs}, this one of the {mine}: no repeat")
+    if not set(names) & earlier["models"].keys():
+        raise ValueError(
+            f"the earlier run is of {', '.join(earlier['models'])}, this one of "
+            f"{', '.join(names)}: they have no model in common"
+        )
+
+
+def ratios(result: dict[str, Any]) -> dict[Key, float]:
+    """The median of each ratio to a peer."""
+    found = {}
+    for model, one in result["models"].items():
+        for column in columns_of(one, result["dtype"]):
+            measure = column.title.split(" (")[0]
+            for peer, theirs in column.values.items():
+                if peer != OURS and theirs:
+                    found[model, peer, measure] = paired(column.values[OURS], theirs).median
+    return found
+
+
+def comparison(result: dict[str, Any], earlier: dict[str, Any]) -> str:
+    """A row for each ratio that both have, and the one that differs most."""
+    now, before = ratios(result), ratios(earlier)
+    common = {key: now[key] / before[key] for key in now if key in before}
+    if not common:
+        return f"This run and that of {earlier['date']} have no ratio in common."
+    lines = ["| ratio | earlier | this run | this run / earlier |", "|---|---|---|---|"]
+    for key, over in common.items():
+        cells = [_named(key), *(significant(value) for value in (before[key], now[key], over))]
+        lines.append(f"| {' | '.join(cells)} |")
+    apart = {key: max(over, 1 / over) - 1 for key, over in common.items()}
+    worst = max(apart, key=lambda key: apart[key])
+    most = f"{100 * apart[worst]:.1f} % ({_named(worst)})"
+    lines += ["", f"Against the run of {earlier['date']} the largest difference is {most}."]
+    return "\n".join(lines)
+
+
+def _named(key: Key) -> str:
+    model, peer, measure = key
+    return f"{model}: {OURS} / {peer}, {measure}"
