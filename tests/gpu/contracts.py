@@ -50,6 +50,14 @@ def caches_misused(text: Program, count: int, smallest: int) -> list[str]:
     return faults
 
 
+def taken_by_loops(text: Program, smallest: int) -> list[str]:
+    """Arrays of `smallest` bytes or more that a loop takes, where they are read under other names.
+
+    The two promises above see readers outside of loops; a step needs no other.
+    """
+    return [name for name in text.readers(smallest) if not name.startswith(("params", "cache"))]
+
+
 def kernels_beyond(deep: Program, shallow: Program, layers: int, allowed: int) -> list[str]:
     """The kernels that a layer runs, of a program with so many more than another, if too many."""
     more = (deep.launches - shallow.launches) / layers

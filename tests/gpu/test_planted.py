@@ -13,6 +13,7 @@ from contracts import (
     caches_misused,
     collectives_beyond,
     kernels_beyond,
+    taken_by_loops,
     weights_not_read_once,
 )
 from jax.sharding import NamedSharding
@@ -130,6 +131,17 @@ def test_a_second_reader_of_a_cache_is_caught(h100s, run, batch):
     assert text.large_outputs(SMALLEST) == []
     (found,) = caches_misused(text, 2 * CONFIG.n_layers, SMALLEST)
     assert found.startswith("cache_k_0_")
+
+
+def looks_at_the_past_block_by_block(params, tokens, positions, cache, at):
+    logits, after = model.forward(params, tokens, positions, cache, at=at)
+    block = lambda start: jnp.max(jax.lax.dynamic_slice_in_dim(cache.k[0], start, 512, 2))  # noqa: E731
+    return logits + jnp.max(jax.lax.map(block, jnp.arange(0, SLOTS, 512))), after
+
+
+def test_a_reader_inside_a_loop_is_caught(h100s):
+    text = planted_step(h100s, looks_at_the_past_block_by_block)
+    assert taken_by_loops(text, SMALLEST) != []
 
 
 def test_more_kernels_a_layer_are_caught(h100s, replace):

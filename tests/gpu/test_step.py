@@ -2,7 +2,13 @@
 
 import pytest
 from compiled_text import program
-from contracts import KERNELS_A_LAYER, caches_misused, kernels_beyond, weights_not_read_once
+from contracts import (
+    KERNELS_A_LAYER,
+    caches_misused,
+    kernels_beyond,
+    taken_by_loops,
+    weights_not_read_once,
+)
 from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
 
 SLOTS, LAYERS = 4096, 2
@@ -41,7 +47,9 @@ def test_each_weight_is_read_by_one_kernel(step):
 
 def test_a_cache_is_read_by_the_attention_kernel_alone_and_then_written_in_place(step):
     compiled, _ = step
-    assert caches_misused(program(compiled.as_text()), 2 * LAYERS, SMALLEST) == []
+    text = program(compiled.as_text())
+    assert caches_misused(text, 2 * LAYERS, SMALLEST) == []
+    assert taken_by_loops(text, SMALLEST) == []
 
 
 @pytest.mark.parametrize(("batch", "kernels"), KERNELS_A_LAYER.items())
