@@ -173,7 +173,9 @@ ASKED = [
 ]
 
 
-@pytest.mark.parametrize("how", [generate, lambda *a, **k: list(stream(*a, **k))])
+@pytest.mark.parametrize(
+    "how", [generate, pytest.param(lambda *a, **k: list(stream(*a, **k)), marks=pytest.mark.slow)]
+)
 def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, compiled, how):
     prompts = prompts_of(params, (1, 7, 16))
     how(params, prompts, max_new_tokens=16)
@@ -190,6 +192,7 @@ def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, comp
     assert len(compiled) == 5, "a batch bucket"
 
 
+@pytest.mark.slow
 def test_a_longer_text_is_another_loop_for_each_doubling_of_its_cache(
     params, compiled, monkeypatch
 ):

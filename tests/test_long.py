@@ -85,6 +85,7 @@ def test_prompts_of_all_lengths_in_one_list_are_each_as_alone(params):
         assert_same([done[i]], generate(params, prompts[i : i + 1], **GREEDY))
 
 
+@pytest.mark.slow
 def test_a_progress_bar_shows_many_prompts_to_somebody_who_watches(params, monkeypatch, capfd):
     prompts = random_prompts([5] * 70)
     generate(params, prompts, temperature=0.0, max_new_tokens=2)
