@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from benchmarks import slots, table
 from benchmarks.contest import Effort, check_agreement, distance, equal_beginnings, prompts
-from benchmarks.contestant import Loading
+from benchmarks.contestant import Loading, Run
 from benchmarks.entrants import CONTESTANTS, absent
 from benchmarks.gguf_file import write_gguf
 from benchmarks.llama2c import Llama2c
@@ -278,6 +278,9 @@ def test_our_worker_measures_what_generate_writes(native):
     )
     with pytest.raises(ValueError, match="came at once"):
         answered(ours, {"do": "decode", "prompts": rows[:1], "new": 1})
+    ours.decode = lambda prompts, new: Run([[1, 2]], 1, -0.01)
+    with pytest.raises(ValueError, match="less busy"):
+        answered(ours, {"do": "decode", "prompts": rows[:1], "new": 2})
     with pytest.raises(ValueError, match="'sing'"):
         answered(ours, {"do": "sing"})
 
@@ -312,7 +315,7 @@ def test_a_peer_agrees_with_us_to_the_last_token(name, tmp_path):
     found = json.loads(output.read_text())["models"]["tiny"]
     agreement = found["agreement"][name]
     assert agreement["tokens"] == agreement["of"]
-    assert agreement["logits"] < 1e-5
+    assert agreement["logits"] < 1e-4
     assert name != "llama.cpp" or found["memory"][name]["build"].startswith("ggml ")
 
 

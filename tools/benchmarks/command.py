@@ -8,6 +8,7 @@ import dataclasses
 import datetime
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +27,7 @@ from benchmarks.worker import MACHINE
 from benchmarks.workers import running
 
 QUICK = {
-    "tiny": Effort(rounds=2, new=8, prefill=64, first_tokens=1),
+    "tiny": Effort(rounds=2, new=64, prefill=64, first_tokens=1),
     "M": Effort(rounds=3, new=12, prefill=512, first_tokens=0),
 }
 FULL = {"M": Effort(rounds=8, new=24, prefill=512, first_tokens=2)}
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _command() -> str:
-    return " ".join(["python tools/bench.py", *sys.argv[1:]])
+    return shlex.join(["python", "tools/bench.py", *sys.argv[1:]])
 
 
 def _run(options: argparse.Namespace) -> None:

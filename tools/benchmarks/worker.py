@@ -68,7 +68,12 @@ def _measured(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
     match request:
         case {"do": "decode", "prompts": prompts, "new": new}:
             run = subject.decode(prompts, new)
-            if not run.followed or run.seconds <= 0:
+            if run.seconds <= 0:
+                raise ValueError(
+                    f"the first token took longer alone than all {new}, so there is no rate; ask "
+                    "for more of them, or wait until the machine is less busy"
+                )
+            if not run.followed:
                 raise ValueError(
                     f"all {new} tokens came at once, so there is no rate; ask for more of them, or "
                     "leave this contestant out of so small a model"
