@@ -34,10 +34,11 @@ def keep_programs() -> None:
         return
     if wanted.lower() in ("off", "0", "no", "false"):
         return
-    folder = Path(wanted) if wanted else cache_folder() / "programs"
+    folder = Path(wanted or "~")
     try:
+        folder = folder.expanduser() if wanted else cache_folder() / "programs"
         _prepare(folder, private=not wanted)
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, RuntimeError) as error:  # the last where there is no home
         warnings.warn(
             f"compiled programs are not kept: {error}; make {folder} a folder that you can write, "
             f"or set {VARIABLE} to another, or to off",

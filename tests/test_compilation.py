@@ -160,3 +160,9 @@ def test_processes_at_once_share_one_folder(tmp_path):
     assert {process.returncode for process in at_once} == {0}
     assert [one["warnings"] for one in found] == [[]] * 3
     assert run(3, 5, 7, LLAMA_JAX_CACHE=str(tmp_path))["cache_misses"] == 0
+
+
+def test_a_tilde_is_the_users_home(tmp_path):
+    found = run(LLAMA_JAX_CACHE="~/programs", HOME=str(tmp_path))
+    assert found["directory"] == str(tmp_path / "programs")
+    assert entries(tmp_path / "programs")
