@@ -70,7 +70,7 @@ def attention(
 def _attention(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     time = q.shape[1]
     if time <= QUERIES or all(_is_one_block(time, span) for span in spans):
-        # Beside a past it would be read once for each part.
+        # Not beside a past, which would be read once for each part.
         step = OWN if len(spans) == 1 and isinstance(spans[0], Own) else time
         cut = [q[:, i : i + step] for i in range(0, time, step)]
         parts = [_of_queries(part, _seen(spans, i * step, part)) for i, part in enumerate(cut)]
@@ -93,14 +93,14 @@ def _attention(q: Array, spans: tuple[Span | Own, ...]) -> Array:
 
 
 def _seen(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span, ...]:
-    """What the queries `q` see, of which the first is that of index `first`."""
+    """What the queries `q` see, of which the first is the one of index `first` in its text."""
     end = first + q.shape[1]
 
     def one(span: Span | Own) -> Span:
-        if isinstance(span, Own):
-            k, v = span.k[:, :, :end], span.v[:, :, :end]
-            return Span(k, v, jnp.arange(end)[None], jnp.arange(first, end)[None])
-        return span if span.last.shape[1] == 1 else span._replace(last=span.last[:, first:end])
+        if isinstance(span, Span):
+            return span
+        k, v = span.k[:, :, :end], span.v[:, :, :end]
+        return Span(k, v, jnp.arange(end)[None], jnp.arange(first, end)[None])
 
     return tuple(map(one, spans))
 
