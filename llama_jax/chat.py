@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_jax.batches import Row, request_of, rows_of, slots_for
 from llama_jax.cache import KVCache
+from llama_jax.compilation import OPTIONS
 from llama_jax.decode import Decoding, resume
 from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
@@ -195,4 +196,6 @@ def _turns(messages: Sequence[Message]) -> int:
     return sum(message["role"] == "user" for message in messages)
 
 
-_resume = jax.jit(resume, static_argnames="width", donate_argnames="cache")
+_resume = jax.jit(
+    resume, static_argnames="width", donate_argnames="cache", compiler_options=OPTIONS
+)

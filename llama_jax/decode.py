@@ -31,8 +31,6 @@ from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import CACHE, NEXT, REPLICATED, constrain
 from llama_jax.stops import NOTHING, Ending, push_tokens
 
-PREFILL_CHUNK = 512
-"""Prompt tokens read at once, which bounds what a long prompt's attention holds."""
 ROUND = 256
 """Tokens that a row can get before the host takes them."""
 
@@ -74,15 +72,16 @@ def prefill(
     lengths: Int[Array, " batch"],
     request: Request,
     *,
+    width: int,
     slots: int,
     dtype: Any,
 ) -> Decoding:
     """Reads prompts, padded on the right with anything, and decides each row's first token.
 
-    `slots` is how many positions the cache has, of `dtype`; `KVCache.grown` gives it more.
+    They are read `width` tokens at a time. `slots` is how many positions the cache has, of
+    `dtype`; `KVCache.grown` gives it more.
     """
     cache = KVCache.empty(params.config, batch=len(prompts), slots=slots, dtype=dtype)
-    width = min(prompts.shape[1], PREFILL_CHUNK)
     return resume(params, cache, prompts, lengths, jnp.array(0), request, width=width)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_jax.batches import Batch, Row, more_slots
 from llama_jax.cache import KVCache
+from llama_jax.compilation import OPTIONS
 from llama_jax.decode import Decoding, Round, advance, prefill
 from llama_jax.params import Params
 from llama_jax.sample import Request
@@ -21,6 +22,11 @@ from llama_jax.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length"]
 FOREVER = np.int32(2**31 - 1)
+PREFILL_CHUNK = 512
+"""Tokens of each prompt that are read at once, which bounds what attention holds."""
+PREFILL_TOKENS = 1 << 14
+"""Of all prompts together, on an accelerator: its kernel holds no scores, and takes only the first
+tokens that are read of a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +168,13 @@ class _Writer:
         ]
 
 
+def prefill_width(params: Params, prompts: np.ndarray) -> int:
+    """Tokens of each prompt that are read at once."""
+    rows, time = prompts.shape
+    many = 0 if platform_of(params) == "cpu" else PREFILL_TOKENS // rows
+    return min(time, max(PREFILL_CHUNK, many))
+
+
 def chunk_of(params: Params) -> int:
     """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
     return 1 if platform_of(params) == "cpu" else 8
@@ -169,9 +182,12 @@ def chunk_of(params: Params) -> int:
 
 def _sizes(params: Params, batch: Batch) -> dict[str, Any]:
     """What is static of a prefill."""
-    return {"slots": batch.slots, "dtype": cache_dtype(params)}
+    width = prefill_width(params, batch.prompts)
+    return {"width": width, "slots": batch.slots, "dtype": cache_dtype(params)}
 
 
-_prefill = jax.jit(prefill, static_argnames=("slots", "dtype"))
-_advance = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
+_prefill = jax.jit(prefill, static_argnames=("width", "slots", "dtype"), compiler_options=OPTIONS)
+_advance = jax.jit(
+    advance, static_argnames="chunk", donate_argnames="state", compiler_options=OPTIONS
+)
 grown = jax.jit(KVCache.grown, static_argnames="slots")

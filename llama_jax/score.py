@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 
 from llama_jax.batches import bucket, padded_rows, rows_at_once
 from llama_jax.cache import KVCache
+from llama_jax.compilation import OPTIONS
 from llama_jax.model import forward
 from llama_jax.params import Params
 from llama_jax.prompts import Prompt, encode, tokenizer_of
@@ -152,7 +153,7 @@ def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
+@functools.partial(jax.jit, static_argnames="dtype", compiler_options=OPTIONS)
 def _logprobs(
     params: Params, tokens: Int[Array, "batch time"], dtype: Any
 ) -> tuple[Array, Array, Array]:

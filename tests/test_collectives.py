@@ -70,7 +70,7 @@ def compiled_loop(shape):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     with on_mesh_of(params):
-        reads = functools.partial(prefill, slots=SLOTS, dtype=jnp.float32)
+        reads = functools.partial(prefill, width=2, slots=SLOTS, dtype=jnp.float32)
         state = jax.eval_shape(reads, params, batch.prompts, batch.lengths, batch.request)
         state = jax.tree.map(lies, state)
         jitted = jax.jit(advance, static_argnames="chunk", donate_argnames="state")

@@ -9,8 +9,7 @@ from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import Completion, generate, stream
-from llama_jax.decode import PREFILL_CHUNK
-from llama_jax.rounds import _prefill
+from llama_jax.rounds import PREFILL_CHUNK, PREFILL_TOKENS, _prefill, prefill_width
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "logprobs": 1}
 
@@ -30,7 +29,7 @@ def assert_same(one, other, atol=2e-5):
 def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch):
     prompts = random_prompts((100, 64, 33, 17, 16, 15, 1, 101))
     whole = generate(params, prompts, **GREEDY)
-    monkeypatch.setattr("llama_jax.decode.PREFILL_CHUNK", 16)
+    monkeypatch.setattr("llama_jax.rounds.PREFILL_CHUNK", 16)
     _prefill.clear_cache()
     try:
         assert_same(generate(params, prompts, **GREEDY), whole)
@@ -42,6 +41,14 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch)
         )
     finally:
         _prefill.clear_cache()
+
+
+def test_an_accelerator_reads_a_whole_prompt_at_once(params, monkeypatch):
+    of = lambda rows, time: prefill_width(params, np.zeros((rows, time)))  # noqa: E731
+    assert (of(1, 16), of(1, 8192), of(32, 8192)) == (16, PREFILL_CHUNK, PREFILL_CHUNK)
+    monkeypatch.setattr("llama_jax.rounds.platform_of", lambda _: "gpu")
+    assert (of(1, 16), of(1, 8192), of(8, 8192)) == (16, 8192, PREFILL_TOKENS // 8)
+    assert of(64, 8192) == PREFILL_CHUNK
 
 
 def test_a_prompt_of_several_chunks_is_followed_by_what_forward_says():
