@@ -1,47 +1,23 @@
-"""tools/bench.py: its statistics, its files, its table, and a tiny contest from end to end."""
+"""tools/bench.py: its statistics, what it counts, its order of turns, its tables and its plot."""
 
 import importlib.util
-import json
-import struct
-import subprocess
-import sys
+import itertools
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from benchmarks import slots, table
-from benchmarks.contest import Effort, check_agreement, distance, equal_beginnings, prompts
-from benchmarks.contestant import Loading, Run
-from benchmarks.entrants import CONTESTANTS, absent
-from benchmarks.gguf_file import write_gguf
-from benchmarks.llama2c import Llama2c
-from benchmarks.llama2c_file import ids_of, spelled, write_llama2c
-from benchmarks.models import Model, write
+from benchmarks.agreement import check_agreement, distance, equal_beginnings
+from benchmarks.contest import turned
+from benchmarks.effort import Effort, prompts
+from benchmarks.models import Model
 from benchmarks.options import DOCUMENT
-from benchmarks.shapes import SHAPES, parameters, prefill_flops, read_per_step
+from benchmarks.shapes import SHAPES, prefill_flops, read_per_step
 from benchmarks.spread import Spread, paired, significant, spread_of
-from benchmarks.worker import MACHINE, answered
+from benchmarks.worker import MACHINE
 
-import llama_jax
-from llama_jax.checkpoint.export import export
-from llama_jax.checkpoint.reading import open_checkpoint
-
-BENCH = Path(__file__).resolve().parents[1] / "tools" / "bench.py"
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    """A tiny native checkpoint, tied, with two query heads a key head."""
-    path = tmp_path_factory.mktemp("bench") / "native"
-    llama_jax.save(llama_jax.init_params(jax.random.key(0), SHAPES["tiny"]), path)
-    return path
-
-
-def needs(module):
-    return pytest.mark.skipif(
-        importlib.util.find_spec(module) is None, reason=f"{module} comes with the extra `bench`"
-    )
+from llama_jax.batches import slots_for
+from llama_jax.checkpoint.family import parameter_count
 
 
 def test_a_median_stands_between_its_quartiles():
@@ -79,20 +55,20 @@ def test_a_spread_without_width_is_one_number():
 
 
 def test_shapes_are_the_models_they_are_named_for():
-    assert round(parameters(SHAPES["S"]) / 1e6) == 110
-    assert round(parameters(SHAPES["M"]) / 1e9, 1) == 1.1
+    assert round(parameter_count(SHAPES["S"]) / 1e6) == 110
+    assert round(parameter_count(SHAPES["M"]) / 1e9, 1) == 1.1
 
 
 def test_a_step_reads_an_embedding_only_where_it_is_the_output_too():
     tied, own = SHAPES["S"], SHAPES["M"]
-    assert read_per_step(tied) == parameters(tied)
-    assert read_per_step(own) == parameters(own) - own.vocab_size * own.dim
+    assert read_per_step(tied) == parameter_count(tied)
+    assert read_per_step(own) == parameter_count(own) - own.vocab_size * own.dim
 
 
 def test_a_prompt_of_one_token_uses_every_weight_once():
     c = SHAPES["S"]
-    assert prefill_flops(c, 1) == pytest.approx(2 * parameters(c), rel=0.01)
-    assert prefill_flops(c, 512) > 500 * 2 * (parameters(c) - c.vocab_size * c.dim)
+    assert prefill_flops(c, 1) == pytest.approx(2 * parameter_count(c), rel=0.01)
+    assert prefill_flops(c, 512) > 500 * 2 * (parameter_count(c) - c.vocab_size * c.dim)
 
 
 def test_prompts_are_the_same_for_everybody_and_begin_as_llama2c_begins():
@@ -129,15 +105,28 @@ def test_a_contestant_that_computes_another_model_is_not_timed():
         check_agreement("peer", "float32", 1, None)
 
 
-def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
-    config = SHAPES["tiny"]
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_who_goes_first_and_who_follows_whom_changes_with_the_round(count):
+    names = [f"contestant {i}" for i in range(count)]
+    rounds = [turned(names, i) for i in range(2 * count)]
+    assert all(sorted(order) == names for order in rounds)
+    assert {order[0] for order in rounds} == set(names)
+    pairs = [pair for order in rounds for pair in itertools.pairwise(order)]
+    one, other = names[:2]
+    assert pairs.count((one, other)) == pairs.count((other, one)) > 0
+
+
+def measured(config):
+    """Two contestants' numbers, one of whom does one text at a time, as llama2.c does."""
     step = 4 * read_per_step(config)
     ours = {"decode 1": [50.0, 60.0], "decode 8": [400.0, 400.0], "prefill": [30.0, 30.0]}
-    alone = {"decode 1": [100.0, 120.0]}  # as llama2.c, which does one text at a time
-    machine = {f"bandwidth {batch}": [100.0 * step, 120.0 * step] for batch in (1, 8)}
+    ours |= {f"bandwidth {batch}": [100.0 * step, 120.0 * step] for batch in (1, 8)}
+    alone = {"decode 1": [100.0, 120.0], "bandwidth 1": [200.0 * step, 240.0 * step]}
+    machine = {f"bandwidth {batch}": [50.0 * step] * 3 for batch in (1, 8)}
     machine["matrix float32"] = [60 * prefill_flops(config, 64) / 64] * 2
-    held = {"loaded_bytes": 2 * 4 * parameters(config), "peak_bytes": 3 * 4 * parameters(config)}
-    one = {
+    count = parameter_count(config)
+    held = {"loaded_bytes": 2 * 4 * count, "peak_bytes": 3 * 4 * count}
+    return {
         "config": config.to_json(),
         "prefill": 64,
         "rates": {"llama_jax": ours, "llama2.c": alone, MACHINE: machine},
@@ -147,13 +136,31 @@ def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
             "llama2.c": {"cold": [0.5, 0.5]},
         },
     }
-    rows = table.model_table("tiny", one, "float32").splitlines()[2:]
+
+
+def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
+    rows = table.model_table("tiny", measured(SHAPES["tiny"]), "float32").splitlines()[2:]
     cells = {line.split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in rows[2:5]}
     assert len({line.count("|") for line in rows[:5]}) == 1
     assert cells["| llama_jax"][0] == "55.0 (52.5-57.5); 0.50"
     assert cells["| llama_jax"][1:] == ["400; 0.46", "30.0; 0.50", "3.00", "1.00", "2.00", "3.00"]
+    assert cells["| llama2.c"][0] == "110 (105-115); 0.50"
     assert cells["| llama_jax / llama2.c"] == ["0.500", "", "", "6.00", "2.00", "", "1.00"]
     assert rows[-1].startswith("In the same rounds the machine reads ")
+
+
+def test_a_heading_names_the_card_and_what_drives_it():
+    gpu = {"card": "NVIDIA H100", "cuda": "cuda 12090", "driver": "570.1"}
+    machine = {"processor": "Xeon", "cores": 16, "memory_bytes": 2**37, "python": "3.12.1"}
+    machine |= {"device": "gpu", "gpu": {**gpu, "packages": {"jax-cuda12-plugin": "0.10.2"}}}
+    result = {"machine": machine, "versions": {"jax": "0.10.2"}, "load": [1], "load_at_end": [2]}
+    result |= {"date": "today", "command": "python tools/bench.py", "seconds": 60, "models": {}}
+    result |= {"source": {"commit": None}, "absent": ["llama.cpp (S): it is measured on cpu alone"]}
+    shown = table.markdown({**result, "dtype": "bfloat16"})
+    assert "NVIDIA H100 (driver 570.1, cuda 12090, jax-cuda12-plugin 0.10.2); Python" in shown
+    assert shown.endswith("\n\nNot here: llama.cpp (S): it is measured on cpu alone.")
+    machine["gpu"] = None
+    assert "128 GiB, gpu; Python" in table.markdown({**result, "dtype": "bfloat16"})
 
 
 def test_the_document_changes_between_its_markers_alone():
@@ -177,152 +184,35 @@ def test_the_line_through_points_on_a_line_misses_none():
     assert slots.line_through({**costs, 16384: [100.0]})[1] > 0.3
 
 
-@needs("matplotlib")
+def test_decode_is_also_measured_where_the_cache_has_just_doubled():
+    config = SHAPES["S-long"]
+    prompts_of = []
+
+    class Pacing:
+        def ask(self, do, prompt, new):
+            prompts_of.append(len(prompt))
+            return {"seconds": slots_for(len(prompt), config) / 1e6 * (new - 1)}
+
+    model = Model("S-long", Path(), "float32", config)
+    found = slots.costs(Pacing(), model, 2, lambda text: None)
+    assert prompts_of == [192, 960, 4032, 16320, 284, 1084, 4184] * 3
+    assert all(slots_for(size - slots.AHEAD, config) == size for size in slots.SLOTS)
+    assert {past: cache for past, (cache, _) in found["just_past"].items()} == {
+        300: 512,
+        1100: 2048,
+        4200: 8192,
+    }
+    assert found["off_line"] < 1e-9  # the four alone make the line
+    assert {len(ms) for ms in found["milliseconds"].values()} == {2}
+    assert found["just_past"][300][1] == pytest.approx([0.512] * 2)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib comes with `bench`"
+)
 def test_a_plot_of_the_same_numbers_is_the_same_file(tmp_path):
     result = {"milliseconds": {"256": [1.0, 2.0], "1024": [3.0, 4.0]}, "line": [1.0, 0.002]}
+    result |= {"just_past": {"300": [512, [2.0, 2.5]]}, "dtype": "float32"}
     for name in ("a.svg", "b.svg"):
-        slots.plot({**result, "dtype": "float32"}, tmp_path / name)
+        slots.plot(result, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
-
-
-def test_ids_survive_llama2cs_spelling():
-    ids = [2, 3, 255, 31999, 127999]
-    assert ids_of(spelled(ids)) == ids
-    assert {len(character.encode()) for character in spelled(ids)} == {1, 4}
-
-
-def test_llama2c_reads_its_weights_by_kind(native, tmp_path):
-    write_llama2c(native, tmp_path / "llama2c")
-    c, source = SHAPES["tiny"], open_checkpoint(native)
-    written = (tmp_path / "llama2c" / "model.bin").read_bytes()
-    assert struct.unpack("<7i", written[:28]) == (64, 128, 2, 4, 2, 256, 256)
-    numbers = np.frombuffer(written[28:], np.float32)
-    assert len(numbers) == parameters(c) + c.max_seq_len * c.head_dim
-    second_wq = c.vocab_size * c.dim + c.n_layers * c.dim + c.dim * c.dim
-    found = numbers[second_wq : second_wq + c.dim * c.dim].reshape(c.dim, c.dim)
-    np.testing.assert_array_equal(found, source.tensors["layers_1", "attention", "wq"][...].T)
-
-
-def test_llama2c_is_asked_for_ids_and_read_as_it_prints(tmp_path):
-    """Its program is stood in for by one that prints its prompt, and then counts on from it."""
-    program = tmp_path / "run"
-    program.write_text(
-        f"#!{sys.executable}\n"
-        "import sys\n"
-        "given = dict(zip(sys.argv[2::2], sys.argv[3::2]))\n"
-        "new = int(given['-n']) - len(given['-i']) - 1\n"
-        "for piece in given['-i'] + ''.join(chr(0x10000 + 10 + i) for i in range(new)):\n"
-        "    sys.stdout.write(piece)\n"
-        "    sys.stdout.flush()\n"
-        "print()\n"
-    )
-    program.chmod(0o755)
-    run = Llama2c(tmp_path, str(program), 1).decode([[1, 2, 7, 8]], 5)
-    assert run.tokens == [[10, 11, 12, 13, 14]]
-    assert 0 <= run.followed <= 4
-    with pytest.raises(ValueError, match="begins a prompt"):
-        Llama2c(tmp_path, str(program), 1).decode([[5, 6, 7]], 5)
-
-
-@needs("gguf")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gguf_holds_hugging_faces_rows_permuted_back(native, tmp_path, dtype):
-    """As llama.cpp's converter does it: [heads, 2, half, in] to [heads, half, 2, in]."""
-    import gguf
-    from safetensors.numpy import load_file
-
-    cast = tmp_path / "cast"
-    llama_jax.save(llama_jax.load(native, dtype=dtype), cast)
-    write_gguf(cast, tmp_path / "model.gguf")
-    export(cast, tmp_path / "hf", format="hf")
-    theirs = load_file(tmp_path / "hf" / "model.safetensors")
-    reader, c = gguf.GGUFReader(tmp_path / "model.gguf"), SHAPES["tiny"]
-    held = {tensor.name: tensor for tensor in reader.tensors}
-    assert reader.get_field("llama.attention.head_count_kv").contents() == c.n_kv_heads
-    assert reader.get_field("tokenizer.ggml.model").contents() == "no_vocab"
-    for ggufs, hf, heads in (("attn_q", "q_proj", c.n_heads), ("attn_k", "k_proj", c.n_kv_heads)):
-        rows = theirs[f"model.layers.1.self_attn.{hf}.weight"]
-        adjacent = rows.reshape(heads, 2, -1, c.dim).swapaxes(1, 2).reshape(rows.shape)
-        found = held[f"blk.1.{ggufs}.weight"].data.view(rows.dtype)
-        np.testing.assert_array_equal(found, adjacent)
-    assert held["output_norm.weight"].data.dtype == np.float32
-    assert "output.weight" not in held  # tied
-    assert len(held) == len(theirs)
-
-
-def test_who_cannot_take_part_says_why(monkeypatch):
-    c = SHAPES["tiny"]
-    assert absent("llama_jax", c, "float32", "cpu", None) is None
-    assert "cpu alone" in absent("llama.cpp", c, "float32", "gpu", None)
-    assert "--llama2c" in absent("llama2.c", c, "float32", "cpu", None)
-    assert "float32" in absent("llama2.c", c, "bfloat16", "cpu", "run")
-    assert "epsilon" in absent("llama2.c", c.replace(norm_eps=1e-6), "float32", "cpu", "run")
-    assert absent("llama2.c", c, "float32", "cpu", "run") is None
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "and torch are not installed" in absent("transformers", c, "float32", "cpu", None)
-
-
-def test_our_worker_measures_what_generate_writes(native):
-    from benchmarks.ours import load
-
-    ours = load(Loading(native, "float32", "cpu", threads=2, contexts={1: 64, 8: 64}))
-    rows = prompts(Model("tiny", native, "float32", SHAPES["tiny"]), 16, 8)
-    answer = answered(ours, {"do": "decode", "prompts": rows, "new": 6})
-    written = llama_jax.generate(ours.params, rows, max_new_tokens=6, temperature=0, stop_ids=())
-    assert answer["tokens"] == [done.tokens for done in written]
-    assert answer["rate"] > 0
-    assert answered(ours, {"do": "prefill", "prompt": rows[0]})["rate"] > 0
-    assert (
-        np.argmax(answered(ours, {"do": "logits", "prompt": rows[0]})["logits"])
-        == (written[0].tokens[0])
-    )
-    with pytest.raises(ValueError, match="came at once"):
-        answered(ours, {"do": "decode", "prompts": rows[:1], "new": 1})
-    ours.decode = lambda prompts, new: Run([[1, 2]], 1, -0.01)
-    with pytest.raises(ValueError, match="less busy"):
-        answered(ours, {"do": "decode", "prompts": rows[:1], "new": 2})
-    with pytest.raises(ValueError, match="'sing'"):
-        answered(ours, {"do": "sing"})
-
-
-@pytest.mark.slow
-def test_a_tiny_contest_from_end_to_end(tmp_path):
-    """Ours alone, which is what a clone without the extra `bench` has."""
-    output = tmp_path / "result.json"
-    options = f"--quick --shapes tiny --contestants llama_jax --work {tmp_path} --output {output}"
-    done = subprocess.run(
-        [sys.executable, str(BENCH), *options.split()], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    rates = json.loads(output.read_text())["models"]["tiny"]["rates"]
-    assert {len(values) for values in rates["llama_jax"].values()} == {2}
-    assert set(rates["llama_jax"]) == {"decode 1", "decode 8", "prefill"}
-    assert set(rates[MACHINE]) == {"matrix float32", "bandwidth 1", "bandwidth 8"}
-    assert "| llama_jax |" in done.stdout
-    assert "GFLOP/s" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama.cpp", "transformers"])
-def test_a_peer_agrees_with_us_to_the_last_token(name, tmp_path):
-    if reason := absent(name, SHAPES["tiny"], "float32", "cpu", None):
-        pytest.skip(f"{name}: {reason}")
-    output = tmp_path / "result.json"
-    options = f"--quick --shapes tiny --contestants llama_jax,{name} --work {tmp_path}"
-    subprocess.run(
-        [sys.executable, str(BENCH), *options.split(), "--output", str(output)], check=True
-    )
-    found = json.loads(output.read_text())["models"]["tiny"]
-    agreement = found["agreement"][name]
-    assert agreement["tokens"] == agreement["of"]
-    assert agreement["logits"] < 1e-4
-    assert name != "llama.cpp" or found["memory"][name]["build"].startswith("ggml ")
-
-
-def test_a_model_is_written_once_and_only_in_the_formats_asked_for(tmp_path):
-    write("tiny", "float32", tmp_path, ["native", "hf"], None)
-    before = (tmp_path / "native" / "checkpoint.json").stat().st_mtime_ns
-    write("tiny", "float32", tmp_path, ["llama2c"], None)
-    assert {path.name for path in tmp_path.iterdir()} == {"native", "hf", "llama2c"}
-    assert (tmp_path / "native" / "checkpoint.json").stat().st_mtime_ns == before
-    assert {entry.format for entry in CONTESTANTS.values()} == {"native", "hf", "gguf", "llama2c"}

@@ -1,14 +1,12 @@
-"""A run of tools/bench.py: what it refuses, what it keeps when it ends early, its comparison."""
+"""A run of tools/bench.py: what it keeps when it ends early, whom it does without, repeats."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import subprocess
-import sys
 
 import pytest
-from benchmarks import against, command, first_token, lock, options, record
+from benchmarks import against, command, lock, options, record
 from benchmarks.models import Model
 from benchmarks.shapes import SHAPES
 
@@ -16,90 +14,6 @@ from benchmarks.shapes import SHAPES
 @pytest.fixture(autouse=True)
 def all_cores(monkeypatch):
     monkeypatch.setattr("os.sched_setaffinity", lambda process, cores: None)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ("--contestants llama_jax,vllm", "'vllm' is unknown"),
-        ("--contestants llama.cpp", "add it to --contestants"),
-        ("--rounds 0", "must be at least 1"),
-        ("--threads 1000", "must be from 1 to"),
-        ("--llama2c no/such/program", "is no program"),
-        ("--llama2c /tmp", "is no program"),
-        ("--shapes XXL", "'XXL' is unknown"),
-        ("--shapes tiny,XXL", "'XXL' is unknown"),
-        ("--checkpoint no/such/folder", "is no directory"),
-        ("--output no/such/folder/result.json", "no folder no/such/folder"),
-        ("--output /dev/full", "no regular file"),
-        ("--docs --slots --dtype bfloat16", "bench slots-cpu-bfloat16 -->"),
-        ("--slots --checkpoint .", "--checkpoint does not go with --slots"),
-        ("--slots --shapes tiny", "--shapes does not go with --slots"),
-        ("--slots --contestants llama_jax", "--contestants does not go with --slots"),
-        ("--checkpoint . --shapes tiny", "--shapes does not go with --checkpoint"),
-        ("--docs --checkpoint .", "--checkpoint does not go with --docs"),
-        ("--docs --shapes tiny", "--shapes does not go with --docs"),
-        ("--compare a.json --against b.json --rounds 2", "--rounds does not go with --compare"),
-        ("--compare a.json", "name the earlier one"),
-        ("--against no/such/file.json", "no/such/file.json"),
-    ],
-)
-def test_what_cannot_be_measured_is_refused_before_anything_runs(arguments, error, tmp_path):
-    with pytest.raises(SystemExit, match=error):
-        command.main([*arguments.split(), "--work", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_plot_without_matplotlib_is_refused_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="matplotlib"):
-        command.main(["--slots", "--work", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
-    failed = subprocess.CompletedProcess(
-        [], 1, "", "Traceback\n  many lines\nRuntimeError: no cuda\n"
-    )
-    monkeypatch.setattr(options.subprocess, "run", lambda *given, **others: failed)
-    with pytest.raises(SystemExit) as refused:
-        command.main(["--device", "gpu"])
-    assert "no GPU here (RuntimeError: no cuda)" in refused.value.code
-    assert "\n" not in refused.value.code
-
-
-def settled(*arguments):
-    found = options.parser().parse_args(arguments)
-    options.settle(found)
-    return found
-
-
-def test_names_may_stand_behind_blanks():
-    found = settled("--contestants", "llama_jax, llama.cpp", "--shapes", "tiny, tiny")
-    assert (found.contestants, found.names) == (["llama_jax", "llama.cpp"], ["tiny"])
-
-
-def test_llama2cs_program_is_found_beside_us(tmp_path, monkeypatch):
-    """A name without a slash is looked up in PATH by whoever starts it."""
-    (tmp_path / "run").touch(0o755)
-    monkeypatch.chdir(tmp_path)
-    assert settled("--llama2c", "run").llama2c == str(tmp_path / "run")
-
-
-def test_a_checkpoint_named_as_a_shape_is_none(tmp_path, monkeypatch):
-    (tmp_path / "M").mkdir()
-    found = settled("--checkpoint", str(tmp_path / "M"))
-    assert found.names == ["checkpoint-M"]
-    assert command._effort(found, found.names[0]) == command.OTHERS[False]
-
-
-def test_the_file_is_named_for_the_run(tmp_path):
-    runs = "--quick", "--dtype bfloat16", f"--checkpoint {tmp_path}"
-    assert [settled(*given.split()).output.name.rsplit("-", 2)[0] for given in runs] == [
-        "cpu-float32-quick-S+M",
-        "cpu-bfloat16-full-S+M",
-        f"cpu-float32-full-checkpoint-{tmp_path.name}",
-    ]
 
 
 class Standing:
@@ -117,24 +31,42 @@ class Standing:
         return {"tokens": tokens, "rate": 2.0, "bytes": 9, "logits": [0.0, 1.0]}
 
 
-def ended(tmp_path, monkeypatch, ends, shapes="tiny", more=""):
-    """What a run of nine rounds exits with, and its file, if `ends` comes at the last shape."""
+def ended(tmp_path, monkeypatch, ends, shapes="tiny", more="", unloaded=None, unwritten=()):
+    """What a run of nine rounds exits with, and its file, if `ends` comes at the last shape.
+
+    Of the peers transformers alone is here: it is not loaded, or its format not written, if said.
+    """
     prepared = []
 
-    def prepare(name, *others):
+    def prepare(name, checkpoint, dtype, formats, work):
         prepared.append(name)
+        if formats & set(unwritten):
+            raise RuntimeError(f"{name} as hf could not be written")
         return Model(name, tmp_path, "float32", SHAPES[name])
 
     @contextlib.contextmanager
     def running(given, logs):
-        last = prepared[-1] == shapes.split(",")[-1]
-        yield {name: Standing(ends if last else None) for name in given}
+        last, failed = prepared[-1] == shapes.split(",")[-1], unloaded or {}
+        yield (
+            {name: Standing(ends if last else None) for name in given if name not in failed},
+            failed,
+        )
 
-    monkeypatch.setattr(command, "running", running)
-    monkeypatch.setattr(command, "prepared", prepare)
-    monkeypatch.setattr(command, "first_tokens", lambda given, prompt, count: {})
+    here = ("llama_jax", "transformers") if unloaded or unwritten else ("llama_jax",)
+    replaced = {
+        "running": running,
+        "prepared": prepare,
+        "check_space": lambda work, needed: None,
+        "absent": lambda name, *others: None if name in here else "not here",
+        "versions": lambda names: {},
+        "first_tokens": lambda given, prompt, count: {name: {"cold": [1.0]} for name in given},
+    }
+    for name, value in replaced.items():
+        monkeypatch.setattr(command, name, value)
     output = tmp_path / "result.json"
-    given = f"--shapes {shapes} --contestants llama_jax --rounds 9 --work {tmp_path} {more}"
+    given = f"--rounds 9 --work {tmp_path} {more}" + (
+        "" if "--docs" in more else f" --shapes {shapes}"
+    )
     code = 0
     try:
         command.main([*given.split(), "--output", str(output)])
@@ -148,7 +80,9 @@ def test_an_interrupted_run_shows_the_rounds_that_are_whole(tmp_path, monkeypatc
     assert code == 130
     assert result["unfinished"] == "interrupted"
     measures = result["models"]["tiny"]["rates"]["llama_jax"]
-    assert measures == {"decode 1": [2.0] * 2, "decode 8": [2.0] * 2, "prefill": [2.0] * 2}
+    assert set(measures) == {"decode 1", "decode 8", "prefill", "bandwidth 1", "bandwidth 8"}
+    assert all(values == [2.0] * 2 for values in measures.values())
+    assert len(result["models"]["tiny"]["rates"]["machine"]["bandwidth 1"]) == 4  # around each
     shown = capsys.readouterr().out
     assert shown.startswith("**Unfinished:** interrupted\n")
     assert "| llama_jax | 2.00" in shown
@@ -164,14 +98,82 @@ def test_a_peer_that_fails_at_one_model_leaves_the_models_before_it(tmp_path, mo
 
 
 def test_a_result_that_cannot_be_written_is_still_printed(tmp_path, monkeypatch, capsys):
-    def full(options, result):
+    def full(path, result):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(command, "_keep", full)
+    monkeypatch.setattr(record, "keep", full)
     (tmp_path / "result.json").write_text("{}")
     code, _ = ended(tmp_path, monkeypatch, None)
     assert "no space left" in code
     assert "**tiny**" in capsys.readouterr().out
+
+
+def test_a_result_is_whole_while_the_next_is_written(tmp_path, monkeypatch):
+    path = tmp_path / "result.json"
+    record.keep(path, {"round": 1})
+    with pytest.raises(TypeError):
+        record.keep(path, {"round": object()})
+
+    def ends(partial, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record.os, "replace", ends)
+    with pytest.raises(KeyboardInterrupt):
+        record.keep(path, {"round": 2})
+    assert json.loads(path.read_text()) == {"round": 1}
+
+
+def test_a_run_goes_on_without_a_peer_that_does_not_load(tmp_path, monkeypatch, capsys):
+    failed = {"transformers": "ImportError: no libtorch"}
+    code, result = ended(tmp_path, monkeypatch, None, shapes="tiny,S", unloaded=failed)
+    assert code == 0
+    lines = [f"transformers ({name}): ImportError: no libtorch" for name in ("tiny", "S")]
+    assert [line for line in result["absent"] if line.startswith("transf")] == lines
+    for name, one in result["models"].items():
+        assert set(one["rates"]) == {"llama_jax", "machine"}, name
+        assert set(one["first_tokens"]) == {"llama_jax"}
+    assert f"\nNot here: {lines[0]}.\n" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_without_a_peer_whose_model_is_not_written(tmp_path, monkeypatch):
+    code, result = ended(tmp_path, monkeypatch, None, unwritten=["hf"])
+    assert code == 0
+    assert "transformers (tiny): tiny as hf could not be written" in result["absent"]
+
+
+def test_models_without_room_are_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "unwritten_bytes", lambda *given: 10**18)
+    more = ["--work", str(tmp_path)]
+    for given in (["--shapes", "tiny", "--contestants", "llama_jax"], ["--slots"]):
+        monkeypatch.setattr(options, "_check_files", lambda found: None)
+        with pytest.raises(SystemExit, match="make room"):
+            command.main([*given, *more, "--output", str(tmp_path / "x.json")])
+    assert not any(path.is_dir() for path in tmp_path.iterdir())
+
+
+def test_a_table_in_the_document_has_its_numbers_beside_it(tmp_path, monkeypatch, capsys):
+    document = tmp_path / "benchmarks.md"
+    document.write_text("<!-- bench cpu-float32 -->\n<!-- end of bench cpu-float32 -->\n")
+    for module in (command, options):
+        monkeypatch.setattr(module, "DOCUMENT", document)
+    monkeypatch.setattr(record, "PUBLISHED", tmp_path / "bench")
+    code, result = ended(tmp_path, monkeypatch, None, shapes="S,M", more="--docs")
+    assert code == 0
+    assert "| llama_jax | 2.00" in document.read_text()
+    published = tmp_path / "bench" / "cpu-float32.json"
+    assert json.loads(published.read_text()) == result
+    assert against.ratios(against.read(published)) == {}  # of one contestant
+    monkeypatch.setattr(record, "LARGEST", 10)
+    said = record.publish(tmp_path / "bench", "cpu-float32", result)
+    assert "too many" in said
+    assert not published.exists()
+
+
+def test_a_command_is_shown_as_anybody_can_repeat_it():
+    inside = f"--against={record.ROOT / 'docs' / 'bench' / 'x.json'}"
+    shown = record.command(["--docs", "--llama2c", "/tmp/llama2c/run", inside, "--shapes", "S,M"])
+    expected = "--docs --llama2c run --against=docs/bench/x.json --shapes S,M"
+    assert shown == f"python tools/bench.py {expected}"
 
 
 def contest(**prefill):
@@ -195,7 +197,8 @@ def test_a_repeat_is_judged_by_its_ratios(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "| tiny: llama_jax / transformers, prefill 64 | 3.00 | 3.30 | 1.10 |" in shown
     assert "| tiny: llama_jax / transformers, peak in all | 1.00 | 1.00 | 1.00 |" in shown
-    assert "the largest difference is 10.0 % (tiny: llama_jax / transformers, prefill 64)" in shown
+    worst = "rates differ by at most 10.0 % (tiny: llama_jax / transformers, prefill 64)"
+    assert f"Against the run of today {worst}, memory by at most 0.0 % (" in shown
 
 
 def test_a_run_shows_how_well_it_repeats_beside_its_table(tmp_path, monkeypatch, capsys):
@@ -244,11 +247,3 @@ def test_a_result_names_its_commit_and_whether_the_code_is_still_that(tmp_path):
         found = record.source(tmp_path)
         assert (len(found["commit"]), found["changed"]) == (40, changed)
         assert record.shown(found).endswith("with changes") == changed
-
-
-def test_a_process_without_a_first_token_says_why(tmp_path, monkeypatch):
-    program = [sys.executable, "-c", "import sys; sys.exit('no such weights')"]
-    monkeypatch.setattr(first_token, "_command", lambda *given: program)
-    given = {"llama_jax": {"device": "cpu", "threads": 1}}
-    with pytest.raises(RuntimeError, match=r"(?s)no first token.*no such weights"):
-        first_token.first_tokens(given, [1, 2, 3], 1)

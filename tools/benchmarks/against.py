@@ -10,8 +10,8 @@ from benchmarks.columns import columns_of
 from benchmarks.entrants import OURS
 from benchmarks.spread import paired, significant
 
-Key = tuple[str, str, str]
-"""A model, a peer, a measure."""
+Key = tuple[str, str, str, str]
+"""A kind of measure, a model, a peer, a measure."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -46,12 +46,13 @@ def ratios(result: dict[str, Any]) -> dict[Key, float]:
             measure = column.title.split(" (")[0]
             for peer, theirs in column.values.items():
                 if peer != OURS and theirs:
-                    found[model, peer, measure] = paired(column.values[OURS], theirs).median
+                    over = paired(column.values[OURS], theirs).median
+                    found[column.kind, model, peer, measure] = over
     return found
 
 
 def comparison(result: dict[str, Any], earlier: dict[str, Any]) -> str:
-    """A row for each ratio that both have, and the one that differs most."""
+    """A row for each ratio that both have, and of each kind the one that differs most."""
     now, before = ratios(result), ratios(earlier)
     common = {key: now[key] / before[key] for key in now if key in before}
     if not common:
@@ -61,12 +62,15 @@ def comparison(result: dict[str, Any], earlier: dict[str, Any]) -> str:
         cells = [_named(key), *(significant(value) for value in (before[key], now[key], over))]
         lines.append(f"| {' | '.join(cells)} |")
     apart = {key: max(over, 1 / over) - 1 for key, over in common.items()}
-    worst = max(apart, key=lambda key: apart[key])
-    most = f"{100 * apart[worst]:.1f} % ({_named(worst)})"
-    lines += ["", f"Against the run of {earlier['date']} the largest difference is {most}."]
+    most = []
+    for kind in dict.fromkeys(key[0] for key in common):
+        worst = max((key for key in apart if key[0] == kind), key=lambda key: apart[key])
+        differ = "" if most else "differ "
+        most.append(f"{kind} {differ}by at most {100 * apart[worst]:.1f} % ({_named(worst)})")
+    lines += ["", f"Against the run of {earlier['date']} {', '.join(most)}."]
     return "\n".join(lines)
 
 
 def _named(key: Key) -> str:
-    model, peer, measure = key
+    _, model, peer, measure = key
     return f"{model}: {OURS} / {peer}, {measure}"

@@ -6,12 +6,12 @@ import dataclasses
 from typing import Any
 
 from benchmarks.entrants import BATCHES
-from benchmarks.shapes import parameters, prefill_flops, read_per_step
+from benchmarks.shapes import ITEMSIZE, prefill_flops, read_per_step
 from benchmarks.spread import paired, spread_of
 from benchmarks.worker import MACHINE
+from llama_jax.checkpoint.family import parameter_count
 from llama_jax.config import Config
 
-ITEMSIZE = {"float32": 4, "bfloat16": 2}
 Values = dict[str, list[float]]
 """By contestant; one that a measure does not concern has none."""
 
@@ -20,6 +20,8 @@ Values = dict[str, list[float]]
 class Column:
     """One measure of every contestant."""
 
+    kind: str
+    """Which others it is judged with: rates, first tokens or memory."""
     title: str
     cells: dict[str, str]
     values: Values
@@ -32,16 +34,18 @@ def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
     step = read_per_step(config) * ITEMSIZE[dtype]
     found = []
     for batch in BATCHES:
-        limit = [batch * rate / step for rate in machine[f"bandwidth {batch}"]]
+        read = _measured(one, f"bandwidth {batch}")
+        limits = {name: [batch * rate / step for rate in rates] for name, rates in read.items()}
         title = f"decode, batch {batch} (tokens/s; of the bandwidth limit)"
-        found.append(_rates(title, _measured(one, f"decode {batch}"), limit))
+        found.append(_rates(title, _measured(one, f"decode {batch}"), limits))
     time = one["prefill"]
     yardstick = [rate * time / prefill_flops(config, time) for rate in machine[f"matrix {dtype}"]]
     title = f"prefill {time} (tokens/s; of XLA's matrix rate)"
-    found.append(_rates(title, _measured(one, "prefill"), yardstick))
+    prefills = _measured(one, "prefill")
+    found.append(_rates(title, prefills, dict.fromkeys(prefills, yardstick)))
     if one["first_tokens"]:
         found += [_first_tokens(one["first_tokens"], kind) for kind in ("cold", "cached")]
-    nbytes = parameters(config) * ITEMSIZE[dtype]
+    nbytes = parameter_count(config) * ITEMSIZE[dtype]
     found.append(_memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes))
     found.append(_memory("peak in all (times the weights)", one, "peak_bytes", nbytes))
     return found
@@ -51,20 +55,19 @@ def _measured(one: dict[str, Any], measure: str) -> Values:
     return {name: rates.get(measure, []) for name, rates in one["rates"].items() if name != MACHINE}
 
 
-def _rates(title: str, values: Values, machine: list[float]) -> Column:
-    cells = {
-        name: f"{spread_of(rates).text()}; {paired(rates, machine).median:.2f}"
-        for name, rates in values.items()
-        if rates
-    }
-    return Column(title, cells, values)
+def _rates(title: str, values: Values, machine: Values) -> Column:
+    cells = {name: spread_of(rates).text() for name, rates in values.items() if rates}
+    for name in cells:
+        if machine[name]:  # an earlier run may have measured none beside each
+            cells[name] += f"; {paired(values[name], machine[name]).median:.2f}"
+    return Column("rates", title, cells, values)
 
 
 def _first_tokens(times: dict[str, Any], kind: str) -> Column:
     """A peer compiles nothing: its one time stands against ours of either kind."""
     cells = {name: spread_of(own[kind]).text() for name, own in times.items() if kind in own}
     values = {name: own.get(kind, own["cold"]) for name, own in times.items()}
-    return Column(f"first token, {kind} (s)", cells, values)
+    return Column("first tokens", f"first token, {kind} (s)", cells, values)
 
 
 def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:
@@ -72,4 +75,5 @@ def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:
     values = {
         name: [own[kind] / nbytes] if own[kind] else [] for name, own in one["memory"].items()
     }
-    return Column(title, {name: f"{own[0]:.2f}" for name, own in values.items() if own}, values)
+    cells = {name: f"{own[0]:.2f}" for name, own in values.items() if own}
+    return Column("memory", title, cells, values)

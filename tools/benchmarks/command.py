@@ -6,23 +6,21 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import against, lock, slots, table
-from benchmarks.contest import PROMPT, Effort, contest, prompts
+from benchmarks import against, lock, record, slots, table
+from benchmarks.contest import contest
+from benchmarks.effort import PROMPT, Effort, prompts
 from benchmarks.entrants import BATCHES, CONTESTANTS, OURS, absent, versions
 from benchmarks.first_token import first_tokens
 from benchmarks.machine import described
-from benchmarks.models import Model, prepared
+from benchmarks.models import Model, check_space, config_of, prepared, unwritten_bytes
 from benchmarks.options import DOCUMENT, PLOT, parser, settle
-from benchmarks.record import source
 from benchmarks.worker import MACHINE
 from benchmarks.workers import running
 
@@ -30,7 +28,7 @@ QUICK = {
     "tiny": Effort(rounds=2, new=64, prefill=64, first_tokens=1),
     "M": Effort(rounds=3, new=12, prefill=512, first_tokens=0),
 }
-FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=3)}
+FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=5)}
 OTHERS = {True: Effort(5, 48, 512, 2), False: Effort(15, 96, 512, 5)}
 """Of any shape or checkpoint that the two tables leave out, by whether the run is quick."""
 ERRORS = ValueError, RuntimeError, OSError
@@ -44,16 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.compare:
             print(against.comparison(*map(against.read, (options.compare, options.against))))
             return
-        with lock.held(options.work, _command()):
+        with lock.held(options.work, record.command(sys.argv[1:])):
             _run(options)
     except ERRORS as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _command() -> str:
-    return shlex.join(["python", "tools/bench.py", *sys.argv[1:]])
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -63,12 +57,12 @@ def _run(options: argparse.Namespace) -> None:
     try:
         with contextlib.closing(_results(options)) as results:
             for result in results:
-                _keep(options, result)
+                record.keep(options.output, result)
     except (*ERRORS, KeyboardInterrupt) as error:
         if result:
             result = {**result, "unfinished": (str(error) or "interrupted").splitlines()[0]}
             print(_table(options, result), flush=True)
-            _keep(options, result)
+            record.keep(options.output, result)
             _tell(f"what was measured is in {options.output}")
         raise
     text = _table(options, result)
@@ -81,24 +75,21 @@ def _run(options: argparse.Namespace) -> None:
         text += f"\n\n![Decode's cost against the slots in use]({PLOT.name})"
     if options.docs:
         table.write_docs(DOCUMENT, options.name, text)
+        _tell(record.publish(record.PUBLISHED, options.name, result))
 
 
 def _table(options: argparse.Namespace, result: dict[str, Any]) -> str:
     return table.slots_table(result) if options.slots else table.markdown(result)
 
 
-def _keep(options: argparse.Namespace, result: dict[str, Any]) -> None:
-    options.output.write_text(json.dumps(result, indent=1))
-
-
 def _results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """All that is measured so far, after every round."""
     start = time.monotonic()
     about = {
-        "command": _command(),
+        "command": record.command(sys.argv[1:]),
         "date": datetime.date.today().isoformat(),
-        "source": source(),
-        "machine": described(options.device),
+        "source": record.source(),
+        "machine": {**described(options.device), "gpu": options.gpu},
         "dtype": options.dtype,
         "load": os.getloadavg(),
     }
@@ -108,15 +99,18 @@ def _results(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def _slots(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    model = prepared("S-long", None, options.dtype, {"native"}, options.work)
+    of = "S-long", None, options.dtype, {"native"}, options.work
+    check_space(options.work, unwritten_bytes(*of))
+    model = prepared(*of)
     given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
-    with running(given, options.work / "logs") as workers:
+    with running(given, options.work / "logs") as (workers, _):
         found = slots.costs(workers[OURS], model, rounds, _tell)
     yield {**found, "versions": versions([OURS])}
 
 
 def _contests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    check_space(options.work, sum(_unwritten(options, name) for name in options.names))
     models: dict[str, Any] = {}
     missing: list[str] = []
     taken: set[str] = set()
@@ -124,14 +118,24 @@ def _contests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         model = prepared(name, options.checkpoint, options.dtype, {"native"}, options.work)
         effort = _effort(options, name).within(model)
         given, reasons = _entrants(options, model, effort)
-        missing += [f"{contestant} ({name}): {reason}" for contestant, reason in reasons.items()]
         taken |= given.keys() - {MACHINE}
-        about = {"absent": missing, "versions": versions(sorted(taken))}
-        formats = {CONTESTANTS[contestant].format for contestant in given if contestant != MACHINE}
-        prepared(name, options.checkpoint, options.dtype, formats, options.work)
+        before, about = missing, {"versions": versions(sorted(taken))}
         for found in _measured(given, model, effort, options.work / "logs"):
             models = {**models, name: found}
-            yield {"models": models, **about}
+            others = {**reasons, **found["failed"]}
+            missing = [*before, *(f"{peer} ({name}): {why}" for peer, why in others.items())]
+            yield {"models": models, "absent": missing, **about}
+
+
+def _unwritten(options: argparse.Namespace, name: str) -> int:
+    """About how many bytes of a model are still to be written."""
+    config = config_of(name, options.checkpoint)
+    formats = {
+        CONTESTANTS[contestant].format
+        for contestant in options.contestants
+        if not absent(contestant, config, options.dtype, options.device, options.llama2c)
+    }
+    return unwritten_bytes(name, options.checkpoint, options.dtype, formats, options.work)
 
 
 def _entrants(
@@ -142,11 +146,25 @@ def _entrants(
     contexts = dict.fromkeys(BATCHES, PROMPT + effort.new)
     contexts[1] = max(contexts[1], effort.prefill + 1)
     for name in options.contestants:
-        if reason := absent(name, model.config, options.dtype, options.device, options.llama2c):
+        if reason := _not_ready(options, name, model):
             reasons[name] = reason
         else:
             given[name] = _given(options, name, model, contexts)
     return given, reasons
+
+
+def _not_ready(options: argparse.Namespace, name: str, model: Model) -> str | None:
+    """Why a contestant takes no part; None where it does, and its model is written."""
+    if reason := absent(name, model.config, options.dtype, options.device, options.llama2c):
+        return reason
+    formats = {CONTESTANTS[name].format}
+    try:
+        prepared(model.name, options.checkpoint, options.dtype, formats, options.work)
+    except RuntimeError as error:
+        if name == OURS:
+            raise
+        return str(error)
+    return None
 
 
 def _measured(
@@ -154,14 +172,15 @@ def _measured(
 ) -> Iterator[dict[str, Any]]:
     """One model's numbers after every round, and once more with the first tokens."""
     sizes = {"config": model.config.to_json(), "prefill": effort.prefill, "new": effort.new}
-    with running(given, logs) as workers:
+    with running(given, logs) as (workers, unloaded):
         _tell(f"{model.name}: {', '.join(workers)} are loaded")
         for count, rounds in enumerate(contest(workers, model, effort)):
-            found = {**sizes, **rounds, "first_tokens": {}}
+            failed = {**unloaded, **rounds["failed"]}
+            found = {**sizes, **rounds, "failed": failed, "first_tokens": {}}
             _tell(f"{model.name}: round {count + 1} of {effort.rounds}")
             yield found
     if effort.first_tokens:
-        processes = {name: fields for name, fields in given.items() if name != MACHINE}
+        processes = {name: given[name] for name in given if name in found["memory"]}
         prompt = prompts(model, PROMPT, 1)[0]
         yield {**found, "first_tokens": first_tokens(processes, prompt, effort.first_tokens)}
 

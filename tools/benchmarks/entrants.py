@@ -55,14 +55,18 @@ def absent(name: str, config: Config, dtype: str, device: str, binary: str | Non
         return f"{' and '.join(missing)} {verb} not installed (pip install -e '.[bench]')"
     if name == "llama2.c":
         return not_in_llama2c(config, dtype) if binary else "no --llama2c PATH was given"
-    if name == "transformers" and device == "gpu":
-        import torch
-
-        return None if torch.cuda.is_available() else "its torch has no CUDA"
     return not_in_gguf(config) if name == "llama.cpp" else None
 
 
 def versions(names: list[str]) -> dict[str, str]:
     """The versions of what the contestants are made of."""
     wanted = sorted({d for name in names for d in CONTESTANTS[name].requires.values()})
-    return {name: importlib.metadata.version(name) for name in wanted}
+    return {name: version(name) for name in wanted}
+
+
+def version(distribution: str) -> str:
+    """As its metadata has it; a module may stand on the path without any."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "of an unknown version"

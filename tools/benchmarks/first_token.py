@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from typing import Any
 
 from benchmarks.entrants import OURS
 from benchmarks.llama2c import command as llama2c_command
-from benchmarks.workers import environment, worker_command
+from benchmarks.workers import LIMIT, environment, worker_command
 
 Times = dict[str, list[float]]
 
@@ -41,7 +42,7 @@ def first_tokens(
 
 
 def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> float:
-    """Until the process writes anything to its standard output."""
+    """Until the process writes anything to its standard output, which it must within LIMIT."""
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
     for elsewhere in (
@@ -61,6 +62,8 @@ def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
             env=env,
         ) as process,
     ):
+        if not select.select([process.stdout], [], [], LIMIT)[0]:
+            process.kill()
         written = os.read(process.stdout.fileno(), 1 << 16)
         seconds = time.perf_counter() - start
         with contextlib.suppress(OSError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,20 @@ def write_gguf(checkpoint: Path, destination: Path) -> None:
     writer = gguf.GGUFWriter(destination, "llama")
     _add_settings(writer, source.config)
     tensors = {_name(path): tensor for path, tensor in source.tensors.items()}
-    for name, array in _laid_out(source.config, tensors, shapes_alone=True):
-        raw = gguf.GGMLQuantizationType.BF16 if array.dtype == np.uint8 else None
-        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes, raw_dtype=raw)
+    factors = _rope_factors(source.config)
+    for name, tensor in tensors.items():
+        shape, dtype = _held(name, tensor)
+        raw = gguf.GGMLQuantizationType.BF16 if dtype.name == "bfloat16" else None
+        nbytes = math.prod(shape) * dtype.itemsize
+        writer.add_tensor_info(name, shape, dtype, nbytes, raw_dtype=raw)
+    for name, array in factors.items():
+        writer.add_tensor_info(name, array.shape, array.dtype, array.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, array in _laid_out(source.config, tensors, shapes_alone=False):
+    for name, tensor in tensors.items():
+        writer.write_tensor_data(_values(name, tensor))
+    for array in factors.values():
         writer.write_tensor_data(array)
     writer.close()
 
@@ -89,26 +96,31 @@ def _name(path: tuple[str, ...]) -> str:
     return f"blk.{layer}.{_NAMES[path[1:]]}.weight"
 
 
-def _laid_out(
-    config: Config, tensors: dict[str, Stored], *, shapes_alone: bool
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Each tensor as the file holds it: [out, in], a vector in float32, bfloat16 as bytes."""
-    for name, tensor in tensors.items():
-        turned = len(tensor.shape) == 2 and name != "token_embd.weight"
-        shape = tuple(reversed(tensor.shape)) if turned else tuple(tensor.shape)
-        dtype = np.dtype(np.float32) if len(shape) == 1 else tensor.dtype
-        if shapes_alone:
-            array = np.broadcast_to(np.zeros((), dtype), shape)
-        else:
-            array = transposed(tensor[...]) if turned else tensor[...].astype(dtype)
-        if dtype.name == "bfloat16":
-            bytes_of = (*shape[:-1], 2 * shape[-1])
-            zeros = np.broadcast_to(np.zeros((), np.uint8), bytes_of)
-            array = zeros if shapes_alone else array.view(np.uint8)
-        yield name, array
-    if config.rope_scaling is not None:
-        plain = rope.frequencies(config.head_dim, config.rope_theta)
-        yield "rope_freqs.weight", (plain / rope_frequencies(config)).astype(np.float32)
+def _is_turned(name: str, tensor: Stored) -> bool:
+    """Whether the file has it as [out, in] where we have [in, out]."""
+    return len(tensor.shape) == 2 and name != "token_embd.weight"
+
+
+def _held(name: str, tensor: Stored) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and the dtype that it has in the file: a vector is in float32."""
+    shape = tensor.shape[::-1] if _is_turned(name, tensor) else tensor.shape
+    dtype = np.dtype(np.float32) if len(shape) == 1 else tensor.dtype
+    return tuple(shape), dtype
+
+
+def _values(name: str, tensor: Stored) -> np.ndarray:
+    """As the file holds them; bfloat16 as bytes, since NumPy writes no others of it."""
+    array = transposed(tensor[...]) if _is_turned(name, tensor) else tensor[...]
+    array = array.astype(_held(name, tensor)[1], copy=False)
+    return array.view(np.uint8) if array.dtype.name == "bfloat16" else array
+
+
+def _rope_factors(config: Config) -> dict[str, np.ndarray]:
+    """What each frequency is divided by, where they are scaled."""
+    if config.rope_scaling is None:
+        return {}
+    plain = rope.frequencies(config.head_dim, config.rope_theta)
+    return {"rope_freqs.weight": (plain / rope_frequencies(config)).astype(np.float32)}
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:

@@ -6,18 +6,13 @@ import argparse
 import datetime
 import importlib.util
 import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import against, table
-from benchmarks.columns import ITEMSIZE
+from benchmarks import against, gpu, table
 from benchmarks.entrants import CONTESTANTS, OURS
 from benchmarks.record import ROOT
-from benchmarks.shapes import SHAPES
-from benchmarks.worker import MACHINE
-from benchmarks.workers import environment
+from benchmarks.shapes import ITEMSIZE, SHAPES
 
 DOCUMENT, PLOT = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "decode_cost.svg"
 PUBLISHED = ["S", "M"]
@@ -27,6 +22,7 @@ APART = [
     ("slots", (*ELSEWHERE, "against"), "decode's cost is measured on one shape, ours alone"),
     ("checkpoint", ("shapes",), "a checkpoint is measured in place of the shapes"),
     ("docs", ("checkpoint", "shapes"), f"the document shows {' and '.join(PUBLISHED)}"),
+    ("docs", ("contestants",), "the document shows every contestant that is here"),
     ("compare", ("slots", *ELSEWHERE, *MEASURING), "nothing is measured"),
 ]
 """An option, those that it leaves without a meaning, and why."""
@@ -50,7 +46,11 @@ def parser() -> argparse.ArgumentParser:
     work = Path(tempfile.gettempdir()) / "llama_jax_bench"
     add("--work", type=Path, default=work, help=f"where models and logs are kept ({work})")
     add("--output", type=Path, help="the JSON file (a new one in --work, named for the run)")
-    add("--docs", action="store_true", help=f"put the table into {DOCUMENT.relative_to(ROOT)}")
+    add(
+        "--docs",
+        action="store_true",
+        help="put the table into docs/benchmarks.md, its numbers into docs/bench",
+    )
     add("--against", type=Path, metavar="JSON", help="show each ratio over an earlier run's")
     add("--compare", type=Path, metavar="JSON", help="this run, with --against; measures nothing")
     return found
@@ -70,8 +70,8 @@ def settle(options: argparse.Namespace) -> None:
     _settle_models(options)
     _settle_cores(options)
     _check_files(options)
-    if options.device == "gpu" and not options.compare:
-        _check_gpu(options.threads)
+    on_gpu = options.device == "gpu" and not options.compare
+    options.gpu = gpu.described(options.threads) if on_gpu else None
 
 
 def _settle_contestants(options: argparse.Namespace) -> None:
@@ -143,16 +143,6 @@ def _check_writable(path: Path) -> None:
         raise ValueError(f"--output {path}: there is no folder {path.parent}; make it first")
     if path.exists() and not path.is_file():
         raise ValueError(f"--output {path} is no regular file; pass the path of one")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
+    # It is written beside, and takes the place of the other when it is whole.
+    if not all(os.access(one, os.W_OK) for one in (path.parent, path) if one.exists()):
         raise ValueError(f"--output {path} may not be written; pass another path")
-
-
-def _check_gpu(threads: int) -> None:
-    """JAX is asked in a process that ends: the parent holds no part of the device."""
-    command = [sys.executable, "-c", "import jax; jax.devices()"]
-    env = environment(MACHINE, "gpu", threads)
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        reason = f" ({last[0]})" if last and ": " in last[0] else ""
-        raise ValueError(f"JAX finds no GPU here{reason}; install jax[cuda13], or use the CPU")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.family import parameter_count
 from llama_jax.config import Config
 
 
@@ -37,20 +35,16 @@ SHAPES = {
     "S-long": _shape(768, 12, 12, 12, 2048, tie_embeddings=True, max_seq_len=32768),
 }
 """S is llama2.c's stories110M, M is TinyLlama; the weights are random."""
-
-
-def parameters(config: Config) -> int:
-    """How many numbers the weights hold."""
-    return sum(int(np.prod(row.shape)) for row in table(config))
+ITEMSIZE = {"float32": 4, "bfloat16": 2}
 
 
 def read_per_step(config: Config) -> int:
-    """How many of them one decoding step reads: all but an embedding that is only looked up in.
+    """How many of its numbers one decoding step reads: all but an embedding only looked up in.
 
     The cache is left out: at the lengths measured it is a few hundredths of the weights.
     """
     looked_up = 0 if config.tie_embeddings else config.vocab_size * config.dim
-    return parameters(config) - looked_up
+    return parameter_count(config) - looked_up
 
 
 def prefill_flops(config: Config, time: int) -> int:
@@ -60,7 +54,7 @@ def prefill_flops(config: Config, time: int) -> int:
     """
     c = config
     ends = c.vocab_size * c.dim * (1 if c.tie_embeddings else 2)
-    layers = 2 * (parameters(c) - ends) * time
+    layers = 2 * (parameter_count(c) - ends) * time
     pairs = time * (time + 1) // 2
     attention = c.n_layers * 4 * c.n_heads * c.head_dim * pairs
     return layers + attention + 2 * c.dim * c.vocab_size

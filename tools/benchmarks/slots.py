@@ -8,29 +8,35 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.contest import prompts
+from benchmarks.effort import prompts
 from benchmarks.models import Model
 from benchmarks.workers import Worker
+from llama_jax.batches import AHEAD, slots_for
 
 SLOTS = (256, 1024, 4096, 16384)
+"""Of a cache that is all but full: its prompt leaves as many free as `generate` wants, and with one
+token more the cache would be twice as large."""
+JUST_PAST = (300, 1100, 4200)
+"""In use at the end, in a cache that has doubled not long before."""
 NEW = 16
-LEFT = 64
-"""Slots that a prompt leaves free, as many as `generate` wants: one token more, and the cache would
-be twice as large."""
 
 
 def costs(worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Milliseconds a token where each number of slots is in use at the end, in alternation."""
-    found: dict[int, list[float]] = {slots: [] for slots in SLOTS}
+    lengths = {slots: slots - AHEAD for slots in SLOTS}
+    lengths |= {slots: slots - NEW for slots in JUST_PAST}
+    found: dict[int, list[float]] = {slots: [] for slots in lengths}
     for count in range(rounds + 1):
-        for slots in SLOTS:
-            [prompt] = prompts(model, slots - LEFT, 1)
+        for slots, length in lengths.items():
+            [prompt] = prompts(model, length, 1)
             seconds = worker.ask("pace", prompt=prompt, new=NEW)["seconds"]
             if count:  # the first round compiles
                 found[slots].append(1000 * seconds / (NEW - 1))
         tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
-    line, off = line_through(found)
-    return {"milliseconds": found, "line": line, "off_line": off}
+    full = {slots: found[slots] for slots in SLOTS}
+    past = {slots: (slots_for(lengths[slots], model.config), found[slots]) for slots in JUST_PAST}
+    line, off = line_through(full)
+    return {"milliseconds": full, "just_past": past, "line": line, "off_line": off}
 
 
 def line_through(costs: dict[int, list[float]]) -> tuple[tuple[float, float], float]:
@@ -54,15 +60,18 @@ def plot(result: dict[str, Any], path: Path) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "llama_jax"
     from matplotlib import pyplot
 
-    slots = [int(count) for count in result["milliseconds"]]
-    low, middle, high = np.percentile(list(result["milliseconds"].values()), [25, 50, 75], axis=1)
-    start, slope = result["line"]
+    full, start, slope = result["milliseconds"], *result["line"]
+    past = {slots: ms for slots, (_, ms) in result["just_past"].items()}
     figure, axes = pyplot.subplots(figsize=(6, 3.6))
-    axes.errorbar(
-        slots, middle, [middle - low, high - middle], fmt="o", capsize=3, label="measured"
-    )
-    ends = np.array([0, max(slots)])
-    axes.plot(ends, start + slope * ends, linewidth=1, label="nearest line")
+    for points, marker, label in (
+        (full, "o", "cache nearly full"),
+        (past, "s", "just past a doubling"),
+    ):
+        low, middle, high = np.percentile(list(points.values()), [25, 50, 75], axis=1)
+        spread = [middle - low, high - middle]
+        axes.errorbar(list(map(int, points)), middle, spread, fmt=marker, capsize=3, label=label)
+    ends = np.array([0, max(map(int, full))])
+    axes.plot(ends, start + slope * ends, linewidth=1, label="line through them")
     axes.set(xlabel="slots in use", ylabel="ms a token", ylim=(0, None), xlim=(0, None))
     axes.set_title(f"Decode, batch 1, shape S, {result['dtype']}")
     axes.legend()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.columns import ITEMSIZE, Column, columns_of
+from benchmarks import gpu
+from benchmarks.columns import Column, columns_of
 from benchmarks.entrants import OURS
 from benchmarks.record import shown
-from benchmarks.shapes import parameters
+from benchmarks.shapes import ITEMSIZE
 from benchmarks.spread import Spread, paired, significant, spread_of
 from benchmarks.worker import MACHINE
+from llama_jax.checkpoint.family import parameter_count
 from llama_jax.config import Config
 
 
@@ -28,10 +30,11 @@ def _heading(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     memory = machine["memory_bytes"] / 2**30
     loads = " and ".join(f"{result[moment][0]:.1f}" for moment in ("load", "load_at_end"))
+    device = gpu.shown(machine["gpu"]) if machine.get("gpu") else machine["device"]
     unfinished = f"**Unfinished:** {result['unfinished']}\n" if "unfinished" in result else ""
     return unfinished + (
         f"{result['date']}, on {machine['processor']}, {machine['cores']} cores used, "
-        f"{memory:.0f} GiB, {machine['device']}; Python {machine['python']}, {versions}.\n"
+        f"{memory:.0f} GiB, {device}; Python {machine['python']}, {versions}.\n"
         f"`{result['command'].strip()}`, {result['seconds'] / 60:.1f} minutes, "
         f"llama_jax {shown(result['source'])}; load average {loads} at the start and the end."
     )
@@ -39,7 +42,7 @@ def _heading(result: dict[str, Any]) -> str:
 
 def model_table(name: str, one: dict[str, Any], dtype: str) -> str:
     """A row for each contestant, a row for each peer's ratio, and what the machine did."""
-    count, columns = parameters(Config.from_json(one["config"])), columns_of(one, dtype)
+    count, columns = parameter_count(Config.from_json(one["config"])), columns_of(one, dtype)
     contestants = [contestant for contestant in one["rates"] if contestant != MACHINE]
     lines = [["", *(column.title for column in columns)]]
     for contestant in contestants:
@@ -75,14 +78,22 @@ def _giga(rate: Spread) -> str:
 
 
 def slots_table(result: dict[str, Any]) -> str:
-    """Decode's cost at each number of used slots, and the line through them."""
-    costs = {int(slots): spread_of(ms) for slots, ms in result["milliseconds"].items()}
-    rows = ["| slots in use | ms a token |", "|---|---|"]
-    rows += [f"| {slots:,} | {cost.text()} |" for slots, cost in costs.items()]
+    """Decode's cost at each number of used slots, the line through them, and what lies off it."""
+    rows = ["| slots in use | slots of the cache | ms a token |", "|---|---|---|"]
+    for slots, ms in result["milliseconds"].items():
+        rows.append(f"| {int(slots):,} | {int(slots):,} | {spread_of(ms).text()} |")
+    for slots, (of_cache, ms) in result["just_past"].items():
+        row = f"{int(slots):,}, just past a doubling | {of_cache:,} | {spread_of(ms).text()}"
+        rows.append(f"| {row} |")
     start, slope = result["line"]
     fit = f"{significant(start)} ms, and {significant(slope * 1000)} ms for every 1,000 slots"
     worst = f"{100 * result['off_line']:.0f} %"
-    text = f"The line through them: {fit}; the point farthest off it is {worst} away."
+    count = len(result["milliseconds"])
+    text = (
+        f"The line through the first {count}: {fit}; the point farthest off it is {worst} away. "
+        "A cache that is full doubles, and a token costs what its slots cost: just past a doubling "
+        "as much as right before the next."
+    )
     return "\n\n".join([_heading(result), "\n".join(rows), text])
 
 

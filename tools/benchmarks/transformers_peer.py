@@ -25,6 +25,8 @@ class Transformers:
         transformers.utils.logging.disable_progress_bar()
         torch.set_num_threads(loading.threads)
         self.device = "cuda" if loading.device == "gpu" else "cpu"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("its torch has no CUDA")
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
             loading.path, dtype=getattr(torch, loading.dtype), attn_implementation="sdpa"
         ).to(self.device)
