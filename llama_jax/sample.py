@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
+from llama_jax.ops.sampling import (
+    draw,
+    likeliest,
+    min_p_keeps,
+    penalized,
+    top_k_keeps,
+    top_p_keeps,
+)
 from llama_jax.sharding import top_k
 from llama_jax.stops import StopStrings
 
@@ -98,7 +105,7 @@ def sample(
     logits = jnp.minimum(logits + request.bias, float(jnp.finfo(jnp.float32).max))
     early = (written.count < request.least)[:, None]
     logits = jnp.where(request.stops & early, -jnp.inf, logits)
-    greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = likeliest(logits)
 
     def drawn(_: None) -> Int[Array, " batch"]:
         # Below the peak first: a small temperature would make infinities of large logits.

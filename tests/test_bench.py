@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from benchmarks import slots, table
 from benchmarks.agreement import check_agreement, distance, equal_beginnings
+from benchmarks.columns import columns_of
 from benchmarks.contest import turned
 from benchmarks.effort import Effort, prompts
 from benchmarks.models import Model
@@ -147,6 +148,21 @@ def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
     assert cells["| llama2.c"][0] == "110 (105-115); 0.50"
     assert cells["| llama_jax / llama2.c"] == ["0.500", "", "", "6.00", "2.00", "", "1.00"]
     assert rows[-1].startswith("In the same rounds the machine reads ")
+
+
+def test_a_ratio_is_of_the_rounds_in_which_both_met_the_same_machine():
+    def over(ours_read, theirs_read):
+        one = measured(SHAPES["tiny"])
+        for name, rates, read in (
+            ("llama_jax", [50.0, 60.0, 40.0], ours_read),
+            ("llama2.c", [100.0, 50.0, 80.0], theirs_read),
+        ):
+            one["rates"][name] |= {"decode 1": rates, "bandwidth 1": read}
+        return columns_of(one, "float32")[0].over("llama2.c")
+
+    assert over([40.0, 70.0, 70.0], [45.0, 45.0, 69.0]) == Spread(0.5, 0.5, 0.5)
+    assert over([40.0, 70.0, 70.0], [60.0, 45.0, 40.0]).median == 0.5, "of all: 0.5, 1.2, 0.5"
+    assert over([40.0, 70.0, 70.0], [60.0, 70.0, 40.0]) == Spread(1.2, 1.2, 1.2)
 
 
 def test_a_heading_names_the_card_and_what_drives_it():

@@ -169,10 +169,11 @@ def padded(time=8):
 
 
 def start(params, prompts, lengths, asked, slots):
-    return _start(params, prompts, lengths, asked, slots=slots, dtype=params.dtype)
+    sizes = {"width": prompts.shape[1], "slots": slots, "dtype": params.dtype}
+    return _start(params, prompts, lengths, asked, **sizes)
 
 
-_start = jax.jit(prefill, static_argnames=("slots", "dtype"))
+_start = jax.jit(prefill, static_argnames=("width", "slots", "dtype"))
 go_on = jax.jit(advance, static_argnames="chunk")
 NONE = np.zeros(3, np.int32)
 
@@ -312,9 +313,9 @@ def test_what_a_user_turns_compiles_nothing(params):
 def test_prefill_computes_logits_of_one_position_a_row(params, config):
     prompts, lengths = np.zeros((2, 64), np.int32), np.array([5, 64], np.int32)
     asked = jax.tree.map(jnp.asarray, request(2))
-    program = jax.jit(lambda p, t, n: prefill(p, t, n, asked, slots=68, dtype=p.dtype).last).lower(
-        params, prompts, lengths
-    )
+    sizes = {"width": 64, "slots": 68, "dtype": params.dtype}
+    last = jax.jit(lambda p, t, n: prefill(p, t, n, asked, **sizes).last)
+    program = last.lower(params, prompts, lengths)
     for all_of_them in (f"2x64x{config.vocab_size}", f"128x{config.vocab_size}"):
         assert all_of_them not in program.as_text()
     assert f"2x1x{config.vocab_size}" in program.as_text()

@@ -9,7 +9,15 @@ import pytest
 from test_sample import request, sampled, state, survivors_in_numpy
 
 from llama_jax.ops import sampling
-from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k, top_k_keeps, top_p_keeps
+from llama_jax.ops.sampling import (
+    draw,
+    likeliest,
+    min_p_keeps,
+    penalized,
+    top_k,
+    top_k_keeps,
+    top_p_keeps,
+)
 from llama_jax.sample import sample
 
 DRAWS = 20_000
@@ -168,6 +176,23 @@ def test_top_p_keeps_the_rule_where_most_of_the_vocabulary_is_cut_off():
     for p in (0.0, 0.3, 0.7, 0.95, 1.0):
         keeps = np.asarray(jax.jit(top_p_keeps)(probs[None], np.float32([p])))[0]
         np.testing.assert_array_equal(keeps, survivors_in_numpy(probs, p))
+
+
+def test_the_likeliest_of_equals_is_the_first_in_every_platforms_form():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-3, 4, (50, 37)).astype(np.float32)
+    logits[1], logits[2, 5:], logits[3, 7] = -np.inf, -np.inf, np.inf
+    for found in (likeliest(logits), sampling._first_largest(logits)):
+        np.testing.assert_array_equal(found, logits.argmax(axis=-1))
+    assert 0 <= sampling._first_largest(np.full((1, 5), np.nan))[0] < 5
+
+
+def test_a_draw_is_jaxs_own_of_the_rows_seed_and_position():
+    logits = jax.random.normal(jax.random.key(0), (3, 40))
+    seeds, positions = np.uint32([0, 7, 7]), np.int32([4, 4, 5])
+    for row, token in enumerate(draw(logits, seeds, positions)):
+        key = jax.random.fold_in(jax.random.key(seeds[row]), positions[row])
+        assert token == jax.random.categorical(key, logits[row])
 
 
 def test_a_draw_has_the_softmax_of_its_logits():

@@ -63,18 +63,27 @@ def min_p_keeps(
     return logits >= best + jnp.log(min_p)[:, None]
 
 
+def likeliest(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
+    """The id of each row's largest logit, of equals the first."""
+    by_argmax = lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32)  # noqa: E731
+    return jax.lax.platform_dependent(logits, cpu=_first_largest, default=by_argmax)
+
+
 def draw(
     logits: Float[Array, "batch vocab"],
     seeds: UInt32[Array, " batch"],
     positions: Int[Array, " batch"],
 ) -> Int[Array, " batch"]:
-    """One token a row, as a function of the row's logits, seed and position alone."""
+    """One token a row, as a function of the row's logits, seed and position alone.
 
-    def one(logits: Array, seed: Array, position: Array) -> Array:
+    The likeliest of logits with Gumbel noise (as `jax.random.categorical`): a draw of the softmax.
+    """
+
+    def noise(seed: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.random.categorical(key, logits).astype(jnp.int32)
+        return jax.random.gumbel(key, logits.shape[1:], logits.dtype)
 
-    return jax.vmap(one)(logits, seeds, positions)
+    return likeliest(logits + jax.vmap(noise)(seeds, positions))
 
 
 def top_k(
@@ -96,6 +105,13 @@ def top_k(
     largest, places = jax.lax.top_k(candidates.reshape(blocks.shape[0], -1), k)
     ids = jnp.take_along_axis(chosen, places // width, axis=1) * width + places % width
     return largest.reshape(*batch, k), ids.reshape(*batch, k)
+
+
+def _first_largest(logits: Array) -> Array:
+    """As `jnp.argmax`, which a CPU does number by number; two reductions use whole registers."""
+    below = logits < jnp.max(logits, axis=-1, keepdims=True)
+    ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    return jnp.min(jnp.where(below, logits.shape[-1], ids), axis=-1)
 
 
 @jax.jit  # traced and lowered once, for top-k and for top-p

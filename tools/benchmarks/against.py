@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.columns import columns_of
 from benchmarks.entrants import OURS
-from benchmarks.spread import paired, significant
+from benchmarks.spread import significant
 
 Key = tuple[str, str, str, str]
 """A kind of measure, a model, a peer, a measure."""
@@ -44,10 +44,10 @@ def ratios(result: dict[str, Any]) -> dict[Key, float]:
     for model, one in result["models"].items():
         for column in columns_of(one, result["dtype"]):
             measure = column.title.split(" (")[0]
-            for peer, theirs in column.values.items():
-                if peer != OURS and theirs:
-                    over = paired(column.values[OURS], theirs).median
-                    found[column.kind, model, peer, measure] = over
+            for peer in column.values:
+                over = None if peer == OURS else column.over(peer)
+                if over is not None:
+                    found[column.kind, model, peer, measure] = over.median
     return found
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.entrants import BATCHES
+from benchmarks.entrants import BATCHES, OURS
 from benchmarks.shapes import ITEMSIZE, prefill_flops, read_per_step
-from benchmarks.spread import paired, spread_of
+from benchmarks.spread import Spread, paired, spread_of
 from benchmarks.worker import MACHINE
 from llama_jax.checkpoint.family import parameter_count
 from llama_jax.config import Config
 
 Values = dict[str, list[float]]
 """By contestant; one that a measure does not concern has none."""
+ALIKE = 1.15
+"""How many times one bandwidth may be another where two contestants met the same machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,18 @@ class Column:
     cells: dict[str, str]
     values: Values
     """What ratios are taken of, round by round."""
+    bandwidths: Values
+    """What the machine read beside each of them; empty where it was not asked."""
+
+    def over(self, peer: str) -> Spread | None:
+        """Our value over a peer's, of the rounds in which both met the same machine.
+
+        Of all rounds where that would leave less than a third; None where the peer has none.
+        """
+        ours, theirs = self.values[OURS], self.values[peer]
+        if not theirs:
+            return None
+        return paired(*_alike(ours, theirs, *map(self.bandwidths.get, (OURS, peer))))
 
 
 def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
@@ -37,12 +51,12 @@ def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
         read = _measured(one, f"bandwidth {batch}")
         limits = {name: [batch * rate / step for rate in rates] for name, rates in read.items()}
         title = f"decode, batch {batch} (tokens/s; of the bandwidth limit)"
-        found.append(_rates(title, _measured(one, f"decode {batch}"), limits))
+        found.append(_rates(title, _measured(one, f"decode {batch}"), limits, read))
     time = one["prefill"]
     yardstick = [rate * time / prefill_flops(config, time) for rate in machine[f"matrix {dtype}"]]
     title = f"prefill {time} (tokens/s; of XLA's matrix rate)"
     prefills = _measured(one, "prefill")
-    found.append(_rates(title, prefills, dict.fromkeys(prefills, yardstick)))
+    found.append(_rates(title, prefills, dict.fromkeys(prefills, yardstick), {}))
     if one["first_tokens"]:
         found += [_first_tokens(one["first_tokens"], kind) for kind in ("cold", "cached")]
     nbytes = parameter_count(config) * ITEMSIZE[dtype]
@@ -55,19 +69,35 @@ def _measured(one: dict[str, Any], measure: str) -> Values:
     return {name: rates.get(measure, []) for name, rates in one["rates"].items() if name != MACHINE}
 
 
-def _rates(title: str, values: Values, machine: Values) -> Column:
+def _alike(
+    ours: list[float],
+    theirs: list[float],
+    ours_read: list[float] | None,
+    theirs_read: list[float] | None,
+) -> tuple[list[float], list[float]]:
+    """The pairs beside which the machine read alike."""
+    if not (ours_read and theirs_read):
+        return ours, theirs
+    apart = [max(a / b, b / a) for a, b in zip(ours_read, theirs_read, strict=True)]
+    kept = [i for i, times in enumerate(apart) if times <= ALIKE]
+    if 3 * len(kept) < len(apart):
+        return ours, theirs
+    return [ours[i] for i in kept], [theirs[i] for i in kept]
+
+
+def _rates(title: str, values: Values, machine: Values, bandwidths: Values) -> Column:
     cells = {name: spread_of(rates).text() for name, rates in values.items() if rates}
     for name in cells:
         if machine[name]:  # an earlier run may have measured none beside each
             cells[name] += f"; {paired(values[name], machine[name]).median:.2f}"
-    return Column("rates", title, cells, values)
+    return Column("rates", title, cells, values, bandwidths)
 
 
 def _first_tokens(times: dict[str, Any], kind: str) -> Column:
     """A peer compiles nothing: its one time stands against ours of either kind."""
     cells = {name: spread_of(own[kind]).text() for name, own in times.items() if kind in own}
     values = {name: own.get(kind, own["cold"]) for name, own in times.items()}
-    return Column("first tokens", f"first token, {kind} (s)", cells, values)
+    return Column("first tokens", f"first token, {kind} (s)", cells, values, {})
 
 
 def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:
@@ -76,4 +106,4 @@ def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:
         name: [own[kind] / nbytes] if own[kind] else [] for name, own in one["memory"].items()
     }
     cells = {name: f"{own[0]:.2f}" for name, own in values.items() if own}
-    return Column("memory", title, cells, values)
+    return Column("memory", title, cells, values, {})

@@ -10,7 +10,7 @@ from benchmarks.columns import Column, columns_of
 from benchmarks.entrants import OURS
 from benchmarks.record import shown
 from benchmarks.shapes import ITEMSIZE
-from benchmarks.spread import Spread, paired, significant, spread_of
+from benchmarks.spread import Spread, significant, spread_of
 from benchmarks.worker import MACHINE
 from llama_jax.checkpoint.family import parameter_count
 from llama_jax.config import Config
@@ -58,8 +58,8 @@ def model_table(name: str, one: dict[str, Any], dtype: str) -> str:
 
 
 def _ratio(column: Column, peer: str) -> str:
-    theirs = column.values[peer]
-    return paired(column.values[OURS], theirs).text() if theirs else ""
+    found = column.over(peer)
+    return found.text() if found else ""
 
 
 def _machine(rates: dict[str, list[float]]) -> str:
