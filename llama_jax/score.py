@@ -17,7 +17,7 @@ from llama_jax.batches import bucket, padded_rows, rows_at_once
 from llama_jax.cache import KVCache
 from llama_jax.model import forward
 from llama_jax.params import Params
-from llama_jax.prompts import Prompt, encode, tokenizer_of
+from llama_jax.prompts import Prompt, checked_ids, encode, tokenizer_of
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of
@@ -125,7 +125,9 @@ def perplexity(
         raise ValueError(f"context={context} must be from 2 to max_seq_len={limit}")
     if not 1 <= stride < context:
         raise ValueError(f"stride={stride} must be from 1 to context - 1 = {context - 1}")
-    ids = encode(params.config.replace(max_seq_len=2**31 - 1), ids, 0, None)
+    if isinstance(ids, str):
+        raise ValueError(f"ids={ids[:40]!r} is a text; encode it: load_tokenizer(path).encode")
+    ids = checked_ids(params.config, ids, 0)
     nll, scored, start = 0.0, 1, 0
     while scored < len(ids):
         window = ids[start : start + context]

@@ -12,7 +12,7 @@ from test_generate import Letters
 from test_reference import GOLDEN
 
 import llama_jax
-from llama_jax import generate, perplexity, score, stream
+from llama_jax import DynamicScaling, generate, perplexity, score, stream
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
@@ -199,6 +199,28 @@ def test_windows_that_make_no_sense_are_refused(params):
     ):
         with pytest.raises(ValueError, match=message):
             list(perplexity(params, [1, 2, 3], **settings))
+
+
+def test_dynamic_scaling_does_not_bound_the_text_whose_perplexity_is_asked(params, config):
+    dynamic = config.replace(max_seq_len=16, rope_scaling=DynamicScaling(2.0, 16))
+    ids = np.random.default_rng(0).integers(3, 256, 50).tolist()
+    *_, last = perplexity(params.replace(config=dynamic), ids)
+    assert last.tokens == 49
+    assert last.nll == pytest.approx(windows_in_numpy(params, ids, 16, 8), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("once", "ids='once' is a text"),
+        ([], "has no tokens"),
+        ([1, 256], "has token 256, and the model knows 0 to 255"),
+        ([1, 2.5], "a list of token ids"),
+    ],
+)
+def test_perplexity_takes_ids_of_the_model_alone(params, ids, message):
+    with pytest.raises(ValueError, match=message):
+        next(perplexity(params, ids))
 
 
 # The real model
