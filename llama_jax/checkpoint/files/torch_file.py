@@ -183,8 +183,6 @@ def _view(name: str, tensor: Tensor, records: dict[str, np.ndarray], prefix: str
             f"{shown} needs {storage.numel * itemsize:,} bytes of a record that has "
             f"{len(record):,}; {_FETCH_AGAIN}"
         )
-    if len(tensor.size) > 16:
-        raise Refused(f"{shown} has {len(tensor.size)} axes; {_FETCH_AGAIN}")
     numel = math.prod(tensor.size)
     steps = zip(tensor.size, tensor.stride, strict=True)
     last = tensor.offset + sum((n - 1) * step for n, step in steps)
