@@ -443,6 +443,11 @@ HOSTILE = {
     ),
     "long text": ("{{ 'a' * 10 ** 11 }}", "takes nothing beyond 1,000"),
     "large number": ("{{ 10 ** 10 ** 10 }}", "takes nothing beyond 1,000"),
+    "large negative number": ("{{ ((-999) ** 999) ** 999 }}", "takes nothing beyond 1,000"),
+    "squares": (
+        "{% set n = namespace(x=3) %}{% for i in range(20) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "makes no number beyond 10,000 bits",
+    ),
     "a class": ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
     "a module": ("{{ cycler.__init__.__globals__ }}", "'__init__' of 'type' object is unsafe"),
     "a formatted class": ("{{ '{0.__class__.__mro__}'.format(1) }}", "is unsafe"),
