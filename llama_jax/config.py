@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,9 @@ def _check_number(
 ) -> None:
     """Checks a real field and stores it as a float, so that 10000 and 10000.0 are one config."""
     value = getattr(owner, name)
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or value < at_least or value <= above:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer may be too large to be a float at all, and is compared as it is.
+    if not real or not abs(value) <= sys.float_info.max or value < at_least or value <= above:
         bound = f"at least {at_least}" if at_least > -math.inf else f"above {above}"
         raise ValueError(f"{name}={value!r} must be a finite number {bound}")
     object.__setattr__(owner, name, float(value))
