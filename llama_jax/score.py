@@ -65,7 +65,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-likelihood of the tokens after the first."""
-        return math.exp(self.nll / len(self.logprobs)) if self.logprobs else math.nan
+        return _exp_of_mean(self.nll, len(self.logprobs))
 
 
 def score(
@@ -107,7 +107,7 @@ class Perplexity:
     @property
     def value(self) -> float:
         """exp(nll / tokens)."""
-        return math.exp(self.nll / self.tokens) if self.tokens else math.nan
+        return _exp_of_mean(self.nll, self.tokens)
 
 
 def perplexity(
@@ -136,6 +136,14 @@ def perplexity(
         nll, scored = nll - math.fsum(fresh), start + len(window)
         start += stride
         yield Perplexity(nll, scored - 1)
+
+
+def _exp_of_mean(nll: float, tokens: int) -> float:
+    """Infinite where no float is so large."""
+    try:
+        return math.exp(nll / tokens) if tokens else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:

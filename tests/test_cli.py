@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import app, main
+from llama_jax.generate import Completion
+from llama_jax.score import TokenLogprob
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -174,6 +177,15 @@ def test_generate_prints_one_json_object_a_prompt(native):
     assert [row["prompt"] for row in rows] == ["46", "13 158"]
     assert [len(row["tokens"]) for row in rows] == [4, 4]
     assert {row["finish_reason"] for row in rows} == {"length"}
+
+
+def test_json_has_no_nan_and_no_infinity(native, monkeypatch):
+    unlikely = TokenLogprob(5, -math.inf, {7: -0.5, 5: -math.inf})
+    done = Completion(None, [5], "length", logprobs=[unlikely])
+    monkeypatch.setattr(llama_jax, "generate", lambda *_, **__: [done])
+    result = run("generate", native, "--ids", "46", "-n", 1, "-t", 0, "--json", "--logprobs", 2)
+    (found,) = json.loads(result.stdout, parse_constant=pytest.fail)["logprobs"]
+    assert found == {"token": 5, "logprob": None, "top": {"7": -0.5, "5": None}}
 
 
 def test_prompts_come_from_a_file_or_from_stdin(native, tmp_path):

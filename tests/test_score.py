@@ -13,6 +13,7 @@ from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import DynamicScaling, generate, perplexity, score, stream
+from llama_jax.score import Perplexity, Score
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
@@ -188,6 +189,12 @@ def test_a_text_of_one_window_has_the_perplexity_of_its_score(params):
     assert only.nll == whole.nll
     assert only.value == pytest.approx(whole.perplexity)
     assert list(perplexity(params, [5])) == []
+
+
+def test_a_text_beyond_all_likelihood_has_an_infinite_perplexity():
+    for nll in (1000.0, math.inf):
+        assert Score([1, 2], [-nll]).perplexity == math.inf
+        assert Perplexity(nll, 1).value == math.inf
 
 
 def test_windows_that_make_no_sense_are_refused(params):

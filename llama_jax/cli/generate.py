@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.console import plain_errors, print_json, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def generate(
             ready()
             with status("generating, compiling first"):
                 done = llama_jax.generate(params, given, **asked)
-            _print_json(texts, done)
+            _print_completions(texts, done)
         else:
             speed = _Speed()
             deltas = llama_jax.stream(params, given, **asked)
@@ -162,10 +161,10 @@ def _print_text(texts: list[str], deltas: Iterator[Delta], ids: bool, echo: bool
             sys.stdout.write("\n\n" if turn < len(texts) else "\n")
 
 
-def _print_json(texts: list[str], completions: list[Completion]) -> None:
+def _print_completions(texts: list[str], completions: list[Completion]) -> None:
     for text, done in zip(texts, completions, strict=True):
         row = {"prompt": text, **dataclasses.asdict(done)}
-        print(json.dumps({k: v for k, v in row.items() if v is not None}))
+        print_json({k: v for k, v in row.items() if v is not None})
 
 
 class _Speed:
