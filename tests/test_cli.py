@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import app, main
+from llama_jax.cli.generate import _read_prompts
 from llama_jax.generate import Completion
 from llama_jax.score import TokenLogprob
 
@@ -197,6 +198,14 @@ def test_prompts_come_from_a_file_or_from_stdin(native, tmp_path):
     given = run("generate", native, "46 182", "13", *options)
     assert from_file.stdout == from_stdin.stdout == given.stdout
     assert len(given.stdout.splitlines()) == 2
+
+
+def test_a_prompt_of_a_file_ends_at_a_newline_alone(tmp_path, monkeypatch):
+    text = "one\x0ctwo\u2028three\x85\r\n\r\nfour\n"
+    (tmp_path / "prompts.txt").write_bytes(text.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8"))
+    for file in (tmp_path / "prompts.txt", Path("-")):
+        assert _read_prompts(None, file) == ["one\x0ctwo\u2028three\x85", "four"]
 
 
 def test_a_seed_gives_the_same_text_again_and_each_prompt_its_own(native):

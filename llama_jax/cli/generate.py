@@ -129,7 +129,8 @@ def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     found = list(prompts or [])
     if file is not None:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        found += [line for line in text.splitlines() if line.strip()]
+        # Not `splitlines`, to which a form feed and U+2028 are ends of a line too.
+        found += [line for line in text.split("\n") if line.strip()]
     if not found:
         raise ValueError('no prompt; pass one ("" starts from bos alone), or --file PROMPTS')
     return found
