@@ -122,6 +122,7 @@ def _leads(
 def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Array:
     keys = _ordered(values)
     index = jnp.arange(keys.shape[-1], dtype=jnp.uint32)
+    width = max(20, -(-keys.shape[-1].bit_length() // bits) * bits)  # of an index, in whole steps
 
     def fits(leaders: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
         return jnp.sum(jnp.where(leaders, weights[:, None], 0), axis=-1) <= limit[:, None]
@@ -133,7 +134,7 @@ def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Arra
         return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
 
     def cut() -> UInt32[Array, " batch"]:
-        return _first(goes, limit.shape[0], 20, bits)
+        return _first(goes, limit.shape[0], width, bits)
 
     if bits == 1:  # a CPU's branches are free, and equals rare
         alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)
