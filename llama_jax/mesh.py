@@ -1,6 +1,6 @@
 """Meshes: their axes, and what a model asks of one.
 
-Three axes: `data` splits the batch, `fsdp` the batch and every weight, `tensor` the heads, the
+Three axes: `data` splits the batch, `fsdp` the batch and every matrix, `tensor` the heads, the
 feed-forward width and the vocabulary. Where `tensor` has more devices than the model has key-value
 heads, several share a head: the model's own mesh calls them `copies`, an axis cut off `tensor`.
 """
