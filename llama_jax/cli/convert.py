@@ -24,7 +24,7 @@ def convert(
     ] = None,
     rope_factor: Annotated[
         float | None,
-        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32; 1 is none"),
+        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32, for Meta's files; 1 is none"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the destination")

@@ -34,21 +34,13 @@ def is_hf(path: str | Path) -> bool:
         return False
 
 
-def open_hf(
-    path: str | Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
-) -> Source:
+def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     """Opens a checkpoint in Hugging Face's format, every name, shape and dtype in it checked.
 
     No weight is read but the output layer and the embedding, where they may be one. `max_seq_len`
-    stands in for `max_position_embeddings`; a `rope_factor`, which Meta's files leave unsaid, is
-    an error.
+    stands in for `max_position_embeddings`.
     """
     path = Path(path)
-    if rope_factor is not None:
-        raise ValueError(
-            f"rope_factor={rope_factor} is for Meta's files, which do not say it; "
-            f"{path / 'config.json'} states its own scaling, so change it there"
-        )
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json; copy it from where the weights came from")
     check_inside(path, path / "config.json")
