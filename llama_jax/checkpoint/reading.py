@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.names import WeightPath, table
 from llama_jax.checkpoint.placement import Index
-from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.source import Source, own_tokenizer
 
 
 def open_checkpoint(

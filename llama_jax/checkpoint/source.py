@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
+from llama_jax.tokenizer import find_tokenizer, tokenizer_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +111,14 @@ class Source:
     """The weight files, for the record of where the checkpoint came from; none of a native one."""
     notes: tuple[str, ...]
     """What a person should know of how it was read: a RoPE factor supplied, buffers skipped."""
+
+
+def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
+    """The tokenizer's file, once neither it nor what goes with it leads out of its folder.
+
+    `shared` is where it may lie though the checkpoint's folder has a link to it.
+    """
+    file = find_tokenizer(folder)
+    for beside in tokenizer_files(file).values() if file else ():
+        check_inside(beside.parent, beside, shared)
+    return file

@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_jax.tokenizer import find_tokenizer, tokenizer_files
-
 
 def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
     """Raises ValueError where a link leads out of the folder, but for `also`.
@@ -47,14 +45,3 @@ def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(entry.path)
-
-
-def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
-    """The tokenizer's file, once neither it nor what goes with it leads out of its folder.
-
-    `shared` is where it may lie though the checkpoint's folder has a link to it.
-    """
-    file = find_tokenizer(folder)
-    for beside in tokenizer_files(file).values() if file else ():
-        check_inside(beside.parent, beside, shared)
-    return file

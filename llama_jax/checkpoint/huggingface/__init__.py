@@ -8,12 +8,12 @@ from pathlib import Path
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
-from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.files.refusal import listed, shorten
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table
-from llama_jax.checkpoint.source import Source, StoredTensor
+from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"

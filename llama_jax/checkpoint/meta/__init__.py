@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.files.refusal import listed, shorten
 from llama_jax.checkpoint.meta.params import (
     MetaParams,
@@ -24,7 +24,7 @@ from llama_jax.checkpoint.meta.shards import (
     open_shards,
 )
 from llama_jax.checkpoint.names import Weight, WeightPath, table
-from llama_jax.checkpoint.source import Source, StoredTensor
+from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 
 _EMBEDDING, _OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")

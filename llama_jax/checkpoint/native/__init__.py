@@ -42,7 +42,15 @@ from llama_jax.tokenizer import tokenizer_files
 if TYPE_CHECKING:
     from llama_jax.checkpoint.blocks import Tensor
 
-__all__ = ["Written", "is_native", "read_config", "read_info", "read_weights", "write"]
+__all__ = [
+    "WEIGHTS",
+    "Written",
+    "is_native",
+    "read_config",
+    "read_weights",
+    "stored_weights",
+    "write",
+]
 _KIND = "a llama_jax checkpoint"
 
 
