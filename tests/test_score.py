@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,18 @@ def test_as_many_alternatives_come_as_were_asked_for(params):
     for others in (0, 3):  # what a row is told does not hang on whether its neighbours decode
         row, *_ = generate(params, prompts, max_new_tokens=[0, others, others, others], **asked)
         assert (row.logprobs, len(row.prompt_logprobs)) == ([], 2)
+
+
+def test_the_completions_of_a_prompt_share_its_scores(params, monkeypatch):
+    module, scored = sys.modules["llama_jax.generate"], []
+    found = module.prompt_logprobs
+    spy = lambda params, ids: scored.extend(ids) or found(params, ids)  # noqa: E731
+    monkeypatch.setattr(module, "prompt_logprobs", spy)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    done = generate(params, prompts, n=2, prompt_logprobs=0, max_new_tokens=0)
+    assert scored == prompts
+    one, two, other, _ = [c.prompt_logprobs for c in done]
+    assert one == two != other
 
 
 def test_texts_of_many_lengths_are_scored_in_their_order(params):
