@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
@@ -50,7 +49,7 @@ def convert(
             Path(destination),
             opened.config,
             opened.tensors,
-            dtype=None if dtype is None else parse_dtype(dtype),
+            dtype=dtype,
             tokenizer=opened.tokenizer,
             source=_origin(opened),
             progress=progress,

@@ -24,6 +24,7 @@ from llama_jax import distributed
 
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -44,11 +45,11 @@ def status(message: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def print_warnings(warnings: Sequence[str], shown: int = 5) -> None:
+def print_warnings(warnings: Sequence[str]) -> None:
     """The first warnings, and how many more there are: a file full of NaN has one a tensor."""
-    for warning in warnings[:shown]:
+    for warning in warnings[:_SHOWN]:
         stderr.print(f"warning: {warning}", style="yellow")
-    if (more := len(warnings) - shown) > 0:
+    if (more := len(warnings) - _SHOWN) > 0:
         stderr.print(f"warning: and {more} more tensors like these", style="yellow")
 
 

@@ -40,7 +40,7 @@ class TensorDifference:
 
 
 def compare_tensors(
-    a: Source, b: Source, moved: Callable[[int], None] = lambda count: None
+    a: Source, b: Source, moved: Callable[[int], None]
 ) -> tuple[list[TensorDifference], list[str]]:
     """Every weight that both have in one shape, and in words those that they have not.
 
