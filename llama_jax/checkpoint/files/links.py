@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN
+
 
 def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
     """Raises ValueError where a link leads out of the folder, but for `also`.
@@ -21,9 +23,7 @@ def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} is a link that leads nowhere ({error}); download or copy it again"
-        ) from error
+        raise ValueError(f"{file} is a link that leads nowhere ({error}); {FETCH_AGAIN}") from error
     if not any(target.is_relative_to(place) for place in within):
         raise ValueError(
             f"{file} is a link out of the folder, to {target}; put the file itself there"

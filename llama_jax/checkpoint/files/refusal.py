@@ -4,6 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+FETCH_AGAIN = "download or copy it again"
+"""The way out of a damaged file."""
+LFS_POINTER = (
+    b"version https://git-lfs",
+    "is a Git LFS pointer, not the weights; fetch them: git lfs pull",
+)
+"""How what lies in place of any file of a clone begins, and what it is."""
+NO_WEIGHT = (
+    "only float16, bfloat16 and float32 weights are read, so of a quantized model get the "
+    "bfloat16 files"
+)
+"""What to say of a tensor of any other dtype."""
+
 
 class Refused(ValueError):
     """What is wrong with a file, in words for a person, who still has to be told which file."""

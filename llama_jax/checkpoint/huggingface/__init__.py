@@ -9,7 +9,7 @@ from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
 from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import listed, shorten
+from llama_jax.checkpoint.files.refusal import NO_WEIGHT, listed, shorten
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table
@@ -123,10 +123,7 @@ def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
     transposed = len(row.shape) == 2 and row.hf != _EMBEDDING
     expected = tuple(reversed(row.shape)) if transposed else row.shape
     if array.dtype not in DTYPES.values():
-        raise ValueError(
-            f"{where} is {array.dtype}; only float16, bfloat16 and float32 weights are read, so "
-            "of a quantized model get the bfloat16 files"
-        )
+        raise ValueError(f"{where} is {array.dtype}; {NO_WEIGHT}")
     if array.shape != expected:
         raise ValueError(
             f"{where} has shape {list(array.shape)} where config.json says {list(expected)}; one "

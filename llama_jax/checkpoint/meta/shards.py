@@ -13,7 +13,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import shorten
+from llama_jax.checkpoint.files.refusal import NO_WEIGHT, shorten
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
@@ -76,10 +76,7 @@ def check_dtypes(shards: Shards, name: str) -> None:
     """Checks that a tensor is of one dtype in all files, and of one that is a weight's."""
     for file, piece in zip(shards.files, shards.pieces[name], strict=True):
         if piece.dtype not in DTYPES.values():
-            raise ValueError(
-                f"{file}: {name!r} is {piece.dtype}; only float16, bfloat16 and float32 weights "
-                "are read, so of a quantized model get the bfloat16 files"
-            )
+            raise ValueError(f"{file}: {name!r} is {piece.dtype}; {NO_WEIGHT}")
         if piece.dtype != shards.pieces[name][0].dtype:
             raise ValueError(
                 f"{file}: {name!r} is {piece.dtype}, and {shards.pieces[name][0].dtype} in "
