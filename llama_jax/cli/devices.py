@@ -175,7 +175,7 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _held(needed: Memory, asked: tuple[int, int]) -> str:
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     rows, positions = asked
     weights, cache = in_units(needed.weights_per_device), in_units(needed.cache_per_device)
@@ -187,7 +187,7 @@ def _check_fits(needed: Memory) -> None:
     """Refuses weights for which a device says that it has no room; a CPU says nothing."""
     import jax
 
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")

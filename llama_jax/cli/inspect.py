@@ -131,6 +131,6 @@ def _tokenizer(file: Path | None) -> str:
 
 
 def _bytes(count: int) -> str:
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     return in_units(count)

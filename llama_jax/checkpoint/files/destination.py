@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llama_jax.checkpoint.files.atomic import LOCK
+from llama_jax.checkpoint.files.refusal import in_units
 
 
 def check_destination(
@@ -45,14 +46,6 @@ def check_space(dst: Path, needed: int) -> None:
             f"{dst} needs {in_units(needed)} and {there} has {in_units(free)} free; "
             "make room, or write elsewhere"
         )
-
-
-def in_units(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count / 1000:,.1f} kB"
 
 
 @contextlib.contextmanager

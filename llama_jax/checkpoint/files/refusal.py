@@ -1,4 +1,6 @@
-"""A file that is refused, in words for a person; what it holds is not trusted even to be short."""
+"""What is said to a person of files: what is wrong with one, and how large. What it holds is not
+trusted even to be short.
+"""
 
 from __future__ import annotations
 
@@ -32,3 +34,11 @@ def listed(names: Sequence[str]) -> str:
     """The first few names from a file, and how many more there are."""
     shown = ", ".join(map(shorten, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def in_units(count: int) -> str:
+    """A number of bytes."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"
