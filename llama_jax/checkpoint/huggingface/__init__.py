@@ -120,14 +120,12 @@ def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str
 
 def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
     array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
-    transposed = len(row.shape) == 2 and row.hf != _EMBEDDING
-    expected = tuple(reversed(row.shape)) if transposed else row.shape
     if array.dtype not in DTYPES.values():
         raise ValueError(f"{where} is {array.dtype}; {NO_WEIGHT}")
-    if array.shape != expected:
+    if array.shape != row.stored_shape:
         raise ValueError(
-            f"{where} has shape {list(array.shape)} where config.json says {list(expected)}; one "
-            "of the two is damaged or belongs to another model"
+            f"{where} has shape {list(array.shape)} where config.json says "
+            f"{list(row.stored_shape)}; one of the two is damaged or belongs to another model"
         )
     heads = {"q": config.n_heads, "k": config.n_kv_heads}.get(row.path[-1][1:])
-    return StoredTensor((array,), 0, transposed, half_split_heads=heads)
+    return StoredTensor((array,), 0, row.transposed, half_split_heads=heads)

@@ -17,6 +17,9 @@ from llama_jax.checkpoint.files.refusal import NO_WEIGHT, shorten
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
+ROW_PARALLEL = ("wo", "w2")
+"""The matrices cut along what goes in. Every other is cut along what comes out, but for the
+embedding: LLaMA 1 and 2 cut its columns, Llama 3 its rows."""
 # Constants that Meta's modules used to register as buffers; the model computes its own.
 _BUFFER = re.compile(
     r"rope\.freqs|layers\.[0-9]+\.attention\.(mask|rope\.freqs|inner_attention\.rope\.freqs)"
