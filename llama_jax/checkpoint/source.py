@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.blocks import Stored, copy_in_bands
 from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
@@ -72,7 +72,8 @@ class StoredTensor:
                     at = first - start + (low - run.start) * step
                     to = slice(at, at + (high - low - 1) * step + 1, step)
                     target = stored[(*(slice(None) for _ in before), to)]
-                    _copy(target, piece[(*before, slice(low - begin, high - begin), *after)])
+                    part = piece[(*before, slice(low - begin, high - begin), *after)]
+                    copy_in_bands(part, target)
                 begin = end
 
     def _runs(self, start: int, stop: int, size: int) -> Iterator[tuple[int, range, int]]:
@@ -87,13 +88,6 @@ class StoredTensor:
                 first = low + (low + half) % 2  # head_dim is even, and so is every head's start
                 rows = head + half * head_dim // 2 + (first - head) // 2
                 yield first, range(rows, rows + (high - first + 1) // 2), 2
-
-
-def _copy(target: np.ndarray, source: np.ndarray) -> None:
-    # A transposing copy of a large matrix in one go misses the cache at every number: measured at
-    # 0.3 GB/s, where bands of 64 rows give 0.95 and bands of 16 give 2.5.
-    for row in range(0, len(source), 16):
-        target[row : row + 16] = source[row : row + 16]
 
 
 @dataclasses.dataclass(frozen=True)
