@@ -530,9 +530,12 @@ def test_a_folder_with_a_template_encodes_dialogs_by_it(tmp_path):
     ("content", "message"),
     [
         ("{", "tokenizer_config.json is not JSON"),
+        ("[" * 100_000, "tokenizer_config.json is not JSON"),
+        (" " * 16 * 2**20 + "{}", "tokenizer_config.json has more than 16,777,216 bytes"),
         ("[]", "tokenizer_config.json is no JSON object"),
         ('{"chat_template": 1}', r"chat_template in .*tokenizer_config.json is a int; it must"),
     ],
+    ids=["cut off", "deep", "large", "a list", "no template"],
 )
 def test_a_broken_tokenizer_config_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "tokenizer_config.json").write_text(content)
