@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from llama_jax.ops.sampling import draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
+from llama_jax.ops.sampling import LARGEST, draw, min_p_keeps, penalized, top_k_keeps, top_p_keeps
 from llama_jax.sharding import top_k
 from llama_jax.stops import StopStrings
 
@@ -95,7 +95,7 @@ def sample(
     penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
     penalize = lambda x: _penalized(x, request, written)  # noqa: E731
     logits = choose(jnp.any(penalty), penalize, _same, logits)
-    logits = jnp.minimum(logits + request.bias, float(jnp.finfo(jnp.float32).max))
+    logits = jnp.minimum(logits + request.bias, LARGEST)
     early = (written.count < request.least)[:, None]
     logits = jnp.where(request.stops & early, -jnp.inf, logits)
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)

@@ -116,12 +116,13 @@ def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[
     """Rows and positions of the largest cache that these prompts can need."""
     from llama_jax.batches import MAX_ROWS, slots_in_the_end
     from llama_jax.prompts import encode
+    from llama_jax.stop_strings import power_of_two
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     config = source.config
     lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
-    rows = min(1 << (len(prompts) - 1).bit_length(), MAX_ROWS)
+    rows = min(power_of_two(len(prompts)), MAX_ROWS)
     return rows, slots_in_the_end(max(lengths), room, config)
 
 

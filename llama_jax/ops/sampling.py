@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+LARGEST = float(jnp.finfo(jnp.float32).max)
+"""Where a logit ends that would otherwise become infinite."""
+
 
 def penalized(
     logits: Float[Array, "batch vocab"],
@@ -30,8 +33,7 @@ def penalized(
     repeated = jnp.where(logits > 0, logits / factor, logits * factor)
     lower = jnp.where(in_prompt | used, repeated, logits)
     lower = lower - presence[:, None] * used - frequency[:, None] * counts
-    most = float(jnp.finfo(jnp.float32).max)
-    return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -most, most), lower)
+    return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -LARGEST, LARGEST), lower)
 
 
 def top_k_keeps(
