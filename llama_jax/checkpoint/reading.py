@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.blocks import ReadByPart
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.names import WeightPath, table
@@ -75,25 +74,13 @@ def _open_native(path: Path, max_seq_len: int | None) -> Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class NativeTensor:
+class NativeTensor(ReadByPart):
     """One weight of a native checkpoint, read as a `StoredTensor` is."""
 
     checkpoint: Path
     path: WeightPath
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """The part under `index`: a slice (of step 1) per axis, or `...` for all."""
-        index = (slice(None),) * len(self.shape) if index is Ellipsis else tuple(index)
-        cuts = [one.indices(size)[:2] for one, size in zip(index, self.shape, strict=True)]
-        out = np.empty([max(0, stop - start) for start, stop in cuts], self.dtype)
-        self.read(tuple(slice(start, max(start, stop)) for start, stop in cuts), out)
-        return out
 
     def read(self, index: Index, out: np.ndarray) -> None:
         """Reads the part under `index` into `out`, in the dtype and the strides of `out`."""

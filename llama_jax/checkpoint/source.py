@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import Stored, copy_in_bands
+from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
 from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
@@ -17,7 +16,7 @@ from llama_jax.tokenizer import find_tokenizer, tokenizer_files
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(ReadByPart):
     """One weight in our layout, over the memory-mapped pieces that hold it.
 
     Indexing reads: `tensor[:, 16:32]` touches only the bytes it needs and returns an array of
@@ -43,18 +42,6 @@ class StoredTensor:
         stored = list(self.pieces[0].shape)
         stored[self.axis] = sum(piece.shape[self.axis] for piece in self.pieces)
         return tuple(reversed(stored)) if self.transposed else tuple(stored)
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """The part of the weight under `index`: a slice (of step 1) per axis, or `...` for all."""
-        index = (slice(None),) * len(self.shape) if index is Ellipsis else tuple(index)
-        sizes = zip(index, self.shape, strict=True)
-        part = np.empty([len(range(*one.indices(size))) for one, size in sizes], self.dtype)
-        self.read(index, part)
-        return part
 
     def read(self, index: tuple[slice, ...], out: np.ndarray) -> None:
         """Reads the part under `index` into `out`, in the dtype of `out`."""
