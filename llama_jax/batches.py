@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.config import Config
+from llama_jax.config import Config, check_count
 from llama_jax.params import Params
 from llama_jax.prompts import Prompt, encode
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings
 from llama_jax.sharding import cache_dtype, replicated, rows_divisor
-from llama_jax.stop_strings import stop_strings
+from llama_jax.stop_strings import power_of_two, stop_strings
 from llama_jax.tokenizer import Tokenizer
 
 MAX_ROWS = 32
@@ -57,7 +57,7 @@ class Batch:
 
 def bucket(length: int) -> int:
     """The padded length of a text: the next power of two, and at least 16."""
-    return max(16, 1 << (length - 1).bit_length())
+    return power_of_two(length, 16)
 
 
 def slots_for(length: int, config: Config) -> int:
@@ -87,8 +87,7 @@ def rows_of(
     truncate: bool,
 ) -> list[Row]:
     """One row per completion: `n` of each prompt, whose seeds count up from its settings'."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ValueError(f"n={n!r} must be a positive integer")
+    check_count("n", n)
     found: list[Row] = []
     for i, (prompt, wanted) in enumerate(zip(prompts, settings, strict=True)):
         ids = encode(params.config, prompt, i, tokenizer, truncate)
@@ -144,8 +143,8 @@ def rows_at_once(params: Params, slots: int) -> int:
 
 def padded_rows(params: Params, count: int) -> int:
     """How many rows a batch of `count` has: a power of two, and as many on every device."""
-    size, divisor = 1 << (count - 1).bit_length(), rows_divisor(params)
-    return math.ceil(size / divisor) * divisor
+    divisor = rows_divisor(params)
+    return math.ceil(power_of_two(count) / divisor) * divisor
 
 
 def _batch(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Llama3Scaling:
         _check_number(self, "factor", at_least=1.0)
         _check_number(self, "low_freq_factor", above=0.0)
         _check_number(self, "high_freq_factor", above=0.0)
-        _check_count(self, "original_max_seq_len")
+        check_count("original_max_seq_len", self.original_max_seq_len)
         if self.high_freq_factor <= self.low_freq_factor:
             raise ValueError(
                 f"high_freq_factor={self.high_freq_factor} must exceed "
@@ -69,7 +70,7 @@ class YarnScaling:
         _check_number(self, "beta_fast", above=0.0)
         _check_flag(self, "truncate")
         _check_number(self, "attention_factor", above=0.0)
-        _check_count(self, "original_max_seq_len")
+        check_count("original_max_seq_len", self.original_max_seq_len)
         if self.beta_fast <= self.beta_slow:
             raise ValueError(
                 f"beta_fast={self.beta_fast} must exceed beta_slow={self.beta_slow}; "
@@ -91,7 +92,7 @@ class DynamicScaling:
 
     def __post_init__(self) -> None:
         _check_number(self, "factor", at_least=1.0)
-        _check_count(self, "original_max_seq_len")
+        check_count("original_max_seq_len", self.original_max_seq_len)
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling
@@ -134,7 +135,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            _check_count(self, name)
+            check_count(name, getattr(self, name))
         _check_number(self, "norm_eps", above=0.0)
         _check_number(self, "rope_theta", above=1.0)
         if self.n_heads % self.n_kv_heads:
@@ -218,8 +219,8 @@ _COUNTS = (
 _FLAGS = ("tie_embeddings", "attention_bias", "mlp_bias")
 
 
-def _check_count(owner: Any, name: str) -> None:
-    value = getattr(owner, name)
+def check_count(name: str, value: Any) -> None:
+    """ValueError where `value` is no positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer")
 
@@ -235,8 +236,9 @@ def _check_number(
 ) -> None:
     """Checks a real field and stores it as a float, so that 10000 and 10000.0 are one config."""
     value = getattr(owner, name)
-    real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or value < at_least or value <= above:
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer may be too large to be a float at all, and is compared as it is.
+    if not real or not abs(value) <= sys.float_info.max or value < at_least or value <= above:
         bound = f"at least {at_least}" if at_least > -math.inf else f"above {above}"
         raise ValueError(f"{name}={value!r} must be a finite number {bound}")
     object.__setattr__(owner, name, float(value))

@@ -13,7 +13,6 @@ from llama_jax.prompts import Prompt, tokenizer_of
 from llama_jax.rounds import Delta, FinishReason, chunk_of, decoded, prepare_batch
 from llama_jax.score import TokenLogprob, prompt_logprobs
 from llama_jax.settings import SamplingSettings, for_each
-from llama_jax.sharding import on_mesh_of
 from llama_jax.tokenizer import Tokenizer, detokenize
 
 
@@ -170,12 +169,12 @@ def _stream(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Ite
 
 def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob | None] | None]:
     wanted = [row for row in rows if row.settings.prompt_logprobs is not None]
-    with on_mesh_of(params):
-        scores = prompt_logprobs(params, [row.prompt for row in wanted])
+    prompts = list(dict.fromkeys(tuple(row.prompt) for row in wanted))  # of `n` rows one
+    scores = dict(zip(prompts, prompt_logprobs(params, list(map(list, prompts))), strict=True))
     found: list[list[TokenLogprob | None] | None] = [None] * len(rows)
-    for row, score in zip(wanted, scores, strict=True):
+    for row in wanted:
         k = row.settings.prompt_logprobs
-        found[row.index] = [None, *(entry.first(k or 0) for entry in score)]
+        found[row.index] = [None, *(entry.first(k or 0) for entry in scores[tuple(row.prompt)])]
     return found
 
 

@@ -1,6 +1,6 @@
 """Meshes: their axes, and what a model asks of one.
 
-Three axes: `data` splits the batch, `fsdp` the batch and every weight, `tensor` the heads, the
+Three axes: `data` splits the batch, `fsdp` the batch and every matrix, `tensor` the heads, the
 feed-forward width and the vocabulary. Where `tensor` has more devices than the model has key-value
 heads, several share a head: the model's own mesh calls them `copies`, an axis cut off `tensor`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from llama_jax.config import Config
+from llama_jax.config import Config, check_count
 
 AXES = ("data", "fsdp", "tensor", "copies")
 ROWS, TENSOR = ("data", "fsdp"), ("tensor", "copies")
@@ -20,8 +20,7 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh over the first `data * fsdp * tensor` devices."""
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     for axis, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{axis}={size!r} must be a positive integer")
+        check_count(axis, size)
     wanted, devices = data * fsdp * tensor, jax.devices()
     if wanted > len(devices):
         raise ValueError(

@@ -24,16 +24,37 @@ def encode(
                 f"prompt {index} is text and these params have no tokenizer; pass lists of ids, "
                 "or tokenizer=llama_jax.load_tokenizer(path)"
             )
-        ids = tokenizer.encode(prompt, bos=True, eos=False)
-    else:
-        try:
-            if isinstance(prompt, bytes) or any(isinstance(id, bool) for id in prompt):
-                raise TypeError
-            ids = [operator.index(id) for id in prompt]
-        except TypeError:
+        prompt = tokenizer.encode(prompt, bos=True, eos=False)
+    ids = checked_ids(config, prompt, index)
+    if len(ids) > config.max_seq_len:
+        if not truncate:
             raise ValueError(
-                f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
-            ) from None
+                f"prompt {index} has {len(ids)} tokens and the context ends at "
+                f"max_seq_len={config.max_seq_len}; shorten the prompt, or pass truncate=True"
+            )
+        room = config.max_seq_len - 1  # and one place for a new token
+        if not room:
+            raise ValueError(
+                f"prompt {index} cannot be cut to a context of max_seq_len=1, which has no room "
+                "for a token before a new one; use a model with a longer one"
+            )
+        # From the left, and bos stays: a model that never saw a text without it writes poorly.
+        kept = ids[-room:]
+        bos = tokenizer is not None and ids[0] == tokenizer.bos_id
+        ids = [ids[0], *kept[1:]] if bos else kept
+    return ids
+
+
+def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
+    """A prompt's ids, at least one and all of them the model's, however many they are."""
+    try:
+        if isinstance(prompt, bytes) or any(isinstance(id, bool) for id in prompt):
+            raise TypeError
+        ids = [operator.index(id) for id in prompt]
+    except TypeError:
+        raise ValueError(
+            f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
+        ) from None
     if not ids:
         raise ValueError(f"prompt {index} has no tokens; begin it with bos, or pass text")
     if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
@@ -41,16 +62,6 @@ def encode(
             f"prompt {index} has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
             "; is this tokenizer another model's?"
         )
-    if len(ids) > config.max_seq_len:
-        if not truncate:
-            raise ValueError(
-                f"prompt {index} has {len(ids)} tokens and the context ends at "
-                f"max_seq_len={config.max_seq_len}; shorten the prompt, or pass truncate=True"
-            )
-        # From the left, and bos stays: a model that never saw a text without it writes poorly.
-        kept = ids[-config.max_seq_len + 1 :]
-        bos = tokenizer is not None and ids[0] == tokenizer.bos_id
-        ids = [ids[0], *kept[1:]] if bos else kept
     return ids
 
 

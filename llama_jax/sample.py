@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.ops.sampling import (
+    LARGEST,
     draw,
     likeliest,
     min_p_keeps,
@@ -102,7 +103,7 @@ def sample(
     penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
     penalize = lambda x: _penalized(x, request, written)  # noqa: E731
     logits = choose(jnp.any(penalty), penalize, _same, logits)
-    logits = jnp.minimum(logits + request.bias, float(jnp.finfo(jnp.float32).max))
+    logits = jnp.minimum(logits + request.bias, LARGEST)
     early = (written.count < request.least)[:, None]
     logits = jnp.where(request.stops & early, -jnp.inf, logits)
     greedy = likeliest(logits)

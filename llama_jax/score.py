@@ -18,7 +18,7 @@ from llama_jax.cache import KVCache
 from llama_jax.compilation import OPTIONS
 from llama_jax.model import forward
 from llama_jax.params import Params
-from llama_jax.prompts import Prompt, encode, tokenizer_of
+from llama_jax.prompts import Prompt, checked_ids, encode, tokenizer_of
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
 from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of
@@ -66,7 +66,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp of the mean negative log-likelihood of the tokens after the first."""
-        return math.exp(self.nll / len(self.logprobs)) if self.logprobs else math.nan
+        return _exp_of_mean(self.nll, len(self.logprobs))
 
 
 def score(
@@ -108,7 +108,7 @@ class Perplexity:
     @property
     def value(self) -> float:
         """exp(nll / tokens)."""
-        return math.exp(self.nll / self.tokens) if self.tokens else math.nan
+        return _exp_of_mean(self.nll, self.tokens)
 
 
 def perplexity(
@@ -126,7 +126,9 @@ def perplexity(
         raise ValueError(f"context={context} must be from 2 to max_seq_len={limit}")
     if not 1 <= stride < context:
         raise ValueError(f"stride={stride} must be from 1 to context - 1 = {context - 1}")
-    ids = encode(params.config.replace(max_seq_len=2**31 - 1), ids, 0, None)
+    if isinstance(ids, str):
+        raise ValueError(f"ids={ids[:40]!r} is a text; encode it: load_tokenizer(path).encode")
+    ids = checked_ids(params.config, ids, 0)
     nll, scored, start = 0.0, 1, 0
     while scored < len(ids):
         window = ids[start : start + context]
@@ -135,6 +137,14 @@ def perplexity(
         nll, scored = nll - math.fsum(fresh), start + len(window)
         start += stride
         yield Perplexity(nll, scored - 1)
+
+
+def _exp_of_mean(nll: float, tokens: int) -> float:
+    """Infinite where no float is so large."""
+    try:
+        return math.exp(nll / tokens) if tokens else math.nan
+    except OverflowError:
+        return math.inf
 
 
 def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:

@@ -26,8 +26,8 @@ def stop_strings(
 ) -> StopStrings:
     """What each row stops at, for a batch of which `stops` has the first rows."""
     texts = [[stop.encode() for stop in row] for row in stops]
-    strings = _power_of_two(STRINGS, max(map(len, texts), default=0))
-    width = _power_of_two(WIDTH, max((len(text) for row in texts for text in row), default=0))
+    strings = power_of_two(max(map(len, texts), default=0), STRINGS)
+    width = power_of_two(max((len(text) for row in texts for text in row), default=0), WIDTH)
     spelled: Any = np.full((batch, strings, width), NOTHING, np.int16)
     wanted: Any = np.zeros((batch, strings), bool)
     at_start: Any = np.zeros(batch, bool)
@@ -105,5 +105,6 @@ def _is_beyond(token: bytes, text: bytes, width: int) -> bool:
     return token.find(text, width - len(text) + 1) >= 0
 
 
-def _power_of_two(least: int, wanted: int) -> int:
+def power_of_two(wanted: int, least: int = 1) -> int:
+    """The size of a program's array that is to hold `wanted`: the next power of two."""
     return max(least, 1 << max(wanted - 1, 0).bit_length())

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ from typer.testing import CliRunner
 import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import app, main
+from llama_jax.cli.generate import _read_prompts
+from llama_jax.generate import Completion
+from llama_jax.score import TokenLogprob
 
 ROOT = Path(__file__).resolve().parents[1]
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -176,6 +180,15 @@ def test_generate_prints_one_json_object_a_prompt(native):
     assert {row["finish_reason"] for row in rows} == {"length"}
 
 
+def test_json_has_no_nan_and_no_infinity(native, monkeypatch):
+    unlikely = TokenLogprob(5, -math.inf, {7: -0.5, 5: -math.inf})
+    done = Completion(None, [5], "length", logprobs=[unlikely])
+    monkeypatch.setattr(llama_jax, "generate", lambda *_, **__: [done])
+    result = run("generate", native, "--ids", "46", "-n", 1, "-t", 0, "--json", "--logprobs", 2)
+    (found,) = json.loads(result.stdout, parse_constant=pytest.fail)["logprobs"]
+    assert found == {"token": 5, "logprob": None, "top": {"7": -0.5, "5": None}}
+
+
 def test_prompts_come_from_a_file_or_from_stdin(native, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("46 182\n\n13\n")
@@ -185,6 +198,14 @@ def test_prompts_come_from_a_file_or_from_stdin(native, tmp_path):
     given = run("generate", native, "46 182", "13", *options)
     assert from_file.stdout == from_stdin.stdout == given.stdout
     assert len(given.stdout.splitlines()) == 2
+
+
+def test_a_prompt_of_a_file_ends_at_a_newline_alone(tmp_path, monkeypatch):
+    text = "one\x0ctwo\u2028three\x85\r\n\r\nfour\n"
+    (tmp_path / "prompts.txt").write_bytes(text.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8"))
+    for file in (tmp_path / "prompts.txt", Path("-")):
+        assert _read_prompts(None, file) == ["one\x0ctwo\u2028three\x85", "four"]
 
 
 def test_a_seed_gives_the_same_text_again_and_each_prompt_its_own(native):

@@ -87,6 +87,8 @@ def test_no_field_has_a_default():
         ({"head_dim": 7}, "head_dim=7 is odd"),
         ({"norm_eps": 0.0}, "norm_eps=0.0 must be a finite number above 0"),
         ({"rope_theta": float("nan")}, "rope_theta=nan"),
+        ({"rope_theta": float("inf")}, "rope_theta=inf"),
+        ({"rope_theta": 10**400}, "rope_theta=1000* must be a finite number"),
         ({"rope_theta": "10000"}, "rope_theta='10000'"),
         ({"rope_scaling": 8}, "rope_scaling=8"),
         ({"tie_embeddings": 1}, "tie_embeddings=1 must be True or False"),

@@ -117,6 +117,15 @@ def test_a_broken_tokenizer_is_an_error_and_another_models_a_note(source, shared
     assert any("knows 128,256 tokens and the model 320" in note for note in done.source.notes)
 
 
+def test_a_rope_factor_is_for_files_that_do_not_say_theirs_and_a_context_for_any(source, tmp_path):
+    native = convert(source, tmp_path / "native").written.path
+    for folder in (native, GOLDEN.parent / "hf" / "llama2"):
+        with pytest.raises(ValueError, match=r"rope_factor=8 is for Meta's .*config\.json states"):
+            convert(folder, tmp_path / "out", rope_factor=8)
+    for i, folder in enumerate((source, native)):
+        assert convert(folder, tmp_path / str(i), max_seq_len=7).source.config.max_seq_len == 7
+
+
 def test_the_checkpoint_says_where_it_came_from(source, tmp_path):
     convert(source, tmp_path / "out", dtype="float32")
     info = json.loads((tmp_path / "out" / "checkpoint.json").read_text())

@@ -443,6 +443,11 @@ HOSTILE = {
     ),
     "long text": ("{{ 'a' * 10 ** 11 }}", "takes nothing beyond 1,000"),
     "large number": ("{{ 10 ** 10 ** 10 }}", "takes nothing beyond 1,000"),
+    "large negative number": ("{{ ((-999) ** 999) ** 999 }}", "takes nothing beyond 1,000"),
+    "squares": (
+        "{% set n = namespace(x=3) %}{% for i in range(20) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "makes no number beyond 10,000 bits",
+    ),
     "a class": ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
     "a module": ("{{ cycler.__init__.__globals__ }}", "'__init__' of 'type' object is unsafe"),
     "a formatted class": ("{{ '{0.__class__.__mro__}'.format(1) }}", "is unsafe"),
@@ -525,9 +530,12 @@ def test_a_folder_with_a_template_encodes_dialogs_by_it(tmp_path):
     ("content", "message"),
     [
         ("{", "tokenizer_config.json is not JSON"),
+        ("[" * 100_000, "tokenizer_config.json is not JSON"),
+        (" " * 16 * 2**20 + "{}", "tokenizer_config.json has more than 16,777,216 bytes"),
         ("[]", "tokenizer_config.json is no JSON object"),
         ('{"chat_template": 1}', r"chat_template in .*tokenizer_config.json is a int; it must"),
     ],
+    ids=["cut off", "deep", "large", "a list", "no template"],
 )
 def test_a_broken_tokenizer_config_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "tokenizer_config.json").write_text(content)

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import llama_jax
 from llama_jax.checkpoint import names
 from llama_jax.cli import app
-from llama_jax.distributed.roll_call import gather, report
+from llama_jax.distributed.line import Line
+from llama_jax.distributed.roll_call import _messages, gather, report
 from llama_jax.model import init_params
 
 PROGRAM = Path(__file__).with_name("distributed_program.py")
@@ -133,6 +134,17 @@ def test_what_else_connects_to_the_port_is_ignored():
     thread.join()
     assert set(first[0]) == {1}
     assert set(second[0]) == {0}
+
+
+def test_a_line_nested_too_deeply_ends_what_is_heard_on_it():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as stranger,
+    ):
+        line = Line(server.accept()[0])
+        stranger.sendall(b"[" * 60_000 + b"\n")
+        assert list(_messages(line, time.monotonic() + 5)) == []
+        line.close()
 
 
 def test_a_port_that_is_taken_is_named():

@@ -274,8 +274,6 @@ def test_an_argument_stands_in_for_the_context_and_dynamic_scaling_ends_there(tm
         ValueError, match=r"config.json: max_seq_len=65 must not exceed .*=64 .*yarn"
     ):
         open_hf(folder, max_seq_len=65)
-    with pytest.raises(ValueError, match="rope_factor=8 is for Meta's files"):
-        open_hf(folder, rope_factor=8)
 
 
 # Tensors

@@ -119,7 +119,7 @@ def test_the_command_says_all_there_is_to_know():
         "tokenizer  none found",
         "to run  bfloat16, 4 rows of 1,000 positions, 2 devices (fsdp=2)",
         "weights  326.6 kB a device, 653.2 kB in all",
-        "cache  512.0 kB a device, 1.02 MB in all",
+        "cache  512.0 kB a device, 1.02 MB in all; on a CPU twice that, where keys and values are",
         "together  838.6 kB a device, and room for activations",
     ):
         assert shown in result.stdout
@@ -131,8 +131,13 @@ def test_the_command_prints_json_for_programs():
     assert Config.from_json(found["config"]).dim == 64
     assert found["memory"]["weights"] == 4 * found["parameters"]
     assert found["asked"]["context"] == found["config"]["max_seq_len"]
+    assert found["memory"]["cache_dtype"] == "float32"
     assert found["dtypes"] == {"bfloat16": found["parameters"]}
     assert found["tokenizer"] is None
+
+
+def test_a_cache_of_float32_is_the_same_on_a_cpu():
+    assert "twice" not in run("inspect", GOLDEN / "llama3", "--dtype", "fp32").stdout
 
 
 def test_the_tokenizers_kind_is_told(shared):

@@ -9,6 +9,7 @@ from test_reference import GOLDEN
 
 import llama_jax
 from llama_jax import Completion, generate, stream
+from llama_jax.prompts import encode
 from llama_jax.rounds import PREFILL_CHUNK, PREFILL_TOKENS, _prefill, prefill_width
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "logprobs": 1}
@@ -137,6 +138,18 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_lengths_or_loses_its_b
     assert generate(params, ["ab"], tokenizer=letters, **kept) == generate(
         params, ["ab"], tokenizer=letters, temperature=0.0
     )
+
+
+@pytest.mark.parametrize(("limit", "ids"), [(2, [1]), (3, [1, 100])])
+def test_a_prompt_is_cut_to_a_very_short_context_too(config, limit, ids):
+    short = config.replace(max_seq_len=limit)
+    assert encode(short, "abcd", 0, Letters(), truncate=True) == ids
+    assert encode(short, [7, 8, 9, 10], 0, None, truncate=True) == [7, 8, 9, 10][1 - limit :]
+
+
+def test_a_context_of_one_token_has_no_room_for_a_prompt_that_is_cut(config):
+    with pytest.raises(ValueError, match="prompt 0 cannot be cut to a context of max_seq_len=1"):
+        encode(config.replace(max_seq_len=1), [7, 8], 0, None, truncate=True)
 
 
 def test_the_empty_things_are_defined(params):

@@ -498,6 +498,18 @@ def test_a_damaged_config_is_named(written, content):
         native.read_config(written)
 
 
+@pytest.mark.parametrize("name", ["checkpoint.json", "config.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("[" * 100_000, "is not JSON"), (" " * 4 * 2**20 + "{}", "more than 4,194,304 bytes")],
+    ids=["deep", "large"],
+)
+def test_a_description_without_measure_is_refused(written, name, content, message):
+    (written / name).write_text(content)
+    with pytest.raises(ValueError, match=f"{name} .*{message}|{name} {message}"):
+        native.read_config(written)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -161,6 +161,14 @@ def test_top_k_counts_a_vocabulary_of_128256_to_the_token():
         np.testing.assert_array_equal(keeps, top_k_in_numpy(logits[0], k))
 
 
+@pytest.mark.parametrize("bits", [1, 4], ids=["by halves", "by fifteen sums"])
+def test_equals_are_cut_to_the_token_in_a_vocabulary_of_millions(bits):
+    vocab, k = 2**20 + 8, 2**20 + 3
+    logits = jnp.zeros((1, vocab))
+    (keeps,) = sampling._leads_by(logits, jnp.ones_like(logits), jnp.array([k - 1.0]), bits=bits)
+    np.testing.assert_array_equal(keeps, np.arange(vocab) < k)
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name != "huge"])
 def test_min_p_keeps_what_its_definition_keeps(name):
     logits = np.float32(CASES[name])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from test_generate import Letters
 from test_reference import GOLDEN
 
 import llama_jax
-from llama_jax import generate, perplexity, score, stream
+from llama_jax import DynamicScaling, generate, perplexity, score, stream
+from llama_jax.score import Perplexity, Score
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
@@ -127,6 +129,18 @@ def test_as_many_alternatives_come_as_were_asked_for(params):
         assert (row.logprobs, len(row.prompt_logprobs)) == ([], 2)
 
 
+def test_the_completions_of_a_prompt_share_its_scores(params, monkeypatch):
+    module, scored = sys.modules["llama_jax.generate"], []
+    found = module.prompt_logprobs
+    spy = lambda params, ids: scored.extend(ids) or found(params, ids)  # noqa: E731
+    monkeypatch.setattr(module, "prompt_logprobs", spy)
+    prompts = [[1, 2, 3], [4, 5, 6]]
+    done = generate(params, prompts, n=2, prompt_logprobs=0, max_new_tokens=0)
+    assert scored == prompts
+    one, two, other, _ = [c.prompt_logprobs for c in done]
+    assert one == two != other
+
+
 def test_texts_of_many_lengths_are_scored_in_their_order(params):
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, 256, n).tolist() for n in (1, 200, 2, 17, 33, 129, 64, 5, 256, 3)]
@@ -190,6 +204,12 @@ def test_a_text_of_one_window_has_the_perplexity_of_its_score(params):
     assert list(perplexity(params, [5])) == []
 
 
+def test_a_text_beyond_all_likelihood_has_an_infinite_perplexity():
+    for nll in (1000.0, math.inf):
+        assert Score([1, 2], [-nll]).perplexity == math.inf
+        assert Perplexity(nll, 1).value == math.inf
+
+
 def test_windows_that_make_no_sense_are_refused(params):
     for settings, message in (
         ({"context": 257}, "context=257 must be from 2 to max_seq_len=256"),
@@ -199,6 +219,28 @@ def test_windows_that_make_no_sense_are_refused(params):
     ):
         with pytest.raises(ValueError, match=message):
             list(perplexity(params, [1, 2, 3], **settings))
+
+
+def test_dynamic_scaling_does_not_bound_the_text_whose_perplexity_is_asked(params, config):
+    dynamic = config.replace(max_seq_len=16, rope_scaling=DynamicScaling(2.0, 16))
+    ids = np.random.default_rng(0).integers(3, 256, 50).tolist()
+    *_, last = perplexity(params.replace(config=dynamic), ids)
+    assert last.tokens == 49
+    assert last.nll == pytest.approx(windows_in_numpy(params, ids, 16, 8), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ("once", "ids='once' is a text"),
+        ([], "has no tokens"),
+        ([1, 256], "has token 256, and the model knows 0 to 255"),
+        ([1, 2.5], "a list of token ids"),
+    ],
+)
+def test_perplexity_takes_ids_of_the_model_alone(params, ids, message):
+    with pytest.raises(ValueError, match=message):
+        next(perplexity(params, ids))
 
 
 # The real model

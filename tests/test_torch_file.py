@@ -151,6 +151,14 @@ def test_a_key_that_takes_forever_to_hash_is_refused(tmp_path):
     assert "a dict key that is a tuple" in message
 
 
+def test_axes_without_measure_are_refused_before_they_are_looked_at(tmp_path):
+    # Ones that torch would not say: whoever looks at them says something else.
+    changes = {"size": ("x",) * 1000, "stride": ("x",) * 1000}
+    tensor = Storages().tensor(np.ones((2, 2), np.float32), **changes)
+    data = torch_zip.pickled(torch_zip.dump({"w": tensor}))
+    assert "a tensor of 1,000 axes" in refusal(tmp_path / "a.pth", data, np.ones(4))
+
+
 def test_deep_nesting_is_refused_without_recursion(tmp_path):
     assert "holds one tuple" in refusal(
         tmp_path / "a.pth", torch_zip.pickled(b")" + b"\x85" * 100000)

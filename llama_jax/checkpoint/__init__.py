@@ -16,11 +16,10 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import Tensor, Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import default_dtype, parse_dtype
-from llama_jax.checkpoint.files.links import own_tokenizer
 from llama_jax.checkpoint.names import Weight, table
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
-from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.params import Params, WeightPath, Weights, nested, true_shape

@@ -35,8 +35,24 @@ class Stored(Protocol):
         ...
 
 
+class ReadByPart:
+    """The rest of a `Stored`, made of its shape, its dtype and its `read`."""
+
+    @property
+    def nbytes(self: Stored) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self: Stored, index: Any, /) -> np.ndarray:
+        """The part under `index`: a slice (of step 1) per axis, or `...` for all."""
+        index = (slice(None),) * len(self.shape) if index is Ellipsis else tuple(index)
+        cuts = [one.indices(size)[:2] for one, size in zip(index, self.shape, strict=True)]
+        out = np.empty([max(0, stop - start) for start, stop in cuts], self.dtype)
+        self.read(tuple(slice(start, max(start, stop)) for start, stop in cuts), out)
+        return out
+
+
 @dataclasses.dataclass(frozen=True)
-class Trimmed:
+class Trimmed(ReadByPart):
     """An array on devices without the zeros that a mesh put after it: a `Stored`."""
 
     array: jax.Array
@@ -45,10 +61,6 @@ class Trimmed:
     @property
     def dtype(self) -> np.dtype:
         return self.array.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
 
     def __getitem__(self, index: Any, /) -> np.ndarray:
         return host_block(self.array, whole(self.shape) if index is Ellipsis else index)
@@ -93,6 +105,23 @@ def host_block(tensor: Tensor, index: Index) -> np.ndarray:
             # Sliced on the device: an array keeps the host copy of itself that is asked of it.
             if all(cut.stop > cut.start for cut in inner):
                 out[tuple(outer)] = np.asarray(shard.data[tuple(inner)])
+    return out
+
+
+def copy_in_bands(source: np.ndarray, out: np.ndarray) -> None:
+    """Copies an array into another of its shape, some rows at a time.
+
+    A transposing copy of a large matrix in one go misses the cache at every number: measured at
+    0.3 GB/s, where bands of 64 rows give 0.95 and bands of 16 give 2.5.
+    """
+    for row in range(0, len(source), 16):
+        out[row : row + 16] = source[row : row + 16]
+
+
+def transposed(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, in memory of its own."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    copy_in_bands(matrix.T, out)
     return out
 
 

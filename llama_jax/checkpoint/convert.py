@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
@@ -37,10 +36,10 @@ def convert(
 ) -> Conversion:
     """Writes the checkpoint in `source` as a native one, holding a few tensors at a time.
 
-    Without `dtype` every tensor keeps its own. `max_seq_len` and `rope_factor` (of Llama 3.1's
-    scaling) stand in for what Meta's files do not say. `progress` is told bytes done and in all.
-    A failure, or a kill, leaves `destination` as it was. Of several processes (`distributed`) the
-    first writes, and the others wait for it.
+    Without `dtype` every tensor keeps its own. `max_seq_len` stands in for the files' own, of any
+    format, and `rope_factor` (of Llama 3.1's scaling) for what Meta's files alone do not say.
+    `progress` is told bytes done and in all. A failure, or a kill, leaves `destination` as it was.
+    Of several processes (`distributed`) the first writes, and the others wait for it.
     """
     opened = open_checkpoint(source, max_seq_len=max_seq_len, rope_factor=rope_factor)
     opened = _with_its_tokenizer(opened)
@@ -50,7 +49,7 @@ def convert(
             Path(destination),
             opened.config,
             opened.tensors,
-            dtype=None if dtype is None else parse_dtype(dtype),
+            dtype=dtype,
             tokenizer=opened.tokenizer,
             source=_origin(opened),
             progress=progress,

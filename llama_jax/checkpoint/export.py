@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
-from llama_jax.checkpoint.files.atomic import whole_directory
-from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
@@ -88,17 +86,13 @@ def export(
     source = open_checkpoint(checkpoint)
     plan = _plan(source, format, shards, layout, None if dtype is None else parse_dtype(dtype))
     tensors = [tensor for file in plan.files.values() for tensor in file]
-    replaced = _extras if overwrite else None
-    check_destination(dst, _KIND, replaced)
     stream = _Stream(sum(tensor.nbytes for tensor in tensors), progress)
     write = write_safetensors if format == "hf" else write_torch_file
-    with naming(dst):
-        check_space(dst, stream.total + sum(file.stat().st_size for file in plan.copies.values()))
-        with whole_directory(dst) as partial:
-            for name, file_tensors in plan.files.items():
-                write(partial / name, file_tensors, stream)
-            _write_beside(partial, plan, source)
-            check_destination(dst, _KIND, replaced)  # again: somebody may have been there meanwhile
+    replaced = _extras if overwrite else None
+    with writing(dst, _KIND, replaced, stream.total, plan.copies) as partial:
+        for name, file_tensors in plan.files.items():
+            write(partial / name, file_tensors, stream)
+        _write_texts(partial, plan, source)
     return Exported(
         source=source,
         path=dst,
@@ -111,10 +105,8 @@ def export(
     )
 
 
-def _write_beside(folder: Path, plan: _Plan, source: Source) -> None:
-    """Writes all but the weights, and which files are an export's."""
-    for name, file in plan.copies.items():
-        shutil.copyfile(file, folder / name)
+def _write_texts(folder: Path, plan: _Plan, source: Source) -> None:
+    """Writes the JSON files, one of which says what the export's files are."""
     names = [*plan.files, *plan.copies, *plan.texts, _MARK]
     mark = {"format": _FORMAT, "files": names, "source": str(source.path.resolve())}
     for name, value in {**plan.texts, _MARK: mark}.items():

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from llama_jax.config import Config
 from llama_jax.params import WeightPath
 
+EMBEDDING, OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")
+
 
 class Weight(NamedTuple):
     """One row of the table."""
@@ -20,21 +22,29 @@ class Weight(NamedTuple):
     hf: str
     """The name in Hugging Face's files, which store a matrix as [out, in] too."""
 
+    @property
+    def transposed(self) -> bool:
+        """Whether both files have the other axis first: every matrix but the embedding."""
+        return len(self.shape) == 2 and self.path != EMBEDDING
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """As both files have it, were it whole."""
+        return self.shape[::-1] if self.transposed else self.shape
+
 
 def table(config: Config) -> list[Weight]:
     """Every weight of a model, in the order in which activations meet them."""
     c = config
-    embedding, output = ("tok_embeddings", "weight"), ("output", "weight")
-    rows = [
-        Weight(embedding, (c.vocab_size, c.dim), *_names("tok_embeddings", "model.embed_tokens"))
-    ]
+    embedding = _names("tok_embeddings", "model.embed_tokens")
+    rows = [Weight(EMBEDDING, (c.vocab_size, c.dim), *embedding)]
     for i in range(c.n_layers):
         for (group, name), shape in _layer(c):
             path = (f"layers_{i}", group, name)
             rows.append(Weight(path, shape, *_layer_names(i, group, name)))
     rows.append(Weight(("norm", "scale"), (c.dim,), *_names("norm", "model.norm")))
     if not c.tie_embeddings:
-        rows.append(Weight(output, (c.dim, c.vocab_size), *_names("output", "lm_head")))
+        rows.append(Weight(OUTPUT, (c.dim, c.vocab_size), *_names("output", "lm_head")))
     return rows
 
 

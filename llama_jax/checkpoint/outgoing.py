@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.blocks import Stored, transposed
 from llama_jax.checkpoint.placement import Index
 
 BLOCK_BYTES = 32 << 20
@@ -51,7 +51,7 @@ class Outgoing:
             band = slice(start, min(start + step, rows.stop))
             block = self.tensor[(*self.part[:axis], band, *self.part[axis + 1 :])]
             if self.transposed:
-                block = _turned(block)
+                block = transposed(block)
             yield halved(block, self.head_dim) if self.head_dim else block
 
     def _rows_at_once(self) -> int:
@@ -60,14 +60,7 @@ class Outgoing:
         return max(1, BLOCK_BYTES // row_bytes // whole) * whole
 
 
-def _turned(block: np.ndarray) -> np.ndarray:
-    """The transposed block, in memory of its own; by bands, for a whole one misses the cache."""
-    out = np.empty(block.shape[::-1], block.dtype)
-    for row in range(0, len(out), 16):
-        out[row : row + 16] = block[:, row : row + 16].T
-    return out
-
-
 def halved(rows: np.ndarray, head_dim: int) -> np.ndarray:
+    """Rows of heads as Hugging Face has them, of rows whose pairs are adjacent."""
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.files.links import own_tokenizer
+from llama_jax.checkpoint.blocks import ReadByPart
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
-from llama_jax.checkpoint.meta.params import asked_scaling
 from llama_jax.checkpoint.names import WeightPath, table
 from llama_jax.checkpoint.placement import Index
-from llama_jax.checkpoint.source import Source
+from llama_jax.checkpoint.source import Source, own_tokenizer
 
 
 def open_checkpoint(
@@ -28,21 +25,26 @@ def open_checkpoint(
 ) -> Source:
     """Opens a native checkpoint, or somebody else's files, told apart by what lies there.
 
-    Shapes and dtypes are checked, and no weight is read. `max_seq_len` and `rope_factor` (of
-    Llama 3.1's scaling) stand in for what the files say.
+    Shapes and dtypes are checked, and no weight is read. `max_seq_len` stands in for the files'
+    own; `rope_factor` (of Llama 3.1's scaling) for what Meta's do not say, and where others say
+    theirs it is an error.
     """
     path = Path(path)
     if native.is_native(path):
-        return _open_native(path, max_seq_len, rope_factor)
+        _check_unsaid(path, rope_factor)
+        return _open_native(path, max_seq_len)
     return open_source(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
 
 
-def open_source(path: Path, **overrides: Any) -> Source:
+def open_source(
+    path: Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
+) -> Source:
     """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
     if is_meta(path):
-        return open_meta(path, **overrides)
+        return open_meta(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
     if is_hf(path):
-        return open_hf(path, **overrides)
+        _check_unsaid(path, rope_factor)
+        return open_hf(path, max_seq_len=max_seq_len)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
     raise FileNotFoundError(
@@ -51,12 +53,18 @@ def open_source(path: Path, **overrides: Any) -> Source:
     )
 
 
-def _open_native(path: Path, max_seq_len: int | None, rope_factor: float | None) -> Source:
+def _check_unsaid(path: Path, rope_factor: float | None) -> None:
+    if rope_factor is not None:
+        raise ValueError(
+            f"rope_factor={rope_factor:g} is for Meta's files, which do not say it; "
+            f"{path / 'config.json'} states its own scaling, so change it there"
+        )
+
+
+def _open_native(path: Path, max_seq_len: int | None) -> Source:
     config = native.read_config(path)
     if max_seq_len is not None:
         config = config.replace(max_seq_len=max_seq_len)
-    if rope_factor is not None:
-        config = config.replace(rope_scaling=asked_scaling(rope_factor))
     stored = native.stored_weights(path, config)
     tensors = {
         row.path: NativeTensor(path, row.path, stored[row.path].shape, stored[row.path].dtype)
@@ -66,25 +74,13 @@ def _open_native(path: Path, max_seq_len: int | None, rope_factor: float | None)
 
 
 @dataclasses.dataclass(frozen=True)
-class NativeTensor:
+class NativeTensor(ReadByPart):
     """One weight of a native checkpoint, read as a `StoredTensor` is."""
 
     checkpoint: Path
     path: WeightPath
     shape: tuple[int, ...]
     dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """The part under `index`: a slice (of step 1) per axis, or `...` for all."""
-        index = (slice(None),) * len(self.shape) if index is Ellipsis else tuple(index)
-        cuts = [one.indices(size)[:2] for one, size in zip(index, self.shape, strict=True)]
-        out = np.empty([max(0, stop - start) for start, stop in cuts], self.dtype)
-        self.read(tuple(slice(start, max(start, stop)) for start, stop in cuts), out)
-        return out
 
     def read(self, index: Index, out: np.ndarray) -> None:
         """Reads the part under `index` into `out`, in the dtype and the strides of `out`."""

@@ -120,7 +120,7 @@ def _answer(conversation: Conversation, line: str) -> None:
         distributed.fail("interrupted")
         sys.stdout.write(" ...")
     except ValueError as error:
-        stderr.print(f"error: {error}", style="red", markup=False)
+        stderr.print(f"error: {error}", style="red")
         return
     finally:
         answer.close()

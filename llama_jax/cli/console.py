@@ -1,9 +1,12 @@
-"""What every command shares: stderr, progress, and errors that fit on a line."""
+"""What every command shares: stderr, progress, JSON, and errors that fit on a line."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -21,6 +24,7 @@ from llama_jax import distributed
 
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -41,12 +45,25 @@ def status(message: str) -> contextlib.AbstractContextManager[object]:
     return contextlib.nullcontext()
 
 
-def print_warnings(warnings: Sequence[str], shown: int = 5) -> None:
+def print_warnings(warnings: Sequence[str]) -> None:
     """The first warnings, and how many more there are: a file full of NaN has one a tensor."""
-    for warning in warnings[:shown]:
+    for warning in warnings[:_SHOWN]:
         stderr.print(f"warning: {warning}", style="yellow")
-    if (more := len(warnings) - shown) > 0:
+    if (more := len(warnings) - _SHOWN) > 0:
         stderr.print(f"warning: and {more} more tensors like these", style="yellow")
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Prints JSON for programs; NaN and infinity, which it has not, become null."""
+    print(json.dumps(_plain(value), indent=indent, default=str, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ def convert(
     ] = None,
     rope_factor: Annotated[
         float | None,
-        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32; 1 is none"),
+        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32, for Meta's files; 1 is none"),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the destination")
@@ -57,11 +57,13 @@ def convert(
 
 def _report(done: Conversion, destination: Path) -> None:
     """What a person wants to check of a conversion."""
+    from llama_jax.checkpoint.files.refusal import in_units
+
     source, written = done.source, done.written
     rows = model_rows(source.config) | {
         "dtype": _dtypes({t.dtype.name for t in source.tensors.values()}, set(written.dtypes)),
         "tokenizer": str(source.tokenizer or "none found; the checkpoint takes token ids"),
-        "written": f"{written.bytes / 1e6:,.1f} MB in {written.seconds:.1f} s to {destination}",
+        "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",
     }
     print_rows(rows)
     for note in source.notes:

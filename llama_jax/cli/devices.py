@@ -71,16 +71,14 @@ class Devices(options.Mesh):
 
         `cache` says how many rows and positions will be asked of it.
         """
-        params, ready = self.load_ahead(checkpoint, dtype, cache, lambda _: iter(()))
-        ready()
-        return params
+        return self.load_ahead(checkpoint, dtype, cache, None)[0]
 
     def load_ahead(
         self,
         checkpoint: Path,
         dtype: str | None,
         cache: Callable[[Source], tuple[int, int]],
-        prepare: Callable[[Params], Iterator[None]],
+        prepare: Callable[[Params], Iterator[None]] | None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
@@ -92,15 +90,16 @@ class Devices(options.Mesh):
         from llama_jax.checkpoint.dtypes import default_dtype
 
         self._check_there()
-        if self._size == 1:
-            with status(f"loading {checkpoint}"):
-                return load_ahead(checkpoint, dtype, prepare)
-        dtype = dtype or default_dtype(jax.default_backend()).name
-        needed, asked = self._needed(checkpoint, dtype, cache)
-        stderr.print(f"{self}; {_held(needed, asked)}")
-        _check_fits(needed)
-        mesh = llama_jax.make_mesh(**self.axes)
+        mesh = None
+        if self._size > 1:
+            dtype = dtype or default_dtype(jax.default_backend()).name
+            needed, asked = self._needed(checkpoint, dtype, cache)
+            stderr.print(f"{self}; {_held(needed, asked)}")
+            _check_fits(needed)
+            mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
+            if mesh is None and prepare is not None:
+                return load_ahead(checkpoint, dtype, prepare)
             return llama_jax.load(checkpoint, mesh=mesh, dtype=dtype), lambda: None
 
     def __str__(self) -> str:
@@ -176,7 +175,7 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _held(needed: Memory, asked: tuple[int, int]) -> str:
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     rows, positions = asked
     weights, cache = in_units(needed.weights_per_device), in_units(needed.cache_per_device)
@@ -188,7 +187,7 @@ def _check_fits(needed: Memory) -> None:
     """Refuses weights for which a device says that it has no room; a CPU says nothing."""
     import jax
 
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")

@@ -43,6 +43,7 @@ def export(
 ) -> None:
     """Write a checkpoint as Hugging Face's folder or as Meta's files."""
     from llama_jax.checkpoint.export import export
+    from llama_jax.checkpoint.files.refusal import in_units
 
     with plain_errors(), progress_bar(f"exporting {checkpoint}") as update:
         done = export(
@@ -56,7 +57,7 @@ def export(
             progress=update,
         )
     count = f"{len(done.files)} file{'s' if len(done.files) != 1 else ''}"
-    size = f"{done.bytes / 1e6:,.1f} MB in {count} in {done.seconds:.1f} s"
+    size = f"{in_units(done.bytes)} in {count} in {done.seconds:.1f} s"
     rows = {"dtype": " and ".join(done.dtypes), "written": f"{size} to {destination}"}
     print_rows({**model_rows(done.source.config), **rows})
     for note in (*done.source.notes, *done.notes):

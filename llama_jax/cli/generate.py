@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.console import plain_errors, print_json, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def generate(
             ready()
             with status("generating, compiling first"):
                 done = llama_jax.generate(params, given, **asked)
-            _print_json(texts, done)
+            _print_completions(texts, done)
         else:
             speed = _Speed()
             deltas = llama_jax.stream(params, given, **asked)
@@ -117,12 +116,13 @@ def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[
     """Rows and positions of the largest cache that these prompts can need."""
     from llama_jax.batches import MAX_ROWS, slots_in_the_end
     from llama_jax.prompts import encode
+    from llama_jax.stop_strings import power_of_two
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     config = source.config
     lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
-    rows = min(1 << (len(prompts) - 1).bit_length(), MAX_ROWS)
+    rows = min(power_of_two(len(prompts)), MAX_ROWS)
     return rows, slots_in_the_end(max(lengths), room, config)
 
 
@@ -130,7 +130,8 @@ def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
     found = list(prompts or [])
     if file is not None:
         text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        found += [line for line in text.splitlines() if line.strip()]
+        # Not `splitlines`, to which a form feed and U+2028 are ends of a line too.
+        found += [line for line in text.split("\n") if line.strip()]
     if not found:
         raise ValueError('no prompt; pass one ("" starts from bos alone), or --file PROMPTS')
     return found
@@ -162,10 +163,10 @@ def _print_text(texts: list[str], deltas: Iterator[Delta], ids: bool, echo: bool
             sys.stdout.write("\n\n" if turn < len(texts) else "\n")
 
 
-def _print_json(texts: list[str], completions: list[Completion]) -> None:
+def _print_completions(texts: list[str], completions: list[Completion]) -> None:
     for text, done in zip(texts, completions, strict=True):
         row = {"prompt": text, **dataclasses.asdict(done)}
-        print(json.dumps({k: v for k, v in row.items() if v is not None}))
+        print_json({k: v for k, v in row.items() if v is not None})
 
 
 class _Speed:

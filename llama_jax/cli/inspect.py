@@ -31,6 +31,7 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is and what memory it will take; nothing is loaded."""
     with plain_errors():
+        from llama_jax.checkpoint.dtypes import parse_dtype
         from llama_jax.checkpoint.inspection import inspect_checkpoint, memory
 
         found = inspect_checkpoint(checkpoint)
@@ -38,6 +39,7 @@ def inspect(
         context = config.max_seq_len if context is None else context
         needed = memory(config, dtype=dtype, batch=batch, context=context, **mesh.axes)
         tokenizer = _tokenizer(found.source.tokenizer)
+        dtype = parse_dtype(dtype).name
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:
         print(json.dumps(_as_json(found, tokenizer, asked, needed), indent=2))
@@ -81,6 +83,8 @@ def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
         rows_of["cache"] += f" a device, {_bytes(needed.cache)} in all"
         rows_of["together"] += " a device"
     rows_of["together"] += ", and room for activations"
+    if asked["dtype"] != "float32":
+        rows_of["cache"] += "; on a CPU twice that, where keys and values are float32"
     return rows_of
 
 
@@ -104,7 +108,11 @@ def _as_json(
         "disk_bytes": found.disk_bytes,
         "notes": list(source.notes),
         "asked": asked,
-        "memory": {**dataclasses.asdict(needed), "per_device": needed.per_device},
+        "memory": {
+            **dataclasses.asdict(needed),
+            "per_device": needed.per_device,
+            "cache_dtype": asked["dtype"],
+        },
     }
 
 
@@ -123,6 +131,6 @@ def _tokenizer(file: Path | None) -> str:
 
 
 def _bytes(count: int) -> str:
-    from llama_jax.checkpoint.files.destination import in_units
+    from llama_jax.checkpoint.files.refusal import in_units
 
     return in_units(count)

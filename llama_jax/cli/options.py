@@ -49,7 +49,7 @@ class Mesh:
 
     tensor: Annotated[int, _devices(help="Devices that split heads, width and words")] = 1
     data: Annotated[int, _devices(help="... the texts")] = 1
-    fsdp: Annotated[int, _devices(help="... the texts and every weight")] = 1
+    fsdp: Annotated[int, _devices(help="... the texts and every matrix")] = 1
 
     @property
     def axes(self) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +9,7 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, stderr
+from llama_jax.cli.console import plain_errors, print_json, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 
@@ -51,6 +50,6 @@ def perplexity(
                 bar.update(task, completed=so_far.tokens)
         found = {"perplexity": so_far.value, "nll": so_far.nll, "tokens": so_far.tokens}
         if as_json:
-            print(json.dumps(found))
+            print_json(found)
         else:
             print(f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f}, {so_far.tokens:,} tokens)")

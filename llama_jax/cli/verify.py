@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.comparison import print_comparison, print_model
-from llama_jax.cli.console import plain_errors, progress_bar, status
+from llama_jax.cli.console import plain_errors, print_json, progress_bar, status
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
@@ -63,7 +61,7 @@ def verify_same(a: Source, b: Source, *, as_json: bool = False) -> None:
     with progress_bar(f"comparing {a.path} and {b.path}") as update:
         found = compare(a, b, update)
     if as_json:
-        _print_json(_of_comparison(found))
+        print_json(_of_comparison(found), indent=2)
     else:
         print_comparison(found)
     if not found.same:
@@ -91,31 +89,19 @@ def _verify_model(checkpoint: Path, dtype: str, rope_factor: float | None, as_js
         logits = compare_with_model(checkpoint, dtype=dtype, rope_factor=rope_factor)
     same = all(one.same for one in logits)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "same": same,
                 "checkpoint": str(checkpoint),
                 "dtype": dtype,
                 "logits": [_of_logits(one) for one in logits],
-            }
+            },
+            indent=2,
         )
     else:
         print_model(logits, dtype)
     if not same:
         raise typer.Exit(DIFFERENT)
-
-
-def _print_json(found: dict[str, Any]) -> None:
-    """Infinity and NaN, which JSON has not, become null."""
-    print(json.dumps(_plain(found), indent=2, default=str))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _of_comparison(found: Comparison) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def is_first() -> bool:
 def from_first(make: Callable[[], Any]) -> Any:
     """What `make` returns in process 0 (anything that JSON can say), in every process of the job.
 
-    Its ValueError or OSError is raised in every process too. It runs in process 0 alone.
+    It runs in process 0 alone. A ValueError or an OSError of its is raised there as it is, and as a
+    ValueError of the same words in every other process.
     """
     if _watch is None:
         return make()

@@ -40,7 +40,7 @@ class Line:
     def receive(self) -> None:
         """Waits until something comes; once the other end is gone `open` is false.
 
-        ValueError for what no process of ours sends.
+        ValueError, or RecursionError, for what no process of ours sends.
         """
         try:
             data = self.connection.recv(1 << 16)

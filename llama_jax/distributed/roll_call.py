@@ -94,7 +94,7 @@ def _arrival(listener: socket.socket, until: float) -> tuple[Line, dict[str, Any
 
 def _messages(line: Line, until: float) -> Iterator[dict[str, Any]]:
     """What comes on a line until a time, or until something comes that is not ours."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         while line.open and (left := until - time.monotonic()) > 0:
             line.connection.settimeout(left)
             line.receive()

@@ -21,7 +21,8 @@ QUERIES = 512
 KEYS = 1024
 """How many queries and keys a block has, where there are more pairs of them than in one block."""
 OWN = 128
-"""How many queries of a text without a past are taken at once, with no key beyond them all."""
+"""How many queries of a text without a past that fits one block are taken at once, with no key
+beyond them all."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 """The peak of no scores at all: lower than any, and finite, so that its distance to one is."""
 UNSEEN = int(jnp.iinfo(jnp.int32).max)

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+LARGEST = float(jnp.finfo(jnp.float32).max)
+"""Where a logit ends that would otherwise become infinite."""
+
 
 def penalized(
     logits: Float[Array, "batch vocab"],
@@ -30,8 +33,7 @@ def penalized(
     repeated = jnp.where(logits > 0, logits / factor, logits * factor)
     lower = jnp.where(in_prompt | used, repeated, logits)
     lower = lower - presence[:, None] * used - frequency[:, None] * counts
-    most = float(jnp.finfo(jnp.float32).max)
-    return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -most, most), lower)
+    return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -LARGEST, LARGEST), lower)
 
 
 def top_k_keeps(
@@ -138,6 +140,7 @@ def _leads(
 def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Array:
     keys = _ordered(values)
     index = jnp.arange(keys.shape[-1], dtype=jnp.uint32)
+    width = max(20, -(-keys.shape[-1].bit_length() // bits) * bits)  # of an index, in whole steps
 
     def fits(leaders: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
         return jnp.sum(jnp.where(leaders, weights[:, None], 0), axis=-1) <= limit[:, None]
@@ -149,7 +152,7 @@ def _leads_by(values: Array, weights: Array, limit: Array, *, bits: int) -> Arra
         return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
 
     def cut() -> UInt32[Array, " batch"]:
-        return _first(goes, limit.shape[0], 20, bits)
+        return _first(goes, limit.shape[0], width, bits)
 
     if bits == 1:  # a CPU's branches are free, and equals rare
         alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)

@@ -44,11 +44,11 @@ def tokenizer_files(file: Path) -> dict[str, Path]:
 
 def read_special_tokens(folder: Path) -> SpecialTokens:
     """What the files in `folder` say, each of which may be absent."""
-    tokenizer = _read(folder / "tokenizer_config.json")
-    legacy = _read(folder / "special_tokens_map.json")
-    generation = _read(folder / "generation_config.json")
+    tokenizer = read_object(folder / "tokenizer_config.json")
+    legacy = read_object(folder / "special_tokens_map.json")
+    generation = read_object(folder / "generation_config.json")
     copied = folder / MODEL_CONFIG
-    model = _read(copied if copied.is_file() else folder / "config.json")
+    model = read_object(copied if copied.is_file() else folder / "config.json")
 
     def named(key: str) -> tuple[str | int, ...]:
         names = [_content(source.get(key)) for source in (tokenizer, legacy)]
@@ -82,19 +82,21 @@ def _ids(source: dict[str, Any], key: str) -> list[int]:
 
 def _is_models(config: Path) -> bool:
     try:
-        return not _read(config).keys().isdisjoint(("model_type", "architectures"))
+        return not read_object(config).keys().isdisjoint(("model_type", "architectures"))
     except ValueError:
         return False
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The file's object; an empty one where there is no file."""
+def read_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a stranger's; an empty one where there is no file."""
     if not file.is_file():
         return {}
     with file.open("rb") as opened:
         text = opened.read(_MAX_BYTES + 1)
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"{file} has more than {_MAX_BYTES:,} bytes; it is not a tokenizer's")
     try:
-        value = json.loads(text[:_MAX_BYTES])
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
     if not isinstance(value, dict):

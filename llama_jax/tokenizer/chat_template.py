@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from llama_jax.tokenizer.beside import read_object
 from llama_jax.tokenizer.dialog import check_messages
 from llama_jax.tokenizer.protocol import Message
 
@@ -46,7 +46,7 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     Of several, the one named "default".
     """
     folder = Path(folder)
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json")
     own = folder / "chat_template.jinja"
     source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
     if isinstance(source, list):
@@ -59,7 +59,7 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
             f"chat_template in {folder / 'tokenizer_config.json'} is a {type(source).__name__}; "
             "it must be a str, or a list of names and templates"
         )
-    tokens = {**_read_json(folder / "special_tokens_map.json"), **config}
+    tokens = {**read_object(folder / "special_tokens_map.json"), **config}
     return ChatTemplate(source, dict(_named_tokens(tokens)))
 
 
@@ -128,16 +128,3 @@ def _named_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text = token.get("content") if isinstance(token, Mapping) else token
         if name.endswith("_token") and isinstance(text, str):
             yield name, text
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """The file's object; an empty one where there is no file."""
-    if not file.is_file():
-        return {}
-    try:
-        value = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is no JSON object; copy or download it again")
-    return value

@@ -26,6 +26,8 @@ MAX_CHARACTERS = 50_000_000
 """Of one rendering."""
 MAX_FACTOR = 1_000
 """What `'a' * n` and `a ** n` take."""
+MAX_BITS = 10_000
+"""Of a product of two integers, which a loop would double in length at every turn."""
 
 _STEPS, _COUNTED = "_steps left", "_counted"
 
@@ -85,8 +87,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" or not numbers:
             for side in (left, right):
-                if (side if isinstance(side, int | float) else len(side)) > MAX_FACTOR:
+                if (abs(side) if isinstance(side, int | float) else len(side)) > MAX_FACTOR:
                     raise SecurityError(f"{operator} takes nothing beyond {MAX_FACTOR:,}")
+        elif sum(side.bit_length() for side in (left, right) if isinstance(side, int)) > MAX_BITS:
+            raise SecurityError(f"{operator} makes no number beyond {MAX_BITS:,} bits")
         return super().call_binop(context, operator, left, right)
 
 

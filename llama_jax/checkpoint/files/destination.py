@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from llama_jax.checkpoint.files.atomic import LOCK
+from llama_jax.checkpoint.files.atomic import LOCK, whole_directory
+from llama_jax.checkpoint.files.refusal import in_units
+
+Extras = Callable[[Path], list[Path] | None]
+"""What lies in a directory that writing one of its kind did not put there; None for another kind's
+directory."""
 
 
-def check_destination(
-    dst: Path, kind: str, extras: Callable[[Path], list[Path] | None] | None
-) -> None:
-    """Refuses what is there already, but for an empty directory, or an older one of the `kind`.
+@contextlib.contextmanager
+def writing(
+    dst: Path, kind: str, extras: Extras | None, nbytes: int, copies: Mapping[str, Path]
+) -> Iterator[Path]:
+    """A directory to fill, which becomes `dst` once it is whole; copies of files lie in it already.
 
-    To replace that, `extras` says what lies in it that its writing did not put there: None where
-    the directory is not of the kind. Without `extras` nothing is replaced.
+    `nbytes` is what will be written beside them. Refused, before anything is written, are a disk
+    without room and what is there already, but for an empty directory, or an older one of the
+    `kind`. To replace that, `extras` says what in it is somebody's own; without it nothing is
+    replaced.
     """
+    _check_destination(dst, kind, extras)
+    with _naming(dst):
+        _check_space(dst, nbytes + sum(file.stat().st_size for file in copies.values()))
+        with whole_directory(dst) as partial:
+            for name, file in copies.items():
+                shutil.copyfile(file, partial / name)
+            yield partial
+            _check_destination(dst, kind, extras)  # again: somebody may have been there meanwhile
+
+
+def _check_destination(dst: Path, kind: str, extras: Extras | None) -> None:
     if dst.is_mount():
         raise OSError(f"{dst} is a mount point and cannot be renamed to; name a directory in it")
     if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
@@ -36,7 +55,7 @@ def check_destination(
         )
 
 
-def check_space(dst: Path, needed: int) -> None:
+def _check_space(dst: Path, needed: int) -> None:
     """Refuses beforehand what the disk has no room for."""
     there = next(parent for parent in dst.parents if parent.exists())
     free = shutil.disk_usage(there).free
@@ -47,16 +66,8 @@ def check_space(dst: Path, needed: int) -> None:
         )
 
 
-def in_units(count: int) -> str:
-    """A number of bytes for people."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:,.2f} {unit}"
-    return f"{count / 1000:,.1f} kB"
-
-
 @contextlib.contextmanager
-def naming(dst: Path) -> Iterator[None]:
+def _naming(dst: Path) -> Iterator[None]:
     """Says of a system's error what it stopped; our own errors, which have no number, say so."""
     try:
         yield

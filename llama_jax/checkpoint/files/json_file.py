@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN
+
 _MAX_BYTES = 4 * 2**20
 
 
@@ -19,9 +21,9 @@ def read_object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); download or copy it again") from error
+        raise ValueError(f"{file} is not JSON ({error}); {FETCH_AGAIN}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__}, not an object; download it again")
+        raise ValueError(f"{file} holds a {type(found).__name__}, not an object; {FETCH_AGAIN}")
     return found
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_jax.tokenizer import find_tokenizer, tokenizer_files
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN
 
 
 def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
@@ -23,9 +23,7 @@ def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
     try:
         target = file.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} is a link that leads nowhere ({error}); download or copy it again"
-        ) from error
+        raise ValueError(f"{file} is a link that leads nowhere ({error}); {FETCH_AGAIN}") from error
     if not any(target.is_relative_to(place) for place in within):
         raise ValueError(
             f"{file} is a link out of the folder, to {target}; put the file itself there"
@@ -47,14 +45,3 @@ def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(entry.path)
-
-
-def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
-    """The tokenizer's file, once neither it nor what goes with it leads out of its folder.
-
-    `shared` is where it may lie though the checkpoint's folder has a link to it.
-    """
-    file = find_tokenizer(folder)
-    for beside in tokenizer_files(file).values() if file else ():
-        check_inside(beside.parent, beside, shared)
-    return file

@@ -1,8 +1,23 @@
-"""A file that is refused, in words for a person; what it holds is not trusted even to be short."""
+"""What is said to a person of files: what is wrong with one, and how large. What it holds is not
+trusted even to be short.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+FETCH_AGAIN = "download or copy it again"
+"""The way out of a damaged file."""
+LFS_POINTER = (
+    b"version https://git-lfs",
+    "is a Git LFS pointer, not the weights; fetch them: git lfs pull",
+)
+"""How what lies in place of any file of a clone begins, and what it is."""
+NO_WEIGHT = (
+    "only float16, bfloat16 and float32 weights are read, so of a quantized model get the "
+    "bfloat16 files"
+)
+"""What to say of a tensor of any other dtype."""
 
 
 class Refused(ValueError):
@@ -19,3 +34,11 @@ def listed(names: Sequence[str]) -> str:
     """The first few names from a file, and how many more there are."""
     shown = ", ".join(map(shorten, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def in_units(count: int) -> str:
+    """A number of bytes."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"

@@ -12,11 +12,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import Refused, shorten
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, LFS_POINTER, Refused, shorten
 
 # Far above any model (405B: 0.2 MB in all), far below what would hurt to parse.
 _MAX_HEADER_BYTES = 4 * 2**20
-_FETCH_AGAIN = "download or copy it again"
 _DTYPES: dict[str, Any] = {
     "F64": np.float64,
     "F32": np.float32,
@@ -58,10 +57,10 @@ def _read(file: io.FileIO) -> dict[str, np.ndarray]:
     if length > _MAX_HEADER_BYTES:
         raise Refused(
             f"its header claims {length:,} bytes and a model's stays below {_MAX_HEADER_BYTES:,}; "
-            f"it is no safetensors file, or damaged: {_FETCH_AGAIN}"
+            f"it is no safetensors file, or damaged: {FETCH_AGAIN}"
         )
     if 8 + length > size:
-        raise Refused(f"its header of {length:,} bytes is cut off at {size:,}; {_FETCH_AGAIN}")
+        raise Refused(f"its header of {length:,} bytes is cut off at {size:,}; {FETCH_AGAIN}")
     memory = np.memmap(file, dtype=np.uint8, mode="r")
     entries = _header(bytes(memory[8 : 8 + length]))
     data = memory[8 + length :]
@@ -74,7 +73,7 @@ def _read(file: io.FileIO) -> dict[str, np.ndarray]:
 
 
 _OTHER_KINDS = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch them: git lfs pull"),
+    LFS_POINTER,
     (
         b"<",
         "is a web page; the download was refused: sign in, or accept the license, and try again",
@@ -86,12 +85,12 @@ _OTHER_KINDS = (
 
 def _check_kind(head: bytes, size: int) -> None:
     if not size:
-        raise Refused(f"is empty; {_FETCH_AGAIN}")
+        raise Refused(f"is empty; {FETCH_AGAIN}")
     if head[8:9] != b"{":
         for start, what in _OTHER_KINDS:
             if head.lstrip().startswith(start):
                 raise Refused(what)
-        raise Refused(f"is not a safetensors file; {_FETCH_AGAIN}")
+        raise Refused(f"is not a safetensors file; {FETCH_AGAIN}")
 
 
 def _header(text: bytes) -> dict[str, dict[str, Any]]:
@@ -101,7 +100,7 @@ def _header(text: bytes) -> dict[str, dict[str, Any]]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                raise Refused(f"its header names {shorten(key)} twice; {_FETCH_AGAIN}")
+                raise Refused(f"its header names {shorten(key)} twice; {FETCH_AGAIN}")
             found[key] = value
         return found
 
@@ -110,9 +109,9 @@ def _header(text: bytes) -> dict[str, dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, Refused):
             raise
-        raise Refused(f"its header is not JSON ({shorten(error)}); {_FETCH_AGAIN}") from error
+        raise Refused(f"its header is not JSON ({shorten(error)}); {FETCH_AGAIN}") from error
     if not isinstance(header, dict):
-        raise Refused(f"its header is a {type(header).__name__}, not an object; {_FETCH_AGAIN}")
+        raise Refused(f"its header is a {type(header).__name__}, not an object; {FETCH_AGAIN}")
     header.pop("__metadata__", None)
     return header
 
@@ -125,7 +124,7 @@ def _placed(
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Refused(
             f"its header says of {shown} {shorten(entry)} and not its dtype, shape and "
-            f"data_offsets; {_FETCH_AGAIN}"
+            f"data_offsets; {FETCH_AGAIN}"
         )
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in _DTYPES:
@@ -135,18 +134,18 @@ def _placed(
         )
     # No axis is longer than the file, so nothing overflows, were the tensor empty for another.
     if not _counts(shape, data_bytes) or len(shape) > 16:
-        raise Refused(f"{shown} has the impossible shape {shorten(shape)}; {_FETCH_AGAIN}")
+        raise Refused(f"{shown} has the impossible shape {shorten(shape)}; {FETCH_AGAIN}")
     if not _counts(offsets, data_bytes) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise Refused(
             f"{shown} lies at {shorten(offsets)}, outside the {data_bytes:,} bytes behind the "
-            f"header; the file is cut off or damaged: {_FETCH_AGAIN}"
+            f"header; the file is cut off or damaged: {FETCH_AGAIN}"
         )
     dtype, (begin, end) = np.dtype(_DTYPES[kind]), offsets
     needed = math.prod(shape) * dtype.itemsize
     if end - begin != needed:
         raise Refused(
             f"{shown} of shape {shape} in {kind} is {needed:,} bytes, and its data_offsets leave "
-            f"it {end - begin:,}; {_FETCH_AGAIN}"
+            f"it {end - begin:,}; {FETCH_AGAIN}"
         )
     return tuple(shape), dtype, begin, end
 
@@ -163,8 +162,8 @@ def _check_side_by_side(spans: dict[str, tuple[int, int]], data_bytes: int) -> N
     edges = [("its header", (0, 0)), *ordered, ("its end", (data_bytes, data_bytes))]
     for (former, (_, end)), (name, (begin, _)) in itertools.pairwise(edges):
         if begin < end:
-            raise Refused(f"{shorten(name)} overlaps {shorten(former)}; {_FETCH_AGAIN}")
+            raise Refused(f"{shorten(name)} overlaps {shorten(former)}; {FETCH_AGAIN}")
         if begin > end:
             raise Refused(
-                f"{begin - end:,} bytes before {shorten(name)} belong to no tensor; {_FETCH_AGAIN}"
+                f"{begin - end:,} bytes before {shorten(name)} belong to no tensor; {FETCH_AGAIN}"
             )

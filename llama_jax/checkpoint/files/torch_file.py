@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import Refused, shorten
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, LFS_POINTER, Refused, shorten
 from llama_jax.checkpoint.files.torch_names import Tensor
 from llama_jax.checkpoint.files.torch_pickle import read_pickle
 
 # Far above any model (405B: 0.2 MB each), far below what would hurt to parse.
 _MAX_PICKLE_BYTES = 2 * 2**20
 _MAX_DIRECTORY_BYTES = 8 * 2**20
-_FETCH_AGAIN = "download or copy it again"
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -35,7 +34,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
         except Exception as error:
             # Damaged bytes fail wherever they please, in zipfile, pickletools or NumPy.
             what = f"{type(error).__name__}: {shorten(error)}"
-            raise ValueError(f"{path} is damaged ({what}); {_FETCH_AGAIN}") from error
+            raise ValueError(f"{path} is damaged ({what}); {FETCH_AGAIN}") from error
 
 
 class _BoundedReader(io.BufferedReader):
@@ -43,7 +42,7 @@ class _BoundedReader(io.BufferedReader):
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _MAX_DIRECTORY_BYTES:
-            raise Refused(f"its zip directory claims {size:,} bytes; {_FETCH_AGAIN}")
+            raise Refused(f"its zip directory claims {size:,} bytes; {FETCH_AGAIN}")
         return super().read(size)
 
 
@@ -70,7 +69,7 @@ def _read(file: io.BufferedReader) -> dict[str, np.ndarray]:
 
 
 _OTHER_KINDS = (
-    (b"version https://git-lfs", "is a Git LFS pointer, not the weights; fetch them: git lfs pull"),
+    LFS_POINTER,
     (b"<", "is a web page; the download was refused: sign in or ask for a new link, and try again"),
     (b"GGUF", "is a GGUF file, not Meta's format; get the consolidated.*.pth files"),
     (
@@ -84,7 +83,7 @@ _OTHER_KINDS = (
 
 def _check_kind(head: bytes) -> None:
     if not head:
-        raise Refused(f"is empty; {_FETCH_AGAIN}")
+        raise Refused(f"is empty; {FETCH_AGAIN}")
     if head.startswith(b"PK\x03\x04"):
         return
     if head[4:9] == b"\0\0\0\0{":  # the header's length, then the header
@@ -92,7 +91,7 @@ def _check_kind(head: bytes) -> None:
     for start, what in _OTHER_KINDS:
         if head.lstrip().startswith(start):
             raise Refused(what)
-    raise Refused(f"is not a file that torch.save wrote; {_FETCH_AGAIN}")
+    raise Refused(f"is not a file that torch.save wrote; {FETCH_AGAIN}")
 
 
 def _records(file: io.BufferedReader, memory: np.ndarray) -> dict[str, np.ndarray]:
@@ -101,20 +100,20 @@ def _records(file: io.BufferedReader, memory: np.ndarray) -> dict[str, np.ndarra
         infos = zipfile.ZipFile(file).infolist()
     except zipfile.BadZipFile as error:
         raise Refused(
-            f"its end, the archive's directory, is missing or damaged; {_FETCH_AGAIN}"
+            f"its end, the archive's directory, is missing or damaged; {FETCH_AGAIN}"
         ) from error
     found: dict[str, np.ndarray] = {}
     for info in infos:
         name = shorten(info.filename)
         if info.filename in found:
-            raise Refused(f"it holds two records {name}; {_FETCH_AGAIN}")
+            raise Refused(f"it holds two records {name}; {FETCH_AGAIN}")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise Refused(f"its record {name} is compressed, which torch.save never does")
         if info.flag_bits & 1:
             raise Refused(f"its record {name} is encrypted, which torch.save never does")
         start = _payload_start(memory, info)
         if start + info.file_size > len(memory):
-            raise Refused(f"its record {name} runs past the end of the file; {_FETCH_AGAIN}")
+            raise Refused(f"its record {name} runs past the end of the file; {FETCH_AGAIN}")
         found[info.filename] = memory[start : start + info.file_size]
         if info.filename.endswith("/data.pkl"):
             _check_pickle_record(info, found[info.filename])
@@ -145,7 +144,7 @@ def _payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
     if not agrees:
         raise Refused(
             f"its record {shorten(info.filename)} disagrees with the archive's directory; "
-            f"{_FETCH_AGAIN}"
+            f"{FETCH_AGAIN}"
         )
     return start + name_size + extra_size
 
@@ -158,7 +157,7 @@ def _check_pickle_record(info: zipfile.ZipInfo, record: np.ndarray) -> None:
         )
     # torch can be told not to compute the sum, and then writes 0.
     if info.CRC and zlib.crc32(bytes(record)) != info.CRC:
-        raise Refused(f"its data.pkl does not have the checksum it should; {_FETCH_AGAIN}")
+        raise Refused(f"its data.pkl does not have the checksum it should; {FETCH_AGAIN}")
 
 
 def _pickle_record(records: dict[str, np.ndarray]) -> tuple[str, bytes]:
@@ -181,17 +180,15 @@ def _view(name: str, tensor: Tensor, records: dict[str, np.ndarray], prefix: str
     if storage.numel * itemsize > len(record):
         raise Refused(
             f"{shown} needs {storage.numel * itemsize:,} bytes of a record that has "
-            f"{len(record):,}; {_FETCH_AGAIN}"
+            f"{len(record):,}; {FETCH_AGAIN}"
         )
-    if len(tensor.size) > 16:
-        raise Refused(f"{shown} has {len(tensor.size)} axes; {_FETCH_AGAIN}")
     numel = math.prod(tensor.size)
     steps = zip(tensor.size, tensor.stride, strict=True)
     last = tensor.offset + sum((n - 1) * step for n, step in steps)
     # A stride of 0 could make petabytes of one number: no tensor is larger than its storage.
     if numel > storage.numel or (numel and last >= storage.numel):
         raise Refused(
-            f"{shown} reaches outside its storage of {storage.numel:,} numbers; {_FETCH_AGAIN}"
+            f"{shown} reaches outside its storage of {storage.numel:,} numbers; {FETCH_AGAIN}"
         )
     if numel == 0:
         return np.ndarray(tensor.size, storage.dtype, record[:0])

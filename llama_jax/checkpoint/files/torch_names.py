@@ -16,6 +16,7 @@ RESAVE = (
     "torch.save({name: tensor, ...}, file)"
 )
 """What to do about a file that says more."""
+_MAX_AXES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +59,11 @@ def _tensor(
         raise Refused(
             "a tensor is stored conjugated or negated; save it again after resolving that"
         )
-    counts = (offset, *size, *stride)
-    if type(storage) is not Storage or len(size) != len(stride) or not all(map(is_count, counts)):
+    # Before they are counted: a pickle can give one long tuple to very many tensors.
+    if len(size) > _MAX_AXES:
+        raise Refused(f"its pickle has a tensor of {len(size):,} axes; the file is damaged")
+    same = type(storage) is Storage and len(size) == len(stride)
+    if not same or not all(map(is_count, (offset, *size, *stride))):
         raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
     return Tensor(storage, offset, tuple(size), tuple(stride))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
-from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
-from llama_jax.checkpoint.files.refusal import listed, shorten
+from llama_jax.checkpoint.files.links import check_inside
+from llama_jax.checkpoint.files.refusal import NO_WEIGHT, listed, shorten
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table
-from llama_jax.checkpoint.source import Source, StoredTensor
+from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
@@ -34,21 +34,13 @@ def is_hf(path: str | Path) -> bool:
         return False
 
 
-def open_hf(
-    path: str | Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
-) -> Source:
+def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     """Opens a checkpoint in Hugging Face's format, every name, shape and dtype in it checked.
 
     No weight is read but the output layer and the embedding, where they may be one. `max_seq_len`
-    stands in for `max_position_embeddings`; a `rope_factor`, which Meta's files leave unsaid, is
-    an error.
+    stands in for `max_position_embeddings`.
     """
     path = Path(path)
-    if rope_factor is not None:
-        raise ValueError(
-            f"rope_factor={rope_factor} is for Meta's files, which do not say it; "
-            f"{path / 'config.json'} states its own scaling, so change it there"
-        )
     if not (path / "config.json").is_file():
         raise ValueError(f"{path} has no config.json; copy it from where the weights came from")
     check_inside(path, path / "config.json")
@@ -128,17 +120,12 @@ def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str
 
 def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
     array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
-    transposed = len(row.shape) == 2 and row.hf != _EMBEDDING
-    expected = tuple(reversed(row.shape)) if transposed else row.shape
     if array.dtype not in DTYPES.values():
+        raise ValueError(f"{where} is {array.dtype}; {NO_WEIGHT}")
+    if array.shape != row.stored_shape:
         raise ValueError(
-            f"{where} is {array.dtype}; only float16, bfloat16 and float32 weights are read, so "
-            "of a quantized model get the bfloat16 files"
-        )
-    if array.shape != expected:
-        raise ValueError(
-            f"{where} has shape {list(array.shape)} where config.json says {list(expected)}; one "
-            "of the two is damaged or belongs to another model"
+            f"{where} has shape {list(array.shape)} where config.json says "
+            f"{list(row.stored_shape)}; one of the two is damaged or belongs to another model"
         )
     heads = {"q": config.n_heads, "k": config.n_kv_heads}.get(row.path[-1][1:])
-    return StoredTensor((array,), 0, transposed, half_split_heads=heads)
+    return StoredTensor((array,), 0, row.transposed, half_split_heads=heads)

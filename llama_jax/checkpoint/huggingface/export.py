@@ -118,7 +118,7 @@ def _outgoing(row: Weight, config: Config, tensor: Stored, dtype: np.dtype | Non
         name=row.hf,
         tensor=tensor,
         part=whole(row.shape),
-        transposed=len(row.shape) == 2 and row.path != ("tok_embeddings", "weight"),
+        transposed=row.transposed,
         head_dim=config.head_dim if permuted else None,
         dtype=dtype or tensor.dtype,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import shorten
+from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, shorten
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
@@ -37,7 +37,8 @@ def open_tensors(folder: Path) -> HFTensors:
     found = [(name, read) for name, read in _KINDS if (folder / name).is_file()]
     if not found:
         if gone := [name for name in WEIGHTS if (folder / name).is_symlink()]:
-            raise ValueError(f"{folder / gone[0]} is a link to a file that is not there; {_FETCH}")
+            file = folder / gone[0]
+            raise ValueError(f"{file} is a link to a file that is not there; {FETCH_AGAIN}")
         raise ValueError(
             f"{folder} has no weights, neither {' nor '.join(WEIGHTS)}; download them beside "
             "config.json"
@@ -64,15 +65,12 @@ def open_tensors(folder: Path) -> HFTensors:
     return HFTensors(files, arrays, file_of)
 
 
-_FETCH = "download or copy it again"
-
-
 def _read_index(file: Path) -> dict[str, str]:
     """The name of each tensor's file."""
     check_inside(file.parent, file)
     weight_map = read_object(file).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{file} has no weight_map of tensors to files; {_FETCH}")
+        raise ValueError(f"{file} has no weight_map of tensors to files; {FETCH_AGAIN}")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_plain(name):
             raise ValueError(
@@ -95,6 +93,6 @@ def _is_plain(name: str) -> bool:
 def _file(folder: Path, name: str, of: str) -> Path:
     file = folder / name
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is not there, and {of} names it; {_FETCH}")
+        raise FileNotFoundError(f"{file} is not there, and {of} names it; {FETCH_AGAIN}")
     check_inside(folder, file)
     return file

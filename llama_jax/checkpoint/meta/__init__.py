@@ -6,7 +6,7 @@ from pathlib import Path
 
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.files.links import check_inside, own_tokenizer
+from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.checkpoint.files.refusal import listed, shorten
 from llama_jax.checkpoint.meta.params import (
     MetaParams,
@@ -15,6 +15,7 @@ from llama_jax.checkpoint.meta.params import (
     read_params,
 )
 from llama_jax.checkpoint.meta.shards import (
+    ROW_PARALLEL,
     Shards,
     check_drift,
     check_dtypes,
@@ -23,14 +24,9 @@ from llama_jax.checkpoint.meta.shards import (
     drift,
     open_shards,
 )
-from llama_jax.checkpoint.names import Weight, WeightPath, table
-from llama_jax.checkpoint.source import Source, StoredTensor
+from llama_jax.checkpoint.names import EMBEDDING, OUTPUT, Weight, WeightPath, table
+from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
-
-_EMBEDDING, _OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")
-# The axis of the files' [out, in] along which a matrix is cut. The embedding's is not fixed:
-# LLaMA 1 and 2 cut its columns, Llama 3 its rows.
-_AXES = {"wq": 0, "wk": 0, "wv": 0, "wo": 1, "w1": 0, "w2": 1, "w3": 0}
 
 
 def is_meta(path: str | Path) -> bool:
@@ -102,8 +98,8 @@ def _check_count(shards: Shards, config: Config) -> None:
     implied: set[int | None] = set()
     for row in table(config):
         if row.path[-1] in ("wq", "wo", "w1", "w2", "w3"):
-            axis, whole = _AXES[row.path[-1]], tuple(reversed(row.shape))
-            implied |= {_times(whole, piece.shape, axis) for piece in shards.pieces[row.meta]}
+            pieces, axis = shards.pieces[row.meta], _cut_axis(row)
+            implied |= {_times(row.stored_shape, piece.shape, axis) for piece in pieces}
     here = len(shards.files)
     count = implied.pop() if len(implied) == 1 else None
     if count in (None, here):
@@ -117,6 +113,11 @@ def _check_count(shards: Shards, config: Config) -> None:
         f"{shards.files[0].parent} holds {here} files consolidated.NN.pth, and by the shapes in "
         f"them and params.json the model has {count}: {way_out}"
     )
+
+
+def _cut_axis(row: Weight) -> int:
+    """The axis of the files' [out, in] along which a matrix that is no embedding is cut."""
+    return int(row.path[-1] in ROW_PARALLEL)
 
 
 def _times(whole: tuple[int, ...], part: tuple[int, ...], axis: int) -> int | None:
@@ -156,31 +157,30 @@ def _tensors(shards: Shards, config: Config) -> tuple[Config, dict[WeightPath, S
         config = config.replace(tie_embeddings=True)
     tensors = {row.path: _stored(shards, row, config) for row in table(config)}
     if not config.tie_embeddings:
-        embedding, output = tensors[_EMBEDDING], tensors[_OUTPUT]
+        embedding, output = tensors[EMBEDDING], tensors[OUTPUT]
         if embedding.dtype == output.dtype and same_bits(
             lambda rows: embedding[rows, :],
             lambda rows: output[:, rows].T,
             config.vocab_size,
             config.dim * embedding.dtype.itemsize,
         ):
-            del tensors[_OUTPUT]
+            del tensors[OUTPUT]
             config = config.replace(tie_embeddings=True)
     return config, tensors
 
 
 def _stored(shards: Shards, row: Weight, config: Config) -> StoredTensor:
     pieces, count = shards.pieces[row.meta], len(shards.files)
-    transposed = len(row.shape) == 2 and row.path != _EMBEDDING
-    whole = tuple(reversed(row.shape)) if transposed else row.shape
+    whole = row.stored_shape
     check_dtypes(shards, row.meta)
     if len(whole) == 1:
         check_shapes(shards, row.meta, whole, whole)
         check_drift(shards, row.meta)
         return StoredTensor(pieces[:1], axis=0, transposed=False)
-    if row.path == _EMBEDDING:
+    if row.path == EMBEDDING:
         axis = 1 if pieces[0].shape[:1] == whole[:1] else 0
     else:
-        axis = _AXES.get(row.path[-1], 0)
+        axis = _cut_axis(row)
     copies = 1
     if row.path[-1] in ("wk", "wv"):
         # With more ranks than key-value heads (405B: 16 and 8) neighbours hold the same head.
@@ -196,7 +196,7 @@ def _stored(shards: Shards, row: Weight, config: Config) -> StoredTensor:
         )
     check_shapes(shards, row.meta, tuple(part), whole)
     check_replicas(shards, row.meta, copies)
-    return StoredTensor(pieces[::copies], axis, transposed)
+    return StoredTensor(pieces[::copies], axis, row.transposed)
 
 
 def _notes(

@@ -15,15 +15,14 @@ from llama_jax.checkpoint.meta.params import (
     lacks_rope_factor,
     llama3_scaling,
 )
-from llama_jax.checkpoint.names import WeightPath, table
+from llama_jax.checkpoint.meta.shards import ROW_PARALLEL
+from llama_jax.checkpoint.names import EMBEDDING, Weight, WeightPath, table
 from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.checkpoint.placement import Index
 from llama_jax.config import Config, Llama3Scaling
 from llama_jax.mesh import check_divides, check_shares_heads
 
 LAYOUTS = ("llama2", "llama3")
-_EMBEDDING = ("tok_embeddings", "weight")
-_ROW_PARALLEL = ("wo", "w2")  # cut along what goes in; every other matrix along what comes out
 # multiple_of and ffn_dim_multiplier as Meta's own files have them; the first that fits is written.
 _PUBLISHED = ((256, 1.0), (256, 1.5), (4096, 1.3), (1024, 1.3), (4096, 1.2))
 
@@ -90,41 +89,40 @@ def meta_files(
 ) -> dict[str, list[Outgoing]]:
     """What lies in each file, for so many ranks of Meta's model parallelism."""
     _check_shards(config, shards, layout)
-    rows = [(row.meta, row.path, tensors[row.path]) for row in table(config)]
+    rows = table(config)
     if config.tie_embeddings:
-        rows.append(("output.weight", _EMBEDDING, tensors[_EMBEDDING]))
+        rows.append(rows[0]._replace(meta="output.weight"))
 
-    def outgoing(rank: int, name: str, path: WeightPath, tensor: Stored) -> Outgoing:
-        part = whole(tensor.shape)
+    def outgoing(rank: int, row: Weight) -> Outgoing:
+        tensor, part = tensors[row.path], whole(row.shape)
         if len(part) == 2:
-            by_rows = layout == "llama3" or name == "output.weight"
-            part = _part(config, path, tensor.shape, rank, shards, by_rows)
+            by_rows = layout == "llama3" or row.meta == "output.weight"
+            part = _part(config, row, rank, shards, by_rows)
         return Outgoing(
-            name=name,
+            name=row.meta,
             tensor=tensor,
             part=part,
-            transposed=len(part) == 2 and path != _EMBEDDING,
+            transposed=row.transposed,
             head_dim=None,
             dtype=dtype or tensor.dtype,
         )
 
     return {
-        f"consolidated.{rank:02}.pth": [outgoing(rank, *row) for row in rows]
+        f"consolidated.{rank:02}.pth": [outgoing(rank, row) for row in rows]
         for rank in range(shards)
     }
 
 
-def _part(
-    config: Config, path: WeightPath, shape: tuple[int, ...], rank: int, shards: int, by_rows: bool
-) -> Index:
+def _part(config: Config, row: Weight, rank: int, shards: int, by_rows: bool) -> Index:
     """A rank's part of a matrix in our layout; `by_rows` is how the embedding is cut."""
-    axis = int(not by_rows) if path == _EMBEDDING else int(path[-1] not in _ROW_PARALLEL)
-    if path[-1] in ("wk", "wv") and shards > config.n_kv_heads:
+    name = row.path[-1]
+    axis = int(not by_rows) if row.path == EMBEDDING else int(name not in ROW_PARALLEL)
+    if name in ("wk", "wv") and shards > config.n_kv_heads:
         # Neighbouring ranks share a key-value head, as 405B's sixteen share its eight.
         rank, shards = rank * config.n_kv_heads // shards, config.n_kv_heads
-    size = shape[axis] // shards
+    size = row.shape[axis] // shards
     cut = slice(rank * size, (rank + 1) * size)
-    return tuple(cut if a == axis else slice(0, n) for a, n in enumerate(shape))
+    return tuple(cut if a == axis else slice(0, n) for a, n in enumerate(row.shape))
 
 
 def _check_expressible(c: Config) -> None:

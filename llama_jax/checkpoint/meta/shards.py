@@ -13,10 +13,13 @@ import numpy as np
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import shorten
+from llama_jax.checkpoint.files.refusal import NO_WEIGHT, shorten
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
+ROW_PARALLEL = ("wo", "w2")
+"""The matrices cut along what goes in. Every other is cut along what comes out, but for the
+embedding: LLaMA 1 and 2 cut its columns, Llama 3 its rows."""
 # Constants that Meta's modules used to register as buffers; the model computes its own.
 _BUFFER = re.compile(
     r"rope\.freqs|layers\.[0-9]+\.attention\.(mask|rope\.freqs|inner_attention\.rope\.freqs)"
@@ -76,10 +79,7 @@ def check_dtypes(shards: Shards, name: str) -> None:
     """Checks that a tensor is of one dtype in all files, and of one that is a weight's."""
     for file, piece in zip(shards.files, shards.pieces[name], strict=True):
         if piece.dtype not in DTYPES.values():
-            raise ValueError(
-                f"{file}: {name!r} is {piece.dtype}; only float16, bfloat16 and float32 weights "
-                "are read, so of a quantized model get the bfloat16 files"
-            )
+            raise ValueError(f"{file}: {name!r} is {piece.dtype}; {NO_WEIGHT}")
         if piece.dtype != shards.pieces[name][0].dtype:
             raise ValueError(
                 f"{file}: {name!r} is {piece.dtype}, and {shards.pieces[name][0].dtype} in "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +21,7 @@ import numpy as np
 
 from llama_jax.checkpoint import names
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
-from llama_jax.checkpoint.files.atomic import whole_directory
-from llama_jax.checkpoint.files.destination import check_destination, check_space, naming
+from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.links import check_tree
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.native.manifest import (
@@ -42,7 +40,15 @@ from llama_jax.tokenizer import tokenizer_files
 if TYPE_CHECKING:
     from llama_jax.checkpoint.blocks import Tensor
 
-__all__ = ["Written", "is_native", "read_config", "read_info", "read_weights", "write"]
+__all__ = [
+    "WEIGHTS",
+    "Written",
+    "is_native",
+    "read_config",
+    "read_weights",
+    "stored_weights",
+    "write",
+]
 _KIND = "a llama_jax checkpoint"
 
 
@@ -83,8 +89,6 @@ def write(
     weights = _planned(config, tensors, dtype)
     total = sum(_nbytes(weight) for weight in weights.values())
     dtypes = tuple(sorted({np.dtype(weight.dtype).name for weight in weights.values()}))
-    replaced = extras if overwrite else None
-    check_destination(dst, _KIND, replaced)
     warnings: list[str] = []
     done = 0
 
@@ -94,23 +98,18 @@ def write(
         if progress is not None:
             progress(done, total)
 
-    with naming(dst):
-        beside = tokenizer_files(tokenizer) if tokenizer else {}
-        check_space(dst, total + sum(file.stat().st_size for file in beside.values()))
-        with whole_directory(dst) as partial:
-            weight_files.describe(partial / WEIGHTS, weights)
-            for path in weights:
-                warnings += weight_files.fill(partial / WEIGHTS, path, tensors[path], moved)
-            for name, file in beside.items():
-                shutil.copyfile(file, partial / name)
-            write_manifest(
-                partial,
-                config,
-                dtypes=dtypes,
-                tokenizer=tokenizer.name if tokenizer else None,
-                source=source,
-            )
-            check_destination(dst, _KIND, replaced)  # again: somebody may have been there meanwhile
+    copies = tokenizer_files(tokenizer) if tokenizer else {}
+    with writing(dst, _KIND, extras if overwrite else None, total, copies) as partial:
+        weight_files.describe(partial / WEIGHTS, weights)
+        for path in weights:
+            warnings += weight_files.fill(partial / WEIGHTS, path, tensors[path], moved)
+        write_manifest(
+            partial,
+            config,
+            dtypes=dtypes,
+            tokenizer=tokenizer.name if tokenizer else None,
+            source=source,
+        )
     return Written(
         path=dst,
         tensors=len(weights),

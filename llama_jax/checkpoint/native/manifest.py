@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from llama_jax.checkpoint.files.json_file import shown, write_json
+from llama_jax.checkpoint.files.json_file import read_object, shown, write_json
 from llama_jax.checkpoint.files.links import check_inside
 from llama_jax.config import Config
 from llama_jax.tokenizer.beside import FILES
@@ -95,14 +94,9 @@ def _json(file: Path) -> dict[str, Any]:
     if file.is_symlink():
         check_inside(file.parent, file)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{file} is missing; {file.parent} is no whole checkpoint") from None
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a {type(value).__name__}, not a JSON object")
-    return value
 
 
 def _package_version() -> str:

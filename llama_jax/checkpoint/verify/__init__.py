@@ -18,8 +18,8 @@ from llama_jax.checkpoint.verify.suspicion import suspicions
 from llama_jax.config import Config
 from llama_jax.reference import reference_logits
 
-_TIME = 16
-"""Tokens in a probe."""
+_TIME, _FARTHEST = 16, 100_000
+"""Tokens in a probe, and one more than the last position in it."""
 _TOLERANCES = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 0.1}
 """Of our model against the reference, as a share of the largest logit. The worst measured on CPU
 over every model of the tests was 1.7e-6, 4.7e-3 and 5.3e-2: float32 is allowed ten times that, for
@@ -153,7 +153,7 @@ def compare_with_model(
     )
 
 
-def probes(config: Config, *, farthest: int = 100_000) -> tuple[np.ndarray, np.ndarray]:
+def probes(config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Fixed tokens and their positions, both [2, time]: a near row, and a far one.
 
     RoPE sees only distances, so a block of tokens far out shows what one at 0 does. The far row
@@ -161,7 +161,7 @@ def probes(config: Config, *, farthest: int = 100_000) -> tuple[np.ndarray, np.n
     last: between its tokens lie distances of every scale, and with them every wavelength of RoPE,
     among them those that only scaling changes. The near row is the first positions.
     """
-    last = min(farthest, config.max_seq_len) - 1
+    last = min(_FARTHEST, config.max_seq_len) - 1
     steps = np.geomspace(1, max(1, last), min(_TIME, config.max_seq_len) - 1)
     far = np.unique([0, *steps.round().astype(int)])
     positions = np.stack([np.arange(len(far)), far]).astype(np.int32)

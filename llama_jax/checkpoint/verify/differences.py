@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, cells, count_not_finite, whole
-from llama_jax.checkpoint.names import WeightPath
+from llama_jax.checkpoint.names import EMBEDDING, WeightPath
 from llama_jax.checkpoint.source import Source
 
 _BLOCK_NUMBERS = 2**23
@@ -40,7 +40,7 @@ class TensorDifference:
 
 
 def compare_tensors(
-    a: Source, b: Source, moved: Callable[[int], None] = lambda count: None
+    a: Source, b: Source, moved: Callable[[int], None]
 ) -> tuple[list[TensorDifference], list[str]]:
     """Every weight that both have in one shape, and in words those that they have not.
 
@@ -111,7 +111,7 @@ def _bits(block: np.ndarray) -> np.ndarray:
 
 def _sides(path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Bands as they lie in the files: of rows of the embedding, of columns of any other matrix."""
-    axis = 0 if path[0] == "tok_embeddings" else len(shape) - 1
+    axis = 0 if path == EMBEDDING else len(shape) - 1
     width = math.prod(shape) // shape[axis]
     step = max(512, _BLOCK_NUMBERS // width // 512 * 512)
     return tuple(step if a == axis else size for a, size in enumerate(shape))
