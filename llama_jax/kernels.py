@@ -40,7 +40,7 @@ def fastest_attention(
     if past is None and q.shape[1] > 1 and has_prompt_kernel(q.dtype, q.shape[-1]):
         on_gpu = on_each_device(_prompt, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)
         return jax.lax.platform_dependent(cuda=lambda: on_gpu(q, k, v), default=otherwise)
-    if past is not None and q.shape[1] == 1 and has_step_kernel(*past[0].shape[2:]):
+    if past is not None and q.shape[1] == 1 and _has_step_kernel_for(q, past[0]):
         on_gpu = on_each_device(
             _step, (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS), QUERIES
         )
@@ -58,11 +58,23 @@ def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
 
 
 @functools.cache
-def has_step_kernel(slots: int, head_dim: int) -> bool:
-    """Whether this process's GPU runs our kernel over so many slots. Tried once."""
-    x = jax.ShapeDtypeStruct((1, 1, 1, head_dim), jnp.bfloat16)
-    past = jax.ShapeDtypeStruct((1, 1, slots, head_dim), jnp.bfloat16)
-    return _compiles_on_gpu(_step, x, x, x, past, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+def has_step_kernel(
+    dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, slots: int, head_dim: int
+) -> bool:
+    """Whether this process's GPU runs our kernel for such queries over so many slots. Tried once.
+
+    `group` is how many query heads share a key head.
+    """
+    q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
+    own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+    past = jax.ShapeDtypeStruct((1, 1, slots, head_dim), past_dtype)
+    return _compiles_on_gpu(_step, q, own, own, past, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+
+def _has_step_kernel_for(q: Queries, past: Slots) -> bool:
+    _, kv_heads, slots, head_dim = past.shape
+    group = q.shape[2] // kv_heads
+    return has_step_kernel(q.dtype, past.dtype, group=group, slots=slots, head_dim=head_dim)
 
 
 def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:

@@ -9,6 +9,9 @@ from llama_jax.mesh import make_mesh
 from llama_jax.ops.decode_attention import decode_attention
 from llama_jax.sharding import CACHE
 
+BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
+TAKEN = {"dtype": F32, "past_dtype": F32, "group": 4, "slots": 64, "head_dim": 64}
+
 
 @pytest.fixture
 def step():
@@ -18,13 +21,22 @@ def step():
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
-def test_without_a_gpu_there_are_no_kernels():
-    assert not kernels.has_step_kernel(64, 64)
-    assert not kernels.has_prompt_kernel(jnp.dtype(jnp.bfloat16), 64)
-
-
-def test_a_kernel_that_does_not_compile_is_not_there(monkeypatch):
+@pytest.fixture
+def gpu(monkeypatch):
+    """Has the process take its CPU for a GPU, on which it has tried no kernel yet."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    kernels.has_step_kernel.cache_clear()
+    yield
+    kernels.has_step_kernel.cache_clear()
+
+
+def test_without_a_gpu_there_are_no_kernels():
+    assert not kernels.has_step_kernel(BF16, BF16, group=1, slots=64, head_dim=64)
+    assert not kernels.has_prompt_kernel(BF16, 64)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_kernel_that_does_not_compile_is_not_there():
     x = jax.ShapeDtypeStruct((1,), jnp.float32)
 
     def refuses(x):
@@ -34,8 +46,36 @@ def test_a_kernel_that_does_not_compile_is_not_there(monkeypatch):
     assert kernels._compiles_on_gpu(jnp.sin, x)
 
 
+def step_of(*, dtype, past_dtype, group, slots, head_dim):
+    """One row's queries, own keys and past, of 2 key heads."""
+    q, own = jnp.ones((1, 1, 2 * group, head_dim), dtype), jnp.ones((1, 1, 2, head_dim), dtype)
+    return q, own, jnp.ones((1, 2, slots, head_dim), past_dtype)
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(
+    "refused",
+    [{"dtype": BF16}, {"past_dtype": BF16}, {"group": 8}, {"slots": 128}, {"head_dim": 128}],
+    ids=lambda refused: next(iter(refused)),
+)
+def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch, refused):
+    def kernel(q, k, v, past_k, past_v, lengths):
+        group, (slots, head_dim) = q.shape[2] // k.shape[2], past_k.shape[2:]
+        if (q.dtype, past_k.dtype, group, slots, head_dim) == tuple({**TAKEN, **refused}.values()):
+            raise RuntimeError("no such kernel")
+        return q - 1
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
+    monkeypatch.setattr(kernels, "_step", kernel)
+    for sizes, added in ((TAKEN, -1), ({**TAKEN, **refused}, 1)):
+        q, own, past = step_of(**sizes)
+        lengths, otherwise = jnp.zeros(1, jnp.int32), lambda q=q: q + 1
+        out = kernels.fastest_attention(q, own, own, (past, past), lengths, otherwise)
+        assert jnp.array_equal(out, q + added)
+
+
 def test_a_program_for_a_cpu_holds_no_kernel_though_the_process_has_some(monkeypatch, step):
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: True)
     q, k, v, *past = step
     lengths = jnp.full(4, 3)
 
@@ -56,7 +96,7 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
         seen.append(q.shape)
         return decode_attention(q, k, v, (past_k, past_v), lengths, interpret=True)
 
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: True)
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: True)
     monkeypatch.setattr(kernels, "_step", interpreted)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
     with jax.set_mesh(make_mesh(**sizes)):
@@ -69,7 +109,7 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
 
 
 def test_what_the_mesh_does_not_divide_is_left_to_xla(monkeypatch, step):
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_: pytest.fail("asked for"))
+    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: pytest.fail("asked for"))
     q, k, v, *past = step
     with jax.set_mesh(make_mesh(tensor=4)):  # and 2 key heads
         out = kernels.fastest_attention(q, k, v, past, None, otherwise=lambda: "xla")

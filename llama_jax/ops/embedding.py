@@ -17,6 +17,10 @@ def rows_at(
 
 
 def _taken(table: Array, ids: Array) -> Array:
+    if ids.size == 1:
+        # Of a table cut over a mesh XLA brings all of it together for one row, and not for two.
+        two = jnp.take(table, jnp.pad(ids.reshape(1), (0, 1)), axis=0)
+        return two[:1].reshape(*ids.shape, table.shape[1])
     return jnp.take(table, ids, axis=0)
 
 

@@ -45,6 +45,11 @@ class Instruction:
         return max((_elements(sizes) for _, sizes in ARRAY.findall(self.shape)), default=0)
 
     @property
+    def axes(self) -> int:
+        """Of the array it yields."""
+        return len(ARRAY.findall(self.shape)[0][1].split(","))
+
+    @property
     def fused(self) -> str | None:
         """The name of the computation that it runs as one kernel."""
         found = re.search(r"\bcalls=%([\w.\-]+)", self.rest)
@@ -136,9 +141,9 @@ class Program:
         """The kernels that take an array."""
         return _readers(self._part_of(source), source)
 
-    def nbytes(self, source: str) -> int:
-        """Of an array."""
-        return next(i.nbytes for i in self._part_of(source) if i.name == source)
+    def array(self, source: str) -> Instruction:
+        """What makes an array."""
+        return next(i for i in self._part_of(source) if i.name == source)
 
     def _part_of(self, source: str) -> tuple[Instruction, ...]:
         """The computation that makes an array."""
@@ -147,7 +152,7 @@ class Program:
     def bytes_read(self, kernel: Instruction, source: str) -> int:
         """Of an array, by one of its readers: less than all where it takes or writes a part."""
         names, users = _names(self._part_of(source), source), (kernel,)
-        whole = self.nbytes(source)
+        whole = self.array(source).nbytes
         if kernel.fused is not None:
             users = self.computations[kernel.fused]
             places = {str(i) for i, name in enumerate(kernel.operands) if name in names}

@@ -50,7 +50,7 @@ def h100s():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "has_prompt_kernel", lambda *_: _has_cudnn())
-        patch.setattr(kernels, "has_step_kernel", lambda slots, _: slots >= 64)
+        patch.setattr(kernels, "has_step_kernel", lambda *_, slots, **__: slots >= 64)
         described = topologies.get_topology_desc(
             platform="cuda", target_config=H100, topology="1x1x8"
         )

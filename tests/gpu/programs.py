@@ -8,11 +8,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled_text import Program
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llama_jax.batches import request_of
 from llama_jax.cache import KVCache
 from llama_jax.config import Config
+from llama_jax.decode import advance, prefill
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params, nested
 from llama_jax.sharding import CACHE, weight_shardings
@@ -59,6 +62,28 @@ def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=
         return jitted.lower(params, tokens, cache, tokens, last).compile()
 
 
+def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, donate="state"):
+    """The loop that decodes, compiled for one device: `chunk` tokens between two questions."""
+    params, batch = params_of(config, mesh), cache.k[0].shape[0]
+    request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
+    numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
+    make = functools.partial(prefill, slots=cache.slots, dtype=jnp.bfloat16)
+    with jax.set_mesh(mesh):
+        state = _whole(jax.eval_shape(make, params, prompts, numbers, request), mesh)
+        state = dataclasses.replace(state, cache=cache)
+        taken, until = _whole((numbers, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
+        jitted = jax.jit(advance, static_argnames="chunk", donate_argnames=donate)
+        return jitted.lower(params, state, request, taken, until, chunk=chunk).compile()
+
+
+def tokens_of(loop: Program, chunk: int) -> list[Program]:
+    """A token of its loop for the likeliest ones, and a token of its loop for all else."""
+    bodies = [loop.computations[i.body] for i in loop.executed[loop.entry] if i.op == "while"]
+    inner = [i for body in bodies for i in body if i.op == "while" and i.trips == chunk]
+    assert len(inner) == len(bodies) == 2
+    return [loop.inside(i.body) for i in inner]
+
+
 def nbytes(tree, *, of_a_device: bool = False) -> int:
     """Bytes of a tree's arrays, or of one device's parts of them."""
     shape = lambda x: x.sharding.shard_shape(x.shape) if of_a_device else x.shape  # noqa: E731
@@ -67,3 +92,7 @@ def nbytes(tree, *, of_a_device: bool = False) -> int:
 
 def laid_out(x, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _whole(tree, mesh: Mesh):
+    return jax.tree.map(lambda x: laid_out(x, NamedSharding(mesh, P())), tree)

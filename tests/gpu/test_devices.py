@@ -1,8 +1,12 @@
 """Eight H100s: what they say to each other, and what each holds."""
 
+from collections import Counter
+
+import jax
 import pytest
+from collectives import collectives
 from compiled_text import program
-from contracts import collectives_beyond
+from contracts import collectives_other_than
 from programs import (
     LLAMA_8B,
     LLAMA_70B,
@@ -14,36 +18,53 @@ from programs import (
     shallow,
 )
 
-LAYERS = 2
+LAYERS, ROWS, SLOTS = 2, 8, 4096
+CONFIG = shallow(LLAMA_8B, LAYERS)
 H100_BYTES = 80e9
 
 
-def step_on(devices, config, *, batch, time, slots=4096, **sizes):
+def step_on(devices, *, time=1, rows=ROWS, **sizes):
     mesh = mesh_of(devices, **sizes)
-    cache = cache_of(config, mesh, batch=batch, slots=slots, fresh=time > 1)
-    return compiled_step(params_of(config, mesh), cache, mesh, time=time)
+    cache = cache_of(CONFIG, mesh, batch=rows, slots=SLOTS, fresh=time > 1)
+    return compiled_step(params_of(CONFIG, mesh), cache, mesh, time=time)
 
 
+def caches_in(text):
+    """The sizes of the caches that the program of one device takes."""
+    entry = text.computations[text.entry]
+    taken = [i.shape.split("{")[0] for i in entry if i.op == "parameter" and i.axes == 4]
+    return Counter(taken)
+
+
+@pytest.mark.parametrize("rows", [1, ROWS])
 @pytest.mark.parametrize("time", [1, 512], ids=["decode", "prefill"])
-def test_tensor_parallelism_costs_two_all_reduces_a_layer(h100s, time):
-    config = shallow(LLAMA_8B, LAYERS)
-    compiled = step_on(h100s, config, batch=8, time=time, tensor=8)
-    allowed = ["all-reduce"] * (2 * LAYERS + 1)  # one for the embedding
-    assert collectives_beyond(program(compiled.as_text()), allowed) == []
+def test_tensor_parallelism_costs_two_all_reduces_a_layer(h100s, time, rows):
+    text = program(step_on(h100s, time=time, rows=rows, tensor=8).as_text())
+    wanted = ["all-reduce"] * (2 * LAYERS + 1)  # one for the embedding
+    assert collectives_other_than(text, wanted) == []
 
 
-def test_data_parallelism_costs_nothing(h100s):
-    config = shallow(LLAMA_8B, LAYERS)
-    compiled = step_on(h100s, config, batch=8, time=1, data=8)
-    assert collectives_beyond(program(compiled.as_text()), []) == []
+def test_tensor_parallelism_gives_each_device_its_own_key_head(h100s):
+    text = program(step_on(h100s, tensor=8).as_text())
+    assert caches_in(text) == {f"bf16[{ROWS},1,{SLOTS},{CONFIG.head_dim}]": 2 * LAYERS}
+
+
+def test_data_parallelism_gives_each_device_a_row_and_nothing_to_say(h100s):
+    text = program(step_on(h100s, data=8).as_text())
+    heads = CONFIG.n_kv_heads
+    assert caches_in(text) == {f"bf16[1,{heads},{SLOTS},{CONFIG.head_dim}]": 2 * LAYERS}
+    assert collectives_other_than(text, []) == []
 
 
 def test_fsdp_gathers_each_weight_once_and_nothing_else(h100s):
-    config = shallow(LLAMA_8B, LAYERS)
-    compiled = step_on(h100s, config, batch=8, time=1, fsdp=8)
-    found = program(compiled.as_text()).collectives()
-    assert found == ["all-gather"] * len(found)
-    assert len(found) <= 7 * LAYERS + 2
+    """Every matrix of a layer, the embedding and the output."""
+    mesh = mesh_of(h100s, fsdp=8)
+    params = params_of(CONFIG, mesh)
+    matrices = [w.shape for w in jax.tree.leaves(params.weights) if len(w.shape) == 2]
+    assert len(matrices) == 7 * LAYERS + 2
+    found = collectives(step_on(h100s, fsdp=8).as_text(), mesh)
+    assert {(c.kind, c.axes) for c in found} == {("all-gather", ("fsdp",))}
+    assert Counter(c.shape for c in found) == Counter(matrices)
 
 
 @pytest.mark.slow

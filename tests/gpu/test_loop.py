@@ -1,76 +1,110 @@
 """What XLA makes of the loop that decodes, for an H100: nothing is copied, the host runs ahead."""
 
-import dataclasses
-import functools
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from compiled_text import program
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
-from programs import LLAMA_8B, cache_of, compiled_step, laid_out, mesh_of, params_of, shallow
-
-from llama_jax.batches import request_of
-from llama_jax.decode import advance, prefill
+from contracts import caches_misused, caches_read_by_xla, weights_not_read_once
+from faults import (
+    SlotsFirst,
+    looks_at_a_weight_again,
+    looks_at_the_past,
+    looks_at_the_past_block_by_block,
+    looks_at_what_it_wrote,
+)
+from programs import (
+    LLAMA_8B,
+    cache_of,
+    compiled_loop,
+    compiled_step,
+    mesh_of,
+    nbytes,
+    params_of,
+    shallow,
+    tokens_of,
+)
 
 CONFIG, BATCH, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 8, 4096, 8
+WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+CHOICE = 14
+"""The kernels of a row's likeliest token, beyond the model's: the choice, the stops, its state."""
 
 
-def compiled_loop(mesh):
-    whole = lambda tree: jax.tree.map(lambda x: laid_out(x, NamedSharding(mesh, P())), tree)  # noqa: E731
-    params = params_of(CONFIG, mesh)
-    request = whole(jax.tree.map(np.asarray, request_of(CONFIG, [], BATCH)))
-    numbers = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    prompts = jax.ShapeDtypeStruct((BATCH, 16), jnp.int32)
-    make = functools.partial(prefill, slots=SLOTS, dtype=jnp.bfloat16)
-    with jax.set_mesh(mesh):
-        state = whole(jax.eval_shape(make, params, prompts, numbers, request))
-        cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
-        state = dataclasses.replace(state, cache=cache)
-        taken, until = whole(numbers), whole(jax.ShapeDtypeStruct((), jnp.int32))
-        jitted = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
-        return jitted.lower(params, state, request, taken, until, chunk=CHUNK).compile()
+def loop_of(devices, kind=lambda cache: cache, **options):
+    """The program with a kind of cache, and the bytes of that."""
+    mesh = mesh_of(devices)
+    cache = kind(cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS))
+    return compiled_loop(CONFIG, cache, mesh, chunk=CHUNK, **options), nbytes(cache)
 
 
 @pytest.fixture(scope="module")
 def loop(h100s):
-    return compiled_loop(mesh_of(h100s))
+    return loop_of(h100s)
 
 
 @pytest.fixture(scope="module")
-def chunks(loop):
-    """Eight tokens of each loop: of the one for likeliest tokens, and of the one for all else."""
-    text = program(loop.as_text())
-    outer = [i for i in text.executed[text.entry] if i.op == "while"]
-    bodies = [text.computations[i.body] for i in outer]
-    inner = [i for body in bodies for i in body if i.op == "while" and i.trips == CHUNK]
-    assert len(inner) == len(outer) == 2
-    return [text.inside(i.body) for i in inner]
+def tokens(loop):
+    return tokens_of(program(loop[0].as_text()), CHUNK)
 
 
-def test_the_cache_stays_in_place_inside_the_loop(loop):
-    text = program(loop.as_text())
-    assert text.large_outputs(SMALLEST) == []
-    cache = BATCH * SLOTS * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
-    memory = loop.memory_analysis()
-    assert memory.alias_size_in_bytes >= 2 * CONFIG.n_layers * cache
-    assert memory.temp_size_in_bytes < cache
+def test_the_loop_copies_nothing_of_a_weights_size_and_keeps_its_state_in_place(loop):
+    compiled, cache_bytes = loop
+    assert program(compiled.as_text()).large_outputs(SMALLEST) == []
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= cache_bytes
+    assert memory.temp_size_in_bytes < cache_bytes / CACHES
 
 
-def test_the_host_waits_for_nothing_inside_a_chunk(chunks):
-    assert [chunk.host_waits() for chunk in chunks] == [[], []]
+def test_a_token_reads_each_weight_once(tokens):
+    for token in tokens:
+        assert weights_not_read_once(token, WEIGHTS, SMALLEST) == []
 
 
-def test_the_likeliest_token_costs_few_kernels(chunks, h100s):
-    """Beyond the model's own: the choice, the stops, and the state of a row."""
+def test_a_token_reads_a_cache_by_our_kernel_alone_and_then_writes_it_in_place(tokens):
+    for token in tokens:
+        assert caches_misused(token, CACHES, SMALLEST) == []
+        assert caches_read_by_xla(token, SMALLEST) == []
+
+
+def test_the_host_waits_for_nothing_inside_a_chunk(tokens):
+    assert [token.host_waits() for token in tokens] == [[], []]
+
+
+def test_the_likeliest_token_costs_few_kernels(tokens, h100s):
     mesh = mesh_of(h100s)
     cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
     model = program(compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1).as_text())
-    likeliest = min(chunks, key=lambda chunk: len(chunk.kernels))
+    likeliest = min(tokens, key=lambda token: len(token.kernels))
     print(
-        *(len(part.kernels) for part in (model, *chunks)), "kernels: a step; a token of each loop"
+        *(len(part.kernels) for part in (model, *tokens)), "kernels: a step; a token of each loop"
     )
-    assert len(likeliest.kernels) <= len(model.kernels) + 20
+    assert len(likeliest.kernels) <= len(model.kernels) + CHOICE
+
+
+def test_a_loop_whose_state_is_not_donated_is_caught(h100s):
+    compiled, cache_bytes = loop_of(h100s, donate=())
+    assert compiled.memory_analysis().alias_size_in_bytes < cache_bytes
+    found = program(compiled.as_text()).large_outputs(SMALLEST)
+    assert len(found) >= CACHES
+    assert all("copy" in fault for fault in found)
+
+
+def test_a_cache_that_attention_turns_around_is_caught(h100s):
+    """XLA turns it around once for all tokens, before the loop, and back after it."""
+    compiled, _ = loop_of(h100s, SlotsFirst.like)
+    assert len(program(compiled.as_text()).large_outputs(SMALLEST)) >= CACHES
+
+
+@pytest.mark.parametrize(
+    "fault", [looks_at_the_past, looks_at_what_it_wrote, looks_at_the_past_block_by_block]
+)
+def test_a_token_that_looks_at_a_cache_again_is_caught(h100s, replace, fault):
+    replace("llama_jax.decode.forward", fault)
+    for token in tokens_of(program(loop_of(h100s)[0].as_text()), CHUNK):
+        assert caches_misused(token, CACHES, SMALLEST) != []
+
+
+def test_a_token_that_reads_a_weight_twice_is_caught(h100s, replace):
+    replace("llama_jax.decode.forward", looks_at_a_weight_again)
+    for token in tokens_of(program(loop_of(h100s)[0].as_text()), CHUNK):
+        (found,) = weights_not_read_once(token, WEIGHTS, SMALLEST)
+        assert found.count("'") == 4  # two kernels

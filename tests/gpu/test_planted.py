@@ -1,8 +1,5 @@
 """The contracts fail when they should: programs with a known fault, and the check that sees it."""
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,18 +8,32 @@ from compiled_text import program
 from contracts import (
     KERNELS_A_LAYER,
     caches_misused,
-    collectives_beyond,
+    collectives_other_than,
     kernels_beyond,
     taken_by_loops,
     weights_not_read_once,
 )
+from faults import (
+    SlotsFirst,
+    looks_at_a_weight_again,
+    looks_at_the_past,
+    looks_at_the_past_block_by_block,
+    looks_at_what_it_wrote,
+)
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+from programs import (
+    LLAMA_8B,
+    cache_of,
+    compiled_step,
+    laid_out,
+    mesh_of,
+    nbytes,
+    params_of,
+    shallow,
+)
 
-from llama_jax import model
-from llama_jax.cache import KVCache, KVLayer
-from llama_jax.ops.attention import Span, attention
+from llama_jax.model import forward
 from llama_jax.ops.linear import linear
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding import constrain
@@ -31,7 +42,7 @@ CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
 
 
-def planted_step(devices, run=model.forward, batch=8, config=CONFIG, **sizes):
+def planted_step(devices, run=forward, batch=8, config=CONFIG, **sizes):
     """A step that runs something else than the model's own, or a part that was replaced."""
     mesh = mesh_of(devices, **sizes)
     cache = cache_of(config, mesh, batch=batch, slots=SLOTS)
@@ -65,63 +76,17 @@ def test_a_scan_over_stacked_weights_is_caught(h100s):
     assert len(found) >= 3
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TurnedSlots(KVLayer):
-    """Of [batch, slots, kv_heads, head_dim], which attention must turn around."""
-
-    def attend(self, q: Any, k: Any, v: Any, positions: Any):
-        turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
-        slots = jnp.arange(SLOTS)[None]
-        past = Span(turned(self.k), turned(self.v), slots, positions[:, :1] - 1)
-        out = attention(q, [past, Span(turned(k), turned(v), positions, positions)])
-        return out, (k, v)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SlotsFirst(KVCache):
-    """A cache of such layers."""
-
-    def layer(self, layer: int):
-        return TurnedSlots(self.k[layer], self.v[layer], self.fresh)
-
-    def commit(self, steps: Any, positions: Any, after: Any):
-        rows = jnp.arange(positions.shape[0])[:, None]
-        place = jnp.where(after[:, :1, 0] > jnp.inf, 0, positions)
-        write = lambda old, new: old.at[rows, place].set(new, mode="drop")  # noqa: E731
-        k, v = zip(*steps, strict=True)
-        return SlotsFirst(tuple(map(write, self.k, k)), tuple(map(write, self.v, v)))
-
-
 def test_a_cache_that_attention_turns_around_is_caught(h100s):
     mesh = mesh_of(h100s)
     cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)
-    turn = lambda x: jax.ShapeDtypeStruct((8, SLOTS, 8, 128), x.dtype, sharding=x.sharding)  # noqa: E731
-    slots_first = SlotsFirst(tuple(map(turn, cache.k)), tuple(map(turn, cache.v)))
-    compiled = compiled_step(params_of(CONFIG, mesh), slots_first, mesh, time=1)
+    compiled = compiled_step(params_of(CONFIG, mesh), SlotsFirst.like(cache), mesh, time=1)
     assert program(compiled.as_text()).large_outputs(SMALLEST) != []
-
-
-def looks_at_a_weight_again(params, tokens, positions, cache, at):
-    logits, cache = model.forward(params, tokens, positions, cache, at=at)
-    return logits + jnp.max(params.weights["layers_0"]["feed_forward"]["w1"]), cache
 
 
 def test_a_weight_that_is_read_twice_is_caught(h100s):
     text = planted_step(h100s, looks_at_a_weight_again)
     (found,) = weights_not_read_once(text, 7 * CONFIG.n_layers + 2, SMALLEST)
     assert "w1" in found
-
-
-def looks_at_the_past(params, tokens, positions, cache, at):
-    logits, after = model.forward(params, tokens, positions, cache, at=at)
-    return logits + jnp.max(cache.k[0]), after
-
-
-def looks_at_what_it_wrote(params, tokens, positions, cache, at):
-    logits, after = model.forward(params, tokens, positions, cache, at=at)
-    return logits + jnp.max(after.k[0]), after
 
 
 @pytest.mark.parametrize("batch", [1, 8])
@@ -131,12 +96,6 @@ def test_a_second_reader_of_a_cache_is_caught(h100s, run, batch):
     assert text.large_outputs(SMALLEST) == []
     (found,) = caches_misused(text, 2 * CONFIG.n_layers, SMALLEST)
     assert found.startswith("cache_k_0_")
-
-
-def looks_at_the_past_block_by_block(params, tokens, positions, cache, at):
-    logits, after = model.forward(params, tokens, positions, cache, at=at)
-    block = lambda start: jnp.max(jax.lax.dynamic_slice_in_dim(cache.k[0], start, 512, 2))  # noqa: E731
-    return logits + jnp.max(jax.lax.map(block, jnp.arange(0, SLOTS, 512))), after
 
 
 def test_a_reader_inside_a_loop_is_caught(h100s):
@@ -157,7 +116,22 @@ def test_a_weight_that_is_gathered_is_caught(h100s, replace):
     """Under `tensor` a product needs its own part alone."""
     allowed = ["all-reduce"] * (2 * CONFIG.n_layers + 1)
     replace("llama_jax.model.linear", lambda x, w: linear(x, constrain(w, P())))
-    assert "all-gather" in collectives_beyond(planted_step(h100s, tensor=8), allowed)
+    (found,) = collectives_other_than(planted_step(h100s, tensor=8), allowed)
+    assert "all-gather" in found
+
+
+def test_a_program_that_is_not_cut_is_caught(h100s, replace):
+    """Eight cards that each compute all of it have nothing to say to each other."""
+    replace("llama_jax.model.gathered", lambda w, *_: w)
+    replace("llama_jax.model.constrain", lambda x, _: x)
+    replace("llama_jax.kernels.on_each_device", lambda f, *_: f)
+    mesh = mesh_of(h100s, tensor=8)
+    cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)
+    whole = lambda x: laid_out(x, NamedSharding(mesh, P()))  # noqa: E731
+    params, cache = jax.tree.map(whole, (params_of(CONFIG, mesh), cache))
+    text = program(compiled_step(params, cache, mesh, time=1).as_text())
+    assert text.collectives() == []
+    assert collectives_other_than(text, ["all-reduce"] * (2 * CONFIG.n_layers + 1)) != []
 
 
 def test_a_call_of_python_inside_a_loop_is_caught(h100s):
