@@ -40,7 +40,7 @@ def compiled_loop(config, dtype, batch):
     params = shapes_of(config, dtype)
     request = jax.tree.map(np.asarray, request_of(config, [], batch))
     numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
-    make = functools.partial(prefill, slots=SLOTS, dtype=jnp.float32)
+    make = functools.partial(prefill, width=16, slots=SLOTS, dtype=jnp.float32)
     state = jax.eval_shape(make, params, prompts, numbers, request)
     until = jax.ShapeDtypeStruct((), jnp.int32)
     loop = jax.jit(advance, static_argnames="chunk", donate_argnames="state")

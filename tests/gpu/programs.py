@@ -14,10 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from llama_jax.batches import request_of
 from llama_jax.cache import KVCache
+from llama_jax.compilation import OPTIONS
 from llama_jax.config import Config
 from llama_jax.decode import advance, prefill
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params, nested
+from llama_jax.rounds import prefill_width
 from llama_jax.sharding import CACHE, weight_shardings
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
@@ -67,13 +69,26 @@ def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, don
     params, batch = params_of(config, mesh), cache.k[0].shape[0]
     request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
     numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
-    make = functools.partial(prefill, slots=cache.slots, dtype=jnp.bfloat16)
+    make = functools.partial(prefill, width=16, slots=cache.slots, dtype=jnp.bfloat16)
     with jax.set_mesh(mesh):
         state = _whole(jax.eval_shape(make, params, prompts, numbers, request), mesh)
         state = dataclasses.replace(state, cache=cache)
         taken, until = _whole((numbers, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
-        jitted = jax.jit(advance, static_argnames="chunk", donate_argnames=donate)
+        jitted = jax.jit(
+            advance, static_argnames="chunk", donate_argnames=donate, compiler_options=OPTIONS
+        )
         return jitted.lower(params, state, request, taken, until, chunk=chunk).compile()
+
+
+def compiled_prefill(config: Config, mesh: Mesh, *, batch: int, time: int):
+    """The program that reads prompts, as `generate` has it compiled."""
+    params, prompts = params_of(config, mesh), np.zeros((batch, time), np.int32)
+    request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
+    sizes = {"width": prefill_width(params, prompts), "slots": 2 * time, "dtype": jnp.bfloat16}
+    texts, lengths = _whole((prompts, np.zeros(batch, np.int32)), mesh)
+    with jax.set_mesh(mesh):
+        jitted = jax.jit(prefill, static_argnames=tuple(sizes), compiler_options=OPTIONS)
+        return jitted.lower(params, texts, lengths, request, **sizes).compile()
 
 
 def tokens_of(loop: Program, chunk: int) -> list[Program]:

@@ -5,9 +5,18 @@ import jax.numpy as jnp
 import pytest
 from compiled_text import program
 from contracts import arrays_of, cudnn_calls
-from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, params_of, shallow
+from programs import (
+    LLAMA_8B,
+    cache_of,
+    compiled_prefill,
+    compiled_step,
+    mesh_of,
+    params_of,
+    shallow,
+)
 
 from llama_jax import kernels
+from llama_jax.rounds import PREFILL_TOKENS
 
 LAYERS, TIME = 2, 65_536
 A_HEAD = TIME * TIME
@@ -33,6 +42,16 @@ def test_with_cudnn_a_fresh_prompt_holds_no_heads_scores(h100s, tensor):
     assert cudnn_calls(text) == LAYERS
     assert arrays_of(text, A_HEAD) == []
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * A_HEAD
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_generate_reads_a_whole_prompt_by_cudnn(h100s):
+    # A small vocabulary, so that one head's scores would be the largest array.
+    config, time = shallow(LLAMA_8B, LAYERS).replace(vocab_size=1024), PREFILL_TOKENS
+    compiled = compiled_prefill(config, mesh_of(h100s), batch=1, time=time)
+    text = program(compiled.as_text())
+    assert cudnn_calls(text) == LAYERS
+    assert arrays_of(text, time * time) == []
 
 
 def test_nor_does_xlas_own_attention(h100s, replace):

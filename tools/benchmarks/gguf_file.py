@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.blocks import Stored
+from llama_jax.checkpoint.blocks import Stored, transposed
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import Config, YarnScaling
 from llama_jax.model import rope_frequencies
@@ -121,11 +121,3 @@ def _rope_factors(config: Config) -> dict[str, np.ndarray]:
         return {}
     plain = rope.frequencies(config.head_dim, config.rope_theta)
     return {"rope_freqs.weight": (plain / rope_frequencies(config)).astype(np.float32)}
-
-
-def transposed(matrix: np.ndarray) -> np.ndarray:
-    """The transpose, contiguous; copied in bands, which miss the cache less."""
-    out = np.empty(matrix.shape[::-1], matrix.dtype)
-    for row in range(0, len(matrix), 16):
-        out[:, row : row + 16] = matrix[row : row + 16].T
-    return out

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from benchmarks.gguf_file import transposed
+from llama_jax.checkpoint.blocks import transposed
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import Config
 
