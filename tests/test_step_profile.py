@@ -26,7 +26,7 @@ def test_each_part_of_a_step_has_its_milliseconds_and_together_they_are_its_time
 PROGRAM = """
   %gte.1 = f32[1,8]{1,0} get-tuple-element(%arg), index=0
   %dot.1 = f32[1,8] dot(%gte.1, %w), lhs_batch_dims={0}
-  ROOT %add.2 = f32[8]{0} add(%dot.1), metadata={op_name="Transformer/feed_forward/jit(_product)/add"}
+  ROOT %add.2 = f32[8]{0} add(%dot.1), metadata={op_name="Transformer/feed_forward/jit(_product)"}
   %exp.3 = f32[8]{0} exponential(%x), metadata={op_name="jit(_attention)/exp"}
   %while.4 = (f32[8]{0}) while(%tuple), condition=%a, body=%b
   %min.5 = s32[] reduce(%y), metadata={op_name="jit(advance)/while/body/reduce"}
