@@ -190,14 +190,14 @@ def test_the_likeliest_of_equals_is_the_first_in_every_platforms_form():
     rng = np.random.default_rng(0)
     logits = rng.integers(-3, 4, (50, 37)).astype(np.float32)
     logits[1], logits[2, 5:], logits[3, 7] = -np.inf, -np.inf, np.inf
-    for found in (likeliest(logits), sampling._first_largest(logits)):
+    for found in (likeliest(jnp.array(logits)), sampling._first_largest(jnp.array(logits))):
         np.testing.assert_array_equal(found, logits.argmax(axis=-1))
-    assert 0 <= sampling._first_largest(np.full((1, 5), np.nan))[0] < 5
+    assert 0 <= sampling._first_largest(jnp.full((1, 5), jnp.nan))[0] < 5
 
 
 def test_a_draw_is_jaxs_own_of_the_rows_seed_and_position():
     logits = jax.random.normal(jax.random.key(0), (3, 40))
-    seeds, positions = np.uint32([0, 7, 7]), np.int32([4, 4, 5])
+    seeds, positions = jnp.array([0, 7, 7], jnp.uint32), jnp.array([4, 4, 5], jnp.int32)
     for row, token in enumerate(draw(logits, seeds, positions)):
         key = jax.random.fold_in(jax.random.key(seeds[row]), positions[row])
         assert token == jax.random.categorical(key, logits[row])
