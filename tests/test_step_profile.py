@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import step_profile
 
 import llama_jax
@@ -31,6 +32,20 @@ PROGRAM = """
   %while.4 = (f32[8]{0}) while(%tuple), condition=%a, body=%b
   %min.5 = s32[] reduce(%y), metadata={op_name="jit(advance)/while/body/reduce"}
 """
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["/nowhere"], "/nowhere does not exist; pass a checkpoint's directory"),
+        (["/nowhere", "--batch", "0"], "--batch 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_profiled_is_refused_in_a_line(monkeypatch, capsys, arguments, said):
+    monkeypatch.setattr(sys, "argv", ["step_profile.py", *arguments])
+    with pytest.raises(SystemExit):
+        step_profile.main()
+    assert capsys.readouterr().err.endswith(f"error: {said}\n")
 
 
 def test_an_instruction_is_of_the_part_that_it_or_its_first_user_comes_from():

@@ -1,7 +1,8 @@
 """Where the time of one decoding step goes on a CPU: `python tools/step_profile.py CHECKPOINT`.
 
 XLA's profiler says how long each instruction of the compiled loop took, and the program itself
-which part of the model the instruction is of.
+which part of the model the instruction is of. Of products of small weights it does not: these are
+counted with what uses them.
 """
 
 from __future__ import annotations
@@ -39,14 +40,20 @@ HOLDING = {"while", "conditional", "call"}
 def main() -> None:
     """Prints milliseconds a step for each part of the model."""
     parser = argparse.ArgumentParser(description="Where the time of one decoding step goes.")
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--dtype")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint's directory, of any format")
+    parser.add_argument("--dtype", help="of the weights: float32 (on a CPU the default), bfloat16")
+    parser.add_argument("--batch", type=int, default=1, help="rows decoded together (1)")
+    parser.add_argument("--steps", type=int, default=64, help="how many are averaged (64)")
     options = parser.parse_args()
-    params = llama_jax.load(options.checkpoint, dtype=options.dtype)
+    for name in ("batch", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)} must be at least 1")
+    try:
+        params = llama_jax.load(options.checkpoint, dtype=options.dtype)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     if rounds.platform_of(params) != "cpu":
-        raise SystemExit("on a GPU, see it with NVIDIA's Nsight Systems; this reads a CPU's trace")
+        parser.error("on a GPU, see it with NVIDIA's Nsight Systems; this reads a CPU's trace")
     part_of, took = decoded(params, options.batch, options.steps)
     shown: collections.Counter[str] = collections.Counter()
     for name, seconds in took.items():

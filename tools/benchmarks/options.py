@@ -127,8 +127,12 @@ def _check_files(options: argparse.Namespace) -> None:
         if options.against.resolve() == options.output.resolve():
             raise ValueError(f"--output {options.output} would overwrite --against; pass another")
         earlier = against.read(options.against)
-        if not options.compare:
-            against.check_alike(earlier, options.device, options.dtype, options.names)
+        if options.compare:
+            later = against.read(options.compare)
+            of = later["machine"]["device"], later["dtype"], list(later["models"])
+        else:
+            of = options.device, options.dtype, options.names
+        against.check_alike(earlier, *of)
 
 
 def _file_name(options: argparse.Namespace) -> str:
