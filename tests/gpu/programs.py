@@ -23,6 +23,8 @@ from llama_jax.rounds import prefill_width
 from llama_jax.sharding import CACHE, weight_shardings
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
+SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
+"""The bytes of wk: of the smallest matrix, and as many as a layer's keys take in 4,096 slots."""
 
 
 def shallow(config: Config, layers: int) -> Config:

@@ -11,12 +11,20 @@ from contracts import (
 )
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+from programs import (
+    LLAMA_8B,
+    SMALLEST,
+    cache_of,
+    compiled_step,
+    mesh_of,
+    nbytes,
+    params_of,
+    shallow,
+)
 
 from llama_jax import kernels
 
 LAYERS, SLOTS = 2, 4096
-SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
 KERNELS_A_LAYER = {1: 22, 8: 19}
 """By the rows of a batch."""
 

@@ -12,6 +12,7 @@ from faults import (
 )
 from programs import (
     LLAMA_8B,
+    SMALLEST,
     cache_of,
     compiled_loop,
     compiled_step,
@@ -24,7 +25,6 @@ from programs import (
 
 CONFIG, BATCH, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 8, 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
-SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
 CHOICE = 14
 """The kernels of a row's likeliest token, beyond the model's: the choice, the stops, its state."""
 

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from programs import (
     LLAMA_8B,
+    SMALLEST,
     cache_of,
     compiled_step,
     laid_out,
@@ -39,7 +40,6 @@ from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding import constrain
 
 CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
-SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
 
 
 def planted_step(devices, run=forward, batch=8, config=CONFIG, **sizes):

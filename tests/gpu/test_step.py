@@ -11,11 +11,18 @@ from contracts import (
     taken_by_loops,
     weights_not_read_once,
 )
-from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_of, shallow
+from programs import (
+    LLAMA_8B,
+    SMALLEST,
+    cache_of,
+    compiled_step,
+    mesh_of,
+    nbytes,
+    params_of,
+    shallow,
+)
 
 SLOTS, LAYERS = 4096, 2
-SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
-"""The bytes of wk: of the smallest matrix, and as many as a layer's keys take in 4,096 slots."""
 KEPT = 4 * (LLAMA_8B.n_heads + 2 * LLAMA_8B.n_kv_heads) * LLAMA_8B.head_dim * 4
 """What a row keeps of each layer until the cache is written, after the last: q, k and v in float32,
 as the four sums that XLA cuts their product into."""
