@@ -133,20 +133,21 @@ def measured(config):
         "rates": {"llama_jax": ours, "llama2.c": alone, MACHINE: machine},
         "memory": {"llama_jax": held, "llama2.c": {**held, "loaded_bytes": 0}},
         "first_tokens": {
-            "llama_jax": {"cold": [3.0, 3.0], "cached": [1.0, 1.0]},
-            "llama2.c": {"cold": [0.5, 0.5]},
+            "llama_jax": {"cold": [3.0, 3.0], "cached": [1.0, 1.0], "peak": [10 * count] * 2},
+            "llama2.c": {"cold": [0.5, 0.5], "peak": [5 * count] * 2},
         },
     }
 
 
 def test_a_table_shows_rates_their_part_of_the_limit_and_ratios():
-    rows = table.model_table("tiny", measured(SHAPES["tiny"]), "float32").splitlines()[2:]
+    rows = table.model_table("tiny", measured(SHAPES["tiny"]), "float32", "gpu").splitlines()[2:]
     cells = {line.split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in rows[2:5]}
     assert len({line.count("|") for line in rows[:5]}) == 1
     assert cells["| llama_jax"][0] == "55.0 (52.5-57.5); 0.50"
-    assert cells["| llama_jax"][1:] == ["400; 0.46", "30.0; 0.50", "3.00", "1.00", "2.00", "3.00"]
+    assert cells["| llama_jax"][1:3] == ["400; 0.46", "30.0; 0.50"]
+    assert cells["| llama_jax"][3:] == ["3.00", "1.00", "2.00", "2.50", "3.00"]
     assert cells["| llama2.c"][0] == "110 (105-115); 0.50"
-    assert cells["| llama_jax / llama2.c"] == ["0.500", "", "", "6.00", "2.00", "", "1.00"]
+    assert cells["| llama_jax / llama2.c"] == ["0.500", "", "", "6.00", "2.00", "", "2.00", "1.00"]
     assert rows[-1].startswith("In the same rounds the machine reads ")
 
 
@@ -158,7 +159,7 @@ def test_a_ratio_is_of_the_rounds_in_which_both_met_the_same_machine():
             ("llama2.c", [100.0, 50.0, 80.0], theirs_read),
         ):
             one["rates"][name] |= {"decode 1": rates, "bandwidth 1": read}
-        return columns_of(one, "float32")[0].over("llama2.c")
+        return columns_of(one, "float32", "cpu")[0].over("llama2.c")
 
     assert over([40.0, 70.0, 70.0], [45.0, 45.0, 69.0]) == Spread(0.5, 0.5, 0.5)
     assert over([40.0, 70.0, 70.0], [60.0, 45.0, 40.0]).median == 0.5, "of all: 0.5, 1.2, 0.5"

@@ -59,7 +59,9 @@ def ended(tmp_path, monkeypatch, ends, shapes="tiny", more="", unloaded=None, un
         "check_space": lambda work, needed: None,
         "absent": lambda name, *others: None if name in here else "not here",
         "versions": lambda names: {},
-        "first_tokens": lambda given, prompt, count: {name: {"cold": [1.0]} for name in given},
+        "first_tokens": lambda given, prompt, rounds: iter(
+            [({name: {"cold": [1.0] * (i + 1)} for name in given}, {}) for i in range(rounds)]
+        ),
     }
     for name, value in replaced.items():
         monkeypatch.setattr(command, name, value)
@@ -181,9 +183,9 @@ def contest(**prefill):
     names = ("llama_jax", "transformers")
     machine = {f"bandwidth {batch}": [1e9] for batch in (1, 8)} | {"matrix float32": [1e9]}
     rates = {name: {"prefill": [prefill[name]]} for name in names} | {"machine": machine}
-    held = {"loaded_bytes": 0, "peak_bytes": 4}
-    one = {"config": SHAPES["tiny"].to_json(), "prefill": 64, "rates": rates, "first_tokens": {}}
-    one["memory"] = dict.fromkeys(names, held)
+    one = {"config": SHAPES["tiny"].to_json(), "prefill": 64, "rates": rates}
+    one["memory"] = {name: {"loaded_bytes": 0, "peak_bytes": 4} for name in names}
+    one["first_tokens"] = {name: {"cold": [1.0], "peak": [4]} for name in names}
     machine = {"device": "cpu"}
     return {"date": "today", "dtype": "float32", "machine": machine, "models": {"tiny": one}}
 
@@ -196,9 +198,11 @@ def test_a_repeat_is_judged_by_its_ratios(tmp_path, capsys):
     command.main(["--compare", str(files[0]), "--against", str(files[1])])
     shown = capsys.readouterr().out
     assert "| tiny: llama_jax / transformers, prefill 64 | 3.00 | 3.30 | 1.10 |" in shown
-    assert "| tiny: llama_jax / transformers, peak in all | 1.00 | 1.00 | 1.00 |" in shown
+    peak = "peak resident, first token"
+    assert f"| tiny: llama_jax / transformers, {peak} | 1.00 | 1.00 | 1.00 |" in shown
     worst = "rates differ by at most 10.0 % (tiny: llama_jax / transformers, prefill 64)"
-    assert f"Against the run of today {worst}, memory by at most 0.0 % (" in shown
+    assert f"Against the run of today {worst}, first tokens by at most 0.0 % (" in shown
+    assert "), memory by at most 0.0 % (" in shown
 
 
 def test_a_run_shows_how_well_it_repeats_beside_its_table(tmp_path, monkeypatch, capsys):

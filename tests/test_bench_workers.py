@@ -188,7 +188,26 @@ def test_a_process_without_a_first_token_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(first_token, "_command", lambda *given: program)
     given = {"llama_jax": {"device": "cpu", "threads": 1}}
     with pytest.raises(RuntimeError, match=r"(?s)no first token.*no such weights"):
-        first_token.first_tokens(given, [1, 2, 3], 1)
+        next(first_token.first_tokens(given, [1, 2, 3], 1))
+
+
+def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(monkeypatch):
+    program = "import sys; sys.exit('no such weights') if sys.argv[1] == 'peer' else print(7)"
+    monkeypatch.setattr(
+        first_token, "_command", lambda name, *others: [sys.executable, "-c", program, name]
+    )
+    given = {name: {"device": "cpu", "threads": 1} for name in ("llama_jax", "other", "peer")}
+    rounds = [*first_token.first_tokens(given, [1, 2, 3], 3)]
+    assert [len(times["other"]["cold"]) for times, _ in rounds] == [1, 2, 3]
+    times, failed = rounds[-1]
+    assert {name: set(own) for name, own in times.items()} == {
+        "llama_jax": {"cold", "cached", "peak"},
+        "other": {"cold", "peak"},
+    }
+    assert failed.keys() == {"peer"}
+    assert "ended with 1" in failed["peer"]
+    assert all(0 < seconds < 60 for seconds in times["other"]["cold"])
+    assert all(2**20 < peak < 2**40 for peak in times["llama_jax"]["peak"])
 
 
 def test_a_process_that_hangs_before_its_first_token_is_ended(monkeypatch):
@@ -196,7 +215,7 @@ def test_a_process_that_hangs_before_its_first_token_is_ended(monkeypatch):
     monkeypatch.setattr(first_token, "_command", lambda *given: program)
     monkeypatch.setattr(first_token, "LIMIT", 0.2)
     with pytest.raises(RuntimeError, match="ended with -9"):
-        first_token.first_tokens({"llama_jax": {"device": "cpu", "threads": 1}}, [1, 2, 3], 1)
+        next(first_token.first_tokens({"llama_jax": {"device": "cpu", "threads": 1}}, [1], 1))
 
 
 @pytest.mark.slow

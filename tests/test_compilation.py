@@ -11,8 +11,10 @@ import pytest
 from llama_jax import compilation
 
 PROGRAM = """
-import json, sys, warnings
+import json, shutil, sys, warnings
 warnings.simplefilter("always")
+usage = shutil.disk_usage
+shutil.disk_usage = lambda folder: usage(folder)._replace(free=1 << 40)  # whatever this disk has
 import jax, jax.numpy as jnp
 found = {"cache_hits": 0, "cache_misses": 0}
 def listen(event, **_):

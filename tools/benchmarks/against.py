@@ -42,7 +42,7 @@ def ratios(result: dict[str, Any]) -> dict[Key, float]:
     """The median of each ratio to a peer."""
     found = {}
     for model, one in result["models"].items():
-        for column in columns_of(one, result["dtype"]):
+        for column in columns_of(one, result["dtype"], result["machine"]["device"]):
             measure = column.title.split(" (")[0]
             for peer in column.values:
                 over = None if peer == OURS else column.over(peer)

@@ -36,13 +36,13 @@ class Column:
 
         Of all rounds where that would leave less than a third; None where the peer has none.
         """
-        ours, theirs = self.values[OURS], self.values[peer]
+        ours, theirs = self.values[OURS], self.values.get(peer)
         if not theirs:
             return None
         return paired(*_alike(ours, theirs, *map(self.bandwidths.get, (OURS, peer))))
 
 
-def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
+def columns_of(one: dict[str, Any], dtype: str, device: str) -> list[Column]:
     """The columns of a model's table, from what `command` keeps of it."""
     config, machine = Config.from_json(one["config"]), one["rates"][MACHINE]
     step = read_per_step(config) * ITEMSIZE[dtype]
@@ -57,11 +57,15 @@ def columns_of(one: dict[str, Any], dtype: str) -> list[Column]:
     title = f"prefill {time} (tokens/s; of XLA's matrix rate)"
     prefills = _measured(one, "prefill")
     found.append(_rates(title, prefills, dict.fromkeys(prefills, yardstick), {}))
-    if one["first_tokens"]:
-        found += [_first_tokens(one["first_tokens"], kind) for kind in ("cold", "cached")]
     nbytes = parameter_count(config) * ITEMSIZE[dtype]
-    found.append(_memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes))
-    found.append(_memory("peak in all (times the weights)", one, "peak_bytes", nbytes))
+    loaded = _memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes)
+    if times := one["first_tokens"]:
+        found += [_first_tokens(times, kind) for kind in ("cold", "cached")]
+    found.append(loaded)
+    if times and all("peak" in own for own in times.values()):  # not in files of before
+        found.append(_peaks(times, nbytes))
+    if device == "gpu":  # what a CPU's allocator keeps of what was freed is not the same twice
+        found.append(_memory("peak in all (times the weights)", one, "peak_bytes", nbytes))
     return found
 
 
@@ -98,6 +102,13 @@ def _first_tokens(times: dict[str, Any], kind: str) -> Column:
     cells = {name: spread_of(own[kind]).text() for name, own in times.items() if kind in own}
     values = {name: own.get(kind, own["cold"]) for name, own in times.items()}
     return Column("first tokens", f"first token, {kind} (s)", cells, values, {})
+
+
+def _peaks(times: dict[str, Any], nbytes: int) -> Column:
+    values = {name: [peak / nbytes for peak in own["peak"]] for name, own in times.items()}
+    cells = {name: spread_of(peaks).text() for name, peaks in values.items()}
+    title = "peak resident, first token (times the weights)"
+    return Column("memory", title, cells, values, {})
 
 
 def _memory(title: str, one: dict[str, Any], kind: str, nbytes: int) -> Column:

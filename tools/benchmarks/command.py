@@ -28,8 +28,8 @@ QUICK = {
     "tiny": Effort(rounds=2, new=64, prefill=64, first_tokens=1),
     "M": Effort(rounds=3, new=12, prefill=512, first_tokens=0),
 }
-FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=5)}
-OTHERS = {True: Effort(5, 48, 512, 2), False: Effort(15, 96, 512, 5)}
+FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=15)}
+OTHERS = {True: Effort(5, 48, 512, 2), False: Effort(15, 96, 512, 15)}
 """Of any shape or checkpoint that the two tables leave out, by whether the run is quick."""
 ERRORS = ValueError, RuntimeError, OSError
 
@@ -170,7 +170,7 @@ def _not_ready(options: argparse.Namespace, name: str, model: Model) -> str | No
 def _measured(
     given: dict[str, dict[str, Any]], model: Model, effort: Effort, logs: Path
 ) -> Iterator[dict[str, Any]]:
-    """One model's numbers after every round, and once more with the first tokens."""
+    """One model's numbers after every round, and after every one of the first tokens."""
     sizes = {"config": model.config.to_json(), "prefill": effort.prefill, "new": effort.new}
     with running(given, logs) as (workers, unloaded):
         _tell(f"{model.name}: {', '.join(workers)} are loaded")
@@ -182,7 +182,10 @@ def _measured(
     if effort.first_tokens:
         processes = {name: given[name] for name in given if name in found["memory"]}
         prompt = prompts(model, PROMPT, 1)[0]
-        yield {**found, "first_tokens": first_tokens(processes, prompt, effort.first_tokens)}
+        rounds = first_tokens(processes, prompt, effort.first_tokens)
+        for count, (times, silent) in enumerate(rounds):
+            _tell(f"{model.name}: first tokens, round {count + 1} of {effort.first_tokens}")
+            yield {**found, "first_tokens": times, "failed": {**found["failed"], **silent}}
 
 
 def _effort(options: argparse.Namespace, name: str) -> Effort:

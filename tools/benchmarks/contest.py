@@ -30,11 +30,12 @@ def contest(loaded: dict[str, Worker], model: Model, effort: Effort) -> Iterator
         one: Rates = {name: {} for name in rates}
         turn = {name: workers[name] for name in turned(list(outputs), count)}
         _round(turn, machine, model, effort, one)
-        rates = {name: _joined(rates[name], one[name]) for name in rates}
+        rates = {name: joined(rates[name], one[name]) for name in rates}
         yield {**about, "rates": rates}
 
 
-def _joined(before: dict[str, list[float]], one: dict[str, list[float]]) -> dict[str, list[float]]:
+def joined(before: dict[str, list[float]], one: dict[str, list[float]]) -> dict[str, list[float]]:
+    """One round's numbers after those of the rounds before."""
     return {measure: [*before.get(measure, []), *found] for measure, found in one.items()}
 
 

@@ -25,7 +25,7 @@ class Effort:
     prefill: int
     """Tokens of the prompt that is read."""
     first_tokens: int
-    """Processes started a contestant; 0 leaves this out."""
+    """Rounds of processes, one a contestant; 0 leaves this out."""
 
     def within(self, model: Model) -> Effort:
         """The same, of no more positions than the model has."""

@@ -1,48 +1,74 @@
-"""How long a process takes from its start to its first token."""
+"""How long a process takes from its start to its first token, and how much memory in all."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contest import joined, turned
 from benchmarks.entrants import OURS
 from benchmarks.llama2c import command as llama2c_command
 from benchmarks.workers import LIMIT, environment, worker_command
 
-Times = dict[str, list[float]]
+Times = dict[str, dict[str, list[float]]]
+"""By contestant `cold` and `peak`, and ours also `cached`: a number a round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One process, from its start to its end."""
+
+    seconds: float
+    """Until it wrote its first token."""
+    peak: int
+    """Bytes resident at the most, as the kernel counts them; never less than this process has."""
 
 
 def first_tokens(
-    given: dict[str, dict[str, Any]], prompt: Sequence[int], repeats: int
-) -> dict[str, Times]:
-    """Seconds for each contestant, in alternation: `cold`, and ours also with `cached` programs.
+    given: dict[str, dict[str, Any]], prompt: Sequence[int], rounds: int
+) -> Iterator[tuple[Times, dict[str, str]]]:
+    """All rounds so far, after each, and why a peer has none: a process each, in alternation.
 
-    Cold means an empty cache of compiled programs; the files are in the page cache for everybody,
-    since a first round is not counted.
+    Cold means an empty cache of compiled programs, and with `cached` they are there; `peak` is of
+    the cold process. The files are in the page cache for everybody: a first round is not counted,
+    and a peer that fails in it is left out.
     """
-    found: dict[str, Times] = {name: {"cold": []} for name in given}
-    for counted in [False] + [True] * repeats:
-        for name, fields in given.items():
-            with tempfile.TemporaryDirectory() as caches:
-                started = _seconds(name, fields, prompt, caches)
-                if counted:
-                    found[name]["cold"].append(started)
-                if counted and name == OURS:
-                    again = _seconds(name, fields, prompt, caches)
-                    found[name].setdefault("cached", []).append(again)
+    found: Times = {}
+    failed = {}
+    for name, fields in given.items():
+        try:
+            _round(name, fields, prompt)
+            found[name] = {}
+        except RuntimeError as error:
+            if name == OURS:
+                raise
+            failed[name] = str(error).splitlines()[0]
+    for count in range(rounds):
+        one = {name: _round(name, given[name], prompt) for name in turned(list(found), count)}
+        found = {name: joined(found[name], one[name]) for name in found}
+        yield found, failed
+
+
+def _round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str, list[float]]:
+    with tempfile.TemporaryDirectory() as caches:
+        cold = _started(name, fields, prompt, caches)
+        found = {"cold": [cold.seconds], "peak": [cold.peak]}
+        if name == OURS:
+            found["cached"] = [_started(name, fields, prompt, caches).seconds]
     return found
 
 
-def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> float:
-    """Until the process writes anything to its standard output, which it must within LIMIT."""
+def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> Start:
+    """A whole process, which must write to its standard output within LIMIT."""
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
     for elsewhere in (
@@ -67,13 +93,15 @@ def _seconds(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
         written = os.read(process.stdout.fileno(), 1 << 16)
         seconds = time.perf_counter() - start
         with contextlib.suppress(OSError):
-            process.communicate()
+            process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
         errors.seek(0)
         said = errors.read().decode(errors="replace").splitlines()[-15:]
     if process.returncode or not written.strip():
         reason = "\n".join([f"{process.args!r} ended with {process.returncode}", *said])
         raise RuntimeError(f"{name} gave no first token: {reason}")
-    return seconds
+    return Start(seconds, usage.ru_maxrss * 1024)
 
 
 def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:

@@ -19,7 +19,8 @@ from llama_jax.config import Config
 def markdown(result: dict[str, Any]) -> str:
     """The whole of one run: the machine, then a table a model."""
     parts = [_heading(result)]
-    parts += [model_table(name, one, result["dtype"]) for name, one in result["models"].items()]
+    kind = result["dtype"], result["machine"]["device"]
+    parts += [model_table(name, one, *kind) for name, one in result["models"].items()]
     if result["absent"]:
         parts.append("\n".join(f"Not here: {line}." for line in result["absent"]))
     return "\n\n".join(parts)
@@ -40,9 +41,10 @@ def _heading(result: dict[str, Any]) -> str:
     )
 
 
-def model_table(name: str, one: dict[str, Any], dtype: str) -> str:
+def model_table(name: str, one: dict[str, Any], dtype: str, device: str) -> str:
     """A row for each contestant, a row for each peer's ratio, and what the machine did."""
-    count, columns = parameter_count(Config.from_json(one["config"])), columns_of(one, dtype)
+    count = parameter_count(Config.from_json(one["config"]))
+    columns = columns_of(one, dtype, device)
     contestants = [contestant for contestant in one["rates"] if contestant != MACHINE]
     lines = [["", *(column.title for column in columns)]]
     for contestant in contestants:
