@@ -186,17 +186,20 @@ def test_a_peer_that_computes_another_model_ends_the_run(tmp_path):
 def test_a_process_without_a_first_token_says_why(tmp_path, monkeypatch):
     program = [sys.executable, "-c", "import sys; sys.exit('no such weights')"]
     monkeypatch.setattr(first_token, "_command", lambda *given: program)
-    given = {"llama_jax": {"device": "cpu", "threads": 1}}
+    given = {"llama_jax": {"device": "cpu", "threads": 1, "path": tmp_path}}
     with pytest.raises(RuntimeError, match=r"(?s)no first token.*no such weights"):
         next(first_token.first_tokens(given, [1, 2, 3], 1))
 
 
-def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(monkeypatch):
+def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(tmp_path, monkeypatch):
     program = "import sys; sys.exit('no such weights') if sys.argv[1] == 'peer' else print(7)"
     monkeypatch.setattr(
         first_token, "_command", lambda name, *others: [sys.executable, "-c", program, name]
     )
-    given = {name: {"device": "cpu", "threads": 1} for name in ("llama_jax", "other", "peer")}
+    given = {
+        name: {"device": "cpu", "threads": 1, "path": tmp_path}
+        for name in ("llama_jax", "other", "peer")
+    }
     rounds = [*first_token.first_tokens(given, [1, 2, 3], 3)]
     assert [len(times["other"]["cold"]) for times, _ in rounds] == [1, 2, 3]
     times, failed = rounds[-1]
@@ -210,12 +213,13 @@ def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(monkeypatc
     assert all(2**20 < peak < 2**40 for peak in times["llama_jax"]["peak"])
 
 
-def test_a_process_that_hangs_before_its_first_token_is_ended(monkeypatch):
+def test_a_process_that_hangs_before_its_first_token_is_ended(tmp_path, monkeypatch):
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(first_token, "_command", lambda *given: program)
     monkeypatch.setattr(first_token, "LIMIT", 0.2)
+    given = {"llama_jax": {"device": "cpu", "threads": 1, "path": tmp_path}}
     with pytest.raises(RuntimeError, match="ended with -9"):
-        next(first_token.first_tokens({"llama_jax": {"device": "cpu", "threads": 1}}, [1], 1))
+        next(first_token.first_tokens(given, [1, 2, 3], 1))
 
 
 @pytest.mark.slow

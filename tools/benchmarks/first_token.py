@@ -39,8 +39,7 @@ def first_tokens(
     """All rounds so far, after each, and why a peer has none: a process each, in alternation.
 
     Cold means an empty cache of compiled programs, and with `cached` they are there; `peak` is of
-    the cold process. The files are in the page cache for everybody: a first round is not counted,
-    and a peer that fails in it is left out.
+    the cold process. A first round is not counted, and a peer that fails in it is left out.
     """
     found: Times = {}
     failed = {}
@@ -68,7 +67,11 @@ def _round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str
 
 
 def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> Start:
-    """A whole process, which must write to its standard output within LIMIT."""
+    """A whole process, which must write to its standard output within LIMIT.
+
+    Its files are in the page cache, whoever has taken memory from it meanwhile.
+    """
+    _read_all(Path(given["path"]))
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
     for elsewhere in (
@@ -102,6 +105,15 @@ def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
         reason = "\n".join([f"{process.args!r} ended with {process.returncode}", *said])
         raise RuntimeError(f"{name} gave no first token: {reason}")
     return Start(seconds, usage.ru_maxrss * 1024)
+
+
+def _read_all(path: Path) -> None:
+    buffer = bytearray(1 << 20)
+    for file in [path] if path.is_file() else path.rglob("*"):
+        if file.is_file():
+            with open(file, "rb", buffering=0) as opened:
+                while opened.readinto(buffer):
+                    pass
 
 
 def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
