@@ -48,6 +48,8 @@ def forward(
 
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache.
     """
+    if not tokens.size:
+        raise ValueError(f"tokens of shape {list(tokens.shape)}: pass at least one, in each row")
     model, past = Transformer(params.config), Uncached() if cache is None else cache
     with on_mesh_of(params):
         weights = kept_cut(params.weights, positions)

@@ -222,6 +222,8 @@ def test_runs_that_are_no_repeat_of_one_another_are_not_compared(tmp_path):
     with pytest.raises(ValueError, match="no model in common"):
         against.check_alike(earlier, "cpu", "float32", ["S"])
     assert "no ratio in common" in against.comparison(earlier, {**earlier, "models": {}})
+    with pytest.raises(ValueError, match="is not there; pass the JSON"):
+        against.read(tmp_path / "x.json")
     for text in ("{", "[]", '{"milliseconds": {}}', json.dumps({**earlier, "models": {"S": {}}})):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(ValueError, match="holds no contest"):

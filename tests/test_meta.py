@@ -235,7 +235,7 @@ def small_1b(tmp_path: Path, **changes) -> Path:
 def test_the_factor_that_llama_3_2_needs_is_supplied_said_and_overridden(tmp_path):
     source = open_meta(small_1b(tmp_path))
     assert source.config.rope_scaling == Llama3Scaling(32.0, 1.0, 4.0, 8192)
-    assert any("32 supplied" in note and "rope_factor overrides" in note for note in source.notes)
+    assert any("32 supplied" in note and "pass rope_factor" in note for note in source.notes)
     source = open_meta(tmp_path / "m", rope_factor=8)
     assert source.config.rope_scaling == Llama3Scaling(8.0, 1.0, 4.0, 8192)
     assert not any("supplied" in note for note in source.notes if "RoPE" in note)

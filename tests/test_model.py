@@ -37,6 +37,13 @@ def test_logits_are_float32_whatever_the_weights(params, config):
     assert cache.k[0].dtype == jnp.bfloat16
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_no_tokens_are_refused(params, shape):
+    tokens = jnp.zeros(shape, jnp.int32)
+    with pytest.raises(ValueError, match=r"tokens of shape \[.*0.*\]: pass at least one"):
+        forward(params, tokens, tokens)
+
+
 @pytest.mark.parametrize("steps", [[12], [1] * 12, [5, 4, 3], [1, 11], [11, 1]])
 def test_any_way_of_cutting_a_text_into_steps_gives_the_logits_of_the_whole(params, config, steps):
     tokens, positions = tokens_of(config, 2, 12)

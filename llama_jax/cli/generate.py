@@ -182,7 +182,7 @@ class _Speed:
 
     def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
         with contextlib.ExitStack() as waiting:
-            waiting.enter_context(status("compiling the model for prompts of this length"))
+            waiting.enter_context(status("getting the model ready for prompts of this length"))
             for delta in deltas:
                 waiting.close()
                 self._note(delta, time.perf_counter() - self.started)

@@ -87,14 +87,20 @@ def _is_models(config: Path) -> bool:
         return False
 
 
+def read_bounded(file: Path) -> bytes:
+    """A stranger's file, which must not be endless."""
+    with file.open("rb") as opened:
+        found = opened.read(_MAX_BYTES + 1)
+    if len(found) > _MAX_BYTES:
+        raise ValueError(f"{file} has more than {_MAX_BYTES:,} bytes; it is not a tokenizer's")
+    return found
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a stranger's; an empty one where there is no file."""
     if not file.is_file():
         return {}
-    with file.open("rb") as opened:
-        text = opened.read(_MAX_BYTES + 1)
-    if len(text) > _MAX_BYTES:
-        raise ValueError(f"{file} has more than {_MAX_BYTES:,} bytes; it is not a tokenizer's")
+    text = read_bounded(file)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.beside import read_object
+from llama_jax.tokenizer.beside import read_bounded, read_object
 from llama_jax.tokenizer.dialog import check_messages
 from llama_jax.tokenizer.protocol import Message
 
@@ -48,7 +48,7 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     folder = Path(folder)
     config = read_object(folder / "tokenizer_config.json")
     own = folder / "chat_template.jinja"
-    source = own.read_text(encoding="utf-8") if own.is_file() else config.get("chat_template")
+    source = read_bounded(own).decode() if own.is_file() else config.get("chat_template")
     if isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict)]
         source = {entry.get("name"): entry.get("template") for entry in named}.get("default")

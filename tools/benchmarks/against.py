@@ -16,6 +16,8 @@ Key = tuple[str, str, str, str]
 
 def read(path: Path) -> dict[str, Any]:
     """The numbers that a run wrote; ValueError if the file is none of a contest's."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not there; pass the JSON file that an earlier run wrote")
     try:
         found = json.loads(path.read_text())
         ratios(found), found["date"], found["machine"]["device"]

@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="tools/bench.py", description=about)
     add = found.add_argument
     add("--quick", action="store_true", help="fewer rounds: under ten minutes on two cores")
-    add("--shapes", help="random weights of these shapes: tiny, S, M (S,M)")
+    add("--shapes", help="random weights of these shapes: tiny, S, M, S-long (S,M)")
     add("--checkpoint", type=Path, help="measure this checkpoint, of any format, and no shape")
     add("--slots", action="store_true", help="decode's cost at 256 to 16,384 slots, ours alone")
     add("--device", choices=("cpu", "gpu"), help="what it runs on (cpu)")

@@ -88,7 +88,7 @@ def _parse(fields: Fields, max_seq_len: int | None) -> HFConfig:
     if "rms_norm_eps" not in fields:
         notes += ("rms_norm_eps 1e-6 supplied, transformers' default: config.json says none",)
     if "max_position_embeddings" not in fields and max_seq_len is None:
-        notes += ("max_seq_len 2048 supplied, transformers' default; max_seq_len overrides",)
+        notes += ("max_seq_len 2048 supplied, transformers' default; pass max_seq_len for another",)
     if isinstance(scaling, DynamicScaling):
         notes += (
             f"dynamic NTK RoPE changes nothing up to {reach:,} positions, where the context ends: "

@@ -224,11 +224,11 @@ def _notes(
     elif params.lacks_rope_factor:
         notes.append(
             "RoPE factor 32 supplied: Llama 3.2 1B and 3B were trained with it, and neither "
-            "params.json nor Meta's code carries it; rope_factor overrides"
+            "params.json nor Meta's code carries it; pass rope_factor to change it"
         )
     if max_seq_len is None and not params.says_max_seq_len and not matching(config):
         notes.append(
             f"max_seq_len {config.max_seq_len} supplied: params.json does not say it, and the "
-            "model is not a published one; max_seq_len overrides"
+            "model is not a published one; pass max_seq_len to change it"
         )
     return tuple(notes)
