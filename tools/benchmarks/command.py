@@ -28,7 +28,7 @@ QUICK = {
     "tiny": Effort(rounds=2, new=64, prefill=64, first_tokens=1),
     "M": Effort(rounds=3, new=12, prefill=512, first_tokens=0),
 }
-FULL = {"M": Effort(rounds=11, new=24, prefill=512, first_tokens=7)}
+FULL = {"M": Effort(rounds=15, new=24, prefill=512, first_tokens=15)}
 OTHERS = {True: Effort(5, 48, 512, 2), False: Effort(15, 96, 512, 15)}
 """Of any shape or checkpoint that the two tables leave out, by whether the run is quick."""
 ERRORS = ValueError, RuntimeError, OSError
