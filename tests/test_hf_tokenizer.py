@@ -337,7 +337,7 @@ def test_a_dialog_is_what_the_folders_template_writes_and_content_stays_text(tmp
     assert (ids[0], ids[-1], ids.count(EOS)) == (BOS, EOS, 1)
     assert tokenizer.decode(ids).strip() == "a</s>b"
     os.truncate(folder / "chat_template.jinja", 2**40)
-    with pytest.raises(ValueError, match="chat_template.jinja has more than 16,777,216 bytes"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja has more than 16,777,216 bytes"):
         load_tokenizer(folder).encode_dialog(dialog)
 
 
