@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -17,6 +18,9 @@ STRANDS = 8
 
 More, and XLA writes out each part before it multiplies.
 """
+
+ROW_AXES = ("data", "fsdp")
+"""Of a mesh, those that cut the rows of a batch."""
 
 
 @runtime_checkable
@@ -62,7 +66,7 @@ def _product(x: Array, w: Array, over: int) -> Array:
 
 
 def _plain(x: Array, w: Array, over: int) -> Array:
-    return _dot(_at_least_two(x), w, over)[: len(x)].astype(x.dtype)
+    return _by_two(x, lambda rows: _dot(rows, w, over).astype(x.dtype))
 
 
 def _on_cpu(x: Array, w: Array, over: int) -> Array:
@@ -70,18 +74,26 @@ def _on_cpu(x: Array, w: Array, over: int) -> Array:
         return _in_pieces(x, w) if over == 0 else _in_pieces_transposed(x, w)
     if len(x) == 1 and x.dtype == w.dtype == jnp.bfloat16 and _is_cut_well(w, STRANDS, over):
         return _in_strands(x, w, over)
-    return _in_float32(_at_least_two(x), w, over)[: len(x)]
+    return _by_two(x, lambda rows: _in_float32(rows, w, over))
 
 
-def _at_least_two(rows: Array) -> Array:
-    """`rows`, and one of zeros where there is one of a 16-bit dtype.
+def _by_two(x: Array, multiply: Callable[[Array], Array]) -> Array:
+    """`multiply` of the rows, each beside one of zeros where a device has one of a 16-bit dtype.
 
     XLA makes one such row times a matrix a product of single numbers and a sum: a GPU writes the
     products of a small matrix to memory between the two, a CPU writes out the matrix in float32.
     Two rows stay a product, and on a GPU become one with the others that share `x`.
     """
-    alone = len(rows) == 1 and rows.dtype.itemsize < 4
-    return jnp.pad(rows, ((0, 1), (0, 0))) if alone else rows
+    if x.dtype.itemsize == 4 or len(x) > _devices_of_rows():
+        return multiply(x)
+    rows = jnp.pad(x[:, None], ((0, 0), (0, 1), (0, 0)))
+    return multiply(rows.reshape(-1, x.shape[1])).reshape(len(x), 2, -1)[:, 0]
+
+
+def _devices_of_rows() -> int:
+    """Over how many devices the mesh of `jax.set_mesh` cuts the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
 
 
 def _dot(x: Array, w: Array, over: int, **options: Any) -> Array:

@@ -6,10 +6,16 @@ import jax
 import pytest
 from collectives import collectives
 from compiled_text import program
-from contracts import collectives_other_than
+from contracts import (
+    caches_misused,
+    caches_read_by_xla,
+    collectives_other_than,
+    weights_not_read_once,
+)
 from programs import (
     LLAMA_8B,
     LLAMA_70B,
+    SMALLEST,
     cache_of,
     compiled_step,
     mesh_of,
@@ -34,6 +40,23 @@ def caches_in(text):
     entry = text.computations[text.entry]
     taken = [i.shape.split("{")[0] for i in entry if i.op == "parameter" and i.axes == 4]
     return Counter(taken)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(1, {"tensor": 8}), (ROWS, {"tensor": 8}), (ROWS, {"data": 8})]
+)
+def test_a_step_of_each_device_reads_its_weights_once_and_copies_nothing(h100s, rows, sizes):
+    mesh = mesh_of(h100s, **sizes)
+    cache = cache_of(CONFIG, mesh, batch=rows, slots=SLOTS)
+    compiled = compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1)
+    text, small = program(compiled.as_text()), SMALLEST // sizes.get("tensor", 1)
+    # At 8 rows the parts of attention are larger than a card's eighth of wk, and not of wq.
+    assert text.large_outputs(small if rows == 1 else max(small, SMALLEST // 2)) == []
+    assert weights_not_read_once(text, 7 * LAYERS + 2, small) == []
+    assert caches_misused(text, 2 * LAYERS, small) == []
+    assert caches_read_by_xla(text, small) == []
+    held = nbytes(cache, of_a_device=True)
+    assert compiled.memory_analysis().alias_size_in_bytes == held
 
 
 @pytest.mark.parametrize("rows", [1, ROWS])
