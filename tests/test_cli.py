@@ -169,7 +169,7 @@ def test_generate_prints_ids_for_a_checkpoint_without_a_tokenizer(native):
     assert line.startswith("46 182 24 ")
     assert len(line.split()) == 8
     assert "tokens/s" in result.stderr
-    assert "compiling" in result.stderr
+    assert "getting the model ready" in result.stderr
 
 
 def test_generate_prints_one_json_object_a_prompt(native):

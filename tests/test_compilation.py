@@ -70,6 +70,19 @@ def test_programs_lie_in_the_users_cache_folder_which_is_theirs_alone(tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG's variable is Linux's")
+def test_generate_keeps_its_programs_unless_told_not_to(tmp_path):
+    root = Path(__file__).resolve().parents[1]
+    model = ["tests/golden/meta/llama3", "--ids", "46 182", "-n", "2"]
+    command = [sys.executable, "-m", "llama_jax.cli", "generate", *model]
+    kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
+    for name, options in (("kept", []), ("none", ["--no-cache"])):
+        env = {**kept, "XDG_CACHE_HOME": str(tmp_path / name)}
+        subprocess.run([*command, *options], env=env, cwd=root, check=True, capture_output=True)
+    assert entries(tmp_path / "kept" / "llama_jax" / "programs")
+    assert not (tmp_path / "none").exists()
+
+
 @pytest.mark.parametrize("word", ["off", "OFF", "0", "no", "false"])
 def test_off_leaves_no_files(tmp_path, monkeypatch, word):
     monkeypatch.setenv(compilation.VARIABLE, word)

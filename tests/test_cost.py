@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax import rounds
 from llama_jax.batches import request_of
 from llama_jax.config import Config
-from llama_jax.decode import advance, prefill
+from llama_jax.decode import prefill
 from llama_jax.model import forward, init_params
 from llama_jax.ops import linear
 
@@ -43,8 +44,8 @@ def compiled_loop(config, dtype, batch):
     make = functools.partial(prefill, width=16, slots=SLOTS, dtype=jnp.float32)
     state = jax.eval_shape(make, params, prompts, numbers, request)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    loop = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
-    return loop.lower(params, state, request, numbers, until, chunk=1).compile()
+    sizes = {"chunk": rounds.chunk_of(params)}
+    return rounds._advance.lower(params, state, request, numbers, until, **sizes).compile()
 
 
 def least_copied(config, dtype):

@@ -12,14 +12,13 @@ from compiled_text import Program
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from llama_jax import rounds
 from llama_jax.batches import request_of
 from llama_jax.cache import KVCache
-from llama_jax.compilation import OPTIONS
 from llama_jax.config import Config
-from llama_jax.decode import advance, prefill
+from llama_jax.decode import prefill
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params, nested
-from llama_jax.rounds import prefill_width
 from llama_jax.sharding import CACHE, weight_shardings
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
@@ -66,7 +65,7 @@ def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=
         return jitted.lower(params, tokens, cache, tokens, last).compile()
 
 
-def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, donate="state"):
+def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, loop=rounds._advance):
     """The loop that decodes, compiled for one device: `chunk` tokens between two questions."""
     params, batch = params_of(config, mesh), cache.k[0].shape[0]
     request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
@@ -76,21 +75,21 @@ def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, don
         state = _whole(jax.eval_shape(make, params, prompts, numbers, request), mesh)
         state = dataclasses.replace(state, cache=cache)
         taken, until = _whole((numbers, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
-        jitted = jax.jit(
-            advance, static_argnames="chunk", donate_argnames=donate, compiler_options=OPTIONS
-        )
-        return jitted.lower(params, state, request, taken, until, chunk=chunk).compile()
+        return loop.lower(params, state, request, taken, until, chunk=chunk).compile()
 
 
 def compiled_prefill(config: Config, mesh: Mesh, *, batch: int, time: int):
     """The program that reads prompts, as `generate` has it compiled."""
     params, prompts = params_of(config, mesh), np.zeros((batch, time), np.int32)
     request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
-    sizes = {"width": prefill_width(params, prompts), "slots": 2 * time, "dtype": jnp.bfloat16}
+    sizes = {
+        "width": rounds.prefill_width(params, prompts),
+        "slots": 2 * time,
+        "dtype": jnp.bfloat16,
+    }
     texts, lengths = _whole((prompts, np.zeros(batch, np.int32)), mesh)
     with jax.set_mesh(mesh):
-        jitted = jax.jit(prefill, static_argnames=tuple(sizes), compiler_options=OPTIONS)
-        return jitted.lower(params, texts, lengths, request, **sizes).compile()
+        return rounds._prefill.lower(params, texts, lengths, request, **sizes).compile()
 
 
 def tokens_of(loop: Program, chunk: int) -> list[Program]:

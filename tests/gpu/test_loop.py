@@ -1,5 +1,6 @@
 """What XLA makes of the loop that decodes, for an H100: nothing is copied, the host runs ahead."""
 
+import jax
 import pytest
 from compiled_text import program
 from contracts import caches_misused, caches_read_by_xla, weights_not_read_once
@@ -22,6 +23,10 @@ from programs import (
     shallow,
     tokens_of,
 )
+
+from llama_jax.compilation import OPTIONS
+from llama_jax.decode import advance
+from llama_jax.rounds import chunk_of
 
 CONFIG, BATCH, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 8, 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
@@ -54,6 +59,10 @@ def test_the_loop_copies_nothing_of_a_weights_size_and_keeps_its_state_in_place(
     assert memory.temp_size_in_bytes < cache_bytes / CACHES
 
 
+def test_the_host_is_asked_once_a_chunk(h100s):
+    assert chunk_of(params_of(CONFIG, mesh_of(h100s))) == CHUNK
+
+
 def test_a_token_reads_each_weight_once(tokens):
     for token in tokens:
         assert weights_not_read_once(token, WEIGHTS, SMALLEST) == []
@@ -81,7 +90,9 @@ def test_the_likeliest_token_costs_few_kernels(tokens, h100s):
 
 
 def test_a_loop_whose_state_is_not_donated_is_caught(h100s):
-    compiled, cache_bytes = loop_of(h100s, donate=())
+    compiled, cache_bytes = loop_of(
+        h100s, loop=jax.jit(advance, static_argnames="chunk", compiler_options=OPTIONS)
+    )
     assert compiled.memory_analysis().alias_size_in_bytes < cache_bytes
     found = program(compiled.as_text()).large_outputs(SMALLEST)
     assert len(found) >= CACHES
