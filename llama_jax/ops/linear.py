@@ -84,7 +84,7 @@ def _by_two(x: Array, multiply: Callable[[Array], Array]) -> Array:
     products of a small matrix to memory between the two, a CPU writes out the matrix in float32.
     Two rows stay a product, and on a GPU become one with the others that share `x`.
     """
-    if x.dtype.itemsize == 4 or len(x) > _devices_of_rows():
+    if x.dtype.itemsize >= 4 or len(x) > _devices_of_rows():
         return multiply(x)
     rows = jnp.pad(x[:, None], ((0, 0), (0, 1), (0, 0)))
     return multiply(rows.reshape(-1, x.shape[1])).reshape(len(x), 2, -1)[:, 0]

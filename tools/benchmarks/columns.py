@@ -58,10 +58,9 @@ def columns_of(one: dict[str, Any], dtype: str, device: str) -> list[Column]:
     prefills = _measured(one, "prefill")
     found.append(_rates(title, prefills, dict.fromkeys(prefills, yardstick), {}))
     nbytes = parameter_count(config) * ITEMSIZE[dtype]
-    loaded = _memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes)
     if times := one["first_tokens"]:
         found += [_first_tokens(times, kind) for kind in ("cold", "cached")]
-    found.append(loaded)
+    found.append(_memory("peak once loaded (times the weights)", one, "loaded_bytes", nbytes))
     if times and all("peak" in own for own in times.values()):  # not in files of before
         found.append(_peaks(times, nbytes))
     if device == "gpu":  # what a CPU's allocator keeps of what was freed is not the same twice
