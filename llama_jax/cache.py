@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import NewKeys, Queries, Slots, fastest_attention
-from llama_jax.ops.attention import Own, Span, attention
+from llama_jax.kernels import NewKeys, Queries, fastest_attention
+from llama_jax.ops.attention import Slots
 
 Positions = Int[Array, "batch time"]
 
@@ -51,8 +51,7 @@ class Uncached:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, None]:
-        plain = lambda: attention(q, [_own(k, v)])  # noqa: E731
-        return fastest_attention(q, k, v, None, positions[:, 0], otherwise=plain), None
+        return fastest_attention(q, k, v, None, positions[:, 0]), None
 
     def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Uncached:
         return self
@@ -70,15 +69,9 @@ class KVLayer:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, tuple[Array, Array]]:
-        own = _own(k, v)
-        spans: list[Span | Own] = [own]
-        if not self.fresh:
-            slots = jnp.arange(self.k.shape[2])[None]
-            spans = [Span(self.k, self.v, slots, positions[:, :1] - 1), own]
         past = None if self.fresh else (self.k, self.v)
-        plain = lambda: attention(q, spans)  # noqa: E731
-        out = fastest_attention(q, k, v, past, positions[:, 0], otherwise=plain)
-        return out, (own.k, own.v)
+        out = fastest_attention(q, k, v, past, positions[:, 0])
+        return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
 @jax.tree_util.register_dataclass
@@ -134,11 +127,6 @@ class KVCache:
         k = tuple(_write(old, new, positions) for old, (new, _) in zip(self.k, steps, strict=True))
         v = tuple(_write(old, new, positions) for old, (_, new) in zip(self.v, steps, strict=True))
         return KVCache(k, v)
-
-
-def _own(k: NewKeys, v: NewKeys) -> Own:
-    heads_first = (0, 2, 1, 3)
-    return Own(k.transpose(heads_first), v.transpose(heads_first))
 
 
 @jax.jit  # traced and lowered once, not twice a layer

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from llama_jax.ops.attention import Slots, step_attention
 from llama_jax.sharding import CACHE, LENGTHS, NEW_KEYS, QUERIES, cuts_evenly, on_each_device
 
 Queries = Float[Array, "batch time heads head_dim"]
 NewKeys = Float[Array, "batch time kv_heads head_dim"]
-Slots = Float[Array, "batch kv_heads slots head_dim"]
 Lengths = Int[Array, " batch"]
 
 
@@ -28,13 +28,13 @@ def fastest_attention(
     v: NewKeys,
     past: tuple[Slots, Slots] | None,
     lengths: Lengths,
-    otherwise: Callable[[], Queries],
 ) -> Queries:
     """What a step's queries read from the first `lengths` slots of `past` and from its own keys.
 
-    Positions ascend by one along time, so a step's own keys are causal by index. `otherwise` is
-    the same without a kernel. A program holds the one that its platform can run.
+    Positions ascend by one along time, so a step's own keys are causal by index. Where there is no
+    kernel for it, `step_attention` serves. A program holds what its platform can run.
     """
+    otherwise = functools.partial(step_attention, q, k, v, past, lengths)
     if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
         return otherwise()
     if past is None and q.shape[1] > 1 and has_prompt_kernel(q.dtype, q.shape[-1]):

@@ -11,6 +11,7 @@ from benchmarks.agreement import check_agreement, distance, equal_beginnings
 from benchmarks.columns import columns_of
 from benchmarks.contest import turned
 from benchmarks.effort import Effort, prompts
+from benchmarks.machine import described
 from benchmarks.models import Model
 from benchmarks.options import DOCUMENT
 from benchmarks.shapes import SHAPES, prefill_flops, read_per_step
@@ -211,9 +212,10 @@ def test_decode_is_also_measured_where_the_cache_has_just_doubled():
             return {"seconds": slots_for(len(prompt), config) / 1e6 * (new - 1)}
 
     model = Model("S-long", Path(), "float32", config)
-    found = slots.costs(Pacing(), model, 2, lambda text: None)
-    assert prompts_of == [192, 960, 4032, 16320, 284, 1084, 4184] * 3
-    assert all(slots_for(size - slots.AHEAD, config) == size for size in slots.SLOTS)
+    first, found = slots.costs(Pacing(), model, 2, lambda text: None)
+    assert {len(ms) for ms in first["milliseconds"].values()} == {1}  # kept, if that was the last
+    assert prompts_of == [192, 960, 4032, 16320, 236, 1036, 4136] * 3
+    assert all(slots_for(size - slots.NEW, config) == size for size in slots.SLOTS)
     assert {past: cache for past, (cache, _) in found["just_past"].items()} == {
         300: 512,
         1100: 2048,
@@ -224,12 +226,24 @@ def test_decode_is_also_measured_where_the_cache_has_just_doubled():
     assert found["just_past"][300][1] == pytest.approx([0.512] * 2)
 
 
+def test_the_table_of_slots_says_of_what_model_and_how_far_each_point_is_off_the_line():
+    about = {"date": "2026-11-22", "command": "python tools/bench.py --slots", "seconds": 60.0}
+    about |= {"machine": described("cpu"), "versions": {}, "dtype": "float32"}
+    about |= {"load": [0.0], "load_at_end": [0.0], "source": {"commit": None, "changed": None}}
+    result = {"model": "tiny", "config": SHAPES["tiny"].to_json(), "line": (2.0, 0.001)}
+    result |= {"milliseconds": {256: [2.256], 1024: [3.024]}, "just_past": {300: (512, [2.53])}}
+    text = table.slots_table({**about, **result})
+    assert "**tiny** (0.1M parameters, float32, 0.00 GB), `llama_jax.stream`" in text
+    assert "| 1,024 | 1,024 | 3.02 | +0 % |" in text
+    assert "| 300 | 512 | 2.53 | +10 % |" in text
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("matplotlib") is None, reason="matplotlib comes with `bench`"
 )
 def test_a_plot_of_the_same_numbers_is_the_same_file(tmp_path):
     result = {"milliseconds": {"256": [1.0, 2.0], "1024": [3.0, 4.0]}, "line": [1.0, 0.002]}
-    result |= {"just_past": {"300": [512, [2.0, 2.5]]}, "dtype": "float32"}
+    result |= {"just_past": {"300": [512, [2.0, 2.5]]}, "dtype": "float32", "model": "S-long"}
     for name in ("a.svg", "b.svg"):
         slots.plot(result, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

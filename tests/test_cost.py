@@ -92,3 +92,10 @@ def test_a_long_text_holds_nothing_of_time_by_time(config):
 
     program = jax.jit(last_logits).lower(shapes_of(config, "float32"), tokens, tokens)
     assert program.compile().memory_analysis().temp_size_in_bytes < time * time // 2
+
+
+def test_the_angles_of_a_prompt_are_computed_once_for_all_layers(params):
+    """And not for every element of every head that they turn."""
+    positions = jnp.arange(64)[None]
+    text = jax.jit(forward).lower(params, positions, positions).compile().as_text()
+    assert (text.count(" cosine("), text.count(" sine(")) == (1, 1)

@@ -1,11 +1,16 @@
-"""The GPU's decode kernel, interpreted on CPU, against attention as einsum says it."""
+"""The GPU's decode kernel, interpreted on CPU, against the einsum that stands in for it."""
+
+import collections
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
-from llama_jax.ops.attention import Span, attention
+from llama_jax.ops import decode_attention as module
+from llama_jax.ops.attention import step_attention
 from llama_jax.ops.decode_attention import BLOCK, decode_attention
 
 
@@ -18,16 +23,10 @@ def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.floa
     return q, k, v, (past_k, past_v)
 
 
-def by_einsum(q, k, v, past, lengths):
-    slots, now = jnp.arange(past[0].shape[2])[None], lengths[:, None]
-    own = Span(k.swapaxes(1, 2), v.swapaxes(1, 2), now, now)
-    return attention(q, [Span(*past, slots, now - 1), own])
-
-
 def difference(tensors, lengths):
     lengths = jnp.array(lengths)
     ours = decode_attention(*tensors, lengths, interpret=True)
-    theirs = by_einsum(*tensors, lengths)
+    theirs = step_attention(*tensors, lengths)
     assert ours.dtype == theirs.dtype
     return np.max(np.abs(np.asarray(ours - theirs, np.float32)))
 
@@ -70,3 +69,51 @@ def test_slots_beyond_a_rows_length_are_not_read():
 def test_fewer_slots_than_a_block_are_refused():
     with pytest.raises(ValueError, match=f"32 slots of 64 numbers.*{BLOCK}"):
         decode_attention(*case(slots=32), jnp.array([1, 2]), interpret=True)
+
+
+def blocks_read(monkeypatch, tensors, lengths):
+    """How often the kernel reads each block: by row, key head and first slot."""
+    seen, at, kernel = collections.Counter(), [], module._kernel
+
+    def watched(*refs, **sizes):
+        at[:] = pl.program_id(0), pl.program_id(1)
+        kernel(*refs, **sizes)
+
+    def ds(start, size):
+        jax.debug.callback(lambda *block: seen.update([tuple(map(int, block))]), *at, start)
+        return pl.ds(start, size)
+
+    counting = types.SimpleNamespace(**{**vars(pl), "ds": ds})
+    monkeypatch.setattr(module, "pl", counting)
+    monkeypatch.setattr(module, "_kernel", watched)
+    decode_attention(*tensors, jnp.array(lengths), interpret=True).block_until_ready()
+    jax.effects_barrier()
+    return seen
+
+
+def once_each(lengths, kv_heads):
+    """Each block of used slots of each row and key head: its keys, and its values."""
+    return {
+        (row, head, block * BLOCK): 2
+        for row, length in enumerate(lengths)
+        for head in range(kv_heads)
+        for block in range(-(-length // BLOCK))
+    }
+
+
+@pytest.mark.parametrize("programs", [8, 264])
+def test_each_used_block_is_read_once_by_all_splits_together(monkeypatch, programs):
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    lengths = [0, 1, 3 * BLOCK + 1, 8 * BLOCK]
+    tensors = case(batch=4, slots=8 * BLOCK)
+    assert blocks_read(monkeypatch, tensors, lengths) == once_each(lengths, kv_heads=2)
+
+
+def test_a_kernel_of_which_every_split_reads_all_is_caught(monkeypatch):
+    kernel = module._kernel
+
+    def alone(*refs, splits, slots):
+        kernel(*refs, splits=1, slots=slots)
+
+    monkeypatch.setattr(module, "_kernel", alone)
+    assert blocks_read(monkeypatch, case(), [100, 3]) != once_each([100, 3], kv_heads=2)

@@ -30,6 +30,12 @@ def gpu(monkeypatch):
     kernels.has_step_kernel.cache_clear()
 
 
+@pytest.fixture
+def plus_one(monkeypatch):
+    """Stands for attention without a kernel."""
+    monkeypatch.setattr(kernels, "step_attention", lambda q, *_: q + 1)
+
+
 def test_without_a_gpu_there_are_no_kernels():
     assert not kernels.has_step_kernel(BF16, BF16, group=1, slots=64, head_dim=64)
     assert not kernels.has_prompt_kernel(BF16, 64)
@@ -52,7 +58,7 @@ def step_of(*, dtype, past_dtype, group, slots, head_dim):
     return q, own, jnp.ones((1, 2, slots, head_dim), past_dtype)
 
 
-@pytest.mark.usefixtures("gpu")
+@pytest.mark.usefixtures("gpu", "plus_one")
 @pytest.mark.parametrize(
     "refused",
     [{"dtype": BF16}, {"past_dtype": BF16}, {"group": 8}, {"slots": 128}, {"head_dim": 128}],
@@ -69,20 +75,17 @@ def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch
     monkeypatch.setattr(kernels, "_step", kernel)
     for sizes, added in ((TAKEN, -1), ({**TAKEN, **refused}, 1)):
         q, own, past = step_of(**sizes)
-        lengths, otherwise = jnp.zeros(1, jnp.int32), lambda q=q: q + 1
-        out = kernels.fastest_attention(q, own, own, (past, past), lengths, otherwise)
+        lengths = jnp.zeros(1, jnp.int32)
+        out = kernels.fastest_attention(q, own, own, (past, past), lengths)
         assert jnp.array_equal(out, q + added)
 
 
+@pytest.mark.usefixtures("plus_one")
 def test_a_program_for_a_cpu_holds_no_kernel_though_the_process_has_some(monkeypatch, step):
     monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: True)
     q, k, v, *past = step
-    lengths = jnp.full(4, 3)
-
-    def run(q, k, v, past):
-        return kernels.fastest_attention(q, k, v, past, lengths, otherwise=lambda: q + 1)
-
-    assert jnp.array_equal(jax.jit(run)(q, k, v, tuple(past)), q + 1)
+    out = jax.jit(kernels.fastest_attention)(q, k, v, tuple(past), jnp.full(4, 3))
+    assert jnp.array_equal(out, q + 1)
 
 
 @pytest.mark.parametrize("sizes", [{"tensor": 2}, {"data": 2, "tensor": 2}, {"fsdp": 4}])
@@ -101,16 +104,16 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
     with jax.set_mesh(make_mesh(**sizes)):
         past = jax.device_put(tuple(past), jax.NamedSharding(make_mesh(**sizes), CACHE))
-        run = jax.jit(lambda *a: kernels.fastest_attention(*a, otherwise=lambda: a[0]))
-        cut = run(q, k, v, past, lengths)
+        cut = jax.jit(kernels.fastest_attention)(q, k, v, past, lengths)
     rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
     assert seen == [(4 // rows, 1, 8 // sizes.get("tensor", 1), 64)]
     assert jnp.allclose(cut, whole, atol=1e-6)
 
 
+@pytest.mark.usefixtures("plus_one")
 def test_what_the_mesh_does_not_divide_is_left_to_xla(monkeypatch, step):
     monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: pytest.fail("asked for"))
     q, k, v, *past = step
     with jax.set_mesh(make_mesh(tensor=4)):  # and 2 key heads
-        out = kernels.fastest_attention(q, k, v, past, None, otherwise=lambda: "xla")
-    assert out == "xla"
+        out = kernels.fastest_attention(q, k, v, past, jnp.zeros(4, jnp.int32))
+    assert jnp.array_equal(out, q + 1)

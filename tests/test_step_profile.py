@@ -5,23 +5,44 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 import step_profile
 
 import llama_jax
+from llama_jax.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_each_part_of_a_step_has_its_milliseconds_and_together_they_are_its_time(params, tmp_path):
-    llama_jax.save(params, tmp_path / "model")
-    command = [sys.executable, ROOT / "tools/step_profile.py", tmp_path / "model", "--steps", "8"]
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint whose matrices are large enough for products of their own."""
+    sizes = {"dim": 512, "n_heads": 8, "n_kv_heads": 8, "head_dim": 64, "hidden_dim": 1024}
+    config = Config.named("tiny").replace(**sizes, vocab_size=1024, max_seq_len=256)
+    folder = tmp_path_factory.mktemp("profiled") / "model"
+    llama_jax.save(llama_jax.init_params(jax.random.key(0), config), folder)
+    return folder
+
+
+@pytest.mark.parametrize("what", [["--steps", "8"], ["--prefill", "64", "--steps", "4"]])
+def test_each_part_has_its_milliseconds_and_together_they_are_its_time(large, what):
+    command = [sys.executable, ROOT / "tools/step_profile.py", large, *what]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    shown = dict(re.findall(r"^(.+?) +(\d+\.\d+) ms$", done.stdout, re.MULTILINE))
-    *parts, together = map(float, shown.values())
-    assert len(parts) == 7
-    assert together > 0
-    assert abs(sum(parts) - together) < 0.01
+    found = re.findall(r"^(.+?) +(\d+\.\d+) ms$", done.stdout, re.MULTILINE)
+    shown = {name: float(milliseconds) for name, milliseconds in found}
+    together, without = shown.pop("together"), shown.pop("without the profiler")
+    assert list(shown) == [name for name, _ in step_profile.PARTS]
+    assert all(ms > 0 for name, ms in shown.items() if name.startswith("product"))
+    assert shown["attention"] > 0
+    assert sum(shown.values()) == pytest.approx(together, abs=0.01)
+    assert without > 0
+
+
+def test_time_that_several_share_is_counted_once():
+    spans = [(0, 2, "a"), (1, 3, "b"), (1, 2, "b"), (5, 6, "a")]
+    assert step_profile.shares(spans) == pytest.approx({"a": 2 + 1 / 3, "b": 1 + 2 / 3})
+    assert step_profile.shares([]) == {}
 
 
 PROGRAM = """
@@ -39,6 +60,7 @@ PROGRAM = """
     [
         (["/nowhere"], "/nowhere does not exist; pass a checkpoint's directory"),
         (["/nowhere", "--batch", "0"], "--batch 0 must be at least 1"),
+        (["/nowhere", "--prefill", "0"], "--prefill 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_profiled_is_refused_in_a_line(monkeypatch, capsys, arguments, said):

@@ -1,18 +1,23 @@
-"""Where the time of one decoding step goes on a CPU: `python tools/step_profile.py CHECKPOINT`.
+"""Where the time of a decoding step, or of a prompt, goes on a CPU.
 
-XLA's profiler says how long each instruction of the compiled loop took, and the program itself
-which part of the model the instruction is of. Of products of small weights it does not: these are
-counted with what uses them.
+`python tools/step_profile.py CHECKPOINT` profiles the step, with `--prefill TIME` the reading of a
+prompt. XLA's profiler says how long each instruction took, and the compiled program which part of
+the model the instruction is of. Of products of small weights it does not: these are counted with
+what uses them. Of a moment in which several instructions run, each is given its share.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import gzip
 import json
 import re
+import statistics
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,72 +37,142 @@ PARTS = (
     ("sampling, stops and the loop", r""),
 )
 """Names for people, and what the first that matches says of an instruction's origin."""
-LOOP = "jit_advance"
 HOLDING = {"while", "conditional", "call"}
 """Instructions whose time is that of others."""
+DECODED_AFTER = 16
+"""Tokens of the prompts before a step that is profiled."""
+REPEATS = 5
+"""Runs without the profiler, of which the median counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Milliseconds of a step, or of a prompt, on the average."""
+
+    parts: dict[str, float]
+    """In which instructions of each part of the model ran, in the order of `PARTS`."""
+    without: float
+    """That pass where no profiler looks on."""
 
 
 def main() -> None:
-    """Prints milliseconds a step for each part of the model."""
-    parser = argparse.ArgumentParser(description="Where the time of one decoding step goes.")
+    """Prints milliseconds for each part of the model, and what passes without the profiler."""
+    parser = argparse.ArgumentParser(description="Where the time of a step, or a prompt, goes.")
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's directory, of any format")
     parser.add_argument("--dtype", help="of the weights: float32 (on a CPU the default), bfloat16")
-    parser.add_argument("--batch", type=int, default=1, help="rows decoded together (1)")
+    parser.add_argument("--batch", type=int, default=1, help="rows computed together (1)")
     parser.add_argument("--steps", type=int, default=64, help="how many are averaged (64)")
+    parser.add_argument("--prefill", type=int, metavar="TIME", help="prompts of so many tokens")
     options = parser.parse_args()
-    for name in ("batch", "steps"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)} must be at least 1")
+    for name in ("batch", "steps", "prefill"):
+        if (given := getattr(options, name)) is not None and given < 1:
+            parser.error(f"--{name} {given} must be at least 1")
     try:
         params = llama_jax.load(options.checkpoint, dtype=options.dtype)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if rounds.platform_of(params) != "cpu":
         parser.error("on a GPU, see it with NVIDIA's Nsight Systems; this reads a CPU's trace")
-    part_of, took = decoded(params, options.batch, options.steps)
-    shown: collections.Counter[str] = collections.Counter()
-    for name, seconds in took.items():
-        shown[part_of[name]] += seconds
-    for part, _ in PARTS:
-        print(f"{part:40} {1e3 * shown[part] / options.steps:8.3f} ms")
-    print(f"{'together':40} {1e3 * sum(shown.values()) / options.steps:8.3f} ms")
+    needed = options.prefill or DECODED_AFTER + options.steps
+    if needed >= params.config.max_seq_len:
+        given = f"--prefill {options.prefill}" if options.prefill else f"--steps {options.steps}"
+        parser.error(f"{given} is beyond the model's max_seq_len={params.config.max_seq_len}")
+    if options.prefill:
+        found = prefilled(params, options.batch, options.prefill, options.steps)
+    else:
+        found = decoded(params, options.batch, options.steps)
+    lines = {**found.parts, "together": sum(found.parts.values())}
+    for name, milliseconds in {**lines, "without the profiler": found.without}.items():
+        print(f"{name:40} {milliseconds:8.3f} ms")
 
 
-def decoded(
-    params: llama_jax.Params, batch: int, steps: int
-) -> tuple[dict[str, str], dict[str, float]]:
-    """The part that each instruction of the loop is of, and the seconds each took in all."""
-    ids = np.random.default_rng(0).integers(5, params.config.vocab_size, (batch, 16)).tolist()
-    traced = _Traced(rounds._advance)
-    rounds._advance = traced  # type: ignore[assignment]
+def decoded(params: llama_jax.Params, batch: int, steps: int) -> Profile:
+    """Of one step of the loop that decodes, over a cache of few slots."""
+    traced = _traced("_advance")
+    generate = _generate(params, batch, DECODED_AFTER)
+    generate(steps + 1)
+    events = _events(lambda: generate(steps + 1), "jit_advance")
+    took = [generate(steps + 1) - generate(1) for _ in range(REPEATS)]
+    return _profile(events, traced.program, steps, statistics.median(took) / steps)
 
-    def decode() -> Any:
-        return llama_jax.generate(params, ids, max_new_tokens=steps + 1, temperature=0, stop_ids=())
 
-    decode()
+def prefilled(params: llama_jax.Params, batch: int, length: int, count: int) -> Profile:
+    """Of reading prompts of so many tokens, and choosing the first new token of each."""
+    traced = _traced("_prefill")
+    generate = _generate(params, batch, length)
+    generate(1)
+    events = _events(lambda: [generate(1) for _ in range(count)], "jit_prefill")
+    took = [generate(1) for _ in range(count)]
+    return _profile(events, traced.program, count, statistics.median(took))
+
+
+def _generate(params: llama_jax.Params, batch: int, length: int) -> Callable[[int], float]:
+    """A function that decodes so many tokens after random prompts, and says how long it took."""
+    ids = np.random.default_rng(0).integers(5, params.config.vocab_size, (batch, length)).tolist()
+
+    def generate(new: int) -> float:
+        start = time.perf_counter()
+        llama_jax.generate(params, ids, max_new_tokens=new, temperature=0, stop_ids=())
+        return time.perf_counter() - start
+
+    return generate
+
+
+def _events(run: Callable[[], Any], program: str) -> list[dict[str, Any]]:
+    """What the profiler saw of a program's instructions, while `run` ran."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            decode()
+            run()
         (path,) = Path(folder).rglob("*.trace.json.gz")
         events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    part_of = parts(traced.program)
-    took: collections.Counter[str] = collections.Counter()
-    for event in events:
-        if event.get("args", {}).get("hlo_module") == LOOP and event["name"] in part_of:
-            took[event["name"]] += event["dur"] / 1e6
-    return part_of, dict(took)
+    return [event for event in events if event.get("args", {}).get("hlo_module") == program]
+
+
+def _profile(
+    events: list[dict[str, Any]], program: str, count: int, seconds_without: float
+) -> Profile:
+    part_of = parts(program)
+    known = [event for event in events if event["name"] in part_of]
+    spans = [(e["ts"], e["ts"] + e["dur"], part_of[e["name"]]) for e in known]
+    took = shares(spans)
+    shown = {part: took.get(part, 0.0) / 1e3 / count for part, _ in PARTS}
+    return Profile(shown, 1e3 * seconds_without)
+
+
+def shares(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:
+    """How long each name ran, of spans that begin, end and have a name.
+
+    Of a time in which several run, each has an equal share: they share the cores too.
+    """
+    took: dict[str, float] = collections.defaultdict(float)
+    edges = [(start, 1, name) for start, _, name in spans]
+    edges += [(end, -1, name) for _, end, name in spans]
+    running: collections.Counter[str] = collections.Counter()
+    before = 0.0
+    for edge, step, name in sorted(edges):
+        for other, count in running.items():
+            took[other] += (edge - before) * count / running.total() if count else 0.0
+        running[name] += step
+        before = edge
+    return dict(took)
+
+
+def _traced(name: str) -> _Traced:
+    traced = _Traced(getattr(rounds, name))
+    setattr(rounds, name, traced)
+    return traced
 
 
 class _Traced:
-    """`advance`, and the text of the program that it was compiled to."""
+    """A jitted function, and the text of the program that it was compiled to."""
 
-    def __init__(self, advance: Any) -> None:
-        self.advance, self.program = advance, ""
+    def __init__(self, jitted: Any) -> None:
+        self.jitted, self.program = jitted, ""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not self.program:
-            self.program = self.advance.lower(*args, **kwargs).compile().as_text()
-        return self.advance(*args, **kwargs)
+            self.program = self.jitted.lower(*args, **kwargs).compile().as_text()
+        return self.jitted(*args, **kwargs)
 
 
 def parts(program: str) -> dict[str, str]:

@@ -17,6 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.ops.linear import product_precision
 
+Slots = Float[Array, "batch kv_heads slots head_dim"]
+
 QUERIES = 512
 KEYS = 1024
 """How many queries and keys a block has, where there are more pairs of them than in one block."""
@@ -65,6 +67,24 @@ def attention(
     Scores and softmax are float32; the weights meet the values in the values' dtype.
     """
     return _attention(q, tuple(spans))
+
+
+def step_attention(
+    q: Float[Array, "batch time heads head_dim"],
+    k: Float[Array, "batch time kv_heads head_dim"],
+    v: Float[Array, "batch time kv_heads head_dim"],
+    past: tuple[Slots, Slots] | None,
+    lengths: Int[Array, " batch"],
+) -> Float[Array, "batch time heads head_dim"]:
+    """`attention` of a step's queries over the first `lengths` slots and the step's own tokens.
+
+    What `decode_attention` computes as a kernel, by XLA's products and for steps of any length.
+    """
+    spans: list[Span | Own] = [Own(k.swapaxes(1, 2), v.swapaxes(1, 2))]
+    if past is not None:
+        slots = jnp.arange(past[0].shape[2])[None]
+        spans.insert(0, Span(*past, slots, lengths[:, None] - 1))
+    return attention(q, spans)
 
 
 @jax.jit  # traced and lowered once, not once a layer

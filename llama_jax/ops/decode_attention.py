@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from llama_jax.ops.attention import Slots
 from llama_jax.ops.linear import product_precision
 
 BLOCK = 64
@@ -22,7 +23,6 @@ PROGRAMS = 264
 
 Query = Float[Array, "batch kv_heads group head_dim"]
 Own = Float[Array, "batch kv_heads head_dim"]
-Slots = Float[Array, "batch kv_heads slots head_dim"]
 
 
 def decode_attention(
@@ -37,7 +37,7 @@ def decode_attention(
     """Softmax attention of each row's newest token over its first `lengths` slots and itself.
 
     Query head h reads key-value head `h // (heads // kv_heads)`. `interpret` runs the kernel
-    without a GPU, slowly.
+    without a GPU, slowly. Without a kernel: `step_attention`.
     """
     batch, _, heads, head_dim = q.shape
     grouped = q.reshape(batch, k.shape[2], heads // k.shape[2], head_dim)

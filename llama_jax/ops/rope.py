@@ -87,7 +87,9 @@ def rotations(
 ) -> Complex64[Array, "batch time half_head_dim"]:
     """The unit complex number by which each pair turns at each position; angles in float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jax.lax.complex(jnp.cos(angles), jnp.sin(angles))
+    # One array behind a barrier: else XLA, on a CPU, computes both for every element of every head.
+    parts = jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
+    return jax.lax.complex(parts[0], parts[1])
 
 
 def rotate(

@@ -28,22 +28,28 @@ from llama_jax.compilation import OPTIONS
 from llama_jax.decode import advance
 from llama_jax.rounds import chunk_of
 
-CONFIG, BATCH, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 8, 4096, 8
+CONFIG, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
-CHOICE = 14
-"""The kernels of a row's likeliest token, beyond the model's: the choice, the stops, its state."""
+CHOICE = {1: 17, 8: 14}
+"""The kernels of the likeliest token, beyond the model's, by the rows: the choice, the stops, the
+state. They may fall."""
 
 
-def loop_of(devices, kind=lambda cache: cache, **options):
+def loop_of(devices, kind=lambda cache: cache, batch=8, **options):
     """The program with a kind of cache, and the bytes of that."""
     mesh = mesh_of(devices)
-    cache = kind(cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS))
+    cache = kind(cache_of(CONFIG, mesh, batch=batch, slots=SLOTS))
     return compiled_loop(CONFIG, cache, mesh, chunk=CHUNK, **options), nbytes(cache)
 
 
+@pytest.fixture(scope="module", params=[1, 8], ids="batch{}".format)
+def batch(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def loop(h100s):
-    return loop_of(h100s)
+def loop(h100s, batch):
+    return loop_of(h100s, batch=batch)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +62,8 @@ def test_the_loop_copies_nothing_of_a_weights_size_and_keeps_its_state_in_place(
     assert program(compiled.as_text()).large_outputs(SMALLEST) == []
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / CACHES
+    print(f"temporaries of the loop: {memory.temp_size_in_bytes / 1e6:.1f} MB")
+    assert memory.temp_size_in_bytes < 3 * SMALLEST
 
 
 def test_the_host_is_asked_once_a_chunk(h100s):
@@ -78,15 +85,15 @@ def test_the_host_waits_for_nothing_inside_a_chunk(tokens):
     assert [token.host_waits() for token in tokens] == [[], []]
 
 
-def test_the_likeliest_token_costs_few_kernels(tokens, h100s):
+def test_the_likeliest_token_costs_few_kernels(tokens, h100s, batch):
     mesh = mesh_of(h100s)
-    cache = cache_of(CONFIG, mesh, batch=BATCH, slots=SLOTS)
+    cache = cache_of(CONFIG, mesh, batch=batch, slots=SLOTS)
     model = program(compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1).as_text())
     likeliest = min(tokens, key=lambda token: len(token.kernels))
     print(
         *(len(part.kernels) for part in (model, *tokens)), "kernels: a step; a token of each loop"
     )
-    assert len(likeliest.kernels) <= len(model.kernels) + CHOICE
+    assert len(likeliest.kernels) <= len(model.kernels) + CHOICE[batch]
 
 
 def test_a_loop_whose_state_is_not_donated_is_caught(h100s):

@@ -23,10 +23,27 @@ A_HEAD = TIME * TIME
 """The scores of one head: more numbers than any weight has, or any activation."""
 
 
-def prompt_step(devices, layers=LAYERS, **sizes):
+A_TOKEN = 3.5 * LLAMA_8B.hidden_dim * 2
+"""The most bytes that a prompt's token may take: a layer's activations, where they are widest."""
+TWICE = 2.2
+"""What twice the tokens may take: scores of them all take four times as much."""
+
+
+def prompt_step(devices, layers=LAYERS, time=TIME, **sizes):
     config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices, **sizes)
-    cache = cache_of(config, mesh, batch=1, slots=TIME, fresh=True)
-    return compiled_step(params_of(config, mesh), cache, mesh, time=TIME)
+    cache = cache_of(config, mesh, batch=1, slots=time, fresh=True)
+    return compiled_step(params_of(config, mesh), cache, mesh, time=time)
+
+
+def too_much(devices, **given):
+    """Where a prompt holds more than its activations, or more than twice that of half of it."""
+    whole, half = (
+        prompt_step(devices, time=time, **given).memory_analysis().temp_size_in_bytes
+        for time in (TIME, TIME // 2)
+    )
+    print(f"temporaries: {whole / 1e9:.2f} GB, of half the tokens {half / 1e9:.2f} GB")
+    faults = [f"{whole / TIME:,.0f} bytes a token"] if whole > TIME * A_TOKEN else []
+    return faults + ([f"{whole / half:.1f} times half's"] if whole > TWICE * half else [])
 
 
 def test_a_heads_scores_are_larger_than_what_a_prompt_needs():
@@ -41,7 +58,12 @@ def test_with_cudnn_a_fresh_prompt_holds_no_heads_scores(h100s, tensor):
     text = program(compiled.as_text())
     assert cudnn_calls(text) == LAYERS
     assert arrays_of(text, A_HEAD) == []
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * A_HEAD
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize("tensor", [1, 8])
+def test_with_cudnn_a_prompt_holds_its_activations(h100s, tensor):
+    assert too_much(h100s, tensor=tensor) == []
 
 
 @pytest.mark.usefixtures("cudnn")
@@ -56,11 +78,10 @@ def test_generate_reads_a_whole_prompt_by_cudnn(h100s):
 
 def test_nor_does_xlas_own_attention(h100s, replace):
     replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    compiled = prompt_step(h100s)
-    text = program(compiled.as_text())
+    text = program(prompt_step(h100s).as_text())
     assert cudnn_calls(text) == 0
     assert arrays_of(text, A_HEAD) == []
-    assert compiled.memory_analysis().temp_size_in_bytes < 2 * A_HEAD
+    assert too_much(h100s) == []
 
 
 def in_one_block(q, spans):
@@ -91,10 +112,17 @@ def a_head_at_a_time(q, spans):
 @pytest.mark.parametrize("attention", [in_one_block, a_head_at_a_time])
 def test_attention_that_holds_scores_is_caught(h100s, replace, attention):
     replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    replace("llama_jax.cache.attention", attention)
+    replace("llama_jax.ops.attention.attention", attention)
     compiled = prompt_step(h100s, layers=1)
     assert arrays_of(program(compiled.as_text()), A_HEAD) != []
-    assert compiled.memory_analysis().temp_size_in_bytes > 2 * A_HEAD
+    assert len(too_much(h100s, layers=1)) == 2
+
+
+def test_blocks_of_scores_that_are_larger_than_activations_are_caught(h100s, replace):
+    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
+    replace("llama_jax.ops.attention.QUERIES", TIME // 8)
+    replace("llama_jax.ops.attention.KEYS", TIME // 8)
+    assert too_much(h100s, layers=1) != []
 
 
 def test_our_own_attention_in_one_block_is_caught(h100s, replace):

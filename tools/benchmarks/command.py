@@ -105,8 +105,8 @@ def _slots(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     given = {OURS: _given(options, OURS, model, {1: max(slots.SLOTS)})}
     rounds = options.rounds or (2 if options.quick else 7)
     with running(given, options.work / "logs") as (workers, _):
-        found = slots.costs(workers[OURS], model, rounds, _tell)
-    yield {**found, "versions": versions([OURS])}
+        for found in slots.costs(workers[OURS], model, rounds, _tell):
+            yield {**found, "versions": versions([OURS])}
 
 
 def _contests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

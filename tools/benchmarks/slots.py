@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,36 @@ from benchmarks.workers import Worker
 from llama_jax.batches import AHEAD, slots_for
 
 SLOTS = (256, 1024, 4096, 16384)
-"""Of a cache that is all but full: its prompt leaves as many free as `generate` wants, and with one
-token more the cache would be twice as large."""
+"""In use at the end, in caches of as many, which one more token would double."""
 JUST_PAST = (300, 1100, 4200)
 """In use at the end, in a cache that has doubled not long before."""
-NEW = 16
+NEW = AHEAD
+"""Tokens decoded: as many as a cache has room for beyond the prompt that it was chosen for."""
 
 
-def costs(worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Milliseconds a token where each number of slots is in use at the end, in alternation."""
-    lengths = {slots: slots - AHEAD for slots in SLOTS}
-    lengths |= {slots: slots - NEW for slots in JUST_PAST}
+def costs(
+    worker: Worker, model: Model, rounds: int, tell: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds a token where each number of slots is in use at the end; all, after each round.
+
+    The lengths alternate. The line goes through the full caches, and begins with the second round.
+    """
+    lengths = {slots: slots - NEW for slots in (*SLOTS, *JUST_PAST)}
     found: dict[int, list[float]] = {slots: [] for slots in lengths}
     for count in range(rounds + 1):
         for slots, length in lengths.items():
             [prompt] = prompts(model, length, 1)
             seconds = worker.ask("pace", prompt=prompt, new=NEW)["seconds"]
             if count:  # the first round compiles
-                found[slots].append(1000 * seconds / (NEW - 1))
+                found[slots] = [*found[slots], 1000 * seconds / (NEW - 1)]
         tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
-    full = {slots: found[slots] for slots in SLOTS}
-    past = {slots: (slots_for(lengths[slots], model.config), found[slots]) for slots in JUST_PAST}
-    line, off = line_through(full)
-    return {"milliseconds": full, "just_past": past, "line": line, "off_line": off}
+        if count:
+            full = {slots: found[slots] for slots in SLOTS}
+            sizes = {slots: slots_for(lengths[slots], model.config) for slots in JUST_PAST}
+            past = {slots: (sizes[slots], found[slots]) for slots in JUST_PAST}
+            line, off = line_through(full)
+            measured = {"milliseconds": full, "just_past": past, "line": line, "off_line": off}
+            yield {"model": model.name, "config": model.config.to_json(), **measured}
 
 
 def line_through(costs: dict[int, list[float]]) -> tuple[tuple[float, float], float]:
@@ -64,16 +71,16 @@ def plot(result: dict[str, Any], path: Path) -> None:
     past = {slots: ms for slots, (_, ms) in result["just_past"].items()}
     figure, axes = pyplot.subplots(figsize=(6, 3.6))
     for points, marker, label in (
-        (full, "o", "cache nearly full"),
+        (full, "o", "full cache"),
         (past, "s", "just past a doubling"),
     ):
         low, middle, high = np.percentile(list(points.values()), [25, 50, 75], axis=1)
         spread = [middle - low, high - middle]
         axes.errorbar(list(map(int, points)), middle, spread, fmt=marker, capsize=3, label=label)
     ends = np.array([0, max(map(int, full))])
-    axes.plot(ends, start + slope * ends, linewidth=1, label="line through them")
+    axes.plot(ends, start + slope * ends, linewidth=1, label="line through full caches")
     axes.set(xlabel="slots in use", ylabel="ms a token", ylim=(0, None), xlim=(0, None))
-    axes.set_title(f"Decode, batch 1, shape S, {result['dtype']}")
+    axes.set_title(f"Decode, batch 1, {result['model']}, {result['dtype']}")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

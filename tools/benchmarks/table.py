@@ -43,7 +43,6 @@ def _heading(result: dict[str, Any]) -> str:
 
 def model_table(name: str, one: dict[str, Any], dtype: str, device: str) -> str:
     """A row for each contestant, a row for each peer's ratio, and what the machine did."""
-    count = parameter_count(Config.from_json(one["config"]))
     columns = columns_of(one, dtype, device)
     contestants = [contestant for contestant in one["rates"] if contestant != MACHINE]
     lines = [["", *(column.title for column in columns)]]
@@ -54,9 +53,14 @@ def model_table(name: str, one: dict[str, Any], dtype: str, device: str) -> str:
             lines.append([f"{OURS} / {peer}", *(_ratio(column, peer) for column in columns)])
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     rows.insert(1, "|---" * len(lines[0]) + "|")
-    nbytes = count * ITEMSIZE[dtype]
-    title = f"**{name}** ({count / 1e6:,.1f}M parameters, {dtype}, {nbytes / 1e9:.2f} GB)"
+    title = _title(name, one["config"], dtype)
     return "\n\n".join([title, "\n".join(rows), _machine(one["rates"][MACHINE])])
+
+
+def _title(name: str, config: dict[str, Any], dtype: str) -> str:
+    count = parameter_count(Config.from_json(config))
+    nbytes = count * ITEMSIZE[dtype]
+    return f"**{name}** ({count / 1e6:,.1f}M parameters, {dtype}, {nbytes / 1e9:.2f} GB)"
 
 
 def _ratio(column: Column, peer: str) -> str:
@@ -81,22 +85,24 @@ def _giga(rate: Spread) -> str:
 
 def slots_table(result: dict[str, Any]) -> str:
     """Decode's cost at each number of used slots, the line through them, and what lies off it."""
-    rows = ["| slots in use | slots of the cache | ms a token |", "|---|---|---|"]
-    for slots, ms in result["milliseconds"].items():
-        rows.append(f"| {int(slots):,} | {int(slots):,} | {spread_of(ms).text()} |")
-    for slots, (of_cache, ms) in result["just_past"].items():
-        row = f"{int(slots):,}, just past a doubling | {of_cache:,} | {spread_of(ms).text()}"
-        rows.append(f"| {row} |")
+    title = f"{_title(result['model'], result['config'], result['dtype'])}, `llama_jax.stream`"
+    full, past = result["milliseconds"], result["just_past"]
+    sizes = {slots: (slots, ms) for slots, ms in full.items()} | past
     start, slope = result["line"]
+    lines = []
+    for slots, (of_cache, ms) in sizes.items():
+        found = spread_of(ms)
+        off = round(100 * (found.median / (start + slope * int(slots)) - 1))
+        lines.append((f"{int(slots):,}", f"{int(of_cache):,}", found.text(), f"{off:+} %"))
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    head = "| slots in use | slots of the cache | ms a token, batch 1 | off the line |"
     fit = f"{significant(start)} ms, and {significant(slope * 1000)} ms for every 1,000 slots"
-    worst = f"{100 * result['off_line']:.0f} %"
-    count = len(result["milliseconds"])
     text = (
-        f"The line through the first {count}: {fit}; the point farthest off it is {worst} away. "
-        "A cache that is full doubles, and a token costs what its slots cost: just past a doubling "
-        "as much as right before the next."
+        f"The line through the {len(full)} full caches: {fit}. Between them the cost is a "
+        "staircase: a cache that is full doubles, and a token costs what its cache's slots cost, "
+        "just past a doubling as much as right before the next."
     )
-    return "\n\n".join([_heading(result), "\n".join(rows), text])
+    return "\n\n".join([_heading(result), title, "\n".join([head, "|---" * 4 + "|", *rows]), text])
 
 
 def replaced(document: str, name: str, text: str) -> str:
