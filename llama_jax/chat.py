@@ -16,14 +16,15 @@ from llama_jax.decode import Decoding, resume
 from llama_jax.generate import Completion, complete
 from llama_jax.params import Params
 from llama_jax.prompts import tokenizer_of
-from llama_jax.rounds import Delta, chunk_of, decoded_rows, grown
+from llama_jax.rounds import PREFILL_CHUNK, Delta, chunk_of, decoded_rows, grown
 from llama_jax.sample import Request
 from llama_jax.settings import SamplingSettings, for_each
-from llama_jax.sharding import cache_dtype, on_mesh_of, replicated, rows_divisor
+from llama_jax.sharding import cache_dtype, on_mesh_of, platform_of, replicated, rows_divisor
 from llama_jax.tokenizer import Message, Tokenizer
 
 CHUNK = 64
-"""Tokens that a turn reads at once: one program for long turns and short, and few read for none."""
+"""Tokens that a turn reads at once on a CPU: one program serves long turns and short, and few are
+read for none. An accelerator reads the weights as fast for more."""
 
 
 def chat(
@@ -171,7 +172,13 @@ class Conversation:
         text[0, : len(ids)] = ids
         length, start = np.array([len(ids)] + [1] * (size - 1)), np.array(read)
         with on_mesh_of(self.params):
-            return _resume(self.params, cache, text, length, start, request, width=CHUNK)
+            return _resume(
+                self.params, cache, text, length, start, request, width=_width(self.params)
+            )
+
+
+def _width(params: Params) -> int:
+    return CHUNK if platform_of(params) == "cpu" else PREFILL_CHUNK
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

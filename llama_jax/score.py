@@ -21,12 +21,14 @@ from llama_jax.params import Params
 from llama_jax.prompts import Prompt, checked_ids, encode, tokenizer_of
 from llama_jax.sample import logprobs_of
 from llama_jax.settings import MAX_LOGPROBS
-from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of
+from llama_jax.sharding import REPLICATED, cache_dtype, constrain, on_mesh_of, platform_of
+from llama_jax.stop_strings import power_of_two
 from llama_jax.tokenizer import Tokenizer
 
 CHUNK = 128
-"""Positions whose logits exist at once."""
+"""Positions of each text whose logits exist at once."""
 ROWS = 8
+"""Texts that are read together. Of fewer an accelerator reads more positions at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,8 @@ def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     for padded, one in zip(tokens, ids, strict=False):
         padded[: len(one)] = one
     with on_mesh_of(params):
-        chosen, top_ids, tops = jax.device_get(_logprobs(params, tokens, cache_dtype(params)))
+        found = _logprobs(params, tokens, cache_dtype(params), width=_width(params, tokens))
+        chosen, top_ids, tops = jax.device_get(found)
     return [
         [
             TokenLogprob.of(one[i + 1], chosen[row, i], top_ids[row, i], tops[row, i])
@@ -163,13 +166,20 @@ def _batch(params: Params, ids: list[list[int]]) -> list[list[TokenLogprob]]:
     ]
 
 
-@functools.partial(jax.jit, static_argnames="dtype", compiler_options=OPTIONS)
+def _width(params: Params, tokens: np.ndarray) -> int:
+    """Positions that are read at once: on an accelerator as many in all as of ROWS texts."""
+    rows, time = tokens.shape
+    many = 0 if platform_of(params) == "cpu" else CHUNK * ROWS // power_of_two(rows)
+    return min(time, max(CHUNK, many))
+
+
+@functools.partial(jax.jit, static_argnames=("dtype", "width"), compiler_options=OPTIONS)
 def _logprobs(
-    params: Params, tokens: Int[Array, "batch time"], dtype: Any
+    params: Params, tokens: Int[Array, "batch time"], dtype: Any, *, width: int
 ) -> tuple[Array, Array, Array]:
     """At each index, of the token that follows it; a chunk's logits at a time."""
     batch, time = tokens.shape
-    width, c = min(time, CHUNK), params.config
+    c = params.config
     k = min(MAX_LOGPROBS, c.vocab_size)
     following = jnp.roll(tokens, -1, axis=1)
     cache = KVCache.empty(c, batch=batch, slots=time, dtype=dtype)

@@ -1,4 +1,7 @@
-"""Every test runs on eight fake CPU devices, with tiny configs and seeded keys."""
+"""Every test runs on eight fake CPU devices, with tiny configs and seeded keys.
+
+Those for a GPU (`-m gpu`) have what is there.
+"""
 
 import os
 from pathlib import Path
@@ -15,6 +18,12 @@ from llama_jax.config import Config
 from llama_jax.model import init_params
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config):
+    if config.option.markexpr != "gpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands tested
+        jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture(scope="session")

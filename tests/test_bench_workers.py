@@ -213,6 +213,12 @@ def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(tmp_path, 
     assert all(2**20 < peak < 2**40 for peak in times["llama_jax"]["peak"])
 
 
+def test_on_a_gpu_neither_we_nor_the_measure_of_the_machine_take_it_from_the_others():
+    for name, wanted in (("llama_jax", "false"), (MACHINE, "false"), ("transformers", None)):
+        found = workers.environment(name, "gpu", 2).get("XLA_PYTHON_CLIENT_PREALLOCATE")
+        assert found == wanted
+
+
 def test_a_process_that_hangs_before_its_first_token_is_ended(tmp_path, monkeypatch):
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(first_token, "_command", lambda *given: program)

@@ -234,6 +234,13 @@ def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
     assert widest == CHUNK < 128
 
 
+def test_an_accelerator_reads_more_of_a_turn_at_once(params, monkeypatch):
+    module = sys.modules["llama_jax.chat"]
+    assert module._width(params) == CHUNK
+    monkeypatch.setattr(module, "platform_of", lambda _: "gpu")
+    assert module._width(params) == rounds.PREFILL_CHUNK > CHUNK
+
+
 def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     talk = conversation(params, forbidden_ids=[], stop_ids=[])
     rounds._advance.clear_cache()

@@ -25,9 +25,12 @@ def step():
 def gpu(monkeypatch):
     """Has the process take its CPU for a GPU, on which it has tried no kernel yet."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    kernels.has_step_kernel.cache_clear()
+    tried = kernels.has_step_kernel, kernels.has_prompt_kernel
+    for one in tried:
+        one.cache_clear()
     yield
-    kernels.has_step_kernel.cache_clear()
+    for one in tried:
+        one.cache_clear()
 
 
 @pytest.fixture
@@ -78,6 +81,29 @@ def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch
         lengths = jnp.zeros(1, jnp.int32)
         out = kernels.fastest_attention(q, own, own, (past, past), lengths)
         assert jnp.array_equal(out, q + added)
+
+
+@pytest.mark.usefixtures("gpu", "plus_one")
+@pytest.mark.parametrize("refused", [(BF16, 64), (F32, 128)], ids=["dtype", "head_dim"])
+def test_a_prompt_that_cudnn_refuses_falls_back_and_others_do_not_and_it_is_tried_once(
+    monkeypatch, refused
+):
+    tried = []
+
+    def kernel(q, k, v):
+        tried.append(q.shape)
+        if (q.dtype, q.shape[-1]) == refused:
+            raise RuntimeError("No cuDNN attention for these.")
+        return q - 1
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
+    monkeypatch.setattr(kernels, "_prompt", kernel)
+    for (dtype, head_dim), added in (((F32, 64), -1), (refused, 1)):
+        q = jnp.ones((1, 16, 4, head_dim), dtype)
+        for _ in range(2):
+            out = kernels.fastest_attention(q, q[:, :, :2], q[:, :, :2], None, jnp.zeros(1, int))
+            assert jnp.array_equal(out, q + added)
+    assert sum(shape[1] != 16 for shape in tried) == 2  # a probe a kind of heads
 
 
 @pytest.mark.usefixtures("plus_one")

@@ -18,6 +18,7 @@ from llama_jax.score import Perplexity, Score
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
+scoring = sys.modules["llama_jax.score"]  # whose name is the function's too
 
 
 @pytest.fixture(scope="module", params=["llama1", "llama2-gqa", "llama3", "llama3.1"])
@@ -83,6 +84,17 @@ def test_a_prompt_that_fills_the_context_is_scored_to_its_last_token():
     assert done.tokens == text[-3:]
     found = [entry.logprob for entry in done.logprobs]
     np.testing.assert_allclose(found, wanted[-3:], atol=TOLERANCE)
+
+
+def test_an_accelerator_reads_as_many_positions_of_one_text_as_of_eight(params, monkeypatch):
+    of = lambda rows, time: scoring._width(params, np.zeros((rows, time)))  # noqa: E731
+    assert (of(1, 16), of(1, 4096), of(8, 4096)) == (16, 128, 128)
+    monkeypatch.setattr(scoring, "platform_of", lambda _: "gpu")
+    assert (of(1, 16), of(1, 4096), of(3, 4096), of(8, 4096)) == (16, 1024, 256, 128)
+    many = np.random.default_rng(0).integers(1, params.config.vocab_size, 200).tolist()
+    (wide,) = score(params, [many])
+    monkeypatch.undo()
+    np.testing.assert_allclose(wide.logprobs, score(params, [many])[0].logprobs, atol=TOLERANCE)
 
 
 def test_logprobs_are_of_the_raw_logits_whatever_was_drawn_from(params):

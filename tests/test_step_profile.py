@@ -70,6 +70,22 @@ def test_what_cannot_be_profiled_is_refused_in_a_line(monkeypatch, capsys, argum
     assert capsys.readouterr().err.endswith(f"error: {said}\n")
 
 
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (["--steps", "241"], "--steps 241 must be at most 240, before the cache doubles"),
+        (["--prefill", "256"], "--prefill 256 must be below max_seq_len=256"),
+    ],
+)
+def test_what_is_more_than_one_program_or_than_the_context_is_refused(
+    monkeypatch, capsys, large, what, said
+):
+    monkeypatch.setattr(sys, "argv", ["step_profile.py", str(large), *what])
+    with pytest.raises(SystemExit):
+        step_profile.main()
+    assert capsys.readouterr().err.endswith(f"error: {said}\n")
+
+
 def test_an_instruction_is_of_the_part_that_it_or_its_first_user_comes_from():
     found = step_profile.parts(PROGRAM)
     assert found["dot.1"] == found["add.2"] == "products of the feed-forward's weights"

@@ -26,6 +26,7 @@ import numpy as np
 
 import llama_jax
 from llama_jax import rounds
+from llama_jax.batches import slots_for
 
 PARTS = (
     ("keys and values written", r"jit\(_write\)"),
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint's directory, of any format")
     parser.add_argument("--dtype", help="of the weights: float32 (on a CPU the default), bfloat16")
     parser.add_argument("--batch", type=int, default=1, help="rows computed together (1)")
-    parser.add_argument("--steps", type=int, default=64, help="how many are averaged (64)")
+    parser.add_argument("--steps", type=int, help="how many are averaged (64; of prompts 8)")
     parser.add_argument("--prefill", type=int, metavar="TIME", help="prompts of so many tokens")
     options = parser.parse_args()
     for name in ("batch", "steps", "prefill"):
@@ -73,14 +74,16 @@ def main() -> None:
         parser.error(str(error))
     if rounds.platform_of(params) != "cpu":
         parser.error("on a GPU, see it with NVIDIA's Nsight Systems; this reads a CPU's trace")
-    needed = options.prefill or DECODED_AFTER + options.steps
-    if needed >= params.config.max_seq_len:
-        given = f"--prefill {options.prefill}" if options.prefill else f"--steps {options.steps}"
-        parser.error(f"{given} is beyond the model's max_seq_len={params.config.max_seq_len}")
     if options.prefill:
-        found = prefilled(params, options.batch, options.prefill, options.steps)
+        if options.prefill >= (limit := params.config.max_seq_len):
+            parser.error(f"--prefill {options.prefill} must be below max_seq_len={limit}")
+        found = prefilled(params, options.batch, options.prefill, options.steps or 8)
     else:
-        found = decoded(params, options.batch, options.steps)
+        steps = options.steps or 64
+        most = slots_for(DECODED_AFTER, params.config) - DECODED_AFTER
+        if steps > most:
+            parser.error(f"--steps {steps} must be at most {most}, before the cache doubles")
+        found = decoded(params, options.batch, steps)
     lines = {**found.parts, "together": sum(found.parts.values())}
     for name, milliseconds in {**lines, "without the profiler": found.without}.items():
         print(f"{name:40} {milliseconds:8.3f} ms")

@@ -19,7 +19,7 @@ from llama_jax.config import Config
 from llama_jax.decode import prefill
 from llama_jax.model import forward, init_params
 from llama_jax.params import Params, nested
-from llama_jax.sharding import CACHE, weight_shardings
+from llama_jax.sharding import CACHE, NEXT, sharding_of, weight_shardings
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2
@@ -66,13 +66,14 @@ def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=
 
 
 def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, loop=rounds._advance):
-    """The loop that decodes, compiled for one device: `chunk` tokens between two questions."""
+    """The loop that decodes, compiled for a mesh: `chunk` tokens between two questions."""
     params, batch = params_of(config, mesh), cache.k[0].shape[0]
     request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
     numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
     make = functools.partial(prefill, width=16, slots=cache.slots, dtype=jnp.bfloat16)
     with jax.set_mesh(mesh):
-        state = _whole(jax.eval_shape(make, params, prompts, numbers, request), mesh)
+        state = jax.eval_shape(make, params, prompts, numbers, request)
+        state = jax.tree.map(lambda x: laid_out(x, _lies(x, config, mesh)), state)
         state = dataclasses.replace(state, cache=cache)
         taken, until = _whole((numbers, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
         return loop.lower(params, state, request, taken, until, chunk=chunk).compile()
@@ -108,6 +109,11 @@ def nbytes(tree, *, of_a_device: bool = False) -> int:
 
 def laid_out(x, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _lies(x, config: Config, mesh: Mesh) -> NamedSharding:
+    """Where a part of what is decoded lies: cut if it has a number for each id."""
+    return sharding_of(mesh, NEXT if x.shape[-1:] == (config.vocab_size,) else P())
 
 
 def _whole(tree, mesh: Mesh):

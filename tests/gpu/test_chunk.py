@@ -13,10 +13,10 @@ ALL_SCORES = LLAMA_8B.n_heads * TIME * SLOTS * 4
 """The bytes of a layer's scores of every query and slot, in float32."""
 
 
-def chunk_of(devices, layers=LAYERS):
+def chunk_of(devices, layers=LAYERS, time=TIME):
     config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices)
     cache = cache_of(config, mesh, batch=1, slots=SLOTS)
-    return compiled_step(params_of(config, mesh), cache, mesh, time=TIME), nbytes(cache)
+    return compiled_step(params_of(config, mesh), cache, mesh, time=time), nbytes(cache)
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,11 @@ def chunk(h100s):
 
 def test_a_chunk_reads_its_past_once(chunk):
     assert program(chunk[0].as_text()).times_read(PAST) == 1
+
+
+def test_a_wider_chunk_reads_its_past_once_for_512_queries(h100s):
+    """As `generate` has them: 2,048 tokens of each of 8 rows, 16,384 of one."""
+    assert program(chunk_of(h100s, time=4 * TIME)[0].as_text()).times_read(PAST) == 4
 
 
 def test_a_chunk_holds_the_scores_of_a_part_of_its_past(chunk):

@@ -1,5 +1,7 @@
 """What XLA makes of the loop that decodes, for an H100: nothing is copied, the host runs ahead."""
 
+from collections import Counter
+
 import jax
 import pytest
 from compiled_text import program
@@ -33,6 +35,9 @@ WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
 CHOICE = {1: 17, 8: 14}
 """The kernels of the likeliest token, beyond the model's, by the rows: the choice, the stops, the
 state. They may fall."""
+
+SAYS_MORE = {"all-reduce": 1, "all-gather": 1}, {"all-reduce": 10, "all-gather": 2}
+"""What eight cards say about a token beyond the model: the likeliest one, and one by settings."""
 
 
 def loop_of(devices, kind=lambda cache: cache, batch=8, **options):
@@ -83,6 +88,26 @@ def test_a_token_reads_a_cache_by_our_kernel_alone_and_then_writes_it_in_place(t
 
 def test_the_host_waits_for_nothing_inside_a_chunk(tokens):
     assert [token.host_waits() for token in tokens] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(1, {"tensor": 8}), (8, {"tensor": 8}), (8, {"data": 8})]
+)
+def test_on_eight_cards_a_token_keeps_to_the_same(h100s, rows, sizes):
+    mesh, tensor = mesh_of(h100s, **sizes), sizes.get("tensor", 1)
+    cache = cache_of(CONFIG, mesh, batch=rows, slots=SLOTS)
+    compiled = compiled_loop(CONFIG, cache, mesh, chunk=CHUNK)
+    held = nbytes(cache, of_a_device=True)
+    assert compiled.memory_analysis().alias_size_in_bytes >= held
+    small, model = SMALLEST // tensor, {"all-reduce": 2 * CONFIG.n_layers + 1 if tensor > 1 else 0}
+    tokens = sorted(tokens_of(program(compiled.as_text()), CHUNK), key=lambda t: len(t.kernels))
+    for token, more in zip(tokens, SAYS_MORE, strict=True):
+        assert weights_not_read_once(token, WEIGHTS, small) == []
+        assert caches_misused(token, CACHES, small) == []
+        assert caches_read_by_xla(token, small) == []
+        assert token.host_waits() == []
+        print(f"{rows} rows, {sizes}: a token says {Counter(token.collectives())}")
+        assert Counter(token.collectives()) <= Counter(model) + Counter(more)
 
 
 def test_the_likeliest_token_costs_few_kernels(tokens, h100s, batch):

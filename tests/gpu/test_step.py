@@ -83,14 +83,21 @@ def test_the_full_model_too_and_its_kernels_per_layer(h100s, batch, kernels):
     assert kernels_beyond(whole, part, LLAMA_8B.n_layers - LAYERS, kernels) == []
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("tensor", [1, 8])
-def test_q_k_and_v_are_one_product(h100s, batch, tensor):
-    """On eight devices, of which each has one key head, so are `w1` and `w3`."""
-    compiled, _ = decode_step(h100s, batch, tensor=tensor)
+@pytest.mark.parametrize(
+    ("batch", "sizes"),
+    [
+        *((batch, {"tensor": tensor}) for batch in (1, 8) for tensor in (1, 8)),
+        (8, {"data": 8}),
+        (8, {"data": 2, "tensor": 4}),
+    ],
+)
+def test_q_k_and_v_are_one_product(h100s, batch, sizes):
+    """Where `tensor` cuts them, so are `w1` and `w3`."""
+    compiled, _ = decode_step(h100s, batch, **sizes)
+    tensor = sizes.get("tensor", 1)
     shape = lambda columns: f"bf16[{LLAMA_8B.dim},{columns // tensor}]"  # noqa: E731
     heads = (LLAMA_8B.n_heads, LLAMA_8B.n_kv_heads, LLAMA_8B.n_kv_heads)
     wanted = [[shape(n * LLAMA_8B.head_dim) for n in heads]]
-    wanted += [[shape(LLAMA_8B.hidden_dim)] * 2] if tensor == 8 else []
+    wanted += [[shape(LLAMA_8B.hidden_dim)] * 2] if tensor > 1 else []
     found = products(program(compiled.as_text()), SMALLEST // tensor)
     assert found == {tuple(sorted(shapes)): LAYERS for shapes in wanted}

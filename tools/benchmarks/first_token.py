@@ -74,12 +74,13 @@ def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
     _make_ready(Path(given["path"]))
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
-    for elsewhere in (
+    for other in (
         "JAX_COMPILATION_CACHE_DIR",
         "JAX_ENABLE_COMPILATION_CACHE",
         "LLAMA_JAX_CACHE",
+        "XLA_PYTHON_CLIENT_PREALLOCATE",  # it has the device for itself, as a user's has
     ):
-        env.pop(elsewhere, None)
+        env.pop(other, None)
     start = time.perf_counter()
     with (
         tempfile.TemporaryFile() as errors,

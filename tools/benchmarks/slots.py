@@ -26,7 +26,8 @@ def costs(
 ) -> Iterator[dict[str, Any]]:
     """Milliseconds a token where each number of slots is in use at the end; all, after each round.
 
-    The lengths alternate. The line goes through the full caches, and begins with the second round.
+    The lengths alternate. The first round, which compiles, does not count. The line is that of the
+    full caches.
     """
     lengths = {slots: slots - NEW for slots in (*SLOTS, *JUST_PAST)}
     found: dict[int, list[float]] = {slots: [] for slots in lengths}
@@ -34,16 +35,16 @@ def costs(
         for slots, length in lengths.items():
             [prompt] = prompts(model, length, 1)
             seconds = worker.ask("pace", prompt=prompt, new=NEW)["seconds"]
-            if count:  # the first round compiles
-                found[slots] = [*found[slots], 1000 * seconds / (NEW - 1)]
+            found[slots] = [*found[slots], 1000 * seconds / (NEW - 1)] if count else []
         tell(f"slots: round {count} of {rounds}" if count else "slots: compiled")
-        if count:
-            full = {slots: found[slots] for slots in SLOTS}
-            sizes = {slots: slots_for(lengths[slots], model.config) for slots in JUST_PAST}
-            past = {slots: (sizes[slots], found[slots]) for slots in JUST_PAST}
-            line, off = line_through(full)
-            measured = {"milliseconds": full, "just_past": past, "line": line, "off_line": off}
-            yield {"model": model.name, "config": model.config.to_json(), **measured}
+        if not count:
+            continue
+        full = {slots: found[slots] for slots in SLOTS}
+        sizes = {slots: slots_for(lengths[slots], model.config) for slots in JUST_PAST}
+        past = {slots: (sizes[slots], found[slots]) for slots in JUST_PAST}
+        line, off = line_through(full)
+        measured = {"milliseconds": full, "just_past": past, "line": line, "off_line": off}
+        yield {"model": model.name, "config": model.config.to_json(), **measured}
 
 
 def line_through(costs: dict[int, list[float]]) -> tuple[tuple[float, float], float]:
