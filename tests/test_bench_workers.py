@@ -213,6 +213,21 @@ def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(tmp_path, 
     assert all(2**20 < peak < 2**40 for peak in times["llama_jax"]["peak"])
 
 
+def test_a_process_that_counts_follows_one_of_its_own_kind(monkeypatch):
+    caches = []
+
+    def started(name, given, prompt, here):
+        caches.append(here)
+        return first_token.Start(float(len(caches)), 4)
+
+    monkeypatch.setattr(first_token, "_started", started)
+    found = first_token._round("llama_jax", {}, [1, 2, 3])
+    assert found == {"cold": [2.0], "peak": [4], "cached": [3.0]}
+    before, cold, cached = caches
+    assert before != cold == cached, "and finds no programs of that one's"
+    assert first_token._round("transformers", {}, [1, 2, 3]) == {"cold": [5.0], "peak": [4]}
+
+
 def test_on_a_gpu_neither_we_nor_the_measure_of_the_machine_take_it_from_the_others():
     for name, wanted in (("llama_jax", "false"), (MACHINE, "false"), ("transformers", None)):
         found = workers.environment(name, "gpu", 2).get("XLA_PYTHON_CLIENT_PREALLOCATE")

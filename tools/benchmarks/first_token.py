@@ -58,6 +58,13 @@ def first_tokens(
 
 
 def _round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str, list[float]]:
+    """What counts follows a process of its own kind, and finds what that one leaves.
+
+    So it reads its files from the page cache, and is given memory that the machine really has:
+    a virtual one's host takes freed memory back, and is slow to give it again.
+    """
+    with tempfile.TemporaryDirectory() as caches:
+        _started(name, fields, prompt, caches)
     with tempfile.TemporaryDirectory() as caches:
         cold = _started(name, fields, prompt, caches)
         found = {"cold": [cold.seconds], "peak": [cold.peak]}
@@ -67,11 +74,7 @@ def _round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str
 
 
 def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> Start:
-    """A whole process, which must write to its standard output within LIMIT.
-
-    Its files are in the page cache, and there is free memory that the machine really has.
-    """
-    _make_ready(Path(given["path"]))
+    """A whole process, which must write to its standard output within LIMIT."""
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
     for other in (
@@ -106,25 +109,6 @@ def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
         reason = "\n".join([f"{process.args!r} ended with {process.returncode}", *said])
         raise RuntimeError(f"{name} gave no first token: {reason}")
     return Start(seconds, usage.ru_maxrss * 1024)
-
-
-def _make_ready(path: Path) -> None:
-    """Reads a model's files, and writes to as much free memory as it may need.
-
-    Otherwise who ran before decides: a virtual machine's host takes freed memory back, and to have
-    it again took longer than to read a model into it.
-    """
-    buffer, nbytes = bytearray(1 << 20), 0
-    for file in [path] if path.is_file() else path.rglob("*"):
-        if file.is_file():
-            nbytes += file.stat().st_size
-            with open(file, "rb", buffering=0) as opened:
-                while opened.readinto(buffer):
-                    pass
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    written = min(nbytes + nbytes // 4, free * 3 // 4)
-    # In a process of its own: a child's peak is counted from what its parent has held.
-    subprocess.run([sys.executable, "-c", f"bytearray(b'1') * {written}"], check=True)
 
 
 def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
