@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from helpers import SHARED
 
 # Nothing in the user's folder; the commands tested inherit it.
 os.environ["LLAMA_JAX_CACHE"] = "off"
@@ -15,9 +16,7 @@ os.environ["LLAMA_JAX_CACHE"] = "off"
 jax.config.update("jax_num_cpu_devices", 8)
 
 from llama_jax.config import Config
-from llama_jax.model import init_params
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+from llama_jax.model.transformer import init_params
 
 
 def pytest_configure(config):

@@ -1,6 +1,6 @@
 """What a compiled step takes on a device, of a model of any size: nothing is allocated.
 
-`python tests/step_memory.py` prints the table of docs/distributed.md.
+`python tests/step_memory.py` prints the table of docs/guides/distributed.md.
 """
 
 import dataclasses
@@ -8,12 +8,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from llama_jax.cache import KVCache
 from llama_jax.config import Config
-from llama_jax.mesh import make_mesh, mesh_for
-from llama_jax.model import forward, init_params
-from llama_jax.params import nested
-from llama_jax.sharding import CACHE, padded_shape, sharding_of, weight_shardings
+from llama_jax.model.cache import KVCache
+from llama_jax.model.transformer import forward, init_params
+from llama_jax.sharding.arrays import CACHE, padded_shape, sharding_of, weight_shardings
+from llama_jax.sharding.mesh import make_mesh, mesh_for
+from llama_jax.weights.params import nested
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from llama_jax import compilation
 
@@ -39,7 +39,7 @@ def run(*sizes, program=PROGRAM, **variables):
     """What a process of its own says that compiles a small program for each size."""
     kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
     command = [sys.executable, "-c", program, *map(str, sizes)]
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     done = subprocess.run(
         command, env={**kept, **variables}, cwd=root, capture_output=True, text=True, check=True
     )
@@ -72,7 +72,7 @@ def test_programs_lie_in_the_users_cache_folder_which_is_theirs_alone(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="XDG's variable is Linux's")
 def test_generate_keeps_its_programs_unless_told_not_to(tmp_path):
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     model = ["tests/golden/meta/llama3", "--ids", "46 182", "-n", "2"]
     command = [sys.executable, "-m", "llama_jax.cli", "generate", *model]
     kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
@@ -166,7 +166,7 @@ def test_a_damaged_program_is_compiled_without_a_word(tmp_path):
 def test_processes_at_once_share_one_folder(tmp_path):
     variables = {**os.environ, "LLAMA_JAX_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, "3", "5", "7"]
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     at_once = [
         subprocess.Popen(command, env=variables, cwd=root, stdout=subprocess.PIPE, text=True)
         for _ in range(3)

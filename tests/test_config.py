@@ -13,7 +13,7 @@ from llama_jax.config import (
     YarnScaling,
     published,
 )
-from llama_jax.model import init_params
+from llama_jax.model.transformer import init_params
 
 # As their publishers, or the hubs that host them, count them.
 PARAMETERS = {

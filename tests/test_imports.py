@@ -4,11 +4,10 @@ import ast
 import inspect
 import subprocess
 import sys
-from pathlib import Path
+
+from helpers import ROOT
 
 import llama_jax
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def modules_after(code, *arguments):
@@ -46,7 +45,7 @@ def test_a_function_is_not_hidden_by_the_file_of_its_name():
         "from llama_jax.generate import Delta\n"
         "assert all(map(callable, (llama_jax.generate, llama_jax.chat, llama_jax.score)))"
     )
-    assert "llama_jax.chat" in modules_after(code)
+    assert "llama_jax.generation.chat" in modules_after(code)
 
 
 def test_type_checkers_and_python_see_the_same_names():

@@ -4,8 +4,9 @@ import ast
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-PACKAGE = Path(__file__).resolve().parents[1] / "llama_jax"
+PACKAGE = ROOT / "llama_jax"
 ROOMS = {  # lower numbers are further down; a room imports only from below itself
     "tokenizer": 0,
     "distributed": 0,

@@ -22,8 +22,8 @@ from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
-from llama_jax.params import Params, WeightPath, Weights, nested, true_shape
-from llama_jax.sharding import padded_shape, weight_shardings
+from llama_jax.sharding.arrays import padded_shape, weight_shardings
+from llama_jax.weights.params import Params, WeightPath, Weights, nested, true_shape
 
 __all__ = ["convert", "load", "save", "shapes"]
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.export_tensor import Outgoing
 from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
@@ -34,7 +35,6 @@ from llama_jax.checkpoint.meta.export import (
     meta_notes,
     meta_params,
 )
-from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer import load_tokenizer, tokenizer_files

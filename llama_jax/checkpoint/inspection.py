@@ -11,15 +11,15 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
-from llama_jax.cache import KVCache
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.config import Config
-from llama_jax.mesh import mesh_for
-from llama_jax.sharding import CACHE, padded_shape, sharding_of, weight_shardings
+from llama_jax.model.cache import KVCache
+from llama_jax.sharding.arrays import CACHE, padded_shape, sharding_of, weight_shardings
+from llama_jax.sharding.mesh import mesh_for
 
 
 @dataclasses.dataclass(frozen=True)

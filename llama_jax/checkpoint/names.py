@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from llama_jax.config import Config
-from llama_jax.params import WeightPath
+from llama_jax.weights.params import WeightPath
 
 EMBEDDING, OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")
 

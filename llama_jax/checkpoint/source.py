@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
-from llama_jax.checkpoint.files.links import check_inside
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
 from llama_jax.tokenizer import find_tokenizer, tokenizer_files

@@ -16,7 +16,7 @@ from llama_jax.cli.console import plain_errors, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
-    from llama_jax.chat import Conversation
+    from llama_jax.generation.chat import Conversation
 
 HELP = """/reset           forget the conversation
 /system TEXT     begin again under another system message (none without TEXT)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from llama_jax.checkpoint.verify import Comparison, LogitsDifference
-    from llama_jax.checkpoint.verify.differences import TensorDifference
+    from llama_jax.verify.compare import Comparison, LogitsDifference
+    from llama_jax.verify.differences import TensorDifference
 
 _SHOWN = 8
 

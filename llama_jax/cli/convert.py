@@ -57,7 +57,7 @@ def convert(
 
 def _report(done: Conversion, destination: Path) -> None:
     """What a person wants to check of a conversion."""
-    from llama_jax.checkpoint.files.refusal import in_units
+    from llama_jax.checkpoint.files.messages import in_units
 
     source, written = done.source, done.written
     rows = model_rows(source.config) | {

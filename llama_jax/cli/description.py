@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def model_rows(c: Config) -> dict[str, str]:
     """What a person wants to know of a model, by name."""
-    from llama_jax.checkpoint.family import family, parameter_count
+    from llama_jax.checkpoint.published import family, parameter_count
 
     tied = ", output tied to the embedding" if c.tie_embeddings else ""
     biased = {"attention": c.attention_bias, "feed-forward": c.mlp_bias}

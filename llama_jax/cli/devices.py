@@ -21,7 +21,7 @@ from llama_jax.cli.loading import load_ahead
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Memory
     from llama_jax.checkpoint.source import Source
-    from llama_jax.params import Params
+    from llama_jax.weights.params import Params
 
 _job = functools.partial(typer.Option, rich_help_panel="Several processes")
 
@@ -136,7 +136,7 @@ class Devices(options.Mesh):
 
         from llama_jax.checkpoint.inspection import memory
         from llama_jax.checkpoint.reading import open_checkpoint
-        from llama_jax.sharding import cache_dtype_on
+        from llama_jax.sharding.arrays import cache_dtype_on
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
@@ -175,7 +175,7 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _held(needed: Memory, asked: tuple[int, int]) -> str:
-    from llama_jax.checkpoint.files.refusal import in_units
+    from llama_jax.checkpoint.files.messages import in_units
 
     rows, positions = asked
     weights, cache = in_units(needed.weights_per_device), in_units(needed.cache_per_device)
@@ -187,7 +187,7 @@ def _check_fits(needed: Memory) -> None:
     """Refuses weights for which a device says that it has no room; a CPU says nothing."""
     import jax
 
-    from llama_jax.checkpoint.files.refusal import in_units
+    from llama_jax.checkpoint.files.messages import in_units
 
     for device in jax.local_devices():
         limit = (device.memory_stats() or {}).get("bytes_limit")

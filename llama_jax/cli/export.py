@@ -43,7 +43,7 @@ def export(
 ) -> None:
     """Write a checkpoint as Hugging Face's folder or as Meta's files."""
     from llama_jax.checkpoint.export import export
-    from llama_jax.checkpoint.files.refusal import in_units
+    from llama_jax.checkpoint.files.messages import in_units
 
     with plain_errors(), progress_bar(f"exporting {checkpoint}") as update:
         done = export(

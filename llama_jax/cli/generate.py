@@ -20,10 +20,10 @@ from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
-    from llama_jax.generate import Completion
-    from llama_jax.params import Params
-    from llama_jax.prompts import Prompt
-    from llama_jax.rounds import Delta
+    from llama_jax.generation.driver import Delta
+    from llama_jax.generation.generate import Completion
+    from llama_jax.generation.prompts import Prompt
+    from llama_jax.weights.params import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def generate(
         asked: Any = {"settings": sampling.settings(), "seed": seeds}
 
         def prepare(shapes: Params) -> Iterator[None]:
-            from llama_jax.generate import prepare
+            from llama_jax.generation.generate import prepare
 
             return prepare(shapes, given, **asked)
 
@@ -114,9 +114,9 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> Non
 
 def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
     """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.batches import MAX_ROWS, slots_in_the_end
-    from llama_jax.prompts import encode
-    from llama_jax.stop_strings import power_of_two
+    from llama_jax.generation.batch import MAX_ROWS, slots_in_the_end
+    from llama_jax.generation.prompts import encode
+    from llama_jax.generation.stop_strings import power_of_two
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)

@@ -91,7 +91,7 @@ def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
 def _as_json(
     found: Inspection, tokenizer: str, asked: dict[str, Any], needed: Memory
 ) -> dict[str, Any]:
-    from llama_jax.checkpoint.family import family, parameter_count
+    from llama_jax.checkpoint.published import family, parameter_count
 
     source = found.source
     return {
@@ -131,6 +131,6 @@ def _tokenizer(file: Path | None) -> str:
 
 
 def _bytes(count: int) -> str:
-    from llama_jax.checkpoint.files.refusal import in_units
+    from llama_jax.checkpoint.files.messages import in_units
 
     return in_units(count)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llama_jax.params import Params
+    from llama_jax.weights.params import Params
 
 
 def load_ahead(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from llama_jax.settings import SamplingSettings
+    from llama_jax.generation.settings import SamplingSettings
 
 Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint's directory, of any format")]
 Destination = Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")]
@@ -73,7 +73,7 @@ class Sampling:
 
     def settings(self) -> SamplingSettings:
         """The same, checked; what was not asked for is as it always is."""
-        from llama_jax.settings import SamplingSettings
+        from llama_jax.generation.settings import SamplingSettings
 
         return SamplingSettings(**{k: v for k, v in vars(self).items() if v is not None})
 

@@ -16,7 +16,7 @@ from llama_jax.cli.console import plain_errors, print_json, progress_bar, status
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
-    from llama_jax.checkpoint.verify import Comparison, LogitsDifference
+    from llama_jax.verify.compare import Comparison, LogitsDifference
 
 DIFFERENT, BROKEN = 1, 2
 """Exit codes."""
@@ -56,7 +56,7 @@ def verify(
 
 def verify_same(a: Source, b: Source, *, as_json: bool = False) -> None:
     """Compares two opened checkpoints, prints what was found, and exits with 1 if they differ."""
-    from llama_jax.checkpoint.verify import compare
+    from llama_jax.verify.compare import compare
 
     with progress_bar(f"comparing {a.path} and {b.path}") as update:
         found = compare(a, b, update)
@@ -83,7 +83,7 @@ def _factors(paths: Sequence[Path], rope_factor: float | None) -> list[float | N
 
 
 def _verify_model(checkpoint: Path, dtype: str, rope_factor: float | None, as_json: bool) -> None:
-    from llama_jax.checkpoint.verify import compare_with_model
+    from llama_jax.verify.compare import compare_with_model
 
     with contextlib.nullcontext() if as_json else status(f"running {checkpoint} in JAX and NumPy"):
         logits = compare_with_model(checkpoint, dtype=dtype, rope_factor=rope_factor)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from llama_jax.distributed.line import LOST_AFTER
+from llama_jax.distributed.connection import LOST_AFTER
 from llama_jax.distributed.roll_call import gather, report
 from llama_jax.distributed.watch import Watch
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from llama_jax.distributed.line import Line
+from llama_jax.distributed.connection import Line
 
 
 def gather(port: int, processes: int, seconds: float) -> tuple[dict[int, Line], dict[int, str]]:

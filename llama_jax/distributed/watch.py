@@ -12,7 +12,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from llama_jax.distributed.line import Line
+from llama_jax.distributed.connection import Line
 
 OVER = "; the job is over"
 GRACE = 1.0

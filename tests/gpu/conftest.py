@@ -43,7 +43,7 @@ def h100s():
     if SEES_A_GPU:
         pytest.skip("this process sees a GPU: set CUDA_VISIBLE_DEVICES=-1 to compile for others")
     if not CAN_COMPILE:
-        pytest.skip("the extra h100-compile is not installed: see docs/performance.md")
+        pytest.skip("the extra h100-compile is not installed: see docs/notes/performance.md")
     from jax.experimental import topologies
 
     from llama_jax import kernels
@@ -61,7 +61,7 @@ def h100s():
 def cudnn(h100s):
     """For what calls cuDNN: JAX asks the library's version before it writes the call."""
     if not _has_cudnn():
-        pytest.skip("nvidia-cudnn-cu12 is not installed: see docs/performance.md")
+        pytest.skip("nvidia-cudnn-cu12 is not installed: see docs/notes/performance.md")
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llama_jax import model
-from llama_jax.cache import KVCache, KVLayer
+from llama_jax.model import transformer as model
+from llama_jax.model.cache import KVCache, KVLayer
 from llama_jax.ops.attention import Span, attention
 
 

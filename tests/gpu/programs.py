@@ -12,14 +12,14 @@ from compiled_text import Program
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from llama_jax import rounds
-from llama_jax.batches import request_of
-from llama_jax.cache import KVCache
 from llama_jax.config import Config
-from llama_jax.decode import prefill
-from llama_jax.model import forward, init_params
-from llama_jax.params import Params, nested
-from llama_jax.sharding import CACHE, NEXT, sharding_of, weight_shardings
+from llama_jax.generation import driver as rounds
+from llama_jax.generation.batch import request_of
+from llama_jax.generation.loop import prefill
+from llama_jax.model.cache import KVCache
+from llama_jax.model.transformer import forward, init_params
+from llama_jax.sharding.arrays import CACHE, NEXT, sharding_of, weight_shardings
+from llama_jax.weights.params import Params, nested
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
 SMALLEST = LLAMA_8B.dim * LLAMA_8B.n_kv_heads * LLAMA_8B.head_dim * 2

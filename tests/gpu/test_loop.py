@@ -27,8 +27,8 @@ from programs import (
 )
 
 from llama_jax.compilation import OPTIONS
-from llama_jax.decode import advance
-from llama_jax.rounds import chunk_of
+from llama_jax.generation.driver import chunk_of
+from llama_jax.generation.loop import advance
 
 CONFIG, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
@@ -141,13 +141,13 @@ def test_a_cache_that_attention_turns_around_is_caught(h100s):
     "fault", [looks_at_the_past, looks_at_what_it_wrote, looks_at_the_past_block_by_block]
 )
 def test_a_token_that_looks_at_a_cache_again_is_caught(h100s, replace, fault):
-    replace("llama_jax.decode.forward", fault)
+    replace("llama_jax.generation.loop.forward", fault)
     for token in tokens_of(program(loop_of(h100s)[0].as_text()), CHUNK):
         assert caches_misused(token, CACHES, SMALLEST) != []
 
 
 def test_a_token_that_reads_a_weight_twice_is_caught(h100s, replace):
-    replace("llama_jax.decode.forward", looks_at_a_weight_again)
+    replace("llama_jax.generation.loop.forward", looks_at_a_weight_again)
     for token in tokens_of(program(loop_of(h100s)[0].as_text()), CHUNK):
         (found,) = weights_not_read_once(token, WEIGHTS, SMALLEST)
         assert found.count("'") == 4  # two kernels

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from llama_jax import kernels
-from llama_jax.cache import KVCache
 from llama_jax.config import Config
-from llama_jax.generate import generate
-from llama_jax.model import forward, init_params
+from llama_jax.generation.generate import generate
+from llama_jax.model.cache import KVCache
+from llama_jax.model.transformer import forward, init_params
 
 pytestmark = pytest.mark.gpu
 

@@ -34,10 +34,10 @@ from programs import (
     shallow,
 )
 
-from llama_jax.model import forward
+from llama_jax.model.transformer import forward
 from llama_jax.ops.linear import linear
 from llama_jax.ops.swiglu import swiglu
-from llama_jax.sharding import constrain
+from llama_jax.sharding.arrays import constrain
 
 CONFIG, SLOTS = shallow(LLAMA_8B, 2), 4096
 
@@ -108,22 +108,22 @@ def test_more_kernels_a_layer_are_caught(h100s, replace):
     deep, allowed = shallow(LLAMA_8B, CONFIG.n_layers + 1), KERNELS_A_LAYER[8]
     both = lambda: (planted_step(h100s, config=deep), planted_step(h100s))  # noqa: E731
     assert kernels_beyond(*both(), 1, allowed) == []
-    replace("llama_jax.model.linear", lambda x, w: linear(x * w[0, 0], w))
+    replace("llama_jax.model.transformer.linear", lambda x, w: linear(x * w[0, 0], w))
     assert kernels_beyond(*both(), 1, allowed) != []
 
 
 def test_a_weight_that_is_gathered_is_caught(h100s, replace):
     """Under `tensor` a product needs its own part alone."""
     allowed = ["all-reduce"] * (2 * CONFIG.n_layers + 1)
-    replace("llama_jax.model.linear", lambda x, w: linear(x, constrain(w, P())))
+    replace("llama_jax.model.transformer.linear", lambda x, w: linear(x, constrain(w, P())))
     (found,) = collectives_other_than(planted_step(h100s, tensor=8), allowed)
     assert "all-gather" in found
 
 
 def test_a_program_that_is_not_cut_is_caught(h100s, replace):
     """Eight cards that each compute all of it have nothing to say to each other."""
-    replace("llama_jax.model.gathered", lambda w, *_: w)
-    replace("llama_jax.model.constrain", lambda x, _: x)
+    replace("llama_jax.model.transformer.gathered", lambda w, *_: w)
+    replace("llama_jax.model.transformer.constrain", lambda x, _: x)
     replace("llama_jax.kernels.on_each_device", lambda f, *_: f)
     mesh = mesh_of(h100s, tensor=8)
     cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)

@@ -16,7 +16,7 @@ from programs import (
 )
 
 from llama_jax import kernels
-from llama_jax.rounds import PREFILL_TOKENS
+from llama_jax.generation.driver import PREFILL_TOKENS
 
 LAYERS, TIME = 2, 65_536
 A_HEAD = TIME * TIME

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_meta import GOLDEN
-from test_native import config_of
+from helpers import GOLDEN, config_of
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
@@ -14,8 +13,8 @@ from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.names import table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
-from llama_jax.reference import reference_logits
 from llama_jax.tokenizer import load_tokenizer
+from llama_jax.verify.reference import reference_logits
 
 torch = pytest.importorskip("torch", reason="torch is absent; pip install -e '.[oracle]'")
 transformers = pytest.importorskip(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from llama_jax.checkpoint.files.atomic import LOCK, whole_directory
-from llama_jax.checkpoint.files.refusal import in_units
+from llama_jax.checkpoint.files.messages import in_units
 
 Extras = Callable[[Path], list[Path] | None]
 """What lies in a directory that writing one of its kind did not put there; None for another kind's

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from llama_jax.checkpoint.files.refusal import FETCH_AGAIN
+from llama_jax.checkpoint.files.messages import FETCH_AGAIN
 
 _MAX_BYTES = 4 * 2**20
 

@@ -12,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
 
 # Far above any model (405B: 0.2 MB in all), far below what would hurt to parse.
 _MAX_HEADER_BYTES = 4 * 2**20

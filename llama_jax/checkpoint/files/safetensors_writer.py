@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.outgoing import Outgoing
+from llama_jax.checkpoint.export_tensor import Outgoing
 
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 

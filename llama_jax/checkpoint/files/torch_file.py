@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
 from llama_jax.checkpoint.files.torch_names import Tensor
 from llama_jax.checkpoint.files.torch_pickle import read_pickle
 

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import Refused, shorten
+from llama_jax.checkpoint.files.messages import Refused, shorten
 
 RESAVE = (
     "nothing in it was run. Where you trust the file, save its tensors alone: "

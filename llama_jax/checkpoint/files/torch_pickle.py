@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.files.refusal import Refused
+from llama_jax.checkpoint.files.messages import Refused
 from llama_jax.checkpoint.files.torch_names import (
     BUILDERS,
     RESAVE,

@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from llama_jax.checkpoint.outgoing import Outgoing
+from llama_jax.checkpoint.export_tensor import Outgoing
 
 Stream = Callable[[Outgoing], Iterable[np.ndarray]]
 """A tensor's blocks in the order and the dtype of the file."""

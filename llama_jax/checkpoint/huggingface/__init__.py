@@ -8,8 +8,8 @@ from pathlib import Path
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
-from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import NO_WEIGHT, listed, shorten
+from llama_jax.checkpoint.files.messages import NO_WEIGHT, listed, shorten
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
 from llama_jax.checkpoint.names import Weight, table

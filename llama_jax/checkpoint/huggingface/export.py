@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
+from llama_jax.checkpoint.export_tensor import Outgoing
 from llama_jax.checkpoint.names import Weight, WeightPath, table
-from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.config import (
     Config,
     DynamicScaling,

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.checkpoint.files.json_file import read_object, shown
-from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import FETCH_AGAIN, shorten
+from llama_jax.checkpoint.files.messages import FETCH_AGAIN, shorten
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_jax.checkpoint.blocks import same_bits
-from llama_jax.checkpoint.family import matching
-from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import listed, shorten
+from llama_jax.checkpoint.files.messages import listed, shorten
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.meta.params import (
     MetaParams,
     asked_scaling,
@@ -25,6 +24,7 @@ from llama_jax.checkpoint.meta.shards import (
     open_shards,
 )
 from llama_jax.checkpoint.names import EMBEDDING, OUTPUT, Weight, WeightPath, table
+from llama_jax.checkpoint.published import matching
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
+from llama_jax.checkpoint.export_tensor import Outgoing
 from llama_jax.checkpoint.meta.params import (
     default_max_seq_len,
     hidden_dim,
@@ -17,10 +18,9 @@ from llama_jax.checkpoint.meta.params import (
 )
 from llama_jax.checkpoint.meta.shards import ROW_PARALLEL
 from llama_jax.checkpoint.names import EMBEDDING, Weight, WeightPath, table
-from llama_jax.checkpoint.outgoing import Outgoing
 from llama_jax.checkpoint.placement import Index
 from llama_jax.config import Config, Llama3Scaling
-from llama_jax.mesh import check_divides, check_shares_heads
+from llama_jax.sharding.mesh import check_divides, check_shares_heads
 
 LAYOUTS = ("llama2", "llama3")
 # multiple_of and ffn_dim_multiplier as Meta's own files have them; the first that fits is written.

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from llama_jax.checkpoint.family import matching
 from llama_jax.checkpoint.files.json_file import Fields, read_object
+from llama_jax.checkpoint.published import matching
 from llama_jax.config import Config, Llama3Scaling
 
 _KEYS = (

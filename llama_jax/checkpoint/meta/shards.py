@@ -12,8 +12,8 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
-from llama_jax.checkpoint.files.links import check_inside
-from llama_jax.checkpoint.files.refusal import NO_WEIGHT, shorten
+from llama_jax.checkpoint.files.messages import NO_WEIGHT, shorten
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")

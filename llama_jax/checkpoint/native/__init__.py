@@ -22,7 +22,7 @@ import numpy as np
 from llama_jax.checkpoint import names
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.files.destination import writing
-from llama_jax.checkpoint.files.links import check_tree
+from llama_jax.checkpoint.files.safe_paths import check_tree
 from llama_jax.checkpoint.names import WeightPath
 from llama_jax.checkpoint.native.manifest import (
     WEIGHTS,
@@ -34,8 +34,8 @@ from llama_jax.checkpoint.native.manifest import (
 )
 from llama_jax.checkpoint.placement import default_sharding
 from llama_jax.config import Config
-from llama_jax.params import nested
 from llama_jax.tokenizer import tokenizer_files
+from llama_jax.weights.params import nested
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.blocks import Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint.files.json_file import read_object, shown, write_json
-from llama_jax.checkpoint.files.links import check_inside
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.config import Config
 from llama_jax.tokenizer.beside import FILES
 

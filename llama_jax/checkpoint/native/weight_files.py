@@ -22,9 +22,9 @@ import tensorstore as ts
 
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
 from llama_jax.checkpoint.names import WeightPath
-from llama_jax.checkpoint.native.moves import Move, StoreError, finish, finished, short
+from llama_jax.checkpoint.native.transfers import Move, StoreError, finish, finished, short
 from llama_jax.checkpoint.placement import Index, Placing
-from llama_jax.params import nested
+from llama_jax.weights.params import nested
 
 FILE_BYTES = 32 << 20
 """About how much of a weight one file holds, which is what is written at a time."""

@@ -1,0 +1,1 @@
+"""What llama_jax is measured against, and how: `python -m bench`."""

@@ -1,3 +1,0 @@
-from llama_jax.cli import main
-
-main()

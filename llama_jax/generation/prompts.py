@@ -1,0 +1,77 @@
+"""Prompts to ids: text encoded by the model's tokenizer, ids checked."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Sequence
+from pathlib import Path
+
+from llama_jax.config import Config
+from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.weights.params import Params
+
+Prompt = str | Sequence[int]
+
+
+def encode(
+    config: Config, prompt: Prompt, index: int, tokenizer: Tokenizer | None, truncate: bool = False
+) -> list[int]:
+    """A prompt's ids, every one of them the model's; text gets bos before it."""
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise ValueError(
+                f"prompt {index} is text and these params have no tokenizer; pass lists of ids, "
+                "or tokenizer=llama_jax.load_tokenizer(path)"
+            )
+        prompt = tokenizer.encode(prompt, bos=True, eos=False)
+    ids = checked_ids(config, prompt, index)
+    if len(ids) > config.max_seq_len:
+        if not truncate:
+            raise ValueError(
+                f"prompt {index} has {len(ids)} tokens and the context ends at "
+                f"max_seq_len={config.max_seq_len}; shorten the prompt, or pass truncate=True"
+            )
+        room = config.max_seq_len - 1  # and one place for a new token
+        if not room:
+            raise ValueError(
+                f"prompt {index} cannot be cut to a context of max_seq_len=1, which has no room "
+                "for a token before a new one; use a model with a longer one"
+            )
+        # From the left, and bos stays: a model that never saw a text without it writes poorly.
+        kept = ids[-room:]
+        bos = tokenizer is not None and ids[0] == tokenizer.bos_id
+        ids = [ids[0], *kept[1:]] if bos else kept
+    return ids
+
+
+def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
+    """A prompt's ids, at least one and all of them the model's, however many they are."""
+    try:
+        if isinstance(prompt, bytes) or any(isinstance(id, bool) for id in prompt):
+            raise TypeError
+        ids = [operator.index(id) for id in prompt]
+    except TypeError:
+        raise ValueError(
+            f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
+        ) from None
+    if not ids:
+        raise ValueError(f"prompt {index} has no tokens; begin it with bos, or pass text")
+    if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
+        raise ValueError(
+            f"prompt {index} has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
+            "; is this tokenizer another model's?"
+        )
+    return ids
+
+
+def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
+    """The tokenizer given, or the checkpoint's, or None where it has none."""
+    if tokenizer is None and params.tokenizer is not None:
+        return _cached_tokenizer(params.tokenizer)
+    return tokenizer
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_tokenizer(path: Path) -> Tokenizer:
+    return load_tokenizer(path)

@@ -1,0 +1,383 @@
+"""Conversations: what a turn reads, what is forgotten, and what Ctrl-C leaves behind."""
+
+import re
+import sys
+
+import pexpect
+import pytest
+from helpers import Letters
+
+import llama_jax
+from llama_jax import Conversation, generate
+from llama_jax.generation import driver as rounds
+from llama_jax.generation.chat import CHUNK
+
+WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
+SETTINGS = WORDS | {"temperature": 1.0, "max_new_tokens": 16}
+
+
+class Dialogs(Letters):
+    """Letters whose dialogs read "U:question\\x02A:answer\\x02", after bos."""
+
+    def encode_dialog(self, messages):
+        ids = [1]
+        for message in messages:
+            ids += [*message["role"][0].upper().encode(), *b":", *message["content"].encode(), 2]
+        return [*ids, *b"A:"]
+
+
+def conversation(params, **changes):
+    return Conversation(params, tokenizer=Dialogs(), **SETTINGS | changes)
+
+
+def answered(talk, question):
+    """The answer's text and tokens."""
+    deltas = list(talk.ask(question))
+    assert deltas[-1].finish_reason in ("stop", "length")
+    return "".join(d.text for d in deltas), [token for d in deltas for token in d.tokens]
+
+
+def from_scratch(params, ids, **changes):
+    (done,) = generate(params, [ids], **SETTINGS | changes, tokenizer=Dialogs())
+    return done
+
+
+def test_chat_answers_a_dialog(params):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+    ]
+    done = llama_jax.chat(params, messages, tokenizer=Dialogs(), **SETTINGS, seed=3)
+    wanted = from_scratch(params, Dialogs().encode_dialog(messages), seed=3)
+    assert (done.text, done.tokens, done.finish_reason) == (
+        wanted.text,
+        wanted.tokens,
+        wanted.finish_reason,
+    )
+    settings = llama_jax.SamplingSettings(**SETTINGS, seed=3, logprobs=2, prompt_logprobs=0)
+    told = llama_jax.chat(params, messages, settings, tokenizer=Dialogs())
+    assert told.tokens == done.tokens
+    assert len(told.logprobs) == len(told.tokens)
+    assert len(told.prompt_logprobs) == len(Dialogs().encode_dialog(messages))
+
+
+def test_a_dialog_needs_a_tokenizer(params):
+    for call in (lambda: Conversation(params), lambda: llama_jax.chat(params, [])):
+        with pytest.raises(ValueError, match="no tokenizer, and a dialog is text"):
+            call()
+
+
+def test_a_turn_reads_only_what_is_new_and_answers_as_if_it_had_read_all(params):
+    talk, ids = conversation(params, system="be brief"), [1, *b"S:be brief\x02"]
+    for turn, question in enumerate(("hello", "a longer question than that", "b")):
+        ids += [*b"U:", *question.encode(), *b"\x02A:"]
+        new = len(ids) if turn == 0 else 1 + len(question) + 6
+        text, tokens = answered(talk, question)
+        wanted = from_scratch(params, ids)
+        assert (tokens, text) == (wanted.tokens, wanted.text)
+        # What was appended since, and the newest token, which was not in the cache yet.
+        assert talk.prefilled == (len(ids) if turn == 0 else new)
+        ids += [*tokens, 2]
+    roles = [message["role"] for message in talk.messages]
+    assert roles == ["system", *["user", "assistant"] * 3]
+    assert talk.messages[-1]["content"] == text
+
+
+def test_what_the_model_wrote_stays_token_for_token(params):
+    """Text that would encode otherwise, say half a character, is not encoded again."""
+    talk = conversation(params, forbidden_ids=[2], logit_bias={0xE7: 9.0}, max_new_tokens=3)
+    text, tokens = answered(talk, "x")
+    assert "\ufffd" in text
+    _, more = answered(talk, "y")
+    ids = [*Dialogs().encode_dialog([{"role": "user", "content": "x"}]), *tokens, 2, *b"U:y\x02A:"]
+    changes = {"forbidden_ids": [2], "logit_bias": {0xE7: 9.0}, "max_new_tokens": 3}
+    assert more == from_scratch(params, ids, **changes).tokens
+    assert talk.prefilled == 1 + len(b"\x02U:y\x02A:")
+
+
+def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(params):
+    talk = conversation(params, system="be brief", forbidden_ids=[], stop_ids=[])
+    for turn in range(8):
+        question = f"question {turn} " + "x" * 20
+        _, tokens = answered(talk, question)
+        assert len(tokens) == 16, "an answer has room"
+        assert len(talk._ids) <= params.config.max_seq_len
+        assert talk.messages[0] == {"role": "system", "content": "be brief"}
+        assert talk.messages[-2]["content"] == question
+    asked = [m["content"] for m in talk.messages if m["role"] == "user"]
+    assert talk.forgotten == 8 - len(asked) > 0
+    assert asked == [f"question {turn} " + "x" * 20 for turn in range(talk.forgotten, 8)]
+    # The cache of what was forgotten does not show through.
+    messages = talk.messages[:-1]
+    wanted = from_scratch(params, talk._ids[: -len(tokens)], forbidden_ids=[], stop_ids=[])
+    assert wanted.tokens == tokens
+    assert messages[-1]["role"] == "user"
+
+
+def test_a_message_beyond_the_context_is_refused_and_nothing_is_lost(params):
+    talk = conversation(params)
+    answered(talk, "hello")
+    before, again = list(talk.messages), talk._ids.copy()
+    with pytest.raises(ValueError, match=r"a dialog of 306 tokens and .* max_seq_len=256"):
+        next(talk.ask("x" * 300))
+    assert (talk.messages, talk._ids, talk.forgotten) == (before, again, 0)
+    answered(talk, "and now")
+    assert talk.prefilled < 20
+
+
+def test_an_answer_that_is_cut_short_joins_the_dialog_as_far_as_it_came(params):
+    talk = conversation(params, forbidden_ids=[], stop_ids=[])
+    answer = talk.ask("hello")
+    tokens = [token for _ in range(3) for token in next(answer).tokens]
+    answer.close()
+    assert len(tokens) == 3
+    assert talk.messages[-1]["role"] == "assistant"
+    ids = [1, *b"U:hello\x02A:", *tokens, 2, *b"U:go on\x02A:"]
+    _, more = answered(talk, "go on")
+    assert more == from_scratch(params, ids, forbidden_ids=[], stop_ids=[]).tokens
+    assert talk.prefilled == 1 + len(b"\x02U:go on\x02A:")
+    unread = talk.ask("never begun")
+    del unread
+    assert [m["content"] for m in talk.messages if m["role"] == "user"] == ["hello", "go on"]
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in the prefill", "after the prefill"])
+@pytest.mark.parametrize("forgetting", [False, True])
+def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
+    params, monkeypatch, where, forgetting
+):
+    talk = conversation(params, forbidden_ids=[], stop_ids=[])
+    for turn in range(6 if forgetting else 1):
+        answered(talk, f"hello {turn} " + "x" * 20)
+    forgotten = talk.forgotten
+    module = sys.modules["llama_jax.generation.chat"]
+    resume, advance = module._resume, rounds._advance
+    steps = []
+
+    def interrupted_resume(*arguments, **options):
+        if where == "after the prefill":
+            resume(*arguments, **options)  # the cache was given away, and nothing came back
+        raise KeyboardInterrupt
+
+    def interrupted_advance(*arguments, **options):
+        steps.append(1)
+        if len(steps) == 5:
+            advance(*arguments, **options)
+            raise KeyboardInterrupt
+        return advance(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        if where == "in the loop":
+            patch.setattr(rounds, "_advance", interrupted_advance)
+        else:
+            patch.setattr(module, "_resume", interrupted_resume)
+        written = []
+        with pytest.raises(KeyboardInterrupt):
+            written.extend(delta.tokens for delta in talk.ask("stop me " + "y" * 20))
+        written = [token for tokens in written for token in tokens]
+    assert len(written) == (5 if where == "in the loop" else 0), "the prefill's and four steps'"
+    assert talk.messages[-2]["content"].startswith("stop me")
+    before = talk._ids.copy()
+    assert before[len(before) - len(written) :] == written
+    _, tokens = answered(talk, "go on")
+    assert (talk.forgotten > forgotten) == forgetting
+    assert (
+        tokens
+        == from_scratch(params, talk._ids[: -len(tokens)], forbidden_ids=[], stop_ids=[]).tokens
+    )
+    if not forgetting:
+        assert talk._ids[: len(before)] == before
+
+
+def test_reset_forgets_all_but_a_system_message_and_the_old_cache_does_not_show(params):
+    talk = conversation(params)
+    first, _ = answered(talk, "hello")
+    answered(talk, "something else")
+    talk.reset()
+    assert talk.messages == []
+    assert answered(talk, "hello")[0] == first
+    talk.reset("be brief")
+    assert talk.messages == [{"role": "system", "content": "be brief"}]
+    _, tokens = answered(talk, "hello")
+    assert tokens == from_scratch(params, [1, *b"S:be brief\x02U:hello\x02A:"]).tokens
+
+
+def test_a_model_that_writes_the_formats_own_tags_is_answered_all_the_same(params):
+    class Strict(Dialogs):
+        def encode_dialog(self, messages):
+            if any("a" in m["content"] for m in messages if m["role"] == "assistant"):
+                raise ValueError("a tag in a content")
+            return super().encode_dialog(messages)
+
+    talk = Conversation(params, tokenizer=Strict(), **SETTINGS | {"stop_ids": []})
+    for question in ("x", "y", "z"):
+        answered(talk, question)
+    assert any("a" in m["content"] for m in talk.messages[:-1] if m["role"] == "assistant")
+
+
+def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
+    """A long past is not read again in the padding of a short question."""
+    module = sys.modules["llama_jax.generation.chat"]
+    talk = conversation(params, max_new_tokens=4, forbidden_ids=[], stop_ids=[])
+    seen = []
+    original = module._resume
+
+    def watched(*arguments, **options):
+        seen.append(original.lower(*arguments, **options).as_text())
+        return original(*arguments, **options)
+
+    module._resume = watched
+    try:
+        answered(talk, "x" * 120)
+    finally:
+        module._resume = original
+    widest = max(int(n) for n in re.findall(r"tensor<1x(\d+)x64xf32>", seen[0]))
+    assert widest == CHUNK < 128
+
+
+def test_an_accelerator_reads_more_of_a_turn_at_once(params, monkeypatch):
+    module = sys.modules["llama_jax.generation.chat"]
+    assert module._width(params) == CHUNK
+    monkeypatch.setattr(module, "platform_of", lambda _: "gpu")
+    assert module._width(params) == rounds.PREFILL_CHUNK > CHUNK
+
+
+def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
+    talk = conversation(params, forbidden_ids=[], stop_ids=[])
+    rounds._advance.clear_cache()
+    sys.modules["llama_jax.generation.chat"]._resume.clear_cache()
+    answered(talk, "x" * 70)
+    assert len(compiled) == 2, "a prefill and a loop"
+    for _ in range(2):
+        answered(talk, "y")
+    assert len(compiled) == 2
+
+
+@pytest.mark.slow
+def test_a_conversation_is_had_on_a_mesh(params):
+    mesh = llama_jax.make_mesh(tensor=2)
+    split = llama_jax.shard_params(params, mesh)
+    one, other = conversation(params), conversation(split)
+    for question in ("hello", "and more"):
+        assert answered(one, question) == answered(other, question)
+        for layer in other._cache.k:  # its key heads lie apart, from the first turn on
+            assert layer.addressable_shards[0].data.shape[1] == params.config.n_kv_heads // 2
+    assert one.prefilled == other.prefilled
+
+
+# The real model, in a real terminal
+
+
+def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
+    model = llama_jax.load(shared / "models/stories260K-meta", dtype="float32")
+    talk = Conversation(model, temperature=0.0, max_new_tokens=24)
+    first = "".join(delta.text for delta in talk.ask("Tell me a story."))
+    ids = talk._ids.copy()
+    assert first == talk.messages[-1]["content"] != ""
+    list(talk.ask("And then?"))
+    tokenizer = llama_jax.load_tokenizer(model.tokenizer)
+    whole = talk._ids
+    assert whole[: len(ids)] == ids
+    assert whole[whole.index(tokenizer.bos_id, 1) - 1] == tokenizer.eos_id, (
+        "Llama 2 ends an answer with eos"
+    )
+    (done,) = generate(model, [_prompt_of(talk)], temperature=0.0, max_new_tokens=24)
+    assert whole[len(_prompt_of(talk)) :] == done.tokens
+    assert talk.prefilled == len(_prompt_of(talk)) - len(ids) + 1
+
+
+def _prompt_of(talk):
+    """The ids of the dialog as they were before the last answer."""
+    end = len(talk.tokenizer.encode_dialog([{"role": "user", "content": "And then?"}])) - 1
+    start = talk._ids.index(talk.tokenizer.bos_id, 1)
+    return talk._ids[: start + end + 1]
+
+
+# pexpect forks, at which JAX warns of deadlocks; the child is another program at once.
+forks = pytest.mark.filterwarnings(
+    "ignore:os.fork:RuntimeWarning", "ignore:.*multi-threaded:DeprecationWarning"
+)
+
+
+@pytest.fixture
+def terminal(shared):
+    def start(*options):
+        command = ["-m", "llama_jax.cli", "chat", str(shared / "models/stories260K-meta"), *options]
+        child = pexpect.spawn(
+            sys.executable, command, encoding="utf-8", timeout=120, dimensions=(40, 200)
+        )
+        children.append(child)
+        child.expect("Type a message, or /help.")
+        child.expect("> ")
+        return child
+
+    children = []
+    yield start
+    for child in children:
+        child.close(force=True)
+
+
+READ = r"read (\d+) tokens, wrote (\d+)"
+
+
+def say(child, line):
+    """Sends a line; what was read and written, once the next prompt shows."""
+    child.sendline(line)
+    child.expect(READ)
+    counts = int(child.match[1]), int(child.match[2])
+    child.expect("> ")
+    return counts
+
+
+@forks
+def test_three_turns_in_a_terminal(terminal, shared):
+    tokenizer = llama_jax.load_tokenizer(shared / "models/stories260K-meta")
+    count = lambda text: len(tokenizer.encode_dialog([{"role": "user", "content": text}]))  # noqa: E731
+    child = terminal("-n", "16", "-t", "0")
+    read, wrote = say(child, "Tell me a story.")
+    assert (read, 0 < wrote <= 16) == (count("Tell me a story."), True)
+    for question in ("And then?", "Why?"):
+        read, wrote = say(child, question)
+        # The question, and what ends an answer: its space, eos, and the newest token.
+        assert count(question) < read <= count(question) + 3
+    child.sendline("/reset")
+    child.expect("forgotten")
+    child.expect("> ")
+    assert say(child, "Why?")[0] == count("Why?")
+    child.sendline("/system Be brief.")
+    child.expect("under that system message")
+    child.expect("> ")
+    assert say(child, "Why?")[0] > count("Why?")
+    child.sendline("/nonsense")
+    child.expect("/nonsense is no command; /help lists them")
+    child.expect("> ")
+    child.sendline("/help")
+    child.expect("leave, as Ctrl-D does")
+    child.expect("> ")
+    child.sendline("")
+    child.expect("> ")
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+@forks
+def test_ctrl_c_stops_an_answer_and_not_the_program(terminal):
+    child = terminal("-n", "3000", "-t", "1.5", "--top-p", "1")
+    for question in ("Tell me a long story.", "Go on."):
+        child.sendline(question)
+        child.expect_exact("thinking")
+        child.expect("[a-z]{2,} [a-z]{2,} [a-z]{2,}")  # the answer's words
+        child.sendintr()
+        child.expect_exact(" ...\r\n")
+        child.expect(READ)
+        assert 2 <= int(child.match[2]) < 3000
+        child.expect("> ")
+    child.sendintr()  # at the prompt
+    child.expect("Ctrl-D or /quit leaves")
+    child.expect("> ")
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0

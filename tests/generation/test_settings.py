@@ -1,0 +1,168 @@
+"""What `SamplingSettings` accepts, and how settings are given to many prompts."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax import generate, stream
+from llama_jax.generation.settings import SamplingSettings, for_each
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"top_k": -1}, "top_k=-1 must be an integer of at least 0"),
+        ({"top_k": 2.0}, "top_k=2.0 must be an integer"),
+        ({"top_k": True}, "top_k=True must be an integer"),
+        ({"max_new_tokens": None}, "max_new_tokens=None must be an integer"),
+        ({"min_new_tokens": -3}, "min_new_tokens=-3"),
+        ({"seed": 2**32}, "seed=4294967296 must be an integer from 0 to 4294967295"),
+        ({"logprobs": 21}, "logprobs=21 must be an integer from 0 to 20"),
+        ({"logprobs": -1}, "logprobs=-1"),
+        ({"prompt_logprobs": 1.5}, "prompt_logprobs=1.5"),
+        ({"temperature": "hot"}, "temperature='hot' must be a finite number of at least 0"),
+        ({"temperature": None}, "temperature=None"),
+        ({"temperature": True}, "temperature=True"),
+        ({"temperature": 1e39}, "temperature=1e.39"),
+        ({"min_p": -0.1}, "min_p=-0.1 must be a finite number from 0 to 1"),
+        ({"min_p": 1.01}, "min_p=1.01"),
+        ({"top_p": np.nan}, "top_p=nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0 must be above 0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty=-1.0"),
+        ({"presence_penalty": np.inf}, "presence_penalty=inf must be a finite number$"),
+        ({"frequency_penalty": -1e39}, "frequency_penalty=-1e.39"),
+        ({"stop": "end"}, "stop='end' must be a list of strings"),
+        ({"stop": ["end", ""]}, "none of them empty"),
+        ({"stop": [3]}, "must be a list of strings"),
+        ({"stop": None}, "stop=None must be a list of strings"),
+        ({"forbidden_ids": [1.0]}, "forbidden_ids=1.0 must be an integer"),
+        ({"forbidden_ids": None}, "forbidden_ids=None must be a list"),
+        ({"stop_ids": ["</s>"]}, "stop_ids='</s>' must be an integer"),
+        ({"stop_ids": 2}, "stop_ids=2 must be a list"),
+        ({"logit_bias": {1: np.nan}}, "logit_bias of 1 is nan"),
+        ({"logit_bias": {1: np.inf}}, "logit_bias of 1 is inf"),
+        ({"logit_bias": {1: 1e39}}, "logit_bias of 1 is 1e"),
+        ({"logit_bias": {1: "much"}}, "logit_bias of 1 is 'much'"),
+        ({"logit_bias": {"a": 1.0}}, "logit_bias='a' must be an integer"),
+        ({"logit_bias": [1, 2]}, "must be a dict"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_the_rule(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings(**changes)
+    with pytest.raises(ValueError, match=message):
+        SamplingSettings().replace(**changes)
+    (name,) = changes
+    if name in ("stop", "forbidden_ids", "stop_ids", "logit_bias"):
+        with pytest.raises(ValueError, match=message):
+            for_each(SamplingSettings(), changes, 2)
+
+
+def test_the_ends_of_every_range_are_allowed():
+    for changes in (
+        {"temperature": 0, "top_p": 0, "top_k": 0, "min_p": 0, "seed": 0, "max_new_tokens": 0},
+        {"top_p": 1, "min_p": 1, "seed": 2**32 - 1, "logprobs": 0, "prompt_logprobs": 20},
+        {"top_k": 10**12, "max_new_tokens": 10**12, "min_new_tokens": 10**12},
+        {"logit_bias": {0: -np.inf}, "stop_ids": (), "stop": (), "forbidden_ids": ()},
+        {"logprobs": None, "prompt_logprobs": None, "stop_ids": None},
+    ):
+        SamplingSettings(**changes)
+
+
+def test_settings_are_a_value_that_what_they_were_made_from_cannot_change():
+    bias, stop, ids = {1: 2.0}, ["a"], [3]
+    settings = SamplingSettings(logit_bias=bias, stop=stop, stop_ids=ids, forbidden_ids=iter([4]))
+    bias[1], stop[0], ids[0] = np.nan, "", -5
+    assert settings == SamplingSettings(
+        logit_bias={1: 2.0}, stop=("a",), stop_ids=(3,), forbidden_ids=(4,)
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.top_k = 3
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array, jnp.float32])
+@pytest.mark.parametrize("integer", [np.int32, np.uint8, np.array, jnp.int32])
+def test_numbers_of_numpy_and_jax_are_numbers(number, integer):
+    (settings,) = for_each(
+        SamplingSettings(),
+        {
+            "temperature": number(0.5),
+            "top_k": integer(5),
+            "seed": integer(7),
+            "logit_bias": {int(integer(3)): number(0.5)},
+            "stop_ids": np.array([1, 2]),
+            "forbidden_ids": np.array([4], np.uint8),
+        },
+        1,
+    )
+    plain = SamplingSettings(
+        temperature=0.5, top_k=5, seed=7, logit_bias={3: 0.5}, stop_ids=[1, 2], forbidden_ids=[4]
+    )
+    assert settings == plain
+
+
+def test_one_settings_serves_all_prompts_and_a_list_gives_each_its_own():
+    one, other = SamplingSettings(temperature=0.1), SamplingSettings(temperature=0.9)
+    assert for_each(one, {}, 2) == [one, one]
+    assert for_each([one, other], {}, 2) == [one, other]
+    assert for_each([one, other], {"top_k": 3}, 2) == [one.replace(top_k=3), other.replace(top_k=3)]
+    with pytest.raises(ValueError, match="2 settings for 3 prompts; give one, or one each"):
+        for_each([one, other], {}, 3)
+    with pytest.raises(ValueError, match="give SamplingSettings, or keywords"):
+        for_each({"temperature": 0.0}, {}, 1)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, jnp.array])
+def test_a_number_given_as_a_list_is_one_for_each(kind):
+    rows = for_each(SamplingSettings(), {"top_k": kind([1, 2]), "seed": range(5, 7)}, 2)
+    assert [(row.top_k, row.seed) for row in rows] == [(1, 5), (2, 6)]
+    rows = for_each(SamplingSettings(), {"logprobs": [None, 3]}, 2)
+    assert [row.logprobs for row in rows] == [None, 3]
+    with pytest.raises(ValueError, match="top_k has 3 values for 2 prompts"):
+        for_each(SamplingSettings(), {"top_k": kind([1, 2, 3])}, 2)
+
+
+def test_what_is_a_list_anyway_is_the_same_for_all():
+    changes = {"stop": ["a", "b"], "stop_ids": [1, 2], "forbidden_ids": [3, 4]}
+    rows = for_each(SamplingSettings(), changes, 2)
+    assert rows[0] == rows[1] == SamplingSettings(**changes)
+
+
+def test_an_unknown_keyword_is_told_the_known_ones(params):
+    for call in (generate, stream):
+        with pytest.raises(TypeError, match=r"'temprature' is no setting; .*temperature.*top_p"):
+            call(params, [[1]], temprature=0.5)
+
+
+def test_a_mistake_is_one_though_there_are_no_prompts(params):
+    with pytest.raises(ValueError, match="top_k=-1"):
+        generate(params, [], top_k=-1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"forbidden_ids": [256]},
+            "token 256 is given a bias or forbidden, and the model knows 0 to 255",
+        ),
+        ({"logit_bias": {-1: 1.0}}, "token -1"),
+        ({"forbidden_ids": range(256)}, "every token is forbidden"),
+        ({"logit_bias": dict.fromkeys(range(256), -np.inf)}, "every token is forbidden"),
+        (
+            {"forbidden_ids": range(255), "stop_ids": [255], "min_new_tokens": 1},
+            "leave at least one that is no stop id",
+        ),
+        ({"n": 0}, "n=0 must be a positive integer"),
+        ({"n": True}, "n=True"),
+        ({"stop": ["end"]}, r"stop=\['end'\] needs a tokenizer; use stop_ids"),
+    ],
+    ids=str,
+)
+def test_what_a_model_cannot_obey_is_refused_at_once(params, settings, message):
+    for call in (generate, stream):
+        with pytest.raises(ValueError, match=message):
+            call(params, [[1]], **settings)

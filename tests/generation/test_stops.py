@@ -1,0 +1,239 @@
+"""Stop strings, and text that comes piece by piece: nothing is shown that has to be taken back."""
+
+import random
+
+import pytest
+from helpers import Letters
+
+import llama_jax
+from llama_jax import SamplingSettings, generate, stream
+from llama_jax.generation import driver as rounds
+from llama_jax.generation.text import Speller
+from llama_jax.tokenizer import detokenize
+
+TEXT = "Once upon a time, a tiny cat sat. A cat, a hat, aab aaab. \n\nEnd of it; 猫が🐈座った。 é!"
+SENTENCES = [
+    "一只聪明的狐狸在老橡树下找到了一把闪亮的钥匙。",
+    "cats 🐈‍⬛ and flags 🇳🇱, families 👩‍👩‍👧‍👦, and 𝄞 clefs",
+    "naïve café, Ωμέγα, кот, नमस्ते",
+]
+
+
+class Pieces:
+    """A tokenizer whose tokens are any bytes at all: the ids are places in a list."""
+
+    bos_id, eos_id, stop_ids, vocab_size = -1, -1, (), 0
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def token_bytes(self, id, *, at_start):
+        return self.pieces[id], False
+
+
+def cut(text, rng, longest):
+    """The text's bytes in pieces of random lengths, which cut through characters as well."""
+    left, pieces = text.encode(), []
+    while left:
+        size = rng.randint(1, longest)
+        pieces.append(left[:size])
+        left = left[size:]
+    return Pieces(pieces)
+
+
+def before_the_stop_that_is_whole_first(text, stops):
+    for end in range(len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)]
+    return text
+
+
+def spelled(tokenizer, ids, stops):
+    """What is shown after each id, and at the end."""
+    speller, shown = Speller(tokenizer, (), stops), [""]
+    for id in ids:
+        shown.append(shown[-1] + speller.push(id))
+    shown.append(shown[-1] + speller.finish())
+    return shown, speller.stopped
+
+
+@pytest.mark.parametrize("longest", [1, 2, 5, 40])
+@pytest.mark.parametrize("length", [1, 2, 3, 6, 15])
+def test_a_stop_string_ends_the_text_wherever_tokens_are_cut(longest, length):
+    rng = random.Random(longest * 100 + length)
+    for start in range(len(TEXT) - length + 1):
+        stop = TEXT[start : start + length]
+        tokenizer = cut(TEXT, rng, longest)
+        shown, stopped = spelled(tokenizer, range(len(tokenizer.pieces)), [stop])
+        wanted = TEXT[: TEXT.index(stop)]
+        assert shown[-1] == wanted
+        assert all(wanted.startswith(part) for part in shown), "a part of a stop string was shown"
+        assert stopped
+
+
+def test_of_several_stop_strings_the_one_that_is_whole_first_ends_the_text():
+    rng = random.Random(0)
+    for trial in range(400):
+        text = "".join(rng.choice("ab") for _ in range(12))
+        stops = ["".join(rng.choice("ab") for _ in range(rng.randint(2, 6))) for _ in range(3)]
+        wanted = before_the_stop_that_is_whole_first(text, stops)
+        for longest in (1, 3, 12):
+            tokenizer = cut(text, rng, longest)
+            shown, stopped = spelled(tokenizer, range(len(tokenizer.pieces)), stops)
+            assert shown[-1] == wanted, (trial, text, stops, tokenizer.pieces)
+            assert all(wanted.startswith(part) for part in shown)
+            assert stopped == (wanted != text)
+
+
+def test_text_that_only_might_have_become_a_stop_string_is_shown_in_the_end():
+    tokenizer = Pieces([b"one ", b"EN", b"E", b"EN", b"D"])
+    assert spelled(tokenizer, range(4), ["ENDE"])[0] == [
+        "",
+        "one ",
+        "one ",
+        "one EN",
+        "one ENE",
+        "one ENEEN",
+    ]
+    assert spelled(tokenizer, range(5), ["END"])[0][-1] == "one ENE"
+
+
+def test_no_text_waits_where_no_stop_string_can_begin():
+    tokenizer = Pieces([bytes([byte]) for byte in b"plain words"])
+    shown, _ = spelled(tokenizer, range(11), ["\n\n", "END"])
+    assert [len(part) for part in shown] == [*range(12), 11]
+
+
+def test_an_unfinished_character_is_a_replacement_that_may_itself_be_a_stop():
+    tokenizer = Pieces([b"a", "🐈".encode()[:2]])
+    assert spelled(tokenizer, range(2), [])[0] == ["", "a", "a", "a�"]
+    shown, stopped = spelled(tokenizer, range(2), ["�"])
+    assert (shown[-1], stopped) == ("a", True)
+
+
+# Characters of many bytes
+
+
+@pytest.fixture(scope="module", params=["bytes", "llama2", "llama3", "stories260K"])
+def tokenizer(request):
+    if request.param == "bytes":
+        return Letters()
+    shared = request.getfixturevalue("shared")
+    folder = (
+        "models/stories260K-meta"
+        if request.param == "stories260K"
+        else f"tokenizers/{request.param}"
+    )
+    return llama_jax.load_tokenizer(shared / folder)
+
+
+@pytest.mark.parametrize("stops", [(), ("。。", "🐈🐈"), ("\n",)], ids=str)
+@pytest.mark.parametrize("text", SENTENCES)
+def test_no_stream_shows_half_a_character(tokenizer, text, stops):
+    ids = tokenizer.encode(text, bos=True, eos=False)
+    shown, _ = spelled(tokenizer, ids[1:], stops)
+    assert shown[-1] == text
+    assert not any("\ufffd" in part for part in shown)
+    assert len(set(shown)) > 5, "the text came in too few pieces to be streamed"
+
+
+@pytest.mark.parametrize("text", SENTENCES)
+def test_a_stop_string_of_such_characters_ends_the_text_before_it(tokenizer, text):
+    ids = tokenizer.encode(text, bos=True, eos=False)[1:]
+    for start in range(len(text)):
+        stop = text[start : start + 2]
+        shown, _ = spelled(tokenizer, ids, [stop])
+        assert shown[-1] == text[: text.index(stop)]
+
+
+# The whole way: a model, and the loop that pauses for the host
+
+
+def plain_writer(params):
+    forbidden = [id for id in range(256) if id not in b"abc "]
+    settings = {"forbidden_ids": forbidden, "seed": 5, "temperature": 1.5, "max_new_tokens": 48}
+    return params, Letters(), settings, "abc"
+
+
+@pytest.fixture(
+    scope="module", params=["stories260K", pytest.param("tiny", marks=pytest.mark.slow)]
+)
+def writer(request, params):
+    """A model, its tokenizer, settings under which it writes plain characters, and a prompt."""
+    if request.param == "tiny":
+        return plain_writer(params)
+    model = llama_jax.load(
+        request.getfixturevalue("shared") / "models/stories260K-meta", dtype="float32"
+    )
+    greedy = {"temperature": 0.0, "max_new_tokens": 48}
+    return model, llama_jax.load_tokenizer(model.tokenizer), greedy, "One day, a dog"
+
+
+def test_a_model_stops_before_its_stop_string_at_every_alignment(writer):
+    model, tokenizer, settings, prompt = writer
+    base = SamplingSettings(**settings, logprobs=0)
+    (free,) = generate(model, [prompt], base, tokenizer=tokenizer)
+    text, after = free.text, tokenizer.encode(prompt, bos=True, eos=False)
+    stops = [text[i : i + size] for size in (1, 3, 8) for i in range(0, len(text) - size, 5)]
+    stops = (stops + stops)[:30]
+    each = [base.replace(stop=[stop]) for stop in stops]
+    each += [base, base.replace(stop=["never written"])]  # which write on beside the others
+    *done, whole, also = generate(model, [prompt] * 32, each, tokenizer=tokenizer)
+    for other in (whole, also):
+        assert (other.text, other.tokens, other.finish_reason) == (text, free.tokens, "length")
+    shown, tokens, reasons = ([[] for _ in each] for _ in range(3))
+    for delta in stream(model, [prompt] * 32, each, tokenizer=tokenizer):
+        shown[delta.row].append(delta.text)
+        tokens[delta.row] += delta.tokens
+        reasons[delta.row].append(delta.finish_reason)
+    for i, (stop, completion) in enumerate(zip(stops, done, strict=True)):
+        assert completion.text == text[: text.index(stop)]
+        assert completion.finish_reason == "stop"
+        new = completion.tokens
+        assert new == free.tokens[: len(new)]
+        assert len(completion.logprobs) == len(new)
+        assert stop in detokenize(tokenizer, new, after), "its tokens spell the stop string"
+        assert stop not in detokenize(tokenizer, new[:-1], after).rstrip("\ufffd")
+        assert ("".join(shown[i]), tokens[i]) == (completion.text, new)
+        assert reasons[i][-1] == "stop"
+        assert set(reasons[i][:-1]) <= {None}
+
+
+def test_the_loop_itself_ends_at_a_stop_string(writer, monkeypatch):
+    """No token is decided beyond the one that completes the string."""
+    model, tokenizer, settings, prompt = writer
+    counts, take = [], rounds._Writer.take
+
+    def watched(self, round, i):
+        counts.append(int(round.count[i]))
+        assert round.stopped[i] or not self.row.settings.stop
+        return take(self, round, i)
+
+    monkeypatch.setattr(rounds._Writer, "take", watched)
+    (free,) = generate(model, [prompt], tokenizer=tokenizer, **settings)
+    assert counts.pop() == 48
+    for start, size in ((0, 1), (3, 2), (5, 9), (20, 4)):
+        stop = [free.text[start : start + size]]
+        (done,) = generate(model, [prompt], tokenizer=tokenizer, **settings | {"stop": stop})
+        assert counts.pop() == len(done.tokens) < 48
+
+
+@pytest.mark.parametrize("how", [generate, stream])
+def test_a_stop_that_only_text_can_show_ends_its_row_and_no_other(params, monkeypatch, how):
+    """U+FFFD stands for bytes that are no character: a device knows bytes, and never meets it."""
+    monkeypatch.setattr("llama_jax.generation.batch.SLOTS", 32)
+    monkeypatch.setattr("llama_jax.generation.batch.AHEAD", 1)
+    base = SamplingSettings(max_new_tokens=40, temperature=0, stop_ids=[])
+    broken = base.replace(stop=["\ufffd"], logit_bias={0xE7: 1000.0})
+    prompts = [[1] * 31, [1, 2, 3]]
+    (alone,) = generate(params, prompts[1:], base, tokenizer=Letters())
+    found = list(how(params, prompts, [broken, base], tokenizer=Letters()))
+    if how is stream:
+        texts = ["".join(delta.text for delta in found if delta.row == row) for row in range(2)]
+        assert texts == ["", alone.text]
+    else:
+        assert (found[0].text, found[0].finish_reason) == ("", "stop")
+        assert found[1] == alone
+    (one,) = generate(params, prompts[:1], broken, tokenizer=Letters(), max_new_tokens=1)
+    assert (one.text, one.finish_reason) == ("", "stop")

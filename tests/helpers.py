@@ -1,0 +1,76 @@
+"""What tests of several rooms share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from typer.testing import CliRunner
+
+from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.source import StoredTensor
+from llama_jax.cli import app
+from llama_jax.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden"
+GOLDEN_META = GOLDEN / "meta"
+SHARED = ROOT.parent / "shared" / "data"
+BF16 = np.dtype(ml_dtypes.bfloat16)
+EMBEDDING = ("tok_embeddings", "weight")
+
+
+class Letters:
+    """A tokenizer whose ids are bytes, with bos 1 and stop 2."""
+
+    bos_id, eos_id, stop_ids, vocab_size = 1, 2, (2,), 256
+
+    def encode(self, text, *, bos, eos):
+        return [1] * bos + list(text.encode()) + [2] * eos
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors="replace")
+
+    def token_bytes(self, id, *, at_start):
+        return (b"", at_start) if id in (1, 2) else (bytes([id]), False)
+
+
+def run(*arguments, **options):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def config_of(**sizes):
+    sizes = {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "vocab_size": 130} | sizes
+    sizes = {"n_kv_heads": 2, "head_dim": sizes["dim"] // sizes["n_heads"]} | sizes
+    rest = {"norm_eps": 1e-5, "rope_theta": 1e4, "rope_scaling": None, "max_seq_len": 64}
+    flags = dict.fromkeys(("tie_embeddings", "attention_bias", "mlp_bias"), False)
+    return Config(**flags | rest | sizes)
+
+
+def two_shards(folder, config):
+    """Random bfloat16 weights in two memory-mapped files, cut as Meta's Llama 3 files are."""
+    plan, ends = {}, [0, 0]
+    for weight in table(config):
+        turned = len(weight.shape) == 2 and weight.path != EMBEDDING
+        shape = list(reversed(weight.shape)) if turned else list(weight.shape)
+        axis = 1 if weight.path[-1] in ("wo", "w2") else 0
+        files = (0,) if len(shape) == 1 else (0, 1)
+        shape[axis] //= len(files)
+        plan[weight.path] = [(k, ends[k], tuple(shape)) for k in files], axis, turned
+        for k in files:
+            ends[k] += int(np.prod(shape))
+    noise = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32).astype(BF16)
+    for k, end in enumerate(ends):
+        with (folder / f"{k}.bin").open("wb") as file:
+            for start in range(0, end, noise.size):
+                file.write(noise[: min(noise.size, end - start)].tobytes())
+    maps = [np.memmap(folder / f"{k}.bin", np.uint16, "r").view(BF16) for k in (0, 1)]
+    return {
+        path: StoredTensor(
+            tuple(maps[k][at : at + int(np.prod(shape))].reshape(shape) for k, at, shape in pieces),
+            axis,
+            turned,
+        )
+        for path, (pieces, axis, turned) in plan.items()
+    }

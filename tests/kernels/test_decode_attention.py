@@ -1,0 +1,119 @@
+"""The GPU's decode kernel, interpreted on CPU, against the einsum that stands in for it."""
+
+import collections
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import pallas as pl
+
+from llama_jax.kernels.decode_attention import BLOCK, decode_attention
+from llama_jax.ops import decode_attention as module
+from llama_jax.ops.attention import step_attention
+
+
+def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 5)
+    own, past = (batch, 1, kv_heads, head_dim), (batch, kv_heads, slots, head_dim)
+    shapes = (batch, 1, heads, head_dim), own, own, past, past
+    draws = (jax.random.normal(key, s, dtype) for key, s in zip(keys, shapes, strict=True))
+    q, k, v, past_k, past_v = draws
+    return q, k, v, (past_k, past_v)
+
+
+def difference(tensors, lengths):
+    lengths = jnp.array(lengths)
+    ours = decode_attention(*tensors, lengths, interpret=True)
+    theirs = step_attention(*tensors, lengths)
+    assert ours.dtype == theirs.dtype
+    return np.max(np.abs(np.asarray(ours - theirs, np.float32)))
+
+
+def test_the_kernel_is_attention_at_the_edges_of_a_block():
+    lengths = [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK]
+    assert difference(case(batch=len(lengths)), lengths) < 1e-6
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (32, 1)])
+def test_the_kernel_is_attention_for_every_grouping(heads, kv_heads):
+    assert difference(case(heads=heads, kv_heads=kv_heads), [100, 3]) < 1e-6
+
+
+def test_the_kernel_is_attention_for_large_heads_each_with_its_own_keys():
+    assert difference(case(head_dim=128, heads=2), [100, 3]) < 1e-6
+
+
+@pytest.mark.parametrize("slots", [BLOCK, 200])
+def test_slots_need_not_be_whole_blocks(slots):
+    assert difference(case(slots=slots), [slots, slots - 1]) < 1e-6
+
+
+def test_more_blocks_than_splits_are_dealt_out(monkeypatch):
+    monkeypatch.setattr("llama_jax.kernels.decode_attention.PROGRAMS", 8)  # 2 a head, of 8 blocks
+    assert difference(case(slots=8 * BLOCK), [7 * BLOCK - 1, 3]) < 1e-6
+
+
+def test_bfloat16_differs_by_its_own_rounding():
+    assert difference(case(dtype=jnp.bfloat16), [100, 3]) < 0.02
+
+
+def test_slots_beyond_a_rows_length_are_not_read():
+    q, k, v, (past_k, past_v) = case()
+    spoilt = tuple(x.at[:, :, BLOCK:].set(jnp.nan) for x in (past_k, past_v))
+    ours = decode_attention(q, k, v, spoilt, jnp.array([BLOCK, 3]), interpret=True)
+    assert not np.any(np.isnan(ours))
+
+
+def test_fewer_slots_than_a_block_are_refused():
+    with pytest.raises(ValueError, match=f"32 slots of 64 numbers.*{BLOCK}"):
+        decode_attention(*case(slots=32), jnp.array([1, 2]), interpret=True)
+
+
+def blocks_read(monkeypatch, tensors, lengths):
+    """How often the kernel reads each block: by row, key head and first slot."""
+    seen, at, kernel = collections.Counter(), [], module._kernel
+
+    def watched(*refs, **sizes):
+        at[:] = pl.program_id(0), pl.program_id(1)
+        kernel(*refs, **sizes)
+
+    def ds(start, size):
+        jax.debug.callback(lambda *block: seen.update([tuple(map(int, block))]), *at, start)
+        return pl.ds(start, size)
+
+    counting = types.SimpleNamespace(**{**vars(pl), "ds": ds})
+    monkeypatch.setattr(module, "pl", counting)
+    monkeypatch.setattr(module, "_kernel", watched)
+    decode_attention(*tensors, jnp.array(lengths), interpret=True).block_until_ready()
+    jax.effects_barrier()
+    return seen
+
+
+def once_each(lengths, kv_heads):
+    """Each block of used slots of each row and key head: its keys, and its values."""
+    return {
+        (row, head, block * BLOCK): 2
+        for row, length in enumerate(lengths)
+        for head in range(kv_heads)
+        for block in range(-(-length // BLOCK))
+    }
+
+
+@pytest.mark.parametrize("programs", [8, 264])
+def test_each_used_block_is_read_once_by_all_splits_together(monkeypatch, programs):
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    lengths = [0, 1, 3 * BLOCK + 1, 8 * BLOCK]
+    tensors = case(batch=4, slots=8 * BLOCK)
+    assert blocks_read(monkeypatch, tensors, lengths) == once_each(lengths, kv_heads=2)
+
+
+def test_a_kernel_of_which_every_split_reads_all_is_caught(monkeypatch):
+    kernel = module._kernel
+
+    def alone(*refs, splits, slots):
+        kernel(*refs, splits=1, slots=slots)
+
+    monkeypatch.setattr(module, "_kernel", alone)
+    assert blocks_read(monkeypatch, case(), [100, 3]) != once_each([100, 3], kv_heads=2)

@@ -1,1 +1,0 @@
-"""What `tools/bench.py` measures with: models on disk, contestants, rounds, tables."""
