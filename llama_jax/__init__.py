@@ -33,4 +33,4 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.tokenizer import load_tokenizer as load_tokenizer
     from llama_jax.weights.params import Params as Params
 
-__all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # noqa: F821
+__all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # type: ignore[name-defined]  # noqa: F821

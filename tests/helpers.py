@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from typer.testing import CliRunner
 
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.cli import app
 from llama_jax.config import Config
@@ -51,7 +51,7 @@ def config_of(**sizes):
 def two_shards(folder, config):
     """Random bfloat16 weights in two memory-mapped files, cut as Meta's Llama 3 files are."""
     plan, ends = {}, [0, 0]
-    for weight in table(config):
+    for weight in names_table(config):
         turned = len(weight.shape) == 2 and weight.path != EMBEDDING
         shape = list(reversed(weight.shape)) if turned else list(weight.shape)
         axis = 1 if weight.path[-1] in ("wo", "w2") else 0

@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.config import Config
 
 DTYPES = {
@@ -91,7 +91,7 @@ def tensors_of(given: Mapping[str, Any], dtype: Any = np.float32) -> dict[str, n
     """Random weights by Hugging Face's names, in its layout."""
     rng = np.random.default_rng(0)
     found = {}
-    for row in table(config_of(given)):
+    for row in names_table(config_of(given)):
         shape = row.shape if "embed" in row.hf else row.shape[::-1]
         found[row.hf] = rng.normal(size=shape).astype(dtype)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 import torch_zip
 
 from llama_jax.checkpoint.meta.params import read_params
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.config import Config
 
 PARAMS = {
@@ -32,7 +32,7 @@ States = list[dict[str, np.ndarray]]
 def weights_of(config: Config, dtype=np.float32) -> dict[str, np.ndarray]:
     """Random weights by Meta's names, whole and in Meta's layout."""
     rng = np.random.default_rng(0)
-    rows = {row.meta: row.shape for row in table(config.replace(tie_embeddings=False))}
+    rows = {row.meta: row.shape for row in names_table(config.replace(tie_embeddings=False))}
     return {
         name: rng.normal(size=shape if name.startswith("tok") else shape[::-1]).astype(dtype)
         for name, shape in rows.items()
@@ -67,12 +67,12 @@ def config_of(tmp_path: Path, **params) -> Config:
 
 
 def assert_holds(source, weights: dict[str, np.ndarray]) -> None:
-    for row in table(source.config):
+    for row in names_table(source.config):
         tensor, expected = source.tensors[row.path], weights[row.meta]
         expected = expected if row.path[0] == "tok_embeddings" else expected.T
         assert tensor.shape == row.shape == expected.shape
         assert tensor[...].tobytes() == expected.tobytes()
-    assert list(source.tensors) == [row.path for row in table(source.config)]
+    assert list(source.tensors) == [row.path for row in names_table(source.config)]
 
 
 def small_1b(tmp_path: Path, **changes) -> Path:
@@ -80,6 +80,6 @@ def small_1b(tmp_path: Path, **changes) -> Path:
     sizes = {"dim": 2048, "n_layers": 16, "n_heads": 8, "n_kv_heads": 1, "vocab_size": 16}
     sizes |= {"ffn_dim_multiplier": 0.001, "multiple_of": 2, "use_scaled_rope": True, **changes}
     config = config_of(tmp_path, **sizes)
-    states = [{row.meta: np.zeros(row.shape[::-1], np.float16) for row in table(config)}]
+    states = [{row.meta: np.zeros(row.shape[::-1], np.float16) for row in names_table(config)}]
     states[0]["tok_embeddings.weight"] = np.zeros((16, 2048), np.float16)
     return write(tmp_path / "m", states, **sizes)

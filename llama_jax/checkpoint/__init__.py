@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,27 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.blocks import Tensor, Trimmed
+from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
-from llama_jax.checkpoint.dtypes import default_dtype, parse_dtype
-from llama_jax.checkpoint.names import Weight, table
+from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
-from llama_jax.sharding.arrays import padded_shape, weight_shardings
-from llama_jax.weights.params import Params, WeightPath, Weights, nested, true_shape
+from llama_jax.kernels import weight_dtype
+from llama_jax.sharding.arrays import weight_shardings
+from llama_jax.weights.params import Params, Weights, nested, weight_at
+from llama_jax.weights.table import WeightPath, WeightRow, weight_table
+from llama_jax.weights.weight import (
+    ARRAY,
+    is_value,
+    layout_of,
+    padded_shape,
+    part_shape,
+    parts_of,
+)
 
 __all__ = ["convert", "load", "save", "shapes"]
 
@@ -64,11 +72,12 @@ def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = 
         source = open_source(path)
         config, tokenizer = source.config, source.tokenizer
     shardings = _shardings(config, mesh)
-    dtype, weights = _dtype(shardings, dtype), {}
-    for row in table(config):
-        sharding = shardings[row.path]
-        shape = padded_shape(row.shape, sharding)
-        weights[row.path] = jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    dtype = _dtype(shardings, dtype)
+    stored = native.stored_weights(path, config) if native.is_native(path) else {}
+    weights = {
+        row.path: _shape(stored.get(row.path), row, shardings[row.path], dtype)
+        for row in weight_table(config).values()
+    }
     return Params(nested(weights), config, tokenizer)
 
 
@@ -79,7 +88,8 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     is empty, or a checkpoint and `overwrite` is set.
     """
     weights = {
-        row.path: _stored(params.config, params.weights, row) for row in table(params.config)
+        path: _unpadded(weight_at(params.weights, path), row.shape)
+        for path, row in weight_table(params.config).items()
     }
     native.write(
         Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
@@ -99,18 +109,32 @@ def _place(source: Source, shardings: dict[WeightPath, Sharding], dtype: np.dtyp
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     if mesh is not None:
         return dict(weight_shardings(config, mesh))
-    return dict.fromkeys((row.path for row in table(config)), default_sharding())
+    return dict.fromkeys(weight_table(config), default_sharding())
 
 
 def _dtype(shardings: dict[WeightPath, Sharding], wanted: Any) -> np.dtype:
     if wanted is not None:
         return parse_dtype(wanted)
     device: Any = next(iter(next(iter(shardings.values())).device_set))
-    return default_dtype(device.platform)
+    return weight_dtype(device.platform)
 
 
-def _stored(config: Config, weights: Weights, row: Weight) -> Tensor:
-    """A weight as the model has it, without what a mesh may have put after it."""
-    array: Any = functools.reduce(operator.getitem, row.path, weights)
-    shape = true_shape(config, row.path, array.shape)
-    return array if shape == array.shape else Trimmed(array, shape)
+def _shape(stored: Any, row: WeightRow, sharding: Sharding, dtype: np.dtype) -> Any:
+    """A weight as `load` will place it, with shapes in place of arrays."""
+    weight = stored if is_value(stored) else jax.ShapeDtypeStruct(row.shape, dtype)
+    where = dict(part_shardings(weight, row.shape, sharding, row.path))
+    padded, layout = padded_shape(row.shape, sharding), layout_of(weight)
+    parts = {
+        name: jax.ShapeDtypeStruct(
+            part_shape(layout[name], padded), part.dtype, sharding=where[name]
+        )
+        for name, part in parts_of(weight).items()
+    }
+    if is_value(weight):
+        return type(weight).from_parts(parts, weight.constants(), dtype)
+    return parts[ARRAY]
+
+
+def _unpadded(weight: Any, shape: tuple[int, ...]) -> Any:
+    """A weight without what a mesh may have put after it; a value's parts lose theirs later."""
+    return weight if is_value(weight) or weight.shape == shape else Trimmed(weight, shape)

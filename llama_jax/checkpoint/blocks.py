@@ -154,7 +154,12 @@ _EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}
 
 
 def count_not_finite(block: np.ndarray) -> int:
-    """How many values have an exponent of all ones. NumPy's isfinite is slow on bfloat16."""
+    """How many values have an exponent of all ones; none of integers.
+
+    NumPy's isfinite is slow on bfloat16.
+    """
+    if block.dtype.name not in _EXPONENT:
+        return 0
     ones = _EXPONENT[block.dtype.name]
     bits = np.ravel(block).view(f"u{block.dtype.itemsize}")
     scratch, count = np.empty(1 << 16, bits.dtype), 0  # small enough to stay in the cache

@@ -17,11 +17,6 @@ _SHORT = {
 }
 
 
-def default_dtype(platform: str) -> np.dtype:
-    """The dtype of a model that nobody chose one for: on a CPU float32, elsewhere bfloat16."""
-    return DTYPES["float32" if platform == "cpu" else "bfloat16"]
-
-
 def parse_dtype(dtype: Any) -> np.dtype:
     """A weight's dtype from its name ("bfloat16", "bf16") or from a JAX or NumPy dtype."""
     try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
-from llama_jax.checkpoint.export_tensor import Outgoing
+from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
@@ -115,7 +115,7 @@ def _write_texts(folder: Path, plan: _Plan, source: Source) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    files: dict[str, list[Outgoing]]
+    files: dict[str, list[ExportTensor]]
     texts: dict[str, Any]
     """JSON files, by name."""
     copies: dict[str, Path]
@@ -170,7 +170,7 @@ class _Stream:
         self.total, self.done, self.progress = total, 0, progress
         self.warnings: list[str] = []
 
-    def __call__(self, tensor: Outgoing) -> Iterator[np.ndarray]:
+    def __call__(self, tensor: ExportTensor) -> Iterator[np.ndarray]:
         cast_to = Cast(tensor.dtype)
         for block in tensor.blocks():
             cast = cast_to(block)

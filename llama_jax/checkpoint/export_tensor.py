@@ -17,7 +17,7 @@ _CHUNK = 512  # columns that a native checkpoint reads together
 
 
 @dataclasses.dataclass(frozen=True)
-class Outgoing:
+class ExportTensor:
     """One tensor of a file: which part of which weight, and how it lies there."""
 
     name: str
@@ -52,7 +52,7 @@ class Outgoing:
             block = self.tensor[(*self.part[:axis], band, *self.part[axis + 1 :])]
             if self.transposed:
                 block = transposed(block)
-            yield halved(block, self.head_dim) if self.head_dim else block
+            yield to_half_split(block, self.head_dim) if self.head_dim else block
 
     def _rows_at_once(self) -> int:
         row_bytes = math.prod(self.shape[1:]) * self.tensor.dtype.itemsize
@@ -60,7 +60,7 @@ class Outgoing:
         return max(1, BLOCK_BYTES // row_bytes // whole) * whole
 
 
-def halved(rows: np.ndarray, head_dim: int) -> np.ndarray:
+def to_half_split(rows: np.ndarray, head_dim: int) -> np.ndarray:
     """Rows of heads as Hugging Face has them, of rows whose pairs are adjacent."""
     pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
     return pairs.swapaxes(1, 2).reshape(rows.shape)

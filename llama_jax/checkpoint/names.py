@@ -1,24 +1,22 @@
-"""The one table of names: where each weight lives in our tree, and what others call it."""
+"""What other projects call each weight."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from llama_jax.config import Config
-from llama_jax.weights.params import WeightPath
-
-EMBEDDING, OUTPUT = ("tok_embeddings", "weight"), ("output", "weight")
+from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT, WeightPath, weight_table
 
 
-class Weight(NamedTuple):
-    """One row of the table."""
+class WeightNames(NamedTuple):
+    """One weight: where it is in our tree, its shape, and its names in others' files."""
 
     path: WeightPath
     shape: tuple[int, ...]
     """In our layout, where a matrix is [in, out] and the embedding [vocab, dim]."""
     meta: str
     """The name in Meta's files, which store a matrix as [out, in]. Meta's own models have no
-    biases: theirs are the names that its modules would give them."""
+    biases; theirs are the names that its modules would give them."""
     hf: str
     """The name in Hugging Face's files, which store a matrix as [out, in] too."""
 
@@ -29,23 +27,15 @@ class Weight(NamedTuple):
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """As both files have it, were it whole."""
+        """The shape in both files, if the tensor lies in one file."""
         return self.shape[::-1] if self.transposed else self.shape
 
 
-def table(config: Config) -> list[Weight]:
+def names_table(config: Config) -> list[WeightNames]:
     """Every weight of a model, in the order in which activations meet them."""
-    c = config
-    embedding = _names("tok_embeddings", "model.embed_tokens")
-    rows = [Weight(EMBEDDING, (c.vocab_size, c.dim), *embedding)]
-    for i in range(c.n_layers):
-        for (group, name), shape in _layer(c):
-            path = (f"layers_{i}", group, name)
-            rows.append(Weight(path, shape, *_layer_names(i, group, name)))
-    rows.append(Weight(("norm", "scale"), (c.dim,), *_names("norm", "model.norm")))
-    if not c.tie_embeddings:
-        rows.append(Weight(OUTPUT, (c.dim, c.vocab_size), *_names("output", "lm_head")))
-    return rows
+    return [
+        WeightNames(path, row.shape, *_names(path)) for path, row in weight_table(config).items()
+    ]
 
 
 _HF = {
@@ -59,41 +49,23 @@ _HF = {
     "w2": "mlp.down_proj",
     "w3": "mlp.up_proj",
 }
+_OUTSIDE_LAYERS = {
+    EMBEDDING: ("tok_embeddings.weight", "model.embed_tokens.weight"),
+    NORM: ("norm.weight", "model.norm.weight"),
+    OUTPUT: ("output.weight", "lm_head.weight"),
+}
 
 
-def _names(meta: str, hf: str) -> tuple[str, str]:
-    return f"{meta}.weight", f"{hf}.weight"
-
-
-def _layer_names(layer: int, group: str, name: str) -> tuple[str, str]:
-    """Both files call a norm's scale its "weight", and the bias `bq` the bias of `wq`."""
+def _names(path: WeightPath) -> tuple[str, str]:
+    """Both files call a norm's scale its "weight", and `bq` the bias of `wq`."""
+    if path in _OUTSIDE_LAYERS:
+        return _OUTSIDE_LAYERS[path]
+    layer, group, name = path
+    index = layer.removeprefix("layers_")
     if name == "scale":
         module, kind, hf = group, "weight", _HF[group]
     else:
         matrix = "w" + name[1:]
         module, kind = f"{group}.{matrix}", "weight" if name == matrix else "bias"
         hf = _HF[matrix]
-    return f"layers.{layer}.{module}.{kind}", f"model.layers.{layer}.{hf}.{kind}"
-
-
-def _layer(c: Config) -> list[tuple[tuple[str, str], tuple[int, ...]]]:
-    query_dim, kv_dim = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    return [
-        (("attention_norm", "scale"), (c.dim,)),
-        *_linear("attention", "q", (c.dim, query_dim), c.attention_bias),
-        *_linear("attention", "k", (c.dim, kv_dim), c.attention_bias),
-        *_linear("attention", "v", (c.dim, kv_dim), c.attention_bias),
-        *_linear("attention", "o", (query_dim, c.dim), c.attention_bias),
-        (("ffn_norm", "scale"), (c.dim,)),
-        *_linear("feed_forward", "1", (c.dim, c.hidden_dim), c.mlp_bias),
-        *_linear("feed_forward", "3", (c.dim, c.hidden_dim), c.mlp_bias),
-        *_linear("feed_forward", "2", (c.hidden_dim, c.dim), c.mlp_bias),
-    ]
-
-
-def _linear(
-    group: str, letter: str, shape: tuple[int, int], bias: bool
-) -> list[tuple[tuple[str, str], tuple[int, ...]]]:
-    """A matrix, and its bias where the model has them."""
-    biases = [((group, f"b{letter}"), shape[1:])] if bias else []
-    return [((group, f"w{letter}"), shape), *biases]
+    return f"layers.{index}.{module}.{kind}", f"model.layers.{index}.{hf}.{kind}"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from llama_jax.sharding.arrays import padded_shape
+from llama_jax.weights.weight import padded_shape
 
 Index = tuple[slice, ...]
 """One slice per axis, with its bounds."""

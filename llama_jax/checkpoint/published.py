@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from llama_jax.checkpoint.names import table
 from llama_jax.config import Config, published
+from llama_jax.weights.table import weight_table
 
 
 def family(config: Config) -> str:
@@ -23,7 +23,7 @@ def matching(config: Config) -> dict[str, Config]:
 
 def parameter_count(config: Config) -> int:
     """How many numbers the model's weights hold; tied embeddings count once."""
-    return sum(math.prod(row.shape) for row in table(config))
+    return sum(math.prod(row.shape) for row in weight_table(config).values())
 
 
 def _title(name: str) -> str:

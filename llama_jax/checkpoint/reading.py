@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.blocks import ReadByPart
+from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.meta import is_meta, open_meta
-from llama_jax.checkpoint.names import WeightPath, table
+from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
+from llama_jax.weights.table import WeightPath, weight_table
+from llama_jax.weights.weight import ARRAY, is_value, parts_of
 
 
 def open_checkpoint(
@@ -66,11 +69,19 @@ def _open_native(path: Path, max_seq_len: int | None) -> Source:
     if max_seq_len is not None:
         config = config.replace(max_seq_len=max_seq_len)
     stored = native.stored_weights(path, config)
-    tensors = {
-        row.path: NativeTensor(path, row.path, stored[row.path].shape, stored[row.path].dtype)
-        for row in table(config)
-    }
+    tensors = {at: _stored(path, at, stored[at]) for at in weight_table(config)}
     return Source(path, "native", config, tensors, own_tokenizer(path), files=(), notes=())
+
+
+def _stored(checkpoint: Path, path: WeightPath, weight: Any) -> Stored:
+    """A weight of a native checkpoint, to be read part by part."""
+    parts = {
+        name: NativeTensor(checkpoint, part_path(path, name), part.shape, part.dtype)
+        for name, part in parts_of(weight).items()
+    }
+    if not is_value(weight):
+        return parts[ARRAY]
+    return StoredValue(weight.kind, np.dtype(weight.dtype), weight.constants(), dict(parts))
 
 
 @dataclasses.dataclass(frozen=True)

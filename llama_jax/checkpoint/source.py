@@ -10,9 +10,9 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
 from llama_jax.checkpoint.files.safe_paths import check_inside
-from llama_jax.checkpoint.names import WeightPath
 from llama_jax.config import Config
 from llama_jax.tokenizer import find_tokenizer, tokenizer_files
+from llama_jax.weights.table import WeightPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Source:
     """"meta", "huggingface" or "native"."""
     config: Config
     tensors: Mapping[WeightPath, Stored]
-    """Every weight of the model and nothing else, in the order of `names.table`."""
+    """Every weight of the model and nothing else, in the order of `names.names_table`."""
     tokenizer: Path | None
     files: tuple[Path, ...]
     """The weight files, for the record of where the checkpoint came from; none of a native one."""

@@ -19,8 +19,8 @@ from llama_jax.cli.console import plain_errors, status, stderr
 from llama_jax.cli.loading import load_ahead
 
 if TYPE_CHECKING:
-    from llama_jax.checkpoint.inspection import Memory
     from llama_jax.checkpoint.source import Source
+    from llama_jax.model.memory import Memory
     from llama_jax.weights.params import Params
 
 _job = functools.partial(typer.Option, rich_help_panel="Several processes")
@@ -87,12 +87,12 @@ class Devices(options.Mesh):
         import jax
 
         import llama_jax
-        from llama_jax.checkpoint.dtypes import default_dtype
+        from llama_jax.kernels import weight_dtype
 
         self._check_there()
         mesh = None
         if self._size > 1:
-            dtype = dtype or default_dtype(jax.default_backend()).name
+            dtype = dtype or weight_dtype(jax.default_backend()).name
             needed, asked = self._needed(checkpoint, dtype, cache)
             stderr.print(f"{self}; {_held(needed, asked)}")
             _check_fits(needed)
@@ -117,6 +117,8 @@ class Devices(options.Mesh):
     def _check_there(self) -> None:
         import jax
 
+        from llama_jax.kernels import devices_can_be_made
+
         there, asked = len(jax.devices()), f"--data x --fsdp x --tensor is {self._size}"
         if jax.process_count() > 1 and self._size != there:
             raise ValueError(
@@ -126,7 +128,7 @@ class Devices(options.Mesh):
         if self._size > there:
             have = "there is one device" if there == 1 else f"there are {there} devices"
             cpu = f", or add --cpu-devices {self._size} to make as many of this machine's CPU"
-            way_out = cpu if jax.default_backend() == "cpu" else ""
+            way_out = cpu if devices_can_be_made(jax.default_backend()) else ""
             raise ValueError(f"{asked} and {have}; lower one of the three{way_out}")
 
     def _needed(
@@ -134,19 +136,20 @@ class Devices(options.Mesh):
     ) -> tuple[Memory, tuple[int, int]]:
         import jax
 
-        from llama_jax.checkpoint.inspection import memory
+        from llama_jax.checkpoint.dtypes import parse_dtype
         from llama_jax.checkpoint.reading import open_checkpoint
-        from llama_jax.sharding.arrays import cache_dtype_on
+        from llama_jax.kernels import cache_dtype
+        from llama_jax.model.memory import memory
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
         positions = min(positions, source.config.max_seq_len)
         needed = memory(
             source.config,
-            dtype=dtype,
+            dtype=parse_dtype(dtype),
             batch=rows,
             context=positions,
-            cache_dtype=cache_dtype_on(jax.default_backend(), dtype),
+            cache_dtype=cache_dtype(jax.default_backend(), parse_dtype(dtype)),
             **self.axes,
         )
         return needed, (rows, positions)

@@ -20,9 +20,8 @@ from llama_jax.cli.devices import Devices, over_devices
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
-    from llama_jax.generation.driver import Delta
-    from llama_jax.generation.generate import Completion
     from llama_jax.generation.prompts import Prompt
+    from llama_jax.generation.results import Completion, Delta
     from llama_jax.weights.params import Params
 
 
@@ -114,16 +113,15 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> Non
 
 def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
     """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.generation.batch import MAX_ROWS, slots_in_the_end
+    from llama_jax.generation.limits import MAX_ROWS, final_slots, power_of_two
     from llama_jax.generation.prompts import encode
-    from llama_jax.generation.stop_strings import power_of_two
     from llama_jax.tokenizer import load_tokenizer
 
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     config = source.config
     lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
     rows = min(power_of_two(len(prompts)), MAX_ROWS)
-    return rows, slots_in_the_end(max(lengths), room, config)
+    return rows, final_slots(max(lengths), room, config.max_seq_len)
 
 
 def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:

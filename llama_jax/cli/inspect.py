@@ -14,7 +14,8 @@ from llama_jax.cli.console import plain_errors
 from llama_jax.cli.description import model_rows, print_rows
 
 if TYPE_CHECKING:
-    from llama_jax.checkpoint.inspection import Inspection, Memory
+    from llama_jax.checkpoint.inspection import Inspection
+    from llama_jax.model.memory import Memory
 
 
 @options.grouped
@@ -32,12 +33,13 @@ def inspect(
     """Say what a checkpoint is and what memory it will take; nothing is loaded."""
     with plain_errors():
         from llama_jax.checkpoint.dtypes import parse_dtype
-        from llama_jax.checkpoint.inspection import inspect_checkpoint, memory
+        from llama_jax.checkpoint.inspection import inspect_checkpoint
+        from llama_jax.model.memory import memory
 
         found = inspect_checkpoint(checkpoint)
         config = found.source.config
         context = config.max_seq_len if context is None else context
-        needed = memory(config, dtype=dtype, batch=batch, context=context, **mesh.axes)
+        needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
         tokenizer = _tokenizer(found.source.tokenizer)
         dtype = parse_dtype(dtype).name
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}

@@ -52,7 +52,7 @@ class Mesh:
     fsdp: Annotated[int, _devices(help="... the texts and every matrix")] = 1
 
     @property
-    def axes(self) -> dict[str, int]:
+    def axes(self) -> dict[str, Any]:
         """The same by name, as `make_mesh` takes them."""
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 

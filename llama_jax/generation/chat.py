@@ -1,4 +1,4 @@
-"""Conversations: dialogs to answers, and a past that is read once."""
+"""Dialogs: an answer to one, and a conversation whose past is read once."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax.compilation import OPTIONS
-from llama_jax.generation.batch import Row, request_of, rows_of, slots_for
-from llama_jax.generation.driver import PREFILL_CHUNK, Delta, chunk_of, decoded_rows, grown
-from llama_jax.generation.generate import Completion, complete
-from llama_jax.generation.loop import Decoding, resume
+from llama_jax.generation.batch import Row, batch_settings, rows_of
+from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
+from llama_jax.generation.generate import complete
+from llama_jax.generation.limits import initial_slots, limits_on
+from llama_jax.generation.loop import DecodeState
 from llama_jax.generation.prompts import tokenizer_of
-from llama_jax.generation.sample import Request
+from llama_jax.generation.results import Completion, Delta
+from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
-from llama_jax.model.cache import KVCache
-from llama_jax.sharding.arrays import cache_dtype, on_mesh_of, platform_of, replicated, rows_divisor
+from llama_jax.model.cache import Cache, KVCache
+from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Message, Tokenizer
 from llama_jax.weights.params import Params
-
-CHUNK = 64
-"""Tokens that a turn reads at once on a CPU: one program serves long turns and short, and few are
-read for none. An accelerator reads the weights as fast for more."""
 
 
 def chat(
@@ -33,6 +30,7 @@ def chat(
     settings: SamplingSettings | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> Completion:
     """The assistant's answer to a dialog that ends with its user: `.text` is its next content.
@@ -43,8 +41,9 @@ def chat(
     tokenizer = _needed(params, tokenizer)
     (wanted,) = for_each(settings, changes, 1)
     ids = tokenizer.encode_dialog(messages)
-    (row,) = rows_of(params, [ids], [wanted], 1, tokenizer, truncate=False)
-    (done,) = complete(params, [dataclasses.replace(row, spelled_after=())], tokenizer)
+    (row,) = rows_of(params.config, [ids], [wanted], 1, tokenizer, truncate=False)
+    row = dataclasses.replace(row, context_ids=())
+    (done,) = complete(params, Placement.of(params, cache), [row], tokenizer)
     return done
 
 
@@ -61,9 +60,11 @@ class Conversation:
         system: str | None = None,
         settings: SamplingSettings | None = None,
         tokenizer: Tokenizer | None = None,
+        cache: type[Cache] = KVCache,
         **changes: Any,
     ) -> None:
         self.params = params
+        self._place = Placement.of(params, cache)
         self.tokenizer = _needed(params, tokenizer)
         (self.settings,) = for_each(settings, changes, 1)
         self.messages: list[Message] = []
@@ -72,7 +73,7 @@ class Conversation:
         self.prefilled = 0
         """Tokens that the last turn had to read."""
         self._ids: list[int] = []
-        self._cache: KVCache | None = None
+        self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
         self.reset(system)
 
@@ -89,8 +90,10 @@ class Conversation:
         as far as it came.
         """
         messages, ids = self._fitted([*self.messages, {"role": "user", "content": content}])
-        (row,) = rows_of(self.params, [ids], [self.settings], 1, self.tokenizer, truncate=False)
-        row = dataclasses.replace(row, spelled_after=())
+        (row,) = rows_of(
+            self.params.config, [ids], [self.settings], 1, self.tokenizer, truncate=False
+        )
+        row = dataclasses.replace(row, context_ids=())
         self.forgotten += _turns(self.messages) + 1 - _turns(messages)
         text = ""
         self._remember(ids)
@@ -141,44 +144,51 @@ class Conversation:
         return [*self._ids, *one[len(one) - tail :]]
 
     def _answer(self, row: Row) -> Iterator[Delta]:
-        if row.budget == 0:
+        if row.max_new_tokens == 0:
             yield Delta(0, "", [], None, "length")
             return
-        size = rows_divisor(self.params)  # the rows after the first ask for nothing
-        request = request_of(self.params.config, [row], size, self.tokenizer)
-        request = replicated(self.params, request)
-        state = self._prefilled(row, request)
-        pause = chunk_of(self.params)
-        rows = decoded_rows(self.params, [row], request, state, self.tokenizer, pause)
-        for _, delta, state in rows:
+        size = self._place.batch_divisor  # the rows after the first ask for nothing
+        settings = self._place.put(batch_settings(self.params.config, [row], size))
+        state = self._prefilled(row, settings)
+        writers = [RowWriter(row, self.tokenizer)]
+        for _, delta, after in decode_rows(
+            self.params, self._place, writers, settings, state, stream=True
+        ):
             # The newest token is not in the cache yet.
-            count = int(state.round.count[0])
-            self._cache, self._read = state.cache, len(row.prompt) + count - 1
+            count = int(after.buffer.count[0])
+            self._cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta
 
-    def _prefilled(self, row: Row, request: Request) -> Decoding:
-        config, ids = self.params.config, row.prompt
-        slots, size = slots_for(len(ids), config), len(request.budget)
+    def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:
+        config, place, ids = self.params.config, self._place, row.prompt
+        slots, size = initial_slots(len(ids), config.max_seq_len), place.batch_divisor
         cache = self._cache
-        if cache is None or cache.k[0].is_deleted():  # an answer was cut short inside a step
-            cache = KVCache.empty(config, batch=size, slots=slots, dtype=cache_dtype(self.params))
-            cache, self._read = dataclasses.replace(cache, fresh=False), 0
+        if cache is None or _is_deleted(cache):  # an answer was cut short inside a step
+            empty = place.cache.empty(config, batch=size, slots=slots, dtype=place.cache_dtype)
+            cache, self._read = empty.continued(), 0
         if cache.slots < slots:
-            cache = grown(cache, slots=slots)
+            cache = grow(place, cache, slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
         text = np.zeros((size, cache.slots), np.int32)
         text[0, : len(ids)] = ids
-        length, start = np.array([len(ids)] + [1] * (size - 1)), np.array(read)
-        with on_mesh_of(self.params):
-            return _resume(
-                self.params, cache, text, length, start, request, width=_width(self.params)
+        lengths = np.array([len(ids)] + [1] * (size - 1), np.int32)
+        with place.use_mesh():
+            return prefill(
+                self.params,
+                cache,
+                text,
+                lengths,
+                np.int32(read),
+                settings,
+                tokens_per_read=limits_on(place.platform).turn_tokens,
             )
 
 
-def _width(params: Params) -> int:
-    return CHUNK if platform_of(params) == "cpu" else PREFILL_CHUNK
+def _is_deleted(cache: Any) -> bool:
+    """Whether a program was given the cache's memory and did not return."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -201,8 +211,3 @@ def _needed(params: Params, tokenizer: Tokenizer | None) -> Tokenizer:
 
 def _turns(messages: Sequence[Message]) -> int:
     return sum(message["role"] == "user" for message in messages)
-
-
-_resume = jax.jit(
-    resume, static_argnames="width", donate_argnames="cache", compiler_options=OPTIONS
-)

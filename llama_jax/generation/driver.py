@@ -1,61 +1,85 @@
-"""The host's side of decoding: it takes what each round decided, and spells it."""
+"""The host's side of decoding: it runs the two programs, takes their tokens, and makes text."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
-from llama_jax.compilation import OPTIONS
-from llama_jax.generation.batch import Batch, Row, more_slots
-from llama_jax.generation.loop import Decoding, Round, advance, prefill
-from llama_jax.generation.sample import Request
-from llama_jax.generation.score import TokenLogprob
-from llama_jax.generation.text import Speller
-from llama_jax.model.cache import KVCache
-from llama_jax.sharding.arrays import cache_dtype, on_mesh_of, platform_of, replicated
+from llama_jax.generation import loop
+from llama_jax.generation.batch import Batch, Row
+from llama_jax.generation.limits import (
+    NO_LIMIT,
+    PREFILL_TOKENS_A_ROW,
+    STOP_STRING_TOKENS,
+    doubled_slots,
+    limits_on,
+    tokens_per_read,
+)
+from llama_jax.generation.loop import DecodeState, NewCache, TokenBuffer
+from llama_jax.generation.results import Delta, FinishReason, TokenLogprob
+from llama_jax.generation.sample import BatchSettings
+from llama_jax.generation.text import TextStream
+from llama_jax.kernels import COMPILER_OPTIONS
+from llama_jax.model.cache import Cache
+from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Tokenizer
 from llama_jax.weights.params import Params
 
-FinishReason = Literal["stop", "length"]
-FOREVER = np.int32(2**31 - 1)
-PREFILL_CHUNK = 512
-"""Tokens of each prompt that are read at once, which bounds what attention holds."""
-PREFILL_TOKENS = 1 << 14
-"""Of all prompts together, on an accelerator: its kernel holds no scores, and takes only the first
-tokens that are read of a prompt."""
+prefill = jax.jit(
+    loop.prefill,
+    static_argnames="tokens_per_read",
+    donate_argnames="cache",
+    compiler_options=COMPILER_OPTIONS,
+)
+decode = jax.jit(
+    loop.decode,
+    static_argnames="tokens_per_check",
+    donate_argnames="state",
+    compiler_options=COMPILER_OPTIONS,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What one row of a stream gained."""
-
-    row: int
-    text: str
-    """Certain text only: half a character, or half a stop string, waits for the rest."""
-    tokens: list[int]
-    logprobs: list[TokenLogprob] | None
-    finish_reason: FinishReason | None
-    """Set on a row's last delta, and there alone."""
+def grow(place: Placement, cache: Cache, slots: int) -> Cache:
+    """The same past with room for `slots` positions a row."""
+    with place.use_mesh():
+        return _grow(cache, slots=slots)
 
 
-def prepare_batch(params: Params, batch: Batch) -> Iterator[None]:
+_grow = jax.jit(lambda cache, slots: cache.grown(slots), static_argnames="slots")
+
+
+def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[str, Any]:
+    """What `prefill` is called with to read a batch into a cache of its own."""
+    rows, time = batch.prompts.shape
+    limits = limits_on(place.platform)
+    return {
+        "params": params,
+        "cache": NewCache(place.cache, rows, batch.slots, place.cache_dtype),
+        "texts": batch.prompts,
+        "lengths": batch.lengths,
+        "read": np.int32(0),
+        "settings": batch.settings,
+        "tokens_per_read": tokens_per_read(
+            rows, time, in_all=limits.prefill_tokens, a_row=PREFILL_TOKENS_A_ROW
+        ),
+    }
+
+
+def compile_ahead(params: Params, place: Placement, batch: Batch) -> Iterator[None]:
     """Compiles the two programs that decode a batch, or finds them compiled; yields after each.
 
     The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
     by shapes and devices.
     """
-    request = batch.request
-    with on_mesh_of(params):
-        first = _prefill.lower(
-            params, batch.prompts, batch.lengths, request, **_sizes(params, batch)
-        )
+    with place.use_mesh():
+        first = prefill.lower(**prefill_arguments(params, place, batch))
         made = first.compile()
     yield
-    with on_mesh_of(params):
+    with place.use_mesh():
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
@@ -63,131 +87,135 @@ def prepare_batch(params: Params, batch: Batch) -> Iterator[None]:
             first.out_info,
             made.output_shardings,
         )
-        taken = np.zeros(len(request.budget), np.int32)
-        loop = _advance.lower(params, state, request, taken, np.int32(1), chunk=chunk_of(params))
-        loop.compile()
+        taken, until = np.zeros(len(batch.lengths), np.int32), np.int32(1)
+        check = limits_on(place.platform).tokens_per_check
+        decode.lower(params, state, batch.settings, taken, until, tokens_per_check=check).compile()
     yield
 
 
-def decoded(
-    params: Params, batch: Batch, tokenizer: Tokenizer | None, pause: int | None
+def decode_batch(
+    params: Params,
+    place: Placement,
+    batch: Batch,
+    tokenizer: Tokenizer | None,
+    *,
+    stream: bool,
 ) -> Iterator[tuple[int, Delta]]:
     """Decodes a batch; yields what each row gains, and its place in the batch.
 
-    `pause` is how many tokens the rows gain at a time: as many as a round holds where it is None.
+    With `stream` rows gain tokens as they come, otherwise as many as the device keeps.
     """
-    if all(row.budget == 0 for row in batch.rows):
+    if all(row.max_new_tokens == 0 for row in batch.rows):
         for i, row in enumerate(batch.rows):
             logprobs: list[TokenLogprob] | None = None if row.settings.logprobs is None else []
             yield i, Delta(row.index, "", [], logprobs, "length")
         return
-    with on_mesh_of(params):
-        state = _prefill(
-            params, batch.prompts, batch.lengths, batch.request, **_sizes(params, batch)
-        )
-    rounds = decoded_rows(params, batch.rows, batch.request, state, tokenizer, pause)
-    yield from ((i, delta) for i, delta, _ in rounds)
+    with place.use_mesh():
+        state = prefill(**prefill_arguments(params, place, batch))
+    writers = [RowWriter(row, tokenizer) for row in batch.rows]
+    for i, delta, _ in decode_rows(params, place, writers, batch.settings, state, stream=stream):
+        yield i, delta
 
 
-def decoded_rows(
-    params: Params,
-    rows: Sequence[Row],
-    request: Request,
-    state: Decoding,
-    tokenizer: Tokenizer | None,
-    pause: int | None,
-) -> Iterator[tuple[int, Delta, Decoding]]:
-    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
-
-    With a pause, the prefill's token is given out before the loop is compiled.
-    """
-    writers = [
-        _Writer(row, Speller(tokenizer, row.spelled_after, row.settings.stop)) for row in rows
-    ]
-    taken: Any = np.zeros(len(request.budget), np.int32)
-    budget = taken.copy()
-    budget[: len(rows)] = [row.budget for row in rows]
-    at_once = pause is None and max(row.budget for row in rows) > 1
-    until, chunk = np.int32(FOREVER if at_once else 1), chunk_of(params)
-    while not all(writer.ended for writer in writers):
-        if until > 1:
-            with on_mesh_of(params):
-                state = _advance(params, state, request, taken, until, chunk=chunk)
-        round: Round = jax.device_get(state.round)
-        for i, writer in enumerate(writers):
-            if not writer.ended:
-                yield i, writer.take(round, i), state
-        taken = round.count
-        until = until if pause is None else np.int32(until + pause)
-        # What only the host knows to be over: a stop string with U+FFFD, which stands for bytes
-        # that are no character, is met in text alone.
-        over = [w.ended and not round.stopped[i] for i, w in enumerate(writers)]
-        if np.any(round.count[: len(over)][over] < budget[: len(over)][over]):
-            budget[: len(over)][over] = 0
-            request = dataclasses.replace(request, budget=replicated(params, budget))
-        going = [writer for writer in writers if not writer.ended]
-        ends = [len(writer.row.prompt) + writer.count for writer in going]
-        if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
-            with on_mesh_of(params):
-                cache = grown(state.cache, slots=more_slots(state.cache.slots, params.config))
-            state = dataclasses.replace(state, cache=cache)
-
-
-class _Writer:
+class RowWriter:
     """One row's text as it grows. Host state."""
 
-    def __init__(self, row: Row, speller: Speller) -> None:
-        self.row, self.speller = row, speller
+    def __init__(self, row: Row, tokenizer: Tokenizer | None) -> None:
+        self.row = row
+        self.text = TextStream(tokenizer, row.context_ids, row.settings.stop)
         self.count = 0
+        """Tokens that the device decided, whether or not they are kept."""
         self.ended = False
 
-    def take(self, round: Round, i: int) -> Delta:
-        """What the row gained in a round, where it is the `i`-th."""
-        size, self.count = int(round.count[i]) - self.count, int(round.count[i])
-        text, size = self.speller.push_all(round.tokens[i, :size].tolist())
-        self.ended = bool(round.stopped[i]) or self.speller.stopped or self.count >= self.row.budget
-        text += self.speller.finish() if self.ended else ""
-        stopped = bool(round.stopped[i]) or self.speller.stopped
+    def take(self, buffer: TokenBuffer, i: int) -> Delta:
+        """What the row gained since it was last asked, where it is row `i` of the buffer."""
+        size, self.count = int(buffer.count[i]) - self.count, int(buffer.count[i])
+        text, size = self.text.push_all(buffer.tokens[i, :size].tolist())
+        stopped = bool(buffer.stopped[i]) or self.text.stopped
+        self.ended = stopped or self.count >= self.row.max_new_tokens
+        text += self.text.finish() if self.ended else ""
         reason: FinishReason = "stop" if stopped else "length"
-        tokens = round.tokens[i, :size].tolist()
-        logprobs = self._logprobs(round, i, size)
+        tokens = buffer.tokens[i, :size].tolist()
+        logprobs = self._logprobs(buffer, i, size)
         return Delta(self.row.index, text, tokens, logprobs, reason if self.ended else None)
 
-    def _logprobs(self, round: Any, i: int, size: int) -> list[TokenLogprob] | None:
+    def _logprobs(self, buffer: Any, i: int, size: int) -> list[TokenLogprob] | None:
         k = self.row.settings.logprobs
         if k is None:
             return None
         return [
             TokenLogprob.of(
-                round.tokens[i, j],
-                round.logprobs[i, j],
-                round.top_ids[i, j, :k],
-                round.top_logprobs[i, j],
+                buffer.tokens[i, j],
+                buffer.logprobs[i, j],
+                buffer.top_ids[i, j, :k],
+                buffer.top_logprobs[i, j],
             )
             for j in range(size)
         ]
 
 
-def prefill_width(params: Params, prompts: np.ndarray) -> int:
-    """Tokens of each prompt that are read at once."""
-    rows, time = prompts.shape
-    many = 0 if platform_of(params) == "cpu" else PREFILL_TOKENS // rows
-    return min(time, max(PREFILL_CHUNK, many))
+def decode_rows(
+    params: Params,
+    place: Placement,
+    writers: Sequence[RowWriter],
+    settings: BatchSettings,
+    state: DecodeState,
+    *,
+    stream: bool,
+) -> Iterator[tuple[int, Delta, DecodeState]]:
+    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
+
+    With `stream` the prefill's token is given out before the loop is compiled.
+    """
+    check = limits_on(place.platform).tokens_per_check
+    most = max(writer.row.max_new_tokens for writer in writers)
+    pause, until = _pauses(writers, check, most, stream=stream)
+    taken: Any = np.zeros(len(settings.max_new_tokens), np.int32)
+    while not all(writer.ended for writer in writers):
+        if until > 1:
+            with place.use_mesh():
+                state = decode(
+                    params, state, settings, taken, np.int32(until), tokens_per_check=check
+                )
+        buffer: TokenBuffer = jax.device_get(state.buffer)
+        for i, writer in enumerate(writers):
+            if not writer.ended:
+                yield i, writer.take(buffer, i), state
+        taken, until = buffer.count, min(until + pause, NO_LIMIT)
+        settings = _without_ended(place, settings, writers)
+        going = [writer for writer in writers if not writer.ended]
+        ends = [len(writer.row.prompt) + writer.count for writer in going]
+        if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
+            slots = doubled_slots(state.cache.slots, params.config.max_seq_len)
+            state = dataclasses.replace(state, cache=grow(place, state.cache, slots))
 
 
-def chunk_of(params: Params) -> int:
-    """Tokens between two questions whether to go on: free on CPU, a stall on an accelerator."""
-    return 1 if platform_of(params) == "cpu" else 8
+def _pauses(
+    writers: Sequence[RowWriter], check: int, most: int, *, stream: bool
+) -> tuple[int, int]:
+    """After how many tokens the host looks: each time, and the first time.
+
+    For stop strings it looks often, because only the text tells where one is.
+    """
+    if stream:
+        return check, 1
+    if any(writer.row.settings.stop for writer in writers):
+        return STOP_STRING_TOKENS, min(most, STOP_STRING_TOKENS)
+    return NO_LIMIT, NO_LIMIT if most > 1 else 1
 
 
-def _sizes(params: Params, batch: Batch) -> dict[str, Any]:
-    """What is static of a prefill."""
-    width = prefill_width(params, batch.prompts)
-    return {"width": width, "slots": batch.slots, "dtype": cache_dtype(params)}
+def _without_ended(
+    place: Placement, settings: BatchSettings, writers: Sequence[RowWriter]
+) -> BatchSettings:
+    """The settings, with no more tokens for rows that ended at a stop string.
 
-
-_prefill = jax.jit(prefill, static_argnames=("width", "slots", "dtype"), compiler_options=OPTIONS)
-_advance = jax.jit(
-    advance, static_argnames="chunk", donate_argnames="state", compiler_options=OPTIONS
-)
-grown = jax.jit(KVCache.grown, static_argnames="slots")
+    The device does not know of these stops. Such a row then idles, at no cost to the others.
+    """
+    over = [i for i, w in enumerate(writers) if w.text.stopped]
+    if not over:
+        return settings
+    wanted = np.array(jax.device_get(settings.max_new_tokens))
+    if not wanted[over].any():
+        return settings
+    wanted[over] = 0
+    return dataclasses.replace(settings, max_new_tokens=place.put(wanted))

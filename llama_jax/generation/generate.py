@@ -8,28 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.batch import Batch, Row, batches_of, rows_of
-from llama_jax.generation.driver import Delta, FinishReason, chunk_of, decoded, prepare_batch
+from llama_jax.generation.driver import compile_ahead, decode_batch
 from llama_jax.generation.prompts import Prompt, tokenizer_of
-from llama_jax.generation.score import TokenLogprob, prompt_logprobs
+from llama_jax.generation.results import Completion, Delta, TokenLogprob
+from llama_jax.generation.score import prompt_logprobs
 from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.model.cache import Cache, KVCache
+from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Tokenizer, detokenize
 from llama_jax.weights.params import Params
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What a model wrote after one prompt."""
-
-    text: str | None
-    """What continues the prompt: prompt + text is the whole. None without a tokenizer."""
-    tokens: list[int]
-    """The new tokens, without the prompt's and without a stop token."""
-    finish_reason: FinishReason
-    """Why it ended: at a stop, or at `max_new_tokens` or the context's end ("length")."""
-    logprobs: list[TokenLogprob] | None = None
-    """Of the new tokens, one each, if the settings asked for them."""
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    """Of the prompt's tokens; the first follows nothing and has None."""
 
 
 def generate(
@@ -41,39 +28,46 @@ def generate(
     echo: bool = False,
     truncate: bool = False,
     tokenizer: Tokenizer | None = None,
+    cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> list[Completion]:
     """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
 
-    A prompt is text, which gets bos before it, or a list of ids, taken as it is. `settings` is one
-    for all or one each, and any further keyword changes that field of it; a number given as a list
-    is one for each prompt. `n` completions of a prompt stand side by side, their seeds counting
-    up. With `echo` a completion's text and tokens begin with the prompt's. A prompt longer than
-    `params.config.max_seq_len` is a ValueError, or with `truncate` loses its beginning.
+    A prompt is text, which gets bos before it, or a list of token ids, taken as it is. `settings`
+    is one for all prompts or one each. Any further keyword changes that field of the settings; a
+    number given as a list is one for each prompt. `n` completions of a prompt stand side by side,
+    and their seeds count up. With `echo` a completion's text and tokens begin with the prompt's.
+    `cache` is the kind of cache that keys and values lie in.
 
-    A completion depends on its prompt, settings and seed alone, whatever else is in the list.
-    Prompts of like length run together, at most 32 a batch; a progress bar shows where there
-    are several batches and a terminal to show it on.
+    A completion depends on its prompt, settings and seed alone, not on its neighbours in the list.
+    Prompts of like length run together, at most 32 a batch. Where there are several batches, a
+    terminal shows a progress bar.
 
     Two programs do the work: one reads prompts, one decodes. Each is compiled once per batch size
-    and length, both rounded up to a power of two; no setting compiles anything.
+    and length, both rounded up to a power of two. No setting compiles anything.
+
+    ValueError where a prompt is empty, has ids that the model does not know, or is longer than
+    `params.config.max_seq_len`; with `truncate` it loses its beginning instead.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
-    completions = complete(params, rows, tokenizer)
+    place = Placement.of(params, cache)
+    rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+    completions = complete(params, place, rows, tokenizer)
     if not echo:
         return completions
     return [_echoed(done, row, tokenizer) for done, row in zip(completions, rows, strict=True)]
 
 
-def complete(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> list[Completion]:
+def complete(
+    params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
+) -> list[Completion]:
     """The rows' completions, in their order, batch by batch."""
-    scored = _prompt_logprobs(params, rows)
+    scored = _prompt_logprobs(params, place, rows)
     found: list[Completion | None] = [None] * len(rows)
-    for batch in _shown(params, rows, tokenizer):
+    for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
         deltas: list[list[Delta]] = [[] for _ in batch.rows]
-        for place, delta in decoded(params, batch, tokenizer, pause=None):
-            deltas[place].append(delta)
+        for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
+            deltas[i].append(delta)
         for row, parts in zip(batch.rows, deltas, strict=True):
             found[row.index] = _completion(row, parts, tokenizer, scored[row.index])
     return [completion for completion in found if completion is not None]
@@ -87,16 +81,24 @@ def stream(
     n: int = 1,
     truncate: bool = False,
     tokenizer: Tokenizer | None = None,
+    cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> Iterator[Delta]:
-    """`generate`, as it goes: yields what each row gains while the others still run.
+    """`generate` as it goes: yields what each row gains while the others still run.
 
-    A row's texts, tokens and log-probabilities, joined, are those of `generate`; row i is its i-th
-    completion. Arguments as there, and checked at once, not at the first `next`.
+    The texts, tokens and log-probabilities of a row, joined, are those of `generate`; row i is its
+    i-th completion. The arguments are the same, and are checked at once, not at the first `next`.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    rows = rows_of(params, *_each(prompts, settings, changes), n, tokenizer, truncate)
-    return _stream(params, rows, tokenizer)
+    place = Placement.of(params, cache)
+    rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+
+    def deltas() -> Iterator[Delta]:
+        for batch in batches_of(params.config, place, rows):
+            for _, delta in decode_batch(params, place, batch, tokenizer, stream=True):
+                yield delta
+
+    return deltas()
 
 
 def prepare(
@@ -105,18 +107,20 @@ def prepare(
     settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
     *,
     tokenizer: Tokenizer | None = None,
+    cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> Iterator[None]:
     """Compiles what the first batch of `generate` or `stream` with these arguments will run.
 
-    Yields after each program: after the first, a stream's first token waits for no compiler.
+    Yields after each of the two programs; a stream's first token needs only the first.
 
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
     tokenizer = tokenizer_of(params, tokenizer)
+    place = Placement.of(params, cache)
     each = _each(prompts, settings, changes)
-    rows = rows_of(params, *each, 1, tokenizer, truncate=False)
-    yield from prepare_batch(params, next(batches_of(params, rows, tokenizer)))
+    rows = rows_of(params.config, *each, 1, tokenizer, truncate=False)
+    yield from compile_ahead(params, place, next(batches_of(params.config, place, rows)))
 
 
 def _each(
@@ -152,25 +156,23 @@ def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Co
     tokens = [*row.prompt, *completion.tokens]
     if tokenizer is None:
         return dataclasses.replace(completion, tokens=tokens)
-    # Some tokenizers spell bos, which is no part of the text that was given.
-    spelled = tokens[row.prompt[0] == tokenizer.bos_id :]
-    # Of both at once: a prompt of ids may end inside a character, which the completion ends.
+    # Some tokenizers have text for bos, which is no part of the text that was given.
+    ids = tokens[row.prompt[0] == tokenizer.bos_id :]
     stopped = len(detokenize(tokenizer, completion.tokens, row.prompt)) - len(completion.text or "")
-    whole = detokenize(tokenizer, spelled)
+    # Both at once: a prompt of ids may end inside a character, which the completion ends.
+    whole = detokenize(tokenizer, ids)
     text = whole[: len(whole) - stopped]
     return dataclasses.replace(completion, text=text, tokens=tokens)
 
 
-def _stream(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Delta]:
-    for batch in batches_of(params, rows, tokenizer):
-        for _, delta in decoded(params, batch, tokenizer, pause=chunk_of(params)):
-            yield delta
-
-
-def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob | None] | None]:
+def _prompt_logprobs(
+    params: Params, place: Placement, rows: list[Row]
+) -> list[list[TokenLogprob | None] | None]:
     wanted = [row for row in rows if row.settings.prompt_logprobs is not None]
-    prompts = list(dict.fromkeys(tuple(row.prompt) for row in wanted))  # of `n` rows one
-    scores = dict(zip(prompts, prompt_logprobs(params, list(map(list, prompts))), strict=True))
+    prompts = list(dict.fromkeys(tuple(row.prompt) for row in wanted))  # one for `n` rows
+    scores = dict(
+        zip(prompts, prompt_logprobs(params, place, list(map(list, prompts))), strict=True)
+    )
     found: list[list[TokenLogprob | None] | None] = [None] * len(rows)
     for row in wanted:
         k = row.settings.prompt_logprobs
@@ -178,17 +180,17 @@ def _prompt_logprobs(params: Params, rows: list[Row]) -> list[list[TokenLogprob 
     return found
 
 
-def _shown(params: Params, rows: list[Row], tokenizer: Tokenizer | None) -> Iterator[Batch]:
-    """The batches, with a progress bar where there are several and somebody watches."""
+def _with_progress(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
+    """The batches, with a progress bar where there are several and a terminal to show it on."""
     from rich.console import Console
     from rich.progress import Progress
 
     console, bar = Console(stderr=True), None
     with contextlib.ExitStack() as stack:
-        for batch in batches_of(params, rows, tokenizer):
-            if bar is None and console.is_terminal and len(batch.rows) < len(rows):
+        for batch in batches:
+            if bar is None and console.is_terminal and len(batch.rows) < rows:
                 bar = stack.enter_context(Progress(console=console, transient=True))
-                task = bar.add_task("completions", total=len(rows))
+                task = bar.add_task("completions", total=rows)
             yield batch
             if bar is not None:
                 bar.update(task, advance=len(batch.rows))

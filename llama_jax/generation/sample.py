@@ -1,4 +1,4 @@
-"""From logits to a token: what a row asks for, and the order in which its settings act."""
+"""From logits to a token: the order in which a row's settings act."""
 
 from __future__ import annotations
 
@@ -9,52 +9,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int
 
-from llama_jax.generation.stops import StopStrings
-from llama_jax.ops.sampling import (
-    LARGEST,
-    draw,
-    likeliest,
-    min_p_keeps,
-    penalized,
-    top_k_keeps,
-    top_p_keeps,
-)
-from llama_jax.sharding.arrays import top_k
+from llama_jax.kernels import argmax, top_k, top_k_keeps, top_p_keeps
+from llama_jax.ops.sampling import LARGEST, min_p_keeps, penalized, with_noise
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What each row of a batch asks for: `SamplingSettings` as arrays, all of them traced."""
+class BatchSettings:
+    """`SamplingSettings` of a batch as arrays, all of them traced: no setting compiles anything."""
 
-    temperature: Float[Array, " batch"]
-    top_p: Float[Array, " batch"]
-    top_k: Int[Array, " batch"]
-    min_p: Float[Array, " batch"]
-    seed: UInt32[Array, " batch"]
-    repetition: Float[Array, " batch"]
-    presence: Float[Array, " batch"]
-    frequency: Float[Array, " batch"]
+    numbers: dict[str, Array]
+    """Each setting that is a number, [batch], by its name in `SamplingSettings`."""
     bias: Float[Array, "batch vocab"]
     """Added to the logits; minus infinity where a token is forbidden."""
-    stops: Bool[Array, "batch vocab"]
+    stop_id_mask: Bool[Array, "batch vocab"]
     """Tokens that end a row and are not part of it."""
-    stop_strings: StopStrings
-    """Texts that end a row; the token that completes one is the row's last."""
-    least: Int[Array, " batch"]
-    """How many tokens a row has before it may stop."""
-    budget: Int[Array, " batch"]
-    """How many tokens a row may have at most."""
+    min_new_tokens: Int[Array, " batch"]
+    max_new_tokens: Int[Array, " batch"]
     logprobs: Bool[Array, ""]
-    """Whether anybody wants log-probabilities."""
+    """Whether any row wants log-probabilities."""
+
+    def __getitem__(self, name: str) -> Array:
+        """A setting that is a number, [batch]."""
+        return self.numbers[name]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """What of a row's text its next token hangs on, but for the logits."""
+class History:
+    """What a row's next token depends on beside the logits: the tokens before it."""
 
     prompt_lengths: Int[Array, " batch"]
     in_prompt: Bool[Array, "batch vocab"]
@@ -64,66 +49,58 @@ class Written:
     """How many new tokens there are."""
 
 
-Choice = Callable[..., Any]
+Branch = Callable[..., Any]
 """How to take one of two branches, called as `jax.lax.cond` is. On a GPU that one makes the host
-wait for the device: `always` and `never` do not."""
+wait for the device; `both` and `second` do not."""
 
 
-def always(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
+def both(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
     """Computes both branches, and picks one."""
     return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), then(*x), otherwise(*x))
 
 
-def never(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
+def second(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
     """The second branch, for when it is known that nobody wants the first."""
     return otherwise(*x)
 
 
-def asks_for_more(request: Request) -> Bool[Array, ""]:
-    """Whether any row wants more than its likeliest token until a stop id."""
-    wishes = (
-        request.temperature > 0,
-        request.repetition != 1,
-        request.presence != 0,
-        request.frequency != 0,
-        request.logprobs,
-        request.stop_strings.wanted,
-    )
-    return functools.reduce(jnp.logical_or, map(jnp.any, wishes))
+def is_greedy(settings: BatchSettings) -> Bool[Array, ""]:
+    """Whether all rows want their likeliest tokens, unpenalized, and no log-probabilities."""
+    return ~(jnp.any((settings["temperature"] > 0) | _is_penalized(settings)) | settings.logprobs)
 
 
 def sample(
     logits: Float[Array, "batch vocab"],
-    request: Request,
-    written: Written,
+    settings: BatchSettings,
+    history: History,
     *,
-    choose: Choice = jax.lax.cond,
+    branch: Branch = jax.lax.cond,
 ) -> Int[Array, " batch"]:
     """The next token of each row, in the order that `SamplingSettings` states."""
-    penalty = (request.repetition != 1) | (request.presence != 0) | (request.frequency != 0)
-    penalize = lambda x: _penalized(x, request, written)  # noqa: E731
-    logits = choose(jnp.any(penalty), penalize, _same, logits)
-    logits = jnp.minimum(logits + request.bias, LARGEST)
-    early = (written.count < request.least)[:, None]
-    logits = jnp.where(request.stops & early, -jnp.inf, logits)
-    greedy = likeliest(logits)
+    penalize = functools.partial(_penalized, settings=settings, history=history)
+    logits = branch(jnp.any(_is_penalized(settings)), penalize, _unchanged, logits)
+    logits = jnp.minimum(logits + settings.bias, LARGEST)
+    early = (history.count < settings.min_new_tokens)[:, None]
+    logits = jnp.where(settings.stop_id_mask & early, -jnp.inf, logits)
+    greedy = argmax(logits)
+    temperature = settings["temperature"]
 
     def drawn(_: None) -> Int[Array, " batch"]:
         # Below the peak first: a small temperature would make infinities of large logits.
         below = logits - jnp.max(logits, axis=-1, keepdims=True)
-        warm = below / jnp.where(request.temperature > 0, request.temperature, 1)[:, None]
+        warm = below / jnp.where(temperature > 0, temperature, 1)[:, None]
         warm = jnp.where(below > -jnp.inf, warm, -jnp.inf)  # not 0 / 0 where 1 / temperature is 0
         for wanted, keeps in (
-            (request.top_k > 0, lambda x: top_k_keeps(x, request.top_k)),
-            (request.top_p < 1, lambda x: top_p_keeps(jax.nn.softmax(x), request.top_p)),
-            (request.min_p > 0, lambda x: min_p_keeps(x, request.min_p)),
+            (settings["top_k"] > 0, lambda x: top_k_keeps(x, settings["top_k"])),
+            (settings["top_p"] < 1, lambda x: top_p_keeps(jax.nn.softmax(x), settings["top_p"])),
+            (settings["min_p"] > 0, lambda x: min_p_keeps(x, settings["min_p"])),
         ):
-            cut = functools.partial(_keep, keeps)
-            warm = choose(jnp.any(wanted), cut, _same, warm)
-        tokens = draw(warm, request.seed, written.prompt_lengths + written.count)
-        return jnp.where(request.temperature > 0, tokens, greedy)
+            warm = branch(jnp.any(wanted), functools.partial(_only, keeps), _unchanged, warm)
+        position = history.prompt_lengths + history.count
+        tokens = argmax(with_noise(warm, settings["seed"], position))
+        return jnp.where(temperature > 0, tokens, greedy)
 
-    return choose(jnp.any(request.temperature > 0), drawn, lambda _: greedy, None)
+    return branch(jnp.any(temperature > 0), drawn, lambda _: greedy, None)
 
 
 def logprobs_of(
@@ -136,14 +113,25 @@ def logprobs_of(
     return chosen, top_ids, top_logprobs
 
 
-def _penalized(logits: Array, request: Request, written: Written) -> Array:
-    penalties = request.repetition, request.presence, request.frequency
-    return penalized(logits, written.in_prompt, written.counts, *penalties)
+def _is_penalized(settings: BatchSettings) -> Bool[Array, " batch"]:
+    none = {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0}
+    return functools.reduce(jnp.logical_or, [settings[name] != x for name, x in none.items()])
 
 
-def _keep(keeps: Callable[[Array], Array], logits: Array) -> Array:
+def _penalized(logits: Array, settings: BatchSettings, history: History) -> Array:
+    return penalized(
+        logits,
+        history.in_prompt,
+        history.counts,
+        settings["repetition_penalty"],
+        settings["presence_penalty"],
+        settings["frequency_penalty"],
+    )
+
+
+def _only(keeps: Callable[[Array], Array], logits: Array) -> Array:
     return jnp.where(keeps(logits), logits, -jnp.inf)
 
 
-def _same(x: Array) -> Array:
+def _unchanged(x: Array) -> Array:
     return x

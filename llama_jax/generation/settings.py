@@ -10,10 +10,29 @@ from typing import Any
 
 import numpy as np
 
-MAX_LOGPROBS = 20
-"""How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
+from llama_jax.generation.limits import MAX_LOGPROBS
+
 LARGEST = float(np.finfo(np.float32).max)
-"""The settings are float32 on the device, where anything larger is infinite."""
+"""On the device a setting is a float32, in which anything larger is infinite."""
+
+
+def _number(
+    default: Any,
+    low: float,
+    high: float = math.inf,
+    *,
+    integer: bool = False,
+    on_device: str | None = None,
+    neutral: float = 0,
+) -> Any:
+    """A field that is a number from `low` to `high`.
+
+    With a dtype `on_device`, each batch has it as an array of one number a row; rows that only pad
+    the batch have the `neutral` value, which changes nothing.
+    """
+    bounds = {"low": low, "high": high, "integer": integer}
+    device = {"on_device": on_device, "neutral": neutral}
+    return dataclasses.field(default=default, metadata={**bounds, **device})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,42 +44,42 @@ class SamplingSettings:
     the one before it left, its probabilities adding up to 1.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.8
+    max_new_tokens: int = _number(256, 0, integer=True)
+    temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
     """Divides the logits; 0 takes the likeliest token."""
-    top_p: float = 0.95
+    top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)
     """Keeps the likeliest tokens until they sum to this; 1 keeps all."""
-    top_k: int = 0
+    top_k: int = _number(0, 0, integer=True, on_device="int32", neutral=0)
     """Keeps this many of the likeliest tokens; 0 keeps all."""
-    min_p: float = 0.0
+    min_p: float = _number(0.0, 0, 1, on_device="float32", neutral=0)
     """Keeps tokens at least this many times as likely as the likeliest; 0 keeps all."""
-    seed: int = 0
+    seed: int = _number(0, 0, 2**32 - 1, integer=True, on_device="uint32", neutral=0)
     """With the position in the text, all that a draw depends on."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = _number(1.0, 0, on_device="float32", neutral=1)
     """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
-    presence_penalty: float = 0.0
+    presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
     """Subtracted from the logit of each token that the text has used."""
-    frequency_penalty: float = 0.0
+    frequency_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
     """Subtracted from a token's logit as often as the text has used it."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Added to the logits of these ids; minus infinity forbids one."""
     forbidden_ids: Sequence[int] = ()
-    min_new_tokens: int = 0
+    """Tokens that are never drawn."""
+    min_new_tokens: int = _number(0, 0, integer=True)
     """Until a completion has this many tokens, the stop ids are forbidden."""
     stop_ids: Sequence[int] | None = None
     """Tokens that end a completion and are not part of it; None means the tokenizer's."""
     stop: Sequence[str] = ()
     """Strings that end a completion; its text ends before them, its tokens with them."""
-    logprobs: int | None = None
+    logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True)
     """Log-probabilities of the new tokens, and of this many likeliest at each; None is none."""
-    prompt_logprobs: int | None = None
+    prompt_logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True)
     """The same for the prompt's tokens, of which the first has none."""
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _INTEGERS.items():
-            _check_integer(self, name, low, high)
-        for name, (low, high) in _NUMBERS.items():
-            _check_number(self, name, low, high)
+        for field in dataclasses.fields(self):
+            if field.metadata:
+                _check(field, getattr(self, field.name))
         if self.repetition_penalty == 0:
             raise ValueError("repetition_penalty=0 must be above 0; 1 is none")
         copies: dict[str, Any] = {
@@ -75,6 +94,14 @@ class SamplingSettings:
     def replace(self, **changes: Any) -> SamplingSettings:
         """These settings with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
+
+
+ON_DEVICE = {
+    field.name: (np.dtype(field.metadata["on_device"]), field.metadata["neutral"])
+    for field in dataclasses.fields(SamplingSettings)
+    if field.metadata and field.metadata["on_device"]
+}
+"""The settings of which a batch has an array: by name, its dtype and the neutral value."""
 
 
 def for_each(
@@ -108,35 +135,16 @@ def for_each(
 
 
 _LISTS = {"logit_bias", "forbidden_ids", "stop_ids", "stop"}
-_INTEGERS: dict[str, tuple[float, float]] = {
-    "max_new_tokens": (0, math.inf),
-    "top_k": (0, math.inf),
-    "seed": (0, 2**32 - 1),
-    "min_new_tokens": (0, math.inf),
-    "logprobs": (0, MAX_LOGPROBS),
-    "prompt_logprobs": (0, MAX_LOGPROBS),
-}
-_NUMBERS: dict[str, tuple[float, float]] = {
-    "temperature": (0, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0, math.inf),
-    "presence_penalty": (-math.inf, math.inf),
-    "frequency_penalty": (-math.inf, math.inf),
-}
 
 
-def _check_integer(settings: SamplingSettings, name: str, low: float, high: float) -> None:
-    value = getattr(settings, name)
-    if value is None and name.endswith("logprobs"):
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    name, low, high = field.name, field.metadata["low"], field.metadata["high"]
+    if value is None and field.default is None:
         return
-    if not low <= _integer(name, value) <= high:
-        raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
-
-
-def _check_number(settings: SamplingSettings, name: str, low: float, high: float) -> None:
-    value = getattr(settings, name)
-    if not (_is_number(value) and abs(value) <= LARGEST and low <= value <= high):
+    if field.metadata["integer"]:
+        if not low <= _integer(name, value) <= high:
+            raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
+    elif not (_is_number(value) and abs(value) <= LARGEST and low <= value <= high):
         raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
 
 

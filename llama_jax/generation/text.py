@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from llama_jax.tokenizer import Detokenizer, Tokenizer
 
 
-class Speller:
+class TextStream:
     """The text of one row, given out as soon as it is certain; "" throughout without a tokenizer.
 
-    Text that may become a stop string waits until it has or has not, wherever tokens are cut.
+    Text that may become a stop string waits until it has or has not. With stop "END", the tokens
+    "a E", "N", "X" give "a ", "", "ENX".
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | None, prompt: Sequence[int], stop: Sequence[str]
+        self, tokenizer: Tokenizer | None, context_ids: Sequence[int], stop: Sequence[str]
     ) -> None:
-        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, after=prompt)
+        self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, after=context_ids)
         self._stop = tuple(stop)
         self._waiting = ""
         self.stopped = False
@@ -46,7 +47,7 @@ class Speller:
     def _certain(self, new: str, final: bool) -> str:
         text = self._waiting + new
         found = [(text.find(stop), len(stop)) for stop in self._stop]
-        # Of several, the one that is whole first: which that is does not hang on how tokens cut.
+        # Of several, the one that ends first, so that it does not matter how tokens cut the text.
         met = [(at + length, at) for at, length in found if at >= 0]
         if met:
             self.stopped, self._waiting = True, ""
@@ -56,7 +57,7 @@ class Speller:
         return text[: len(text) - held]
 
     def _held(self, text: str) -> int:
-        """How much of the text's end may be the beginning of a stop string."""
+        """How many characters at the text's end may be the beginning of a stop string."""
         longest = max(map(len, self._stop), default=1) - 1
         for size in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-size:]) for stop in self._stop):

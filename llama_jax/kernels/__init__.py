@@ -1,100 +1,174 @@
-"""Which attention runs where: a GPU's kernels where they can be had, XLA's own elsewhere.
+"""How LLaMA's arithmetic is computed fast: the doors that the model and generation use.
 
-A kernel is opaque to XLA, which could not cut it over a mesh: each device runs it on its own rows
-and heads.
+Each door has the signature of a function in `ops` and computes the same; a test holds them equal.
+This is the only room that names a platform. A program holds the form of the platform it is
+compiled for.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.ops.attention import Slots, step_attention
-from llama_jax.sharding.arrays import CACHE, LENGTHS, NEW_KEYS, QUERIES, cuts_evenly, on_each_device
+from llama_jax.kernels import blockwise, cpu, gpu, select
+from llama_jax.kernels.largest import top_k
+from llama_jax.ops import embedding, rope
+from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
+from llama_jax.sharding.arrays import cuts_evenly
+from llama_jax.sharding.specs import NEW_KEYS, QUERIES
+from llama_jax.weights.weight import Weight, is_value
 
-Queries = Float[Array, "batch time heads head_dim"]
-NewKeys = Float[Array, "batch time kv_heads head_dim"]
-Lengths = Int[Array, " batch"]
+__all__ = [
+    "COMPILER_OPTIONS",
+    "argmax",
+    "attention",
+    "cache_dtype",
+    "embed",
+    "linear",
+    "linear_transposed",
+    "rotations",
+    "top_k",
+    "top_k_keeps",
+    "top_p_keeps",
+    "weight_dtype",
+]
+COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
+"""XLA's options for programs that read weights. By default it uses half of a 512-bit register, with
+which a core multiplies fewer weights than it can read."""
+
+FORMS: dict[str, dict[str, Any]] = {
+    "linear": {
+        "cpu": functools.partial(cpu.product, over=0),
+        "default": functools.partial(gpu.product, over=0),
+    },
+    "linear_transposed": {
+        "cpu": functools.partial(cpu.product, over=1),
+        "default": functools.partial(gpu.product, over=1),
+    },
+    "embed": {"cpu": cpu.widen_late, "default": embedding.embed},
+    "argmax": {
+        "cpu": cpu.argmax,
+        "default": lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32),
+    },
+    # Halving costs a CPU least; to a GPU a pass over the data costs more than 15 sums in it.
+    "leads": {
+        "cpu": functools.partial(select.leads, bits=1),
+        "default": functools.partial(select.leads, bits=4),
+    },
+}
+"""Which form of a function each platform takes."""
 
 
-def fastest_attention(
-    q: Queries,
-    k: NewKeys,
-    v: NewKeys,
-    past: tuple[Slots, Slots] | None,
-    lengths: Lengths,
+def weight_dtype(platform: str) -> np.dtype:
+    """The dtype of a model for which nobody chose one: float32 on a CPU, bfloat16 elsewhere."""
+    return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+
+
+def cache_dtype(platform: str, dtype: Any) -> Any:
+    """The dtype of keys and values beside weights of `dtype`; on a CPU always float32.
+
+    XLA on a CPU writes one slot of a 16-bit array by a pass over all of it.
+    """
+    return jnp.dtype("float32") if platform == "cpu" else dtype
+
+
+def devices_can_be_made(platform: str) -> bool:
+    """Whether one processor of a platform can be made to be several devices: `--cpu-devices`."""
+    return platform == "cpu"
+
+
+@jax.jit  # traced and lowered once a shape, not once a layer
+def linear(
+    x: Float[Array, "*batch in_dim"], w: Float[Array, "in_dim out_dim"] | Weight
+) -> Float[Array, "*batch out_dim"]:
+    """`x @ w`."""
+    if is_value(w):
+        return w.matmul(x)
+    return jax.lax.platform_dependent(x, w, **FORMS["linear"])
+
+
+@jax.jit
+def linear_transposed(
+    x: Float[Array, "*batch in_dim"], w: Float[Array, "out_dim in_dim"] | Weight
+) -> Float[Array, "*batch out_dim"]:
+    """`x @ w.T`: the output of a model whose output weight is its embedding, [vocab, dim]."""
+    if is_value(w):
+        return w.matmul_transposed(x)
+    return jax.lax.platform_dependent(x, w, **FORMS["linear_transposed"])
+
+
+def embed(
+    table: Float[Array, "vocab dim"] | Weight, ids: Int[Array, "*batch"]
+) -> Float[Array, "*batch dim"]:
+    """The rows of an embedding with these ids."""
+    if is_value(table):
+        return table.rows(ids)
+    if ids.size == 1:
+        # For one row of a table cut over a mesh, XLA gathers the whole table; for two it does not.
+        return embed(table, jnp.pad(ids.reshape(1), (0, 1)))[:1].reshape(*ids.shape, -1)
+    if table.dtype.itemsize < 4:
+        return jax.lax.platform_dependent(table, ids, **FORMS["embed"])
+    return embedding.embed(table, ids)  # type: ignore[arg-type]  # no value
+
+
+def rotations(
+    positions: Int[Array, "batch time"], frequencies: rope.Frequencies
+) -> Complex64[Array, "batch time half_head_dim"]:
+    """The rotation of each pair at each position, computed once for all layers.
+
+    Without the barrier XLA computes cosine and sine again in every layer, and on a CPU for every
+    element of every head.
+    """
+    found = rope.rotations(positions, frequencies)
+    parts = jax.lax.optimization_barrier(jnp.stack([found.real, found.imag]))
+    return jax.lax.complex(parts[0], parts[1])
+
+
+def attention(
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots] | None, lengths: Lengths
 ) -> Queries:
     """What a step's queries read from the first `lengths` slots of `past` and from its own keys.
 
-    Positions ascend by one along time, so a step's own keys are causal by index. Where there is no
-    kernel for it, `step_attention` serves. A program holds what its platform can run.
+    A GPU takes cuDNN's kernel for a prompt and ours for a decode step, where it has them.
     """
-    otherwise = functools.partial(step_attention, q, k, v, past, lengths)
+    otherwise = functools.partial(blockwise.attention, q, k, v, past, lengths)
     if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
         return otherwise()
-    if past is None and q.shape[1] > 1 and has_prompt_kernel(q.dtype, q.shape[-1]):
-        on_gpu = on_each_device(_prompt, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)
-        return jax.lax.platform_dependent(cuda=lambda: on_gpu(q, k, v), default=otherwise)
-    if past is not None and q.shape[1] == 1 and _has_step_kernel_for(q, past[0]):
-        on_gpu = on_each_device(
-            _step, (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS), QUERIES
-        )
-        return jax.lax.platform_dependent(
-            cuda=lambda: on_gpu(q, k, v, *past, lengths), default=otherwise
-        )
-    return otherwise()
+    if past is None and q.shape[1] > 1 and gpu.has_prompt_kernel(q.dtype, q.shape[-1]):
+        kernel = functools.partial(gpu.prompt_attention, q, k, v)
+    elif past is not None and q.shape[1] == 1 and gpu.has_step_kernel_for(q, past[0]):
+        kernel = functools.partial(gpu.step_attention, q, k, v, past, lengths)
+    else:
+        return otherwise()
+    return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
 
 
-@functools.cache
-def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
-    """Whether this process's GPU has cuDNN's attention for such heads. Tried once."""
-    x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
-    return _compiles_on_gpu(_prompt, x, x, x)
+def argmax(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
+    """The id of each row's largest logit, of equals the first."""
+    return jax.lax.platform_dependent(logits, **FORMS["argmax"])
 
 
-@functools.cache
-def has_step_kernel(
-    dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, slots: int, head_dim: int
-) -> bool:
-    """Whether this process's GPU runs our kernel for such queries over so many slots. Tried once.
-
-    `group` is how many query heads share a key head.
-    """
-    q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
-    own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
-    past = jax.ShapeDtypeStruct((1, 1, slots, head_dim), past_dtype)
-    return _compiles_on_gpu(_step, q, own, own, past, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+def top_k_keeps(
+    logits: Float[Array, "batch vocab"], top_k: Int[Array, " batch"]
+) -> Bool[Array, "batch vocab"]:
+    """The `top_k` likeliest tokens, or all where it is 0; of equals the lower id comes first."""
+    ones = jnp.ones_like(logits)
+    return _leads(logits, ones, top_k.astype(logits.dtype) - 1) | (top_k == 0)[:, None]
 
 
-def _has_step_kernel_for(q: Queries, past: Slots) -> bool:
-    _, kv_heads, slots, head_dim = past.shape
-    group = q.shape[2] // kv_heads
-    return has_step_kernel(q.dtype, past.dtype, group=group, slots=slots, head_dim=head_dim)
+def top_p_keeps(
+    probs: Float[Array, "batch vocab"], top_p: Float[Array, " batch"]
+) -> Bool[Array, "batch vocab"]:
+    """Which tokens survive top-p, by Meta's rule (`ops.sampling.top_p_keeps`)."""
+    # With top_p = 1 all stay, though a rounded sum may exceed 1.
+    return _leads(probs, probs, top_p) | (top_p >= 1)[:, None]
 
 
-def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-
-
-@jax.jit  # lowered once, not once a layer
-def _step(
-    q: Queries, k: NewKeys, v: NewKeys, past_k: Slots, past_v: Slots, lengths: Lengths
-) -> Queries:
-    # Pallas takes a tenth of a second to import, which a CPU need not wait for.
-    from llama_jax.kernels.decode_attention import decode_attention
-
-    return decode_attention(q, k, v, (past_k, past_v), lengths)
-
-
-def _compiles_on_gpu(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:
-    if jax.default_backend() != "gpu":
-        return False
-    # In a thread of its own, which knows nothing of the mesh and the trace that ask.
-    with ThreadPoolExecutor(1) as elsewhere:
-        tried = elsewhere.submit(lambda: jax.jit(f).lower(*args).compile())
-    return tried.exception() is None  # a library missing or old, a shape refused
+@jax.jit  # traced and lowered once, for top-k and for top-p
+def _leads(values: Array, weights: Array, limit: Array) -> Array:
+    return jax.lax.platform_dependent(values, weights, limit, **FORMS["leads"])

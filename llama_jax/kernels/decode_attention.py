@@ -1,4 +1,4 @@
-"""One step's attention to a long past, as a GPU kernel that reads each used slot once."""
+"""One decode step's attention to a long past: a GPU kernel that reads each used slot once."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def decode_attention(
     """Softmax attention of each row's newest token over its first `lengths` slots and itself.
 
     Query head h reads key-value head `h // (heads // kv_heads)`. `interpret` runs the kernel
-    without a GPU, slowly. Without a kernel: `step_attention`.
+    without a GPU, slowly. Its reference is `ops.attention.attention`.
     """
     batch, _, heads, head_dim = q.shape
     grouped = q.reshape(batch, k.shape[2], heads // k.shape[2], head_dim)

@@ -1,49 +1,100 @@
-"""Keys and values of the past, as values that know how to attend."""
+"""Keys and values of the past, as values that attend by themselves.
+
+A cache of 2 rows and 256 slots holds, for each layer, keys and values [2, n_kv_heads, 256,
+head_dim]. The key and the value of position p lie in slot p.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import NewKeys, Queries, fastest_attention
-from llama_jax.ops.attention import Slots
+from llama_jax.kernels import attention
+from llama_jax.ops.attention import NewKeys, Queries, Slots
+from llama_jax.sharding.specs import CACHE
 
 Positions = Int[Array, "batch time"]
 
 
 class Past(Protocol):
-    """One layer of a cache, alike for every layer but for its arrays."""
+    """One layer of a cache. All layers have one structure, so that one trace serves them all."""
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, Any]:
-        """What the queries read from the past and from this step's own keys and values.
+        """What the queries read from the past and from the step's own keys and values.
 
-        Positions ascend by one along time. Beside it comes what `commit` is to be given.
+        Positions ascend by one along time. The second value is what `commit` is given.
         """
         ...
 
 
-class Cache(Protocol):
-    """What the model asks of a cache; paged or contiguous, it does not learn."""
+class ModelCache(Protocol):
+    """What the model asks of a cache, or of none. A pytree."""
 
-    def layer(self, layer: int) -> Past: ...
+    def layer(self, layer: int) -> Past:
+        """The past of one layer."""
+        ...
 
-    def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Cache:
-        """Stores what every layer's `attend` gave to be remembered, once `after` is known."""
+    def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Self:
+        """Stores what every layer's `attend` gave, once `after` is known."""
+        ...
+
+
+class Cache(ModelCache, Protocol):
+    """What generation asks of a cache: contiguous, paged, quantized.
+
+    Nothing outside this file reads a cache's arrays.
+    """
+
+    @classmethod
+    def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> Self:
+        """A cache for `batch` rows of up to `slots` positions."""
+        ...
+
+    @classmethod
+    def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
+        """How many bytes that one takes."""
+        ...
+
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing was committed, so that the first step has no past. Static."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """How many positions a row has room for. Static."""
+        ...
+
+    def fits(self, positions: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Which rows have room for a token at these positions."""
+        ...
+
+    def grown(self, slots: int) -> Self:
+        """The same past with room for `slots` positions a row."""
+        ...
+
+    def continued(self) -> Self:
+        """The same cache, no longer fresh: one program then serves texts with a past or without."""
+        ...
+
+    def specs(self) -> Any:
+        """How its arrays are cut over a mesh: the same pytree with a `PartitionSpec` for each."""
         ...
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Uncached:
-    """No past and no future: each call sees its own tokens alone."""
+    """No past: each call sees its own tokens alone, as in training."""
 
     def layer(self, layer: int) -> Uncached:
         return self
@@ -51,7 +102,7 @@ class Uncached:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, None]:
-        return fastest_attention(q, k, v, None, positions[:, 0]), None
+        return attention(q, k, v, None, positions[:, 0]), None
 
     def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Uncached:
         return self
@@ -70,32 +121,31 @@ class KVLayer:
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, tuple[Array, Array]]:
         past = None if self.fresh else (self.k, self.v)
-        out = fastest_attention(q, k, v, past, positions[:, 0])
+        out = attention(q, k, v, past, positions[:, 0])
         return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """A contiguous cache: the key and value of position p lie in slot p, row by row.
+    """A contiguous cache: the key and value of position p lie in slot p of their row.
 
-    Slots above a row's position hold leftovers that nothing reads: a query sees slots below its
-    step's first position and the step's own keys. So prompts are padded on the right, with
-    anything, and no length is stored.
+    Slots at and above a row's position hold leftovers that nothing reads: a query sees the slots
+    below its step's first position, and the step's own keys. So prompts are padded on the right,
+    with anything, and no length is stored.
     """
 
     k: tuple[Slots, ...]
     """One array per layer. This order of axes needs no transpose in attention, on CPU or GPU."""
     v: tuple[Slots, ...]
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})
-    """Whether nothing was ever committed, so that a prompt's first step reads no slot at all."""
 
     @classmethod
-    def empty(cls, config: Config, *, batch: int, slots: int, dtype: jnp.dtype) -> KVCache:
+    def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for `batch` rows of up to `slots` positions.
 
-        It may be wider than the activations: on a CPU a 16-bit cache can cost a pass over all of
-        it at every step.
+        `dtype` may be wider than the activations': on a CPU a 16-bit cache costs a pass over all
+        of it at every step.
         """
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
@@ -103,9 +153,20 @@ class KVCache:
         v = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
         return cls(k, v, fresh=True)
 
+    @classmethod
+    def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
+        """How many bytes the keys and values of so many rows and positions take."""
+        shape = (batch, config.n_kv_heads, slots, config.head_dim)
+        return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
+
     @property
     def slots(self) -> int:
+        """How many positions a row has room for."""
         return self.k[0].shape[2]
+
+    def fits(self, positions: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Which rows have room for a token at these positions."""
+        return positions < self.slots
 
     def grown(self, slots: int) -> KVCache:
         """The same past with room for `slots` positions."""
@@ -113,7 +174,16 @@ class KVCache:
         grow = lambda x: jnp.pad(x, more)  # noqa: E731
         return dataclasses.replace(self, k=tuple(map(grow, self.k)), v=tuple(map(grow, self.v)))
 
+    def continued(self) -> KVCache:
+        """The same cache, no longer fresh."""
+        return dataclasses.replace(self, fresh=False)
+
+    def specs(self) -> KVCache:
+        """How each array is cut over a mesh: rows over the batch axes, key heads over `tensor`."""
+        return jax.tree.map(lambda _: CACHE, self)
+
     def layer(self, layer: int) -> KVLayer:
+        """The past of one layer."""
         return KVLayer(self.k[layer], self.v[layer], self.fresh)
 
     def commit(
@@ -121,7 +191,7 @@ class KVCache:
     ) -> KVCache:
         """Writes a step's keys and values at `positions`; those beyond the slots are dropped.
 
-        After all layers have read: a buffer that was written and then read, XLA would copy whole.
+        All layers have read by then. XLA would copy a buffer that is written and then read.
         """
         positions = _known_after(positions, after)
         k = tuple(_write(old, new, positions) for old, (new, _) in zip(self.k, steps, strict=True))
@@ -136,14 +206,14 @@ def _write(
     def write(slots: Array, new: Array, positions: Array) -> Array:
         return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
 
-    # Row by row, so that XLA sees rows stay where they are when the batch is cut.
+    # Row by row, so that XLA sees that rows stay where they are when the batch is cut.
     return jax.vmap(write)(slots, new.astype(slots.dtype), positions)
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:
     """`positions`, in a form that XLA cannot compute before `after`.
 
-    It keeps every write behind the last read of the cache, and so in place. A comparison with
+    This keeps every write behind the last read of the cache, and so in place. A comparison with
     infinity is false for every number, NaN included, and XLA does not fold it away.
     """
     never = after[:, :1, 0] > jnp.inf

@@ -1,8 +1,9 @@
 """Rotary position embedding (arXiv:2104.09864) as complex multiplication.
 
-Adjacent elements (2i, 2i + 1) of a head are the real and imaginary part of one number, which turns
-by `position * frequency[i]` radians. Frequencies depend on constants alone, so NumPy computes them
-once, while tracing, correctly rounded: at position 100,000 one last bit of a frequency is 0.01 rad.
+Adjacent elements (2i, 2i + 1) of a head are the real and imaginary part of one complex number. It
+rotates by `position * frequency[i]` radians. Frequencies are constants of a model, so NumPy
+computes them once, at trace time, correctly rounded: at position 100,000 the last bit of a
+frequency is 0.01 rad.
 """
 
 from __future__ import annotations
@@ -61,10 +62,11 @@ def scale_yarn(
     truncate: bool,
     original_max_seq_len: int,
 ) -> Frequencies:
-    """YaRN's scaling, by pair: those that turn slowly slow down by `factor`, fast ones stay.
+    """YaRN's scaling (arXiv:2309.00071): slow pairs are slowed by `factor`, fast ones stay.
 
-    The ramp runs over the pairs' indices, from the one that turns `beta_fast` times in
-    `original_max_seq_len` positions to the one that turns `beta_slow` times, as in transformers.
+    Between them the change is linear in the pair's index: from the pair that makes `beta_fast`
+    rotations in `original_max_seq_len` positions to the one that makes `beta_slow`, as in
+    transformers.
     """
     head_dim = 2 * len(frequencies)
 
@@ -85,18 +87,16 @@ def scale_yarn(
 def rotations(
     positions: Int[Array, "batch time"], frequencies: Frequencies
 ) -> Complex64[Array, "batch time half_head_dim"]:
-    """The unit complex number by which each pair turns at each position; angles in float32."""
+    """The unit complex number by which each pair rotates at each position; angles in float32."""
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    # One array behind a barrier: else XLA, on a CPU, computes both for every element of every head.
-    parts = jax.lax.optimization_barrier(jnp.stack([jnp.cos(angles), jnp.sin(angles)]))
-    return jax.lax.complex(parts[0], parts[1])
+    return jax.lax.complex(jnp.cos(angles), jnp.sin(angles))
 
 
 def rotate(
     x: Float[Array, "batch time heads head_dim"],
     rotations: Complex64[Array, "batch time half_head_dim"],
 ) -> Float[Array, "batch time heads head_dim"]:
-    """Turns each pair of each head of `x`, in float32, and returns to the dtype of `x`."""
+    """Rotates each pair of each head of `x`, in float32, and returns to the dtype of `x`."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
-    turned = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * rotations[:, :, None, :]
-    return jnp.stack([turned.real, turned.imag], axis=-1).reshape(x.shape).astype(x.dtype)
+    rotated = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * rotations[:, :, None, :]
+    return jnp.stack([rotated.real, rotated.imag], axis=-1).reshape(x.shape).astype(x.dtype)

@@ -1,8 +1,9 @@
-"""Meshes: their axes, and what a model asks of one.
+"""Meshes of devices, and what a model asks of one.
 
-Three axes: `data` splits the batch, `fsdp` the batch and every matrix, `tensor` the heads, the
-feed-forward width and the vocabulary. Where `tensor` has more devices than the model has key-value
-heads, several share a head: the model's own mesh calls them `copies`, an axis cut off `tensor`.
+A mesh has three axes: `data` splits the batch, `fsdp` the batch and every matrix, `tensor` the
+heads, the feed-forward width and the vocabulary. Where `tensor` has more devices than the model has
+key-value heads, several devices share a head: the model's own mesh splits `tensor` into `tensor`
+and `copies`.
 """
 
 from __future__ import annotations
@@ -11,9 +12,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from llama_jax.config import Config, check_count
-
-AXES = ("data", "fsdp", "tensor", "copies")
-ROWS, TENSOR = ("data", "fsdp"), ("tensor", "copies")
+from llama_jax.weights.table import AXES
 
 
 def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, cells, count_not_finite, whole
-from llama_jax.checkpoint.names import EMBEDDING, WeightPath
 from llama_jax.checkpoint.source import Source
+from llama_jax.weights.table import EMBEDDING, WeightPath
 
 _BLOCK_NUMBERS = 2**23
 

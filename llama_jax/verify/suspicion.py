@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from llama_jax.checkpoint.export_tensor import halved
-from llama_jax.checkpoint.names import WeightPath
+from llama_jax.checkpoint.export_tensor import to_half_split
 from llama_jax.checkpoint.source import Source
 from llama_jax.verify.differences import TensorDifference
+from llama_jax.weights.table import WeightPath
 
 _ROWS = 64  # of what goes in; a wrong order of what comes out shows in each of them
 
@@ -37,7 +37,7 @@ def suspicions(a: Source, b: Source, tensors: Sequence[TensorDifference]) -> Ite
 def _misplaced(right: Source, wrong: Source, path: WeightPath, heads: int) -> Iterator[str]:
     """Whether the outputs lie in an order that comes of Hugging Face's, seen from the right one."""
     one, two, name = _part(right, path), _part(wrong, path), ".".join(path)
-    theirs = halved(one, right.config.head_dim)
+    theirs = to_half_split(one, right.config.head_dim)
     if _equal(two, theirs):
         yield (
             f"{name}: the two are in different orders of pairs, as Meta's and Hugging Face's are; "
@@ -45,7 +45,7 @@ def _misplaced(right: Source, wrong: Source, path: WeightPath, heads: int) -> It
         )
     for count in {right.config.n_heads, right.config.n_kv_heads} - {heads}:
         size, rest = divmod(len(two), count)
-        if not rest and size % 2 == 0 and _equal(halved(two, size), theirs):
+        if not rest and size % 2 == 0 and _equal(to_half_split(two, size), theirs):
             yield (
                 f"{name} of {wrong.path} was brought from Hugging Face's order as {count} heads, "
                 f"and it has {heads}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,18 @@ import jax
 import numpy as np
 
 from llama_jax.config import Config
+from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
+from llama_jax.weights.weight import is_value, stored_bytes
 
 Weights = dict[str, Any]
-"""Nested dicts whose leaves are weights: arrays, or pytrees that multiply (`ops.linear.Weight`)."""
-WeightPath = tuple[str, ...]
-"""A weight's keys in `Weights`, outermost first: ("layers_0", "attention", "wq")."""
-PADDED: dict[WeightPath, tuple[int, str]] = {
-    ("tok_embeddings", "weight"): (0, "vocab_size"),
-    ("output", "weight"): (1, "vocab_size"),
-    ("feed_forward", "w1"): (1, "hidden_dim"),
-    ("feed_forward", "w3"): (1, "hidden_dim"),
-    ("feed_forward", "w2"): (0, "hidden_dim"),
-    ("feed_forward", "b1"): (0, "hidden_dim"),
-    ("feed_forward", "b3"): (0, "hidden_dim"),
-}
-"""Where a weight goes on with zeros on a mesh that does not divide it: by the end of its path, the
-axis and the size without them. They change no number that the model computes."""
+"""Nested dicts whose leaves are weights: arrays, or values of the `weights.weight.Weight` protocol.
+{"tok_embeddings": {"weight": [vocab, dim]}, "layers_0": {"attention": {"wq": ...}, ...}, ...}"""
 
 
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """A model: what every function that runs one takes first.
+    """A model: the first argument of every function that runs one.
 
     A pytree whose leaves are the weights; the config is static, so a jitted function compiles once
     per config. `jax.tree.map`, `jax.grad` and `jax.device_put` work on it as on a plain dict.
@@ -42,8 +34,8 @@ class Params:
     weights: Weights
     config: Config
     tokenizer: Path | None = None
-    """Where the tokenizer lies, for `generate` on text. Not compared: moving the files recompiles
-    nothing, and a jitted function that returns Params returns the path it was traced with."""
+    """The tokenizer's file, for `generate` on text. Two `Params` that differ only in it have the
+    same pytree structure, so moving the file recompiles nothing."""
 
     def replace(self, **changes: Any) -> Params:
         """These params with some fields changed."""
@@ -51,24 +43,25 @@ class Params:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the embedding, which the activations take."""
-        return self.weights["tok_embeddings"]["weight"].dtype
+        """The dtype of the embedding, and so of the activations."""
+        return weight_at(self.weights, EMBEDDING).dtype
 
     @property
     def size(self) -> int:
-        """How many numbers the weights hold: the parameter count."""
-        return sum(numbers for numbers, _ in self._numbers())
+        """The parameter count: how many numbers the weights stand for."""
+        return sum(math.prod(shape) for _, shape in self._unpadded())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights, all devices together (a replicated weight counts once)."""
-        return sum(numbers * itemsize for numbers, itemsize in self._numbers())
+        """Bytes of the weights, all devices together; a replicated weight counts once."""
+        return sum(stored_bytes(weight, shape) for weight, shape in self._unpadded())
 
-    def _numbers(self) -> Iterator[tuple[int, int]]:
-        """Of each array how many numbers it has, less the zeros after it, and their size."""
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(self.weights):
+    def _unpadded(self) -> Iterator[tuple[Any, tuple[int, ...]]]:
+        """Every weight, and its shape without the zeros that a mesh may have added."""
+        leaves = jax.tree_util.tree_leaves_with_path(self.weights, is_leaf=is_value)
+        for keys, weight in leaves:
             path = tuple(getattr(key, "key", "") for key in keys)
-            yield math.prod(true_shape(self.config, path, leaf.shape)), leaf.dtype.itemsize
+            yield weight, true_shape(self.config, path, weight.shape)
 
     def __repr__(self) -> str:
         c = self.config
@@ -84,12 +77,18 @@ class Params:
         return cls(weights, config, tokenizer.value)
 
 
+def weight_at(weights: Weights, path: WeightPath) -> Any:
+    """The weight, or the group of weights, at a path."""
+    return functools.reduce(operator.getitem, path, weights)
+
+
 def true_shape(config: Config, path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a weight without the zeros that may follow it on a mesh."""
-    if path[-2:] not in PADDED:
+    """A weight's shape without the zeros that a mesh may have added at the end of an axis."""
+    row = _rows(config).get(path)
+    if row is None or row.padded is None or len(shape) != len(row.shape):
         return shape
-    axis, size = PADDED[path[-2:]]
-    return (*shape[:axis], min(shape[axis], getattr(config, size)), *shape[axis + 1 :])
+    axis = row.padded
+    return (*shape[:axis], min(shape[axis], row.shape[axis]), *shape[axis + 1 :])
 
 
 def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:
@@ -101,6 +100,9 @@ def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return tree
+
+
+_rows = functools.lru_cache(maxsize=8)(weight_table)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

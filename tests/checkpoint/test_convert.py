@@ -17,7 +17,7 @@ from memory import run_measured
 import llama_jax
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.files.torch_file import read_state_dict
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 
 GOLDEN = helpers.GOLDEN / "meta"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -150,7 +150,7 @@ def test_a_two_gigabyte_checkpoint_converts_in_below_1200_megabytes(tmp_path):
     noise = np.random.default_rng(0).standard_normal(1 << 26, dtype=np.float32).astype(BFLOAT16)
     for rank in (0, 1):
         state = {}
-        for i, weight in enumerate(table(config)):
+        for i, weight in enumerate(names_table(config)):
             embedding = weight.path[0] == "tok_embeddings"
             shape = list(weight.shape if embedding else weight.shape[::-1])
             start = 1000 * i

@@ -25,7 +25,7 @@ from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.huggingface import export as hf_export
 from llama_jax.checkpoint.meta.export import meta_params
 from llama_jax.checkpoint.meta.params import hidden_dim, read_params
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import (
     Config,
@@ -58,7 +58,7 @@ def entries(folder):
 
 def random_native(folder, config, dtype=BF16):
     rng = np.random.default_rng(0)
-    tensors = {w.path: rng.normal(size=w.shape).astype(dtype) for w in table(config)}
+    tensors = {w.path: rng.normal(size=w.shape).astype(dtype) for w in names_table(config)}
     native.write(folder, config, tensors)
     return folder
 
@@ -516,7 +516,7 @@ def test_a_disk_that_fills_up_meanwhile_is_named_and_left_clean(tmp_path):
 
 def test_values_that_a_cast_makes_infinite_are_counted(tmp_path):
     config = config_of(max_seq_len=4096)
-    tensors = {w.path: np.zeros(w.shape, np.float32) for w in table(config)}
+    tensors = {w.path: np.zeros(w.shape, np.float32) for w in names_table(config)}
     tensors["tok_embeddings", "weight"][3, 4:8] = 1e5, -7e4, np.inf, 65504
     native.write(tmp_path / "native", config, tensors)
     done = export(tmp_path / "native", tmp_path / "out", format="meta", dtype="float16")

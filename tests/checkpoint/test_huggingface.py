@@ -23,7 +23,7 @@ import llama_jax
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.huggingface.config import read_hf_config
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_source
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
@@ -293,8 +293,8 @@ def test_every_weight_is_its_tensor_and_q_and_k_are_in_pair_order(tmp_path, file
     source = open_hf(write_folder(tmp_path, files=files, **BIASED))
     given = tensors_of(SMALL | BIASED)
     assert (source.format, len(source.files)) == ("huggingface", max(1, files))
-    assert list(source.tensors) == [row.path for row in table(source.config)]
-    for row in table(source.config):
+    assert list(source.tensors) == [row.path for row in names_table(source.config)]
+    for row in names_table(source.config):
         wanted, letter = given[row.hf], row.path[-1][1:]
         if letter in "qk":
             wanted = pair_order(wanted, 4 if letter == "q" else 2)
@@ -652,7 +652,7 @@ def test_a_gigabyte_converts_in_a_few_blocks_of_memory(tmp_path):
     given = SMALL | sizes
     rng = np.random.default_rng(0)
     rows = [(row.hf, row.shape if "embed" in row.hf else row.shape[::-1])
-            for row in table(read(tmp_path / "c", **sizes).config)]  # fmt: skip
+            for row in names_table(read(tmp_path / "c", **sizes).config)]  # fmt: skip
     block = rng.integers(0, 2**14, 2**22, dtype=np.uint16).view(ml_dtypes.bfloat16)
     folder = tmp_path / "model"
     weight_map = {}

@@ -19,8 +19,8 @@ from memory import AnonymousPeak
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.files import atomic
-from llama_jax.checkpoint.names import table
-from llama_jax.checkpoint.native import moves, weight_files
+from llama_jax.checkpoint.names import names_table
+from llama_jax.checkpoint.native import transfers, weight_files
 from llama_jax.checkpoint.reading import open_checkpoint
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -35,7 +35,7 @@ def small():
 @pytest.fixture
 def tensors(small):
     rng = np.random.default_rng(0)
-    found = {w.path: rng.standard_normal(w.shape, dtype=np.float32) for w in table(small)}
+    found = {w.path: rng.standard_normal(w.shape, dtype=np.float32) for w in names_table(small)}
     found[NORM][:] = 0  # a weight of nothing but the fill value is stored like any other
     return found
 
@@ -157,9 +157,10 @@ def test_values_that_a_cast_makes_infinite_are_counted(tmp_path, small, tensors)
 def test_sharded_arrays_are_saved_from_eight_devices_and_read_on_one_and_four(tmp_path, spec):
     config = config_of(dim=64, hidden_dim=1216, vocab_size=2048)
     mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    keys = jax.random.split(jax.random.key(0), len(table(config)))
+    keys = jax.random.split(jax.random.key(0), len(names_table(config)))
     plain = {
-        w.path: jax.random.normal(k, w.shape) for w, k in zip(table(config), keys, strict=True)
+        w.path: jax.random.normal(k, w.shape)
+        for w, k in zip(names_table(config), keys, strict=True)
     }
     sharded = {
         path: jax.device_put(a, NamedSharding(mesh, spec if a.ndim == 2 else P()))
@@ -190,7 +191,7 @@ def test_a_device_reads_its_own_chunks_alone(tmp_path):
     """Tensor parallelism over eight processes reads an eighth of a checkpoint in each."""
     config = config_of(dim=64, hidden_dim=4096, n_layers=1)
     rng = np.random.default_rng(0)
-    tensors = {w.path: rng.standard_normal(w.shape, dtype=np.float32) for w in table(config)}
+    tensors = {w.path: rng.standard_normal(w.shape, dtype=np.float32) for w in names_table(config)}
     native.write(tmp_path / "model", config, tensors)
     path = ("layers_0", "feed_forward", "w1")
     (file,) = (tmp_path / "model" / "weights" / ".".join(path)).glob("c/*/*")
@@ -208,8 +209,8 @@ def test_small_weights_are_read_together_and_waited_for_once(tmp_path, small, te
     """To wait hands Python to another thread, for milliseconds each time."""
     native.write(tmp_path / "model", small, tensors)
     waits = []
-    done = moves._done
-    monkeypatch.setattr(moves, "_done", lambda some: waits.append([*some]) or done(some))
+    done = transfers._done
+    monkeypatch.setattr(transfers, "_done", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert [len(some) for some in waits] == [len(tensors)]
 
@@ -217,10 +218,10 @@ def test_small_weights_are_read_together_and_waited_for_once(tmp_path, small, te
 def test_what_is_on_its_way_is_bounded_in_bytes(tmp_path, small, tensors, monkeypatch):
     native.write(tmp_path / "model", small, tensors)
     largest = max(tensor.nbytes for tensor in tensors.values())
-    monkeypatch.setattr(moves, "MAX_BYTES", largest)
+    monkeypatch.setattr(transfers, "MAX_BYTES", largest)
     waits = []
-    done = moves._done
-    monkeypatch.setattr(moves, "_done", lambda some: waits.append([*some]) or done(some))
+    done = transfers._done
+    monkeypatch.setattr(transfers, "_done", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert len(waits) > 2
     assert all(sum(move.nbytes for move in some) <= 2 * largest for some in waits)
@@ -250,14 +251,14 @@ def test_a_kill_halfway_leaves_nothing_that_loads_and_running_again_repairs_it(
     code = """
 import os, signal, numpy as np
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.config import Config
 import json, sys
 config = Config.from_json(json.loads(sys.argv[1]))
 def kill(done, total):
     if done > total / 2:
         os.kill(os.getpid(), signal.SIGKILL)
-native.write(sys.argv[2], config, {w.path: np.zeros(w.shape, "f4") for w in table(config)},
+native.write(sys.argv[2], config, {w.path: np.zeros(w.shape, "f4") for w in names_table(config)},
              progress=kill)
 """
     command = [sys.executable, "-c", code, json.dumps(small.to_json()), str(tmp_path / "model")]

@@ -377,7 +377,7 @@ def test_each_process_reads_its_own_bytes_alone(tmp_path):
         dim=128, hidden_dim=16384, vocab_size=16384, n_layers=1
     )
     llama_jax.save(init_params(jax.random.key(0), config), tmp_path / "model")
-    size = {row.path: math.prod(row.shape) * 4 for row in names.table(config)}
+    size = {row.path: math.prod(row.shape) * 4 for row in names_table(config)}
     total = sum(size.values())
     model = {"model": str(tmp_path / "model"), "folder": str(tmp_path), "generate": False}
     with program(4, mesh={"tensor": 4}, **model) as job:

@@ -10,7 +10,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
 from llama_jax.checkpoint.files import torch_writer
 from llama_jax.checkpoint.files.torch_file import read_state_dict
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.tokenizer import load_tokenizer
@@ -57,7 +57,7 @@ def test_transformers_and_our_reference_agree_on_every_kind_of_model(tmp_path, k
     config = config_of(**{"max_seq_len": 131072, **KINDS[kind]})
     rng = np.random.default_rng(0)
     tensors = {
-        w.path: rng.normal(size=w.shape, scale=0.2).astype(np.float32) for w in table(config)
+        w.path: rng.normal(size=w.shape, scale=0.2).astype(np.float32) for w in names_table(config)
     }
     native.write(tmp_path / "native", config, tensors)
     export(tmp_path / "native", tmp_path / "hf", format="hf")

@@ -10,7 +10,7 @@ from helpers import GOLDEN_META
 
 import llama_jax
 from llama_jax import reference
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import (
     Config,
@@ -42,7 +42,7 @@ def weights_of(config, deviation=0.3):
     rng = np.random.default_rng(0)
     return {
         row.path: (rng.normal(size=row.shape) * deviation).astype(np.float32)
-        for row in table(config)
+        for row in names_table(config)
     }
 
 

@@ -12,8 +12,8 @@ from helpers import GOLDEN, config_of, run
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
-from llama_jax.checkpoint.export_tensor import halved
-from llama_jax.checkpoint.names import table
+from llama_jax.checkpoint.export_tensor import to_half_split
+from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import Llama3Scaling
 from llama_jax.verify.compare import compare, compare_with_model, probes
@@ -35,7 +35,7 @@ def tensors(config):
     rng = np.random.default_rng(0)
     return {
         w.path: rng.normal(size=w.shape, scale=0.3).astype(np.float32).astype(BF16)
-        for w in table(config)
+        for w in names_table(config)
     }
 
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_is_itself_in_every_format_and_sharding(tmp_path, good):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_rounding_to_another_dtype_is_no_error_and_is_counted(tmp_path, config, dtype):
     rng = np.random.default_rng(1)
-    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in table(config)}
+    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in names_table(config)}
     native.write(tmp_path / "a", config, tensors)
     native.write(tmp_path / "b", config, tensors, dtype=dtype)
     for one, two in (("a", "b"), ("b", "a")):
@@ -146,7 +146,7 @@ def test_a_nan_that_only_one_has_makes_its_logits_different(compared, tensors):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_cast_that_overflows_is_no_rounding(tmp_path, config, dtype):
     rng = np.random.default_rng(1)
-    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in table(config)}
+    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in names_table(config)}
     tensors[WQ][0, 0] = {"float16": 1e30, "bfloat16": 3.4e38}[dtype]
     native.write(tmp_path / "a", config, tensors)
     native.write(tmp_path / "b", config, tensors, dtype=dtype)
@@ -197,7 +197,7 @@ def unhalved(columns, head_dim):
 def test_keys_unpermuted_as_if_they_had_as_many_heads_as_the_queries_are_found(
     compared, tensors, config
 ):
-    theirs = halved(np.ascontiguousarray(tensors[WK].T), config.head_dim).T
+    theirs = to_half_split(np.ascontiguousarray(tensors[WK].T), config.head_dim).T
     np.testing.assert_array_equal(unhalved(theirs, config.head_dim), tensors[WK])
     wrong_head_dim = config.n_kv_heads * config.head_dim // config.n_heads
     found = compared({WK: unhalved(theirs, wrong_head_dim)})
@@ -209,7 +209,7 @@ def test_keys_unpermuted_as_if_they_had_as_many_heads_as_the_queries_are_found(
 
 @pytest.mark.parametrize("path", [WQ, WK])
 def test_weights_left_in_hugging_faces_order_are_found(compared, tensors, config, path):
-    theirs = halved(np.ascontiguousarray(tensors[path].T), config.head_dim).T
+    theirs = to_half_split(np.ascontiguousarray(tensors[path].T), config.head_dim).T
     found = compared({path: theirs})
     assert list(wrong(found)) == [path]
     (told,) = found.suspicions
@@ -311,7 +311,7 @@ def test_a_wrong_norm_eps_is_found_in_float32(tmp_path, monkeypatch, untraced):
 
     config = config_of(norm_eps=1e-6)
     rng = np.random.default_rng(1)
-    tensors = {w.path: rng.normal(size=w.shape, scale=0.1) for w in table(config)}
+    tensors = {w.path: rng.normal(size=w.shape, scale=0.1) for w in names_table(config)}
     native.write(tmp_path / "m", config, {k: v.astype(np.float32) for k, v in tensors.items()})
     assert all(one.same for one in compare_with_model(tmp_path / "m"))
     jax.clear_caches()
@@ -322,7 +322,7 @@ def test_a_wrong_norm_eps_is_found_in_float32(tmp_path, monkeypatch, untraced):
 
 def test_logits_that_are_not_finite_are_wrong_though_the_reference_has_them(tmp_path):
     config = config_of(max_seq_len=64)
-    tensors = {w.path: np.ones(w.shape, np.float32) for w in table(config)}
+    tensors = {w.path: np.ones(w.shape, np.float32) for w in names_table(config)}
     tensors["norm", "scale"][0] = np.nan
     native.write(tmp_path / "nan", config, tensors)
     found = compare_with_model(tmp_path / "nan")
@@ -337,7 +337,7 @@ def test_logits_that_are_not_finite_are_wrong_though_the_reference_has_them(tmp_
 def test_a_weight_that_overflows_in_the_dtype_asked_for_is_wrong(tmp_path):
     config = config_of(max_seq_len=64)
     rng = np.random.default_rng(1)
-    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in table(config)}
+    tensors = {w.path: rng.normal(size=w.shape).astype(np.float32) for w in names_table(config)}
     tensors[WQ][0, 0] = 1e30
     native.write(tmp_path / "large", config, tensors)
     result = run("verify", tmp_path / "large", "--dtype", "float16")

@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.checkpoint.export_tensor import Outgoing
+from llama_jax.checkpoint.export_tensor import ExportTensor
 
 _DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 
 def write_safetensors(
-    path: Path, tensors: Sequence[Outgoing], stream: Callable[[Outgoing], Iterable[np.ndarray]]
+    path: Path,
+    tensors: Sequence[ExportTensor],
+    stream: Callable[[ExportTensor], Iterable[np.ndarray]],
 ) -> None:
     """Writes the tensors, whose blocks `stream` gives in the order and the dtype of the file."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it transformers refuses

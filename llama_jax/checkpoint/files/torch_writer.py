@@ -15,9 +15,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from llama_jax.checkpoint.export_tensor import Outgoing
+from llama_jax.checkpoint.export_tensor import ExportTensor
 
-Stream = Callable[[Outgoing], Iterable[np.ndarray]]
+Stream = Callable[[ExportTensor], Iterable[np.ndarray]]
 """A tensor's blocks in the order and the dtype of the file."""
 
 _STORAGES = {"float16": "HalfStorage", "bfloat16": "BFloat16Storage", "float32": "FloatStorage"}
@@ -28,7 +28,7 @@ _ELSEWHERE = 0xFFFFFFFF
 """... and its field of 32 bits says this."""
 
 
-def write_torch_file(path: Path, tensors: Sequence[Outgoing], stream: Stream) -> None:
+def write_torch_file(path: Path, tensors: Sequence[ExportTensor], stream: Stream) -> None:
     """Writes a state dict that `torch.load(path, weights_only=True)` reads."""
     with path.open("xb") as file:
         archive = _Archive(file, path.stem)
@@ -123,13 +123,13 @@ def _directory_entry(record: _Record) -> bytes:
 _VERSION_AND_TIME = (45, 0x800, 0, 0, 0x21)
 
 
-def _pickle(tensors: Sequence[Outgoing]) -> bytes:
+def _pickle(tensors: Sequence[ExportTensor]) -> bytes:
     """A dict of the tensors, in the opcodes of pickle's protocol 2 that torch itself uses."""
     items = [_text(tensor.name) + _tensor(key, tensor) for key, tensor in enumerate(tensors)]
     return b"\x80\x02}(" + b"".join(items) + b"u."
 
 
-def _tensor(key: int, tensor: Outgoing) -> bytes:
+def _tensor(key: int, tensor: ExportTensor) -> bytes:
     """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)`."""
     size = tensor.shape
     strides = [int(np.prod(size[axis + 1 :])) for axis in range(len(size))]

@@ -12,7 +12,7 @@ from llama_jax.checkpoint.files.messages import NO_WEIGHT, listed, shorten
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
-from llama_jax.checkpoint.names import Weight, table
+from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 
@@ -61,7 +61,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
         config, note = _tied(found, config)
         notes.append(note)
     _check_names(path, found, config, buffers)
-    tensors = {row.path: _stored(found, row, config) for row in table(config)}
+    tensors = {row.path: _stored(found, row, config) for row in names_table(config)}
     return Source(
         path, "huggingface", config, tensors, own_tokenizer(path), found.files, tuple(notes)
     )
@@ -95,7 +95,7 @@ def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
 
 
 def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str]) -> None:
-    rows = table(config)
+    rows = names_table(config)
     said = f"config.json says num_hidden_layers={config.n_layers}"
     if missing := [row.hf for row in rows if row.hf not in found.arrays]:
         way_out = (
@@ -118,7 +118,7 @@ def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str
         )
 
 
-def _stored(found: HFTensors, row: Weight, config: Config) -> StoredTensor:
+def _stored(found: HFTensors, row: WeightNames, config: Config) -> StoredTensor:
     array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
     if array.dtype not in DTYPES.values():
         raise ValueError(f"{where} is {array.dtype}; {NO_WEIGHT}")

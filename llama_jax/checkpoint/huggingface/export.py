@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
-from llama_jax.checkpoint.export_tensor import Outgoing
-from llama_jax.checkpoint.names import Weight, WeightPath, table
+from llama_jax.checkpoint.export_tensor import ExportTensor
+from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.config import (
     Config,
     DynamicScaling,
@@ -20,6 +20,7 @@ from llama_jax.config import (
     YarnScaling,
 )
 from llama_jax.tokenizer import SentencePieceTokenizer, TiktokenTokenizer, Tokenizer
+from llama_jax.weights.table import WeightPath
 
 FILE_BYTES = 5 * 10**9
 """How large a file may get, as on the Hub, where no other number is asked for."""
@@ -95,9 +96,9 @@ def hf_files(
     *,
     shards: int | None,
     dtype: np.dtype | None,
-) -> dict[str, list[Outgoing]]:
+) -> dict[str, list[ExportTensor]]:
     """What lies in each file: so many of them, or as few as hold `FILE_BYTES` each."""
-    rows = [_outgoing(row, config, tensors[row.path], dtype) for row in table(config)]
+    rows = [_export_tensor(row, config, tensors[row.path], dtype) for row in names_table(config)]
     groups = _filled(rows, FILE_BYTES) if shards is None else _divided(rows, shards)
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
@@ -105,16 +106,18 @@ def hf_files(
     return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, start=1)}
 
 
-def hf_index(files: Mapping[str, list[Outgoing]]) -> dict[str, Any]:
+def hf_index(files: Mapping[str, list[ExportTensor]]) -> dict[str, Any]:
     """Which file each tensor lies in."""
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
     places = {tensor.name: file for file, tensors in files.items() for tensor in tensors}
     return {"metadata": {"total_size": total}, "weight_map": places}
 
 
-def _outgoing(row: Weight, config: Config, tensor: Stored, dtype: np.dtype | None) -> Outgoing:
+def _export_tensor(
+    row: WeightNames, config: Config, tensor: Stored, dtype: np.dtype | None
+) -> ExportTensor:
     permuted = row.path[-1] in ("wq", "wk", "bq", "bk")
-    return Outgoing(
+    return ExportTensor(
         name=row.hf,
         tensor=tensor,
         part=whole(row.shape),
@@ -124,9 +127,9 @@ def _outgoing(row: Weight, config: Config, tensor: Stored, dtype: np.dtype | Non
     )
 
 
-def _filled(rows: list[Outgoing], most: int) -> list[list[Outgoing]]:
+def _filled(rows: list[ExportTensor], most: int) -> list[list[ExportTensor]]:
     """The rows in order, a new group where the next would make one larger than `most`."""
-    groups: list[list[Outgoing]] = [[]]
+    groups: list[list[ExportTensor]] = [[]]
     size = 0
     for row in rows:
         if groups[-1] and size + row.nbytes > most:
@@ -137,7 +140,7 @@ def _filled(rows: list[Outgoing], most: int) -> list[list[Outgoing]]:
     return groups
 
 
-def _divided(rows: list[Outgoing], count: int) -> list[list[Outgoing]]:
+def _divided(rows: list[ExportTensor], count: int) -> list[list[ExportTensor]]:
     """The rows in order, in so many groups of about the same size, none of them empty."""
     if not 1 <= count <= len(rows):
         raise ValueError(

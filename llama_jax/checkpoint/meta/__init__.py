@@ -23,10 +23,11 @@ from llama_jax.checkpoint.meta.shards import (
     drift,
     open_shards,
 )
-from llama_jax.checkpoint.names import EMBEDDING, OUTPUT, Weight, WeightPath, table
+from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.published import matching
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
+from llama_jax.weights.table import EMBEDDING, OUTPUT, WeightPath
 
 
 def is_meta(path: str | Path) -> bool:
@@ -73,10 +74,10 @@ def _check_names(shards: Shards, config: Config, adapted: bool) -> None:
     # Before the table is made: a number in a stranger's file must not decide how long it gets.
     if config.n_layers > len(found):
         raise ValueError(f"{file} holds {len(found)} tensors, too few for a model: {said}")
-    expected = {row.meta for row in table(config)}
+    expected = {row.meta for row in names_table(config)}
     # In the files' order, which is the model's: the first is the one to look at.
     unknown = [name for name in found if name not in expected]
-    missing = [row.meta for row in table(config) if row.meta not in found]
+    missing = [row.meta for row in names_table(config) if row.meta not in found]
     if unknown and adapted:
         raise ValueError(
             f"{file} is quantized or carries a LoRA adapter, as its params.json says and its "
@@ -96,7 +97,7 @@ def _check_names(shards: Shards, config: Config, adapted: bool) -> None:
 def _check_count(shards: Shards, config: Config) -> None:
     """Where the files fit each other but not their number, says how many there should be."""
     implied: set[int | None] = set()
-    for row in table(config):
+    for row in names_table(config):
         if row.path[-1] in ("wq", "wo", "w1", "w2", "w3"):
             pieces, axis = shards.pieces[row.meta], _cut_axis(row)
             implied |= {_times(row.stored_shape, piece.shape, axis) for piece in pieces}
@@ -115,7 +116,7 @@ def _check_count(shards: Shards, config: Config) -> None:
     )
 
 
-def _cut_axis(row: Weight) -> int:
+def _cut_axis(row: WeightNames) -> int:
     """The axis of the files' [out, in] along which a matrix that is no embedding is cut."""
     return int(row.path[-1] in ROW_PARALLEL)
 
@@ -155,7 +156,7 @@ def _tensors(shards: Shards, config: Config) -> tuple[Config, dict[WeightPath, S
                 "params.json; the file is damaged"
             )
         config = config.replace(tie_embeddings=True)
-    tensors = {row.path: _stored(shards, row, config) for row in table(config)}
+    tensors = {row.path: _stored(shards, row, config) for row in names_table(config)}
     if not config.tie_embeddings:
         embedding, output = tensors[EMBEDDING], tensors[OUTPUT]
         if embedding.dtype == output.dtype and same_bits(
@@ -169,7 +170,7 @@ def _tensors(shards: Shards, config: Config) -> tuple[Config, dict[WeightPath, S
     return config, tensors
 
 
-def _stored(shards: Shards, row: Weight, config: Config) -> StoredTensor:
+def _stored(shards: Shards, row: WeightNames, config: Config) -> StoredTensor:
     pieces, count = shards.pieces[row.meta], len(shards.files)
     whole = row.stored_shape
     check_dtypes(shards, row.meta)
@@ -211,7 +212,7 @@ def _notes(
         notes.append(f"params.json has unknown keys, ignored: {listed(params.unknown_keys)}")
     if shards.buffers:
         notes.append(f"buffers skipped, which are no weights: {listed(shards.buffers)}")
-    if apart := [row.meta for row in table(config) if drift(shards, row.meta)]:
+    if apart := [row.meta for row in names_table(config) if drift(shards, row.meta)]:
         notes.append(f"the first file's is taken where copies differ a little: {listed(apart)}")
     if "output.weight" not in shards.pieces:
         notes.append("output.weight is not stored: the output layer is the embedding")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
-from llama_jax.checkpoint.export_tensor import Outgoing
+from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.meta.params import (
     default_max_seq_len,
     hidden_dim,
@@ -17,10 +17,11 @@ from llama_jax.checkpoint.meta.params import (
     llama3_scaling,
 )
 from llama_jax.checkpoint.meta.shards import ROW_PARALLEL
-from llama_jax.checkpoint.names import EMBEDDING, Weight, WeightPath, table
+from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.placement import Index
 from llama_jax.config import Config, Llama3Scaling
 from llama_jax.sharding.mesh import check_divides, check_shares_heads
+from llama_jax.weights.table import EMBEDDING, WeightPath
 
 LAYOUTS = ("llama2", "llama3")
 # multiple_of and ffn_dim_multiplier as Meta's own files have them; the first that fits is written.
@@ -86,19 +87,19 @@ def meta_files(
     shards: int,
     layout: str,
     dtype: np.dtype | None,
-) -> dict[str, list[Outgoing]]:
+) -> dict[str, list[ExportTensor]]:
     """What lies in each file, for so many ranks of Meta's model parallelism."""
     _check_shards(config, shards, layout)
-    rows = table(config)
+    rows = names_table(config)
     if config.tie_embeddings:
         rows.append(rows[0]._replace(meta="output.weight"))
 
-    def outgoing(rank: int, row: Weight) -> Outgoing:
+    def outgoing(rank: int, row: WeightNames) -> ExportTensor:
         tensor, part = tensors[row.path], whole(row.shape)
         if len(part) == 2:
             by_rows = layout == "llama3" or row.meta == "output.weight"
             part = _part(config, row, rank, shards, by_rows)
-        return Outgoing(
+        return ExportTensor(
             name=row.meta,
             tensor=tensor,
             part=part,
@@ -113,7 +114,7 @@ def meta_files(
     }
 
 
-def _part(config: Config, row: Weight, rank: int, shards: int, by_rows: bool) -> Index:
+def _part(config: Config, row: WeightNames, rank: int, shards: int, by_rows: bool) -> Index:
     """A rank's part of a matrix in our layout; `by_rows` is how the embedding is cut."""
     name = row.path[-1]
     axis = int(not by_rows) if row.path == EMBEDDING else int(name not in ROW_PARALLEL)

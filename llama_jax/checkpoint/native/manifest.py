@@ -14,7 +14,9 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.config import Config
 from llama_jax.tokenizer.beside import FILES
 
-FORMAT, VERSION = "llama_jax", 1
+FORMAT = "llama_jax"
+PLAIN, VERSION = 1, 2
+"""Version 2 has weights that are no arrays; a checkpoint without any is still of version 1."""
 INFO, CONFIG, WEIGHTS = "checkpoint.json", "config.json", "weights"
 _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")
 """What Orbax puts into `weights/` beside the weights."""
@@ -76,16 +78,22 @@ def write_manifest(
     dtypes: Sequence[str],
     tokenizer: str | None,
     source: Mapping[str, Any] | None,
+    records: Mapping[str, Any],
 ) -> None:
-    """Writes both files. `dtypes` are the weights'; `tokenizer` is the name of its file."""
+    """Writes both files. `dtypes` are the weights'; `tokenizer` is the name of its file.
+
+    `records` says, by name, what the weights are that are no arrays.
+    """
     info = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSION if records else PLAIN,
         "llama_jax": _package_version(),
         "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
         "tokenizer": tokenizer,
         "source": dict(source) if source is not None else None,
     }
+    if records:
+        info["weights"] = dict(records)
     write_json(path / CONFIG, config.to_json())
     write_json(path / INFO, info)
 

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import tensorstore as ts
 
-from llama_jax.checkpoint.names import WeightPath
+from llama_jax.weights.table import WeightPath
 
 MAX_BYTES = 96 << 20
 """Bytes on their way between memory and disk at once."""
 
 
-class Move(NamedTuple):
+class Transfer(NamedTuple):
     """A block of a weight between memory and disk."""
 
     path: WeightPath
@@ -32,29 +32,29 @@ class StoreError(Exception):
         self.path = path
 
 
-def finished(moves: Iterable[Move]) -> Iterator[WeightPath]:
-    """Draws on `moves`, each of which starts as it is drawn; yields, in turn, whose are done."""
-    waiting: list[Move] = []
+def finished(transfers: Iterable[Transfer]) -> Iterator[WeightPath]:
+    """Takes `transfers`, each of which starts as it is taken; yields, in turn, whose are done."""
+    waiting: list[Transfer] = []
     try:
-        for move in moves:
-            waiting.append(move)
-            if sum(move.nbytes for move in waiting) > MAX_BYTES:
+        for transfer in transfers:
+            waiting.append(transfer)
+            if sum(transfer.nbytes for transfer in waiting) > MAX_BYTES:
                 half = (len(waiting) + 1) // 2
                 yield from _done(waiting[:half])
                 del waiting[:half]
         yield from _done(waiting)
         waiting.clear()
     finally:
-        for move in waiting:  # a file must not appear after its directory was removed
+        for transfer in waiting:  # a file must not appear after its directory was removed
             with contextlib.suppress(StoreError):
-                finish(move.path, move.future)
+                finish(transfer.path, transfer.future)
 
 
-def _done(moves: Sequence[Move]) -> list[WeightPath]:
+def _done(transfers: Sequence[Transfer]) -> list[WeightPath]:
     """Waits for all, for the newest first: the others are then done, and it waited but once."""
-    for move in reversed(moves):
-        finish(move.path, move.future)
-    return [move.path for move in moves]
+    for transfer in reversed(transfers):
+        finish(transfer.path, transfer.future)
+    return [transfer.path for transfer in transfers]
 
 
 def finish(path: WeightPath, future: ts.Future) -> Any:

@@ -21,10 +21,10 @@ import numpy as np
 import tensorstore as ts
 
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
-from llama_jax.checkpoint.names import WeightPath
-from llama_jax.checkpoint.native.transfers import Move, StoreError, finish, finished, short
+from llama_jax.checkpoint.native.transfers import StoreError, Transfer, finish, finished, short
 from llama_jax.checkpoint.placement import Index, Placing
 from llama_jax.weights.params import nested
+from llama_jax.weights.table import WeightPath
 
 FILE_BYTES = 32 << 20
 """About how much of a weight one file holds, which is what is written at a time."""
@@ -78,12 +78,12 @@ def fill(
     store = _open(directory, path)
     cast_to = Cast(store.dtype.numpy_dtype)
 
-    def write(index: Index) -> Move:
+    def write(index: Index) -> Transfer:
         cast = cast_to(host_block(tensor, index))
         moved(cast.nbytes)
         # Nobody writes to the block again, so TensorStore need not copy it.
         writing = store[index].write(cast, can_reference_source_data_indefinitely=True)
-        return Move(path, cast.nbytes, writing.commit, cast)
+        return Transfer(path, cast.nbytes, writing.commit, cast)
 
     try:
         for _ in finished(map(write, cells(whole(store.shape), _file_sides(store)))):
@@ -110,7 +110,7 @@ def read(
     """
     stores, begun = _open_all(directory, wanted), dict[WeightPath, Placing]()
 
-    def reads() -> Iterator[Move]:
+    def reads() -> Iterator[Transfer]:
         for path, (sharding, dtype) in wanted.items():
             begun[path] = Placing(stores[path].shape, dtype, sharding)
             for index, out in begun[path].targets:
@@ -139,13 +139,13 @@ def name(path: WeightPath) -> str:
 
 def _reads(
     store: ts.TensorStore, path: WeightPath, index: Index, out: np.ndarray
-) -> Iterator[Move]:
+) -> Iterator[Transfer]:
     """Begins to read a part of a weight, file by file."""
     stored = ts.cast(store, out.dtype.name)
     target = ts.array(out)[ts.d[:].translate_to[[cut.start for cut in index]]]
     for cell in cells(index, _file_sides(store)):
         size = math.prod(cut.stop - cut.start for cut in cell) * out.itemsize
-        yield Move(path, size, target[cell].write(stored[cell]).commit, target)
+        yield Transfer(path, size, target[cell].write(stored[cell]).commit, target)
 
 
 @contextlib.contextmanager

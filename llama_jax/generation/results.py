@@ -1,0 +1,103 @@
+"""What generation and scoring return."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import numpy as np
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token was where it stands, under the raw logits."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+    """The likeliest tokens there with their log-probabilities, the likeliest first."""
+
+    @classmethod
+    def of(cls, token: Any, logprob: Any, ids: np.ndarray, logprobs: np.ndarray) -> TokenLogprob:
+        """From arrays; as many of `logprobs` as there are `ids`."""
+        top = dict(zip(ids.tolist(), logprobs.tolist(), strict=False))
+        return cls(int(token), float(logprob), top)
+
+    def first(self, k: int) -> TokenLogprob:
+        """This, with the `k` likeliest alone."""
+        return dataclasses.replace(self, top=dict(list(self.top.items())[:k]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What one row of a stream gained."""
+
+    row: int
+    text: str
+    """Certain text only: half a character, or what may become a stop string, waits."""
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: FinishReason | None
+    """Set on a row's last delta alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one prompt."""
+
+    text: str | None
+    """What continues the prompt: prompt + text is the whole. None without a tokenizer."""
+    tokens: list[int]
+    """The new tokens, without the prompt's and without a stop token."""
+    finish_reason: FinishReason
+    """Why it ended: at a stop, or at `max_new_tokens` or the context's end ("length")."""
+    logprobs: list[TokenLogprob] | None = None
+    """Of the new tokens, one each, if the settings asked for them."""
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    """Of the prompt's tokens; the first follows nothing and has None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a model holds a text."""
+
+    tokens: list[int]
+    """The text's, bos included."""
+    logprobs: list[float]
+    """Of every token after the first, each given those before it."""
+
+    @property
+    def nll(self) -> float:
+        """The negative log-likelihood, in nats."""
+        return -math.fsum(self.logprobs)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of the mean negative log-likelihood of the tokens after the first."""
+        return exp_of_mean(self.nll, len(self.logprobs))
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+    """The likelihood of a long text that is read by windows."""
+
+    nll: float
+    """In nats, over all scored tokens."""
+    tokens: int
+    """How many were scored: all but the first."""
+
+    @property
+    def value(self) -> float:
+        """exp(nll / tokens)."""
+        return exp_of_mean(self.nll, self.tokens)
+
+
+def exp_of_mean(nll: float, tokens: int) -> float:
+    """exp(nll / tokens): infinite where no float is so large, NaN of no tokens."""
+    try:
+        return math.exp(nll / tokens) if tokens else math.nan
+    except OverflowError:
+        return math.inf

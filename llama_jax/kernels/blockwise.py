@@ -1,0 +1,194 @@
+"""Attention block by block, for any platform: memory-efficient and exact.
+
+A block of keys gives a partial result: weighted values, the weights' sum, and the peak of the
+scores, over which the weights are exponentials. Two partial results add up in either order
+(arXiv:2112.05682). So a long text holds the scores of one block of queries and keys at a time, and
+nothing of shape [time, time] exists.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
+from llama_jax.ops.linear import product_precision
+
+QUERY_BLOCK, KEY_BLOCK = 512, 1024
+"""Queries and keys of a block, where there are more pairs than one block has."""
+CAUSAL_BLOCK = 128
+"""Queries taken at once where a text without a past fits one block. Each part skips the keys that
+come after all of its queries: 512 tokens cost 5/8 of the products."""
+LOWEST = float(jnp.finfo(jnp.float32).min)
+"""The peak where there are no scores. It is finite, because infinity minus infinity is NaN."""
+UNSEEN = int(jnp.iinfo(jnp.int32).max)
+"""The position of padding: a key that no query sees."""
+
+
+class Span(NamedTuple):
+    """Keys and values with their positions. A query sees positions up to its `last`."""
+
+    k: Float[Array, "batch kv_heads span head_dim"]
+    v: Float[Array, "batch kv_heads span head_dim"]
+    positions: Int[Array, "#batch span"]
+    last: Int[Array, "batch _"]
+    """One for each query, or one for all queries of a row."""
+
+
+class Own(NamedTuple):
+    """The keys and values of the step's own tokens: query i sees the first i + 1."""
+
+    k: Float[Array, "batch kv_heads time head_dim"]
+    v: Float[Array, "batch kv_heads time head_dim"]
+
+
+class Partial(NamedTuple):
+    """Attention of each row to some of the keys. `out / total` is their weighted mean."""
+
+    peak: Float[Array, "batch kv_heads rows 1"]
+    total: Float[Array, "batch kv_heads rows 1"]
+    out: Float[Array, "batch kv_heads rows head_dim"]
+
+
+def attention(
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots] | None, lengths: Lengths
+) -> Queries:
+    """`ops.attention.attention`, without a copy of the past and with bounded memory."""
+    spans: list[Span | Own] = [Own(k.swapaxes(1, 2), v.swapaxes(1, 2))]
+    if past is not None:
+        slots = jnp.arange(past[0].shape[2])[None]
+        spans.insert(0, Span(*past, slots, lengths[:, None] - 1))
+    return over_spans(q, spans)
+
+
+def over_spans(q: Queries, spans: Sequence[Span | Own]) -> Queries:
+    """Softmax attention of each query over its visible keys in all spans.
+
+    Query head h reads key-value head `h // (heads // kv_heads)`. Every query must see a key.
+    Scores and softmax are float32; the weights meet the values in the values' dtype.
+    """
+    return _over_spans(q, tuple(spans))
+
+
+@jax.jit  # traced and lowered once, not once a layer
+def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
+    time = q.shape[1]
+    if time <= QUERY_BLOCK or all(_is_one_block(time, span) for span in spans):
+        # A past would be read once for each part, so beside one the queries stay together.
+        step = CAUSAL_BLOCK if len(spans) == 1 and isinstance(spans[0], Own) else time
+        cut = [q[:, i : i + step] for i in range(0, time, step)]
+        parts = [_of_queries(part, _visible(spans, i * step, part)) for i, part in enumerate(cut)]
+        return jnp.concatenate(parts, axis=1)
+    spans = _visible(spans, 0, q)
+    lasts = [jnp.broadcast_to(span.last, q.shape[:2]) for span in spans]
+
+    @jax.checkpoint  # a gradient computes a block's scores again, and keeps those of none
+    def of_block(block: tuple[Array, list[Array]]) -> Array:
+        q, lasts = block
+        return _of_queries(q, tuple(s._replace(last=x) for s, x in zip(spans, lasts, strict=True)))
+
+    def in_blocks(x: Array) -> Array:
+        # [batch, time, ...] -> [blocks, batch, 512, ...]. Copies of the last query fill the last
+        # block, so that every query sees a key.
+        whole = jnp.pad(x, _padding(QUERY_BLOCK, x, axis=1), mode="edge")
+        return whole.reshape(x.shape[0], -1, QUERY_BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+    out = jax.lax.map(of_block, jax.tree.map(in_blocks, (q, lasts)))
+    return out.swapaxes(0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :time]
+
+
+def _visible(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span, ...]:
+    """The spans as the queries `q` see them, of which the first has index `first` in the step."""
+    end = first + q.shape[1]
+
+    def one(span: Span | Own) -> Span:
+        if isinstance(span, Span):
+            return span
+        k, v = span.k[:, :, :end], span.v[:, :, :end]
+        return Span(k, v, jnp.arange(end)[None], jnp.arange(first, end)[None])
+
+    return tuple(map(one, spans))
+
+
+def _of_queries(q: Array, spans: tuple[Span, ...]) -> Array:
+    batch, time, _, head_dim = q.shape
+    kv_heads = spans[0].k.shape[1]
+    # The queries that share a key head become rows of one product, so no key is repeated:
+    # [batch, time, heads, head_dim] -> [batch, kv_heads, group * time, head_dim].
+    grouped = q.reshape(batch, time, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
+    rows = grouped.reshape(batch, kv_heads, -1, head_dim)
+    partials = [_over_span(rows, span, time) for span in spans]
+    whole = functools.reduce(_merged, partials)
+    out = (whole.out / whole.total).astype(q.dtype)
+    return out.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+
+
+def _over_span(rows: Array, span: Span, time: int) -> Partial:
+    """Attention to a span's keys, a block of keys at a time if they are many."""
+    if _is_one_block(time, span):
+        return _over_block(rows, span, time)
+    k, v = (jnp.pad(x, _padding(KEY_BLOCK, x, axis=2)) for x in (span.k, span.v))
+    more = _padding(KEY_BLOCK, span.positions, axis=1)
+    positions = jnp.pad(span.positions, more, constant_values=UNSEEN)
+    farthest = jnp.max(span.last)
+
+    def step(sum: Partial, start: Array) -> tuple[Partial, None]:
+        cut = functools.partial(
+            jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=KEY_BLOCK
+        )
+        block = Span(cut(k, axis=2), cut(v, axis=2), cut(positions, axis=1), span.last)
+        add = lambda: _merged(sum, _over_block(rows, block, time))  # noqa: E731
+        seen = jnp.any(block.positions <= farthest)
+        # The question saves a CPU the blocks that no query sees; a GPU would wait for the answer.
+        asked = lambda: jax.lax.cond(seen, add, lambda: sum)  # noqa: E731
+        return jax.lax.platform_dependent(cpu=asked, default=add), None
+
+    one = (*rows.shape[:3], 1)
+    nothing = Partial(jnp.full(one, LOWEST), jnp.zeros(one), jnp.zeros(rows.shape))
+    return jax.lax.scan(step, nothing, jnp.arange(0, positions.shape[1], KEY_BLOCK))[0]
+
+
+def _over_block(rows: Array, span: Span, time: int) -> Partial:
+    scores = _product("bkrd,bksd->bkrs", rows, span.k) * rows.shape[-1] ** -0.5
+    visible = span.positions[:, None, :] <= span.last[:, :, None]
+    by_query = scores.reshape(*scores.shape[:2], -1, time, scores.shape[3])
+    scores = jnp.where(visible[:, None, None], by_query, -jnp.inf).reshape(scores.shape)
+    peak = jnp.max(scores, axis=-1, keepdims=True, initial=LOWEST)
+    weights = jnp.exp(scores - peak)
+    out = _product("bkrs,bksd->bkrd", weights, span.v)
+    return Partial(peak, jnp.sum(weights, axis=-1, keepdims=True), out)
+
+
+def _merged(one: Partial, other: Partial) -> Partial:
+    """Attention to both sets of keys."""
+    peak = jnp.maximum(one.peak, other.peak)
+    a, b = jnp.exp(one.peak - peak), jnp.exp(other.peak - peak)
+    return Partial(peak, one.total * a + other.total * b, one.out * a + other.out * b)
+
+
+def _product(axes: str, rows: Array, other: Array) -> Array:
+    """An einsum over [batch, kv_heads, rows, ...] in the dtype of `other`, summed in float32.
+
+    A single 16-bit row gets a row of zeros beside it: alone, XLA would write all of `other` out in
+    float32.
+    """
+    rows = rows.astype(other.dtype)
+    alone = rows.shape[2] == 1 and rows.dtype.itemsize < 4
+    pairs = jnp.pad(rows, ((0, 0), (0, 0), (0, 1), (0, 0))) if alone else rows
+    precision = product_precision(rows.dtype)
+    out = jnp.einsum(axes, pairs, other, precision=precision, preferred_element_type=jnp.float32)
+    return out[:, :, : rows.shape[2]]
+
+
+def _is_one_block(time: int, span: Span | Own) -> bool:
+    return time * span.k.shape[2] <= QUERY_BLOCK * KEY_BLOCK
+
+
+def _padding(block: int, x: Array, axis: int) -> list[tuple[int, int]]:
+    """The padding that makes an axis of `x` a multiple of `block`."""
+    return [(0, -size % block if i == axis else 0) for i, size in enumerate(x.shape)]

@@ -1,0 +1,91 @@
+"""GPU kernels for attention: cuDNN's for prompts, our own for decode steps.
+
+A kernel is opaque to XLA, which cannot cut it over a mesh: `per_device` runs it on each device's
+own rows and heads. Whether this process's GPU has a kernel is found out by compiling it once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from llama_jax.kernels.rows import in_pairs, over_rows
+from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
+from llama_jax.ops.linear import dot
+from llama_jax.sharding.arrays import per_device
+from llama_jax.sharding.specs import CACHE, LENGTHS, NEW_KEYS, QUERIES
+
+
+@over_rows
+def product(x: Array, w: Array, over: int) -> Array:
+    """`dot(x, w, over)` of rows [n, in]."""
+    return in_pairs(x, lambda rows: dot(rows, w, over).astype(x.dtype))
+
+
+def prompt_attention(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
+    """Causal attention of a prompt's tokens to one another, by cuDNN on each device."""
+    return per_device(_prompt, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)(q, k, v)
+
+
+def step_attention(
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots], lengths: Lengths
+) -> Queries:
+    """Attention of one new token a row to its past, by our kernel on each device."""
+    specs = (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS)
+    return per_device(_step, specs, QUERIES)(q, k, v, *past, lengths)
+
+
+@functools.cache
+def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether this process's GPU has cuDNN's attention for such heads."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
+    return _compiles_here(_prompt, x, x, x)
+
+
+@functools.cache
+def has_step_kernel(
+    dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, slots: int, head_dim: int
+) -> bool:
+    """Whether this process's GPU runs our kernel for such queries over so many slots.
+
+    `group` is how many query heads share a key head.
+    """
+    q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
+    own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+    past = jax.ShapeDtypeStruct((1, 1, slots, head_dim), past_dtype)
+    return _compiles_here(_step, q, own, own, past, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+
+
+def has_step_kernel_for(q: Queries, past: Slots) -> bool:
+    """`has_step_kernel` for these arrays."""
+    _, kv_heads, slots, head_dim = past.shape
+    group = q.shape[2] // kv_heads
+    return has_step_kernel(q.dtype, past.dtype, group=group, slots=slots, head_dim=head_dim)
+
+
+def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+
+
+@jax.jit  # lowered once, not once a layer
+def _step(
+    q: Queries, k: NewKeys, v: NewKeys, past_k: Slots, past_v: Slots, lengths: Lengths
+) -> Queries:
+    # Pallas takes a tenth of a second to import, which a CPU need not wait for.
+    from llama_jax.kernels.decode_attention import decode_attention
+
+    return decode_attention(q, k, v, (past_k, past_v), lengths)
+
+
+def _compiles_here(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:
+    if jax.default_backend() != "gpu":
+        return False
+    # In a thread of its own, which knows nothing of the mesh and the trace that ask.
+    with ThreadPoolExecutor(1) as elsewhere:
+        tried = elsewhere.submit(lambda: jax.jit(f).lower(*args).compile())
+    return tried.exception() is None  # a library missing or old, a shape refused

@@ -1,0 +1,78 @@
+"""Which tokens lead a row, for top-k and top-p, without sorting the vocabulary.
+
+The value at which the leaders end is found by bisection over the bits of a float, which order as
+the bits of an integer do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt32
+
+
+def leads(
+    values: Float[Array, "batch vocab"],
+    weights: Float[Array, "batch vocab"],
+    limit: Float[Array, " batch"],
+    *,
+    bits: int,
+) -> Bool[Array, "batch vocab"]:
+    """Which entries have at most `limit` of weight before them, in descending order of value.
+
+    Of equal values the lower index comes first. `bits` is how many bits of the last value a pass
+    over the data decides, by `2**bits - 1` sums.
+    """
+    keys = _ordered(values)
+    index = jnp.arange(keys.shape[-1], dtype=jnp.uint32)
+    width = max(20, -(-keys.shape[-1].bit_length() // bits) * bits)  # of an index, in whole steps
+
+    def fits(leaders: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
+        return jnp.sum(jnp.where(leaders, weights[:, None], 0), axis=-1) <= limit[:, None]
+
+    last = _first(lambda key: fits(keys[:, None] > key[:, :, None]), limit.shape[0], 32, bits)
+    leads, ties = keys > last[:, None], keys == last[:, None]
+
+    def goes(i: UInt32[Array, "batch asked"]) -> Bool[Array, "batch asked"]:
+        return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
+
+    def cut() -> UInt32[Array, " batch"]:
+        return _first(goes, limit.shape[0], width, bits)
+
+    if bits == 1:  # a CPU's branches are free, and equals rare
+        alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)
+        end = jax.lax.cond(alone, lambda: jnp.full(limit.shape, keys.shape[-1], jnp.uint32), cut)
+    else:
+        end = cut()
+    return leads | (ties & (index < end[:, None]))
+
+
+def _first(
+    holds: Callable[[UInt32[Array, "batch asked"]], Bool[Array, "batch asked"]],
+    batch: int,
+    width: int,
+    bits: int,
+) -> UInt32[Array, " batch"]:
+    """The first number of `width` bits at which `holds`, false before and true after, is true.
+
+    Asked for the ends of all parts but the last, `bits` bits at a time; the last number, where it
+    never is.
+    """
+    parts = jnp.arange(1, 2**bits, dtype=jnp.uint32)
+
+    def narrow(i: Array, start: Array) -> Array:
+        shift = (width - bits * (i + 1)).astype(jnp.uint32)
+        ends = start[:, None] + (parts << shift) - 1
+        return start + (jnp.sum(~holds(ends), axis=-1).astype(jnp.uint32) << shift)
+
+    return jax.lax.fori_loop(0, width // bits, narrow, jnp.zeros(batch, jnp.uint32))
+
+
+def _ordered(values: Float[Array, "batch vocab"]) -> UInt32[Array, "batch vocab"]:
+    """Integers that order as the floats do: a negative float's bits run backwards."""
+    values = jnp.where(values == 0, 0, values.astype(jnp.float32))  # no negative zero
+    bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)

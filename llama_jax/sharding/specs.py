@@ -1,0 +1,15 @@
+"""How activations are cut over a mesh; `weights/table.py` says it of the weights."""
+
+from __future__ import annotations
+
+from jax.sharding import PartitionSpec as P
+
+from llama_jax.weights.table import BATCH, TENSOR
+
+ACTIVATION = P(BATCH, None, None)  # [batch, time, dim]
+LOGITS = P(BATCH, None, TENSOR)  # [batch, time, vocab]
+NEXT_LOGITS = P(BATCH, TENSOR)  # [batch, vocab], of one position
+QUERIES = P(BATCH, None, TENSOR, None)  # [batch, time, heads, head_dim]
+NEW_KEYS = P(BATCH, None, "tensor", None)  # [batch, time, kv_heads, head_dim]
+CACHE = P(BATCH, "tensor", None, None)  # [batch, kv_heads, slots, head_dim]
+LENGTHS = P(BATCH)  # [batch]

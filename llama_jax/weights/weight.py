@@ -1,0 +1,178 @@
+"""A weight is an array, or a value that multiplies: quantized, adapted, scaled.
+
+A value is made of arrays, its parts, and says how each part's axes follow the weight's own. With
+that alone a model is sharded, saved, loaded and counted, whatever its weights are:
+
+    Scaled: an int8 array [in, out] and a float32 scale [out], for a weight of shape [in, out]
+    parts()   {"values": int8[in, out], "scale": float32[out]}
+    layout()  {"values": (PartAxis(0), PartAxis(1)), "scale": (PartAxis(1),)}
+
+So on a mesh that cuts the weight's outputs, `scale` is cut with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeGuard, TypeVar
+
+import numpy as np
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array
+
+ARRAY = ""
+"""The name of the one part of a weight that is an array."""
+
+
+class PartAxis(NamedTuple):
+    """Which axis of the weight an axis of a part follows, and how many numbers an entry serves.
+
+    A scale for each group of 32 inputs of an [in, out] weight: (PartAxis(0, per=32), PartAxis(1)).
+    """
+
+    of: int
+    per: int = 1
+
+
+Layout = Mapping[str, tuple[PartAxis, ...]]
+Kind = TypeVar("Kind", bound=type)
+
+
+class Weight(Protocol):
+    """A weight that is no array. A pytree whose leaves are its parts."""
+
+    kind: ClassVar[str]
+    """What a checkpoint calls it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the weight that the model sees: [in, out], or [vocab, dim]."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the numbers that the model sees. An embedding's is the activations' dtype."""
+        ...
+
+    def matmul(self, x: Array) -> Array:
+        """`x @ w`, for an [in, out] weight, in the dtype of `x`."""
+        ...
+
+    def matmul_transposed(self, x: Array) -> Array:
+        """`x @ w.T`, for a tied output, whose weight is the embedding [vocab, dim]."""
+        ...
+
+    def rows(self, ids: Array) -> Array:
+        """The rows of an embedding with these ids, in `dtype`."""
+        ...
+
+    def dense(self) -> Array:
+        """The weight as an array, for export and comparison."""
+        ...
+
+    def parts(self) -> dict[str, Any]:
+        """The arrays that it is made of, by name. Names are identifiers."""
+        ...
+
+    def layout(self) -> Layout:
+        """How each part's axes follow the weight's."""
+        ...
+
+    def constants(self) -> dict[str, Any]:
+        """What `from_parts` needs beside the parts, as JSON values."""
+        ...
+
+    @classmethod
+    def from_parts(
+        cls, parts: Mapping[str, Any], constants: Mapping[str, Any], dtype: np.dtype
+    ) -> Self:
+        """The weight made of these parts, for activations of `dtype`."""
+        ...
+
+
+KINDS: dict[str, type[Weight]] = {}
+"""Every kind of weight that a checkpoint may hold, by its name there."""
+
+
+def register_weight(kind: Kind) -> Kind:
+    """Class decorator: lets checkpoints hold a kind of weight."""
+    KINDS[kind.kind] = kind  # type: ignore[attr-defined]
+    return kind
+
+
+def is_value(weight: Any) -> TypeGuard[Weight]:
+    """Whether a weight is made of parts, as the `Weight` protocol says, and no array."""
+    return hasattr(type(weight), "parts")
+
+
+def parts_of(weight: Any) -> dict[str, Any]:
+    """The arrays that a weight is made of; an array is made of itself."""
+    return weight.parts() if is_value(weight) else {ARRAY: weight}
+
+
+def layout_of(weight: Any) -> Layout:
+    """How each part's axes follow the weight's."""
+    if is_value(weight):
+        return weight.layout()
+    return {ARRAY: tuple(PartAxis(axis) for axis in range(len(weight.shape)))}
+
+
+def map_parts(weight: Any, f: Callable[[Any, tuple[PartAxis, ...]], Any]) -> Any:
+    """The weight with `f(part, axes)` in place of each part."""
+    layout = layout_of(weight)
+    parts = {name: f(part, layout[name]) for name, part in parts_of(weight).items()}
+    if not is_value(weight):
+        return parts[ARRAY]
+    return type(weight).from_parts(parts, weight.constants(), weight.dtype)
+
+
+def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a part of a weight of this shape."""
+    return tuple(math.ceil(shape[axis.of] / axis.per) for axis in axes)
+
+
+def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
+    """How a part is cut where the weight is cut so: along the axes that it follows."""
+    cuts = tuple(spec)
+    return P(*(cuts[axis.of] if axis.of < len(cuts) else None for axis in axes))
+
+
+def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
+    """Bytes of a weight's parts where the weight has this shape: without a mesh's padding."""
+    layout = layout_of(weight)
+    return sum(
+        math.prod(part_shape(layout[name], shape)) * np.dtype(part.dtype).itemsize
+        for name, part in parts_of(weight).items()
+    )
+
+
+def padded_shape(shape: tuple[int, ...], sharding: Sharding) -> tuple[int, ...]:
+    """`shape`, each axis rounded up to what the sharding cuts into equal parts."""
+    if not isinstance(sharding, NamedSharding):
+        return shape
+    cuts = axis_cuts(sharding)
+    cuts += [1] * (len(shape) - len(cuts))
+    return tuple(math.ceil(n / cut) * cut for n, cut in zip(shape, cuts, strict=True))
+
+
+def axis_cuts(sharding: NamedSharding) -> list[int]:
+    """Into how many parts a sharding cuts each axis that its spec names."""
+    axes = [(axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec]
+    return [math.prod(sharding.mesh.shape[name] for name in names) for names in axes]
+
+
+def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Sharding) -> None:
+    """ValueError where a device would hold part of a group that shares a scale."""
+    if not isinstance(sharding, NamedSharding):
+        return
+    cuts = axis_cuts(sharding)
+    for part, axes in layout_of(weight).items():
+        for axis in axes:
+            cut = cuts[axis.of] if axis.of < len(cuts) else 1
+            if cut > 1 and padded_shape(shape, sharding)[axis.of] // cut % axis.per:
+                raise ValueError(
+                    f"{name}: {part} serves groups of {axis.per}, and a mesh that cuts axis "
+                    f"{axis.of} of {list(shape)} into {cut} would split one; use a smaller mesh, "
+                    "or groups that divide a device's part"
+                )
