@@ -115,7 +115,7 @@ def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
     """Ours is the command that users call, and so is llama2.c's; a library gets a short program."""
     if name == OURS:
         ids = " ".join(map(str, prompt))
-        generate = [sys.executable, "-m", "llama_jax.cli", "generate", given["path"], "--ids", ids]
+        generate = [sys.executable, "-m", "llama_jax", "generate", given["path"], "--ids", ids]
         return [*generate, "-n", "4", "-t", "0", "--no-echo", "--dtype", given["dtype"]]
     if name == "llama2.c":
         return llama2c_command(Path(given["path"]), given["binary"], prompt, 4)

@@ -1,66 +1,118 @@
-"""The GPU that is measured on: which card it is, and the versions of what drives it."""
+"""The prepared ten minutes on a GPU: what is right, how fast, and where the time goes.
+
+`PYTHONPATH=. python3 bench/gpu.py --out DIR --minutes 8`, from a clone, with nothing of ours
+installed. Steps run one after the other, the worthiest first, each a process with a limit of its
+own. DIR/gpu.json has what each told as soon as it told it, DIR/gpu.md the table, DIR/gpu.log what
+the steps wrote. `--dry` runs every step at toy size on a CPU.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
+import argparse
+import datetime
 import json
-import shutil
-import subprocess
+import os
+import shlex
+import signal
 import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
 from typing import Any
 
-from bench.worker import MACHINE
-from bench.workers import environment
-
-PACKAGES = (
-    "jax-cuda12-plugin",
-    "jax-cuda13-plugin",
-    "nvidia-cudnn-cu12",
-    "nvidia-cudnn-cu13",
-)
-_ASKED = """
-import json, jax
-device = jax.devices()[0]
-cuda = device.client.platform_version.splitlines()[-1]
-print(json.dumps({"card": device.device_kind, "cuda": cuda}))
-"""
+from bench.gpu_steps.plan import STEPS, Step, chosen
+from bench.gpu_steps.report import table
+from bench.gpu_steps.runner import ROOT, SCRATCH, keep_whole, run_steps
+from bench.record import source
 
 
-def described(threads: int) -> dict[str, Any]:
-    """What JAX, the driver and the packages say of it; ValueError where JAX finds none.
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the steps that there is time for, and prints the table."""
+    options = _parser().parse_args(arguments)
+    try:
+        steps = chosen(options.only)
+        options.out.mkdir(parents=True, exist_ok=True)
+        options.scratch.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        _parser().error(str(error))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a step ends with us
+    given = sys.argv[1:] if arguments is None else arguments
+    start = time.monotonic()
+    record: dict[str, Any] = {
+        "command": shlex.join(["bench/gpu.py", *given]),
+        "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "minutes": options.minutes,
+        "dry": options.dry,
+        "source": source(),
+        "seconds": 0.0,
+    }
 
-    JAX is asked in a process that ends: the parent holds no part of the device.
-    """
-    env = environment(MACHINE, "gpu", threads)
-    command = [sys.executable, "-c", _ASKED]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        reason = f" ({last[0]})" if last and ": " in last[0] else ""
-        raise ValueError(f"JAX finds no GPU here{reason}; install jax[cuda13], or use the CPU")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "driver": _driver(), "packages": _packages()}
+    def keep(record: dict[str, Any]) -> None:
+        record["seconds"] = round(time.monotonic() - start, 1)
+        keep_whole(options.out / "gpu.json", json.dumps(record, indent=1))
+        keep_whole(options.out / "gpu.md", shown(record))
+
+    def command(step: Step, limit: float) -> list[str]:
+        flags = ["--dry"] if options.dry else []
+        return [sys.executable, "-m", "bench.gpu_steps", step.name, f"{limit:.1f}", *flags]
+
+    log = options.out / "gpu.log"
+    log.write_text("")
+    run_steps(
+        steps,
+        record,
+        seconds=60 * options.minutes,
+        log=log,
+        keep=keep,
+        command=command,
+        env=environment(options.scratch, dry=options.dry),
+    )
+    print(shown(record), end="")
 
 
-def shown(gpu: dict[str, Any]) -> str:
-    """The same in words."""
-    packages = [f"{name} {version}" for name, version in gpu["packages"].items()]
-    driver = f"driver {gpu['driver'] or 'unknown'}"
-    return f"{gpu['card']} ({', '.join([driver, gpu['cuda'], *packages])})"
+def shown(record: dict[str, Any]) -> str:
+    """The table, or why there is none: no mistake of it may end the steps."""
+    try:
+        return table(record)
+    except Exception:
+        return f"the table failed, and gpu.json has all:\n{traceback.format_exc()}"
 
 
-def _driver() -> str | None:
-    """Its version; None where no nvidia-smi tells."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return None if done.returncode else done.stdout.splitlines()[0].strip()
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="What ten minutes on a GPU tell.")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--minutes", type=float, default=8.0, help="for all steps together (8)")
+    names = ", ".join(step.name for step in STEPS)
+    parser.add_argument("--only", nargs="+", metavar="STEP", help=f"these alone, of {names}")
+    parser.add_argument("--dry", action="store_true", help="every step at toy size, on a CPU")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / f"llama_jax_gpu_{os.getuid()}",
+        help="folder for programs, which a second run finds, and for traces",
+    )
+    return parser
 
 
-def _packages() -> dict[str, str]:
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        if (name := distribution.metadata["Name"]) in PACKAGES:
-            found[name] = distribution.version
-    return dict(sorted(found.items()))
+def environment(scratch: Path, *, dry: bool) -> dict[str, str]:
+    """What every step is started with: our clone, the device, and where programs are kept."""
+    found = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+        "JAX_PLATFORMS": "cpu" if dry else "cuda,cpu",  # a CPU too, to compare tokens with
+        "JAX_COMPILATION_CACHE_DIR": str(scratch.resolve() / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        # A step takes what it needs, so that its memory is its own, and leaves nothing behind.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "HF_HUB_OFFLINE": "1",
+        SCRATCH: str(scratch.resolve()),
+    }
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        found.pop(name, None)
+    return found
+
+
+if __name__ == "__main__":
+    main()

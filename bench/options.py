@@ -9,7 +9,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bench import against, gpu, table
+from bench import against, card, table
 from bench.entrants import CONTESTANTS, OURS
 from bench.record import NOTES
 from bench.shapes import ITEMSIZE, SHAPES
@@ -71,7 +71,7 @@ def settle(options: argparse.Namespace) -> None:
     _settle_cores(options)
     _check_files(options)
     on_gpu = options.device == "gpu" and not options.compare
-    options.gpu = gpu.described(options.threads) if on_gpu else None
+    options.gpu = card.described(options.threads) if on_gpu else None
 
 
 def _settle_contestants(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ LARGEST = 200_000
 
 def command(arguments: Sequence[str]) -> str:
     """What was typed, for whoever repeats it: a path outside the clone is its name alone."""
-    return shlex.join(["python", "bench", *map(_anywhere, arguments)])
+    return shlex.join(["python", "-m", "bench", *map(_anywhere, arguments)])
 
 
 def _anywhere(argument: str) -> str:

@@ -11,13 +11,13 @@ import numpy as np
 from bench.effort import prompts
 from bench.models import Model
 from bench.workers import Worker
-from llama_jax.generation.batch import AHEAD, slots_for
+from llama_jax.generation.limits import HEADROOM, initial_slots
 
 SLOTS = (256, 1024, 4096, 16384)
 """In use at the end, in caches of as many, which one more token would double."""
 JUST_PAST = (300, 1100, 4200)
 """In use at the end, in a cache that has doubled not long before."""
-NEW = AHEAD
+NEW = HEADROOM
 """Tokens decoded: as many as a cache has room for beyond the prompt that it was chosen for."""
 
 
@@ -40,7 +40,9 @@ def costs(
         if not count:
             continue
         full = {slots: found[slots] for slots in SLOTS}
-        sizes = {slots: slots_for(lengths[slots], model.config) for slots in JUST_PAST}
+        sizes = {
+            slots: initial_slots(lengths[slots], model.config.max_seq_len) for slots in JUST_PAST
+        }
         past = {slots: (sizes[slots], found[slots]) for slots in JUST_PAST}
         line, off = line_through(full)
         measured = {"milliseconds": full, "just_past": past, "line": line, "off_line": off}

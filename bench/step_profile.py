@@ -25,16 +25,17 @@ import jax
 import numpy as np
 
 import llama_jax
-from llama_jax.generation import driver as rounds
-from llama_jax.generation.batch import slots_for
+from llama_jax.generation import driver
+from llama_jax.generation.limits import initial_slots
+from llama_jax.model.placement import Placement
 
 PARTS = (
     ("keys and values written", r"jit\(_write\)"),
-    ("attention", r"jit\(_attention\)"),
-    ("products of attention's weights", r"attention/jit\(_product\)"),
-    ("products of the feed-forward's weights", r"feed_forward/jit\(_product\)"),
-    ("product of the output", r"Transformer/jit\(_product\)"),
-    ("norms, rotations, swiglu, residual", r"Transformer"),
+    ("attention", r"jit\(_over_spans\)"),
+    ("products of attention's weights", r"attention/jit\(linear\)"),
+    ("products of the feed-forward's weights", r"feed_forward/jit\(linear\)"),
+    ("product of the output", r"transformer/jit\(linear(_transposed)?\)"),
+    ("norms, rotations, swiglu, residual", r"transformer"),
     ("sampling, stops and the loop", r""),
 )
 """Names for people, and what the first that matches says of an instruction's origin."""
@@ -72,7 +73,7 @@ def main() -> None:
         params = llama_jax.load(options.checkpoint, dtype=options.dtype)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    if rounds.platform_of(params) != "cpu":
+    if Placement.of(params).platform != "cpu":
         parser.error("on a GPU, see it with NVIDIA's Nsight Systems; this reads a CPU's trace")
     if options.prefill:
         if options.prefill >= (limit := params.config.max_seq_len):
@@ -80,7 +81,7 @@ def main() -> None:
         found = prefilled(params, options.batch, options.prefill, options.steps or 8)
     else:
         steps = options.steps or 64
-        most = slots_for(DECODED_AFTER, params.config) - DECODED_AFTER
+        most = initial_slots(DECODED_AFTER, params.config.max_seq_len) - DECODED_AFTER
         if steps > most:
             parser.error(f"--steps {steps} must be at most {most}, before the cache doubles")
         found = decoded(params, options.batch, steps)
@@ -91,17 +92,17 @@ def main() -> None:
 
 def decoded(params: llama_jax.Params, batch: int, steps: int) -> Profile:
     """Of one step of the loop that decodes, over a cache of few slots."""
-    traced = _traced("_advance")
+    traced = _traced("decode")
     generate = _generate(params, batch, DECODED_AFTER)
     generate(steps + 1)
-    events = _events(lambda: generate(steps + 1), "jit_advance")
+    events = _events(lambda: generate(steps + 1), "jit_decode")
     took = [generate(steps + 1) - generate(1) for _ in range(REPEATS)]
     return _profile(events, traced.program, steps, statistics.median(took) / steps)
 
 
 def prefilled(params: llama_jax.Params, batch: int, length: int, count: int) -> Profile:
     """Of reading prompts of so many tokens, and choosing the first new token of each."""
-    traced = _traced("_prefill")
+    traced = _traced("prefill")
     generate = _generate(params, batch, length)
     generate(1)
     events = _events(lambda: [generate(1) for _ in range(count)], "jit_prefill")
@@ -161,8 +162,8 @@ def shares(spans: Sequence[tuple[float, float, str]]) -> dict[str, float]:
 
 
 def _traced(name: str) -> _Traced:
-    traced = _Traced(getattr(rounds, name))
-    setattr(rounds, name, traced)
+    traced = _Traced(getattr(driver, name))
+    setattr(driver, name, traced)
     return traced
 
 

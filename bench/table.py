@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bench import gpu
+from bench import card
 from bench.columns import Column, columns_of
 from bench.entrants import OURS
 from bench.record import shown
@@ -31,7 +31,7 @@ def _heading(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     memory = machine["memory_bytes"] / 2**30
     loads = " and ".join(f"{result[moment][0]:.1f}" for moment in ("load", "load_at_end"))
-    device = gpu.shown(machine["gpu"]) if machine.get("gpu") else machine["device"]
+    device = card.shown(machine["gpu"]) if machine.get("gpu") else machine["device"]
     unfinished = f"**Unfinished:** {result['unfinished']}\n" if "unfinished" in result else ""
     return unfinished + (
         f"{result['date']}, on {machine['processor']}, {machine['cores']} cores used, "
@@ -69,7 +69,7 @@ def _ratio(column: Column, peer: str) -> str:
 
 
 def _machine(rates: dict[str, list[float]]) -> str:
-    """What the machine did in the same rounds."""
+    """What the machine did in the same driver."""
     read = [rate for name, some in rates.items() if name.startswith("bandwidth") for rate in some]
     parts = [f"reads {_giga(spread_of(read))} GB/s"]
     for name, some in rates.items():

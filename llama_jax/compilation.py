@@ -16,11 +16,6 @@ VARIABLE = "LLAMA_JAX_CACHE"
 MAX_BYTES = 512 << 20
 """Of all programs together; the least recently used make room. One of 8B takes about a megabyte."""
 DIRECTORY = "jax_compilation_cache_dir"
-OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
-"""XLA's, for the programs that read weights: a CPU with registers of 512 bits is to use them whole.
-
-By halves, which is XLA's default, a core multiplies fewer weights than it could read.
-"""
 SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what we set in its place
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),

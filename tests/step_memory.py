@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from llama_jax.config import Config
 from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
-from llama_jax.sharding.arrays import CACHE, padded_shape, sharding_of, weight_shardings
+from llama_jax.sharding.arrays import sharding_of, weight_shardings
 from llama_jax.sharding.mesh import make_mesh, mesh_for
+from llama_jax.sharding.specs import CACHE
 from llama_jax.weights.params import nested
+from llama_jax.weights.weight import padded_shape
 
 
 @dataclasses.dataclass(frozen=True)

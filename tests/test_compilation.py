@@ -74,7 +74,7 @@ def test_programs_lie_in_the_users_cache_folder_which_is_theirs_alone(tmp_path):
 def test_generate_keeps_its_programs_unless_told_not_to(tmp_path):
     root = ROOT
     model = ["tests/golden/meta/llama3", "--ids", "46 182", "-n", "2"]
-    command = [sys.executable, "-m", "llama_jax.cli", "generate", *model]
+    command = [sys.executable, "-m", "llama_jax", "generate", *model]
     kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
     for name, options in (("kept", []), ("none", ["--no-cache"])):
         env = {**kept, "XDG_CACHE_HOME": str(tmp_path / name)}

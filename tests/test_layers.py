@@ -10,30 +10,20 @@ PACKAGE = ROOT / "llama_jax"
 ROOMS = {  # lower numbers are further down; a room imports only from below itself
     "tokenizer": 0,
     "distributed": 0,
-    "config": 0,
-    "settings": 0,
-    "compilation": 0,
-    "ops": 0,
-    "stops": 0,
-    "mesh": 1,
-    "params": 1,
-    "reference": 1,
-    "stop_strings": 1,
-    "sharding": 2,
-    "prompts": 2,
-    "kernels": 3,
-    "cache": 4,
-    "model": 5,
-    "sample": 6,
+    "validation": 0,
+    "rope_scaling": 1,
+    "config": 2,
+    "compilation": 1,
+    "ops": 1,
+    "weights": 3,
+    "sharding": 4,
+    "kernels": 5,
     "checkpoint": 6,
-    "decode": 7,
-    "batches": 7,
-    "spelling": 7,
-    "score": 8,
-    "rounds": 9,
-    "generate": 10,
-    "chat": 11,
-    "cli": 12,
+    "model": 7,
+    "generation": 8,
+    "verify": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
@@ -41,6 +31,7 @@ OWNERS = {  # third-party packages that belong to certain rooms alone
     "torch": set(),
     "transformers": set(),
 }
+PLATFORMS = {"cpu", "gpu", "cuda", "rocm", "tpu"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -75,6 +66,50 @@ def test_imports_point_up_the_list_of_rooms(file):
             pytest.fail(f"the tokenizer imports nothing of ours, and imports {module}")
         if other != room:
             assert ROOMS[other] < ROOMS[room], f"{room} may not import {other}"
+
+
+def platform_words(file: Path) -> set[str]:
+    """The platforms that a file names in its code: as a string, a name or a keyword."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+        elif isinstance(node, ast.keyword):
+            found.add(node.arg or "")
+        elif isinstance(node, ast.Name):
+            found.add(node.id.lower())
+    return found & PLATFORMS
+
+
+def test_a_platform_is_named_by_kernels_and_limits_alone():
+    allowed = {"generation/limits.py", "checkpoint/files/torch_writer.py"}  # torch's own word there
+    naming = {
+        str(file.relative_to(PACKAGE))
+        for file in FILES
+        if platform_words(file) and file.relative_to(PACKAGE).parts[0] != "kernels"
+    }
+    assert naming <= allowed
+
+
+def test_only_the_flax_module_imports_flax():
+    importing = {
+        str(file.relative_to(PACKAGE))
+        for file in FILES
+        if any(module.split(".")[0] == "flax" for module in imports_of(file))
+    }
+    assert importing == {"model/module.py"}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_files_and_functions_keep_to_their_sizes(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 250
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            first = node.body[0]
+            told = first.end_lineno - first.lineno if ast.get_docstring(node) else 0
+            assert lines - told <= 60, f"{node.name} has {lines} lines"
 
 
 def test_every_room_is_drawn():

@@ -127,8 +127,8 @@ class Devices(options.Mesh):
             )
         if self._size > there:
             have = "there is one device" if there == 1 else f"there are {there} devices"
-            cpu = f", or add --cpu-devices {self._size} to make as many of this machine's CPU"
-            way_out = cpu if devices_can_be_made(jax.default_backend()) else ""
+            more = f", or add --cpu-devices {self._size} to make as many of this machine's CPU"
+            way_out = more if devices_can_be_made(jax.default_backend()) else ""
             raise ValueError(f"{asked} and {have}; lower one of the three{way_out}")
 
     def _needed(

@@ -13,11 +13,11 @@ from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
 from llama_jax.generation.generate import complete
 from llama_jax.generation.limits import initial_slots, limits_on
-from llama_jax.generation.loop import DecodeState
 from llama_jax.generation.prompts import tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.generation.state import DecodeState
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Message, Tokenizer

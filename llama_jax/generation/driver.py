@@ -19,9 +19,9 @@ from llama_jax.generation.limits import (
     limits_on,
     tokens_per_read,
 )
-from llama_jax.generation.loop import DecodeState, NewCache, TokenBuffer
 from llama_jax.generation.results import Delta, FinishReason, TokenLogprob
 from llama_jax.generation.sample import BatchSettings
+from llama_jax.generation.state import DecodeState, NewCache, TokenBuffer
 from llama_jax.generation.text import TextStream
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.cache import Cache
@@ -131,9 +131,10 @@ class RowWriter:
         """What the row gained since it was last asked, where it is row `i` of the buffer."""
         size, self.count = int(buffer.count[i]) - self.count, int(buffer.count[i])
         text, size = self.text.push_all(buffer.tokens[i, :size].tolist())
-        stopped = bool(buffer.stopped[i]) or self.text.stopped
-        self.ended = stopped or self.count >= self.row.max_new_tokens
+        stopped = bool(buffer.stopped[i])
+        self.ended = stopped or self.text.stopped or self.count >= self.row.max_new_tokens
         text += self.text.finish() if self.ended else ""
+        stopped |= self.text.stopped  # the end of a text may be a stop string too
         reason: FinishReason = "stop" if stopped else "length"
         tokens = buffer.tokens[i, :size].tolist()
         logprobs = self._logprobs(buffer, i, size)

@@ -22,10 +22,10 @@ from llama_jax.generation.limits import (
     power_of_two,
     tokens_per_read,
 )
-from llama_jax.generation.loop import NewCache
 from llama_jax.generation.prompts import Prompt, checked_ids, encode, tokenizer_of
 from llama_jax.generation.results import Perplexity, Score, TokenLogprob
 from llama_jax.generation.sample import logprobs_of
+from llama_jax.generation.state import NewCache
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.config import Config
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import sharding_of, weight_shardings
@@ -58,7 +59,7 @@ def memory(
             f"context={context} is beyond max_seq_len={config.max_seq_len}, where the model ends; "
             "lower it, or convert the checkpoint with a larger --max-seq-len"
         )
-    dtype = jax.numpy.dtype(dtype)
+    dtype = parse_dtype(dtype)
     axes = ("data", "fsdp", "tensor")
     mesh = AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
     shardings = weight_shardings(config, mesh)
@@ -66,7 +67,7 @@ def memory(
         _part_bytes(row.shape, dtype, shardings[path]) for path, row in weight_table(config).items()
     )
     rows = math.ceil(batch / (data * fsdp)) * data * fsdp
-    kept = dtype if cache_dtype is None else jax.numpy.dtype(cache_dtype)
+    kept = dtype if cache_dtype is None else parse_dtype(cache_dtype)
     shapes = jax.eval_shape(lambda: cache.empty(config, batch=rows, slots=context, dtype=kept))
     model_mesh = mesh_for(config, mesh)
     of_cache = sum(

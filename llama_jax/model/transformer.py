@@ -80,6 +80,7 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
     return Params(nested(weights), config)
 
 
+@jax.named_scope("transformer")  # the name in profiles
 def transformer(
     c: Config,
     w: Weights,
@@ -123,6 +124,7 @@ def block(
     return constrain(x + feed_forward(w["feed_forward"], h), ACTIVATION), step
 
 
+@jax.named_scope("attention")
 def attention(
     c: Config, w: Weights, x: Hidden, rotation: Rotations, positions: Positions, past: Past
 ) -> tuple[Hidden, Any]:
@@ -139,6 +141,7 @@ def attention(
     return _plus(linear(out.reshape(*x.shape[:2], -1), w["wo"]), w, "bo"), step
 
 
+@jax.named_scope("feed_forward")
 def feed_forward(w: Weights, x: Hidden) -> Hidden:
     """`w2(swiglu(w1(x), w3(x)))`, through a width of `hidden_dim`."""
     h = swiglu(_plus(linear(x, w["w1"]), w, "b1"), _plus(linear(x, w["w3"]), w, "b3"))

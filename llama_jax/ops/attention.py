@@ -55,6 +55,6 @@ def attention_weights(
 
 
 def _product(axes: str, x: Array, y: Array) -> Array:
-    """An einsum summed in float32."""
-    precision = product_precision(x.dtype)
-    return jnp.einsum(axes, x, y, precision=precision, preferred_element_type=jnp.float32)
+    """An einsum in float32."""
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    return jnp.einsum(axes, x, y, precision=product_precision(x.dtype))

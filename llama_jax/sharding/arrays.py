@@ -19,6 +19,7 @@ from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import (
     PartAxis,
     check_groups,
+    is_value,
     map_parts,
     padded_shape,
     part_shape,
@@ -56,7 +57,9 @@ def put_weight(weight: Any, shape: tuple[int, ...], sharding: NamedSharding, *, 
     padded = padded_shape(shape, sharding)
 
     def put(part: Any, axes: tuple[PartAxis, ...]) -> Array:
-        here = NamedSharding(sharding.mesh, part_spec(axes, sharding.spec))
+        here = sharding
+        if is_value(weight):
+            here = NamedSharding(sharding.mesh, part_spec(axes, sharding.spec))
         return jax.device_put(
             _resized(part, part_shape(axes, shape), part_shape(axes, padded)), here
         )

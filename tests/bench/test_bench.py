@@ -19,7 +19,7 @@ from bench.shapes import SHAPES, prefill_flops, read_per_step
 from bench.spread import Spread, paired, significant, spread_of
 from bench.worker import MACHINE
 from llama_jax.checkpoint.published import parameter_count
-from llama_jax.generation.batch import slots_for
+from llama_jax.generation.limits import initial_slots
 
 
 def test_a_median_stands_between_its_quartiles():
@@ -209,13 +209,13 @@ def test_decode_is_also_measured_where_the_cache_has_just_doubled():
     class Pacing:
         def ask(self, do, prompt, new):
             prompts_of.append(len(prompt))
-            return {"seconds": slots_for(len(prompt), config) / 1e6 * (new - 1)}
+            return {"seconds": initial_slots(len(prompt), config.max_seq_len) / 1e6 * (new - 1)}
 
     model = Model("S-long", Path(), "float32", config)
     first, found = slots.costs(Pacing(), model, 2, lambda text: None)
     assert {len(ms) for ms in first["milliseconds"].values()} == {1}  # kept, if that was the last
     assert prompts_of == [192, 960, 4032, 16320, 236, 1036, 4136] * 3
-    assert all(slots_for(size - slots.NEW, config) == size for size in slots.SLOTS)
+    assert all(initial_slots(size - slots.NEW, config.max_seq_len) == size for size in slots.SLOTS)
     assert {past: cache for past, (cache, _) in found["just_past"].items()} == {
         300: 512,
         1100: 2048,

@@ -6,7 +6,7 @@ import sys
 
 import jax
 
-from bench import gpu, machine
+from bench import card, machine
 
 
 def test_the_machines_16_bit_product_is_of_16_bit_numbers():
@@ -33,7 +33,7 @@ def test_a_card_is_recorded_with_what_drives_it(monkeypatch):
         "nvidia-smi": "570.124\n570.124\n",
     }
     monkeypatch.setattr(
-        gpu.subprocess,
+        card.subprocess,
         "run",
         lambda command, **others: subprocess.CompletedProcess(command, 0, said[command[0]], ""),
     )
@@ -44,14 +44,14 @@ def test_a_card_is_recorded_with_what_drives_it(monkeypatch):
 
     held = [Distribution("nvidia-cudnn-cu12", "9.10"), Distribution("numpy", "2.4")]
     held.append(Distribution("jax-cuda12-plugin", "0.10.2"))
-    monkeypatch.setattr(gpu.importlib.metadata, "distributions", lambda: held)
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: f"/usr/bin/{name}")
-    found = gpu.described(1)
+    monkeypatch.setattr(card.importlib.metadata, "distributions", lambda: held)
+    monkeypatch.setattr(card.shutil, "which", lambda name: f"/usr/bin/{name}")
+    found = card.described(1)
     assert found == {
         "card": "NVIDIA H100",
         "cuda": "cuda 12090",
         "driver": "570.124",
         "packages": {"jax-cuda12-plugin": "0.10.2", "nvidia-cudnn-cu12": "9.10"},
     }
-    monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    assert "driver unknown" in gpu.shown(gpu.described(1))
+    monkeypatch.setattr(card.shutil, "which", lambda name: None)
+    assert "driver unknown" in card.shown(card.described(1))

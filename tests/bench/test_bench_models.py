@@ -172,9 +172,9 @@ def test_what_is_still_to_be_written_must_have_room(kept, monkeypatch):
 
 
 def test_a_writer_that_fails_is_one_line(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(models, "environment", lambda *given: {"PYTHONPATH": "/nowhere"})
+    monkeypatch.setattr(models, "environment", lambda *given: {"JAX_PLATFORMS": "nowhere"})
     with pytest.raises(
         RuntimeError, match=r"tiny as native could not be written to .*: \S+[^\n]*$"
     ):
         prepare(tmp_path)
-    assert "benchmarks" in capfd.readouterr().err
+    assert "bench" in capfd.readouterr().err

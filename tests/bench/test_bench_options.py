@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from bench import command, gpu, options
+from bench import card, command, options
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_a_gpu_that_is_not_there_is_one_line(monkeypatch):
     failed = subprocess.CompletedProcess(
         [], 1, "", "Traceback\n  many lines\nRuntimeError: no cuda\n"
     )
-    monkeypatch.setattr(gpu.subprocess, "run", lambda *given, **others: failed)
+    monkeypatch.setattr(card.subprocess, "run", lambda *given, **others: failed)
     with pytest.raises(SystemExit) as refused:
         command.main(["--device", "gpu"])
     assert "no GPU here (RuntimeError: no cuda)" in refused.value.code

@@ -173,7 +173,7 @@ def test_a_table_in_the_document_has_its_numbers_beside_it(tmp_path, monkeypatch
 
 
 def test_a_command_is_shown_as_anybody_can_repeat_it():
-    inside = f"--against={record.ROOT / 'docs' / 'bench' / 'x.json'}"
+    inside = f"--against={record.PUBLISHED / 'x.json'}"
     shown = record.command(["--docs", "--llama2c", "/tmp/llama2c/run", inside, "--shapes", "S,M"])
     expected = "--docs --llama2c run --against=docs/notes/bench/x.json --shapes S,M"
     assert shown == f"python -m bench {expected}"
@@ -245,9 +245,9 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 def test_a_result_names_its_commit_and_whether_the_code_is_still_that(tmp_path):
     assert record.source(tmp_path) == {"commit": None, "changed": None}
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@x"]
-    (tmp_path / "tools").mkdir()
+    (tmp_path / "bench").mkdir()
     for text, changed in (("a", False), ("b", True)):
-        (tmp_path / "tools" / "x.py").write_text(text)
+        (tmp_path / "bench" / "x.py").write_text(text)
         if not changed:
             for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "x"]):
                 subprocess.run([*git, *arguments], check=True)

@@ -46,10 +46,10 @@ def test_time_that_several_share_is_counted_once():
 PROGRAM = """
   %gte.1 = f32[1,8]{1,0} get-tuple-element(%arg), index=0
   %dot.1 = f32[1,8] dot(%gte.1, %w), lhs_batch_dims={0}
-  ROOT %add.2 = f32[8]{0} add(%dot.1), metadata={op_name="Transformer/feed_forward/jit(_product)"}
-  %exp.3 = f32[8]{0} exponential(%x), metadata={op_name="jit(_attention)/exp"}
+  ROOT %add.2 = f32[8]{0} add(%dot.1), metadata={op_name="transformer/feed_forward/jit(linear)"}
+  %exp.3 = f32[8]{0} exponential(%x), metadata={op_name="jit(_over_spans)/exp"}
   %while.4 = (f32[8]{0}) while(%tuple), condition=%a, body=%b
-  %min.5 = s32[] reduce(%y), metadata={op_name="jit(advance)/while/body/reduce"}
+  %min.5 = s32[] reduce(%y), metadata={op_name="jit(decode)/while/body/reduce"}
 """
 
 

@@ -162,7 +162,7 @@ def test_a_two_gigabyte_checkpoint_converts_in_below_1200_megabytes(tmp_path):
     stored = sum(f.stat().st_size for f in source.glob("*.pth"))
 
     start = time.monotonic()
-    command = [sys.executable, "-m", "llama_jax.cli", "convert", source, tmp_path / "out"]
+    command = [sys.executable, "-m", "llama_jax", "convert", source, tmp_path / "out"]
     done, peak = run_measured(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     seconds = time.monotonic() - start

@@ -17,7 +17,7 @@ from helpers import GOLDEN_META, ROOT, config_of, run, two_shards
 from memory import AnonymousPeak
 from meta_folder import assert_holds, cut, weights_of
 
-from llama_jax.checkpoint import native, outgoing
+from llama_jax.checkpoint import export_tensor, native
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.export import export
 from llama_jax.checkpoint.files import torch_writer
@@ -67,8 +67,8 @@ def random_native(folder, config, dtype=BF16):
 def blocks(request, monkeypatch):
     """Tensors smaller than a block, and tensors of several with a shorter last one."""
     if request.param == "small blocks":
-        monkeypatch.setattr(outgoing, "BLOCK_BYTES", 1)
-        monkeypatch.setattr(outgoing, "_CHUNK", 16)
+        monkeypatch.setattr(export_tensor, "BLOCK_BYTES", 1)
+        monkeypatch.setattr(export_tensor, "_CHUNK", 16)
 
 
 # Round trips
@@ -554,15 +554,14 @@ def test_the_command_passes_its_options_on(tmp_path):
     )
 
 
-@pytest.mark.parametrize("script", ["export", "verify"])
-def test_a_script_runs_from_a_clone(script, tmp_path):
-    root = ROOT
+@pytest.mark.parametrize("name", ["export", "verify"])
+def test_a_command_runs_from_a_clone(name, tmp_path):
     arguments = {
         "export": [GOLDEN_META / "llama1", tmp_path / "out", "--format", "hf"],
         "verify": [GOLDEN_META / "llama1", GOLDEN_META / "llama1"],
-    }[script]
-    command = [sys.executable, root / "tools" / f"{script}.py", *arguments]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    }[name]
+    command = [sys.executable, "-m", "llama_jax", name, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,11 +9,13 @@ from helpers import GOLDEN_META, run
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
-from llama_jax.checkpoint.inspection import inspect_checkpoint, memory
+from llama_jax.checkpoint.inspection import inspect_checkpoint
 from llama_jax.config import Config
 from llama_jax.model.cache import KVCache
-from llama_jax.sharding.arrays import CACHE, shard_params
+from llama_jax.model.memory import memory
+from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.sharding.specs import CACHE
 from llama_jax.weights.params import Params
 
 WIDE = Config.named("tiny").replace(n_heads=8, n_kv_heads=8, head_dim=8)

@@ -26,7 +26,7 @@ def programs():
     names = []
 
     def listen(event, duration, fun_name="", **_):
-        ours = any(name in fun_name for name in ("prefill", "advance"))
+        ours = any(name in fun_name for name in ("prefill", "decode"))
         if event == "/jax/core/compile/backend_compile_duration" and ours:
             names.append(fun_name)
 

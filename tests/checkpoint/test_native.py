@@ -474,11 +474,11 @@ def test_a_checkpoint_that_is_not_there_or_not_ours_says_so(tmp_path, small):
 
 
 def test_a_newer_checkpoint_is_refused_with_both_versions(written, small):
-    info = native.read_info(written) | {"version": 2}
+    info = native.read_info(written) | {"version": 3}
     (written / "checkpoint.json").write_text(json.dumps(info))
     reads = (native.read_info, native.read_config, lambda p: native.read_weights(p, small))
     for read in reads:
-        with pytest.raises(ValueError, match=r"newer version \(2\); .* reads version 1; upgrade"):
+        with pytest.raises(ValueError, match=r"newer version \(3\); .* reads version 2; upgrade"):
             read(written)
 
 

@@ -20,8 +20,7 @@ import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import main
 from llama_jax.cli.generate import _read_prompts
-from llama_jax.generation.generate import Completion
-from llama_jax.generation.score import TokenLogprob
+from llama_jax.generation.results import Completion, TokenLogprob
 
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
 
@@ -225,7 +224,7 @@ def test_a_script_runs_from_a_clone_that_is_not_installed(script, tmp_path):
 
 
 def test_a_reader_that_leaves_early_gets_no_traceback(native):
-    command = f"{sys.executable} -m llama_jax.cli generate {native} --ids 46 -n 200 | head -c 1"
+    command = f"{sys.executable} -m llama_jax generate {native} --ids 46 -n 200 | head -c 1"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, shell=True, capture_output=True, text=True, check=False, env=environment

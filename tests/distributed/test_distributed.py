@@ -17,11 +17,11 @@ from job import Job, free_port, over
 from typer.testing import CliRunner
 
 import llama_jax
-from llama_jax.checkpoint import names
 from llama_jax.cli import app
 from llama_jax.distributed.connection import Line
 from llama_jax.distributed.roll_call import _messages, gather, report
 from llama_jax.model.transformer import init_params
+from llama_jax.weights.table import weight_table
 
 PROGRAM = Path(__file__).with_name("distributed_program.py")
 MODEL = helpers.GOLDEN / "meta/llama2-gqa"
@@ -35,7 +35,7 @@ def program(processes, *, absent=(), **asked):
 
 
 def cli(processes, *arguments, **options):
-    return Job(processes, "-m", "llama_jax.cli", *arguments, *over(processes), **options)
+    return Job(processes, "-m", "llama_jax", *arguments, *over(processes), **options)
 
 
 def results(ended):
@@ -377,7 +377,7 @@ def test_each_process_reads_its_own_bytes_alone(tmp_path):
         dim=128, hidden_dim=16384, vocab_size=16384, n_layers=1
     )
     llama_jax.save(init_params(jax.random.key(0), config), tmp_path / "model")
-    size = {row.path: math.prod(row.shape) * 4 for row in names_table(config)}
+    size = {row.path: math.prod(row.shape) * 4 for row in weight_table(config).values()}
     total = sum(size.values())
     model = {"model": str(tmp_path / "model"), "folder": str(tmp_path), "generate": False}
     with program(4, mesh={"tensor": 4}, **model) as job:

@@ -44,7 +44,7 @@ def commands(tmp_path):
     folder.mkdir()
     scripts = {
         "srun": SRUN.format(python=sys.executable),
-        "llama-jax": f'#!/bin/sh\nexec {sys.executable} -m llama_jax.cli "$@"\n',
+        "llama-jax": f'#!/bin/sh\nexec {sys.executable} -m llama_jax "$@"\n',
     }
     for name, text in scripts.items():
         (folder / name).write_text(text)

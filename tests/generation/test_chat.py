@@ -9,8 +9,9 @@ from helpers import Letters
 
 import llama_jax
 from llama_jax import Conversation, generate
-from llama_jax.generation import driver as rounds
-from llama_jax.generation.chat import CHUNK
+from llama_jax.generation import chat as module
+from llama_jax.generation import driver
+from llama_jax.generation.limits import ACCELERATOR, CPU
 
 WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
 SETTINGS = WORDS | {"temperature": 1.0, "max_new_tokens": 16}
@@ -150,16 +151,15 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
     for turn in range(6 if forgetting else 1):
         answered(talk, f"hello {turn} " + "x" * 20)
     forgotten = talk.forgotten
-    module = sys.modules["llama_jax.generation.chat"]
-    resume, advance = module._resume, rounds._advance
+    read, advance = module.prefill, driver.decode
     steps = []
 
-    def interrupted_resume(*arguments, **options):
+    def interrupted_prefill(*arguments, **options):
         if where == "after the prefill":
-            resume(*arguments, **options)  # the cache was given away, and nothing came back
+            read(*arguments, **options)  # the cache was given away, and nothing came back
         raise KeyboardInterrupt
 
-    def interrupted_advance(*arguments, **options):
+    def interrupted_decode(*arguments, **options):
         steps.append(1)
         if len(steps) == 5:
             advance(*arguments, **options)
@@ -168,9 +168,9 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
 
     with monkeypatch.context() as patch:
         if where == "in the loop":
-            patch.setattr(rounds, "_advance", interrupted_advance)
+            patch.setattr(driver, "decode", interrupted_decode)
         else:
-            patch.setattr(module, "_resume", interrupted_resume)
+            patch.setattr(module, "prefill", interrupted_prefill)
         written = []
         with pytest.raises(KeyboardInterrupt):
             written.extend(delta.tokens for delta in talk.ask("stop me " + "y" * 20))
@@ -217,35 +217,31 @@ def test_a_model_that_writes_the_formats_own_tags_is_answered_all_the_same(param
 
 def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
     """A long past is not read again in the padding of a short question."""
-    module = sys.modules["llama_jax.generation.chat"]
     talk = conversation(params, max_new_tokens=4, forbidden_ids=[], stop_ids=[])
     seen = []
-    original = module._resume
+    original = module.prefill
 
     def watched(*arguments, **options):
         seen.append(original.lower(*arguments, **options).as_text())
         return original(*arguments, **options)
 
-    module._resume = watched
+    module.prefill = watched
     try:
         answered(talk, "x" * 120)
     finally:
-        module._resume = original
+        module.prefill = original
     widest = max(int(n) for n in re.findall(r"tensor<1x(\d+)x64xf32>", seen[0]))
-    assert widest == CHUNK < 128
+    assert widest == CPU.turn_tokens < 128
 
 
-def test_an_accelerator_reads_more_of_a_turn_at_once(params, monkeypatch):
-    module = sys.modules["llama_jax.generation.chat"]
-    assert module._width(params) == CHUNK
-    monkeypatch.setattr(module, "platform_of", lambda _: "gpu")
-    assert module._width(params) == rounds.PREFILL_CHUNK > CHUNK
+def test_an_accelerator_reads_more_of_a_turn_at_once():
+    assert ACCELERATOR.turn_tokens == 512 > CPU.turn_tokens == 64
 
 
 def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     talk = conversation(params, forbidden_ids=[], stop_ids=[])
-    rounds._advance.clear_cache()
-    sys.modules["llama_jax.generation.chat"]._resume.clear_cache()
+    driver.decode.clear_cache()
+    driver.prefill.clear_cache()
     answered(talk, "x" * 70)
     assert len(compiled) == 2, "a prefill and a loop"
     for _ in range(2):
@@ -302,7 +298,7 @@ forks = pytest.mark.filterwarnings(
 @pytest.fixture
 def terminal(shared):
     def start(*options):
-        command = ["-m", "llama_jax.cli", "chat", str(shared / "models/stories260K-meta"), *options]
+        command = ["-m", "llama_jax", "chat", str(shared / "models/stories260K-meta"), *options]
         child = pexpect.spawn(
             sys.executable, command, encoding="utf-8", timeout=120, dimensions=(40, 200)
         )

@@ -8,9 +8,10 @@ import pytest
 from helpers import Letters
 
 import llama_jax
-from llama_jax.generation.batch import bucket
-from llama_jax.generation.driver import _advance, _prefill
-from llama_jax.generation.generate import Completion, generate, stream
+from llama_jax.generation.driver import decode, prefill
+from llama_jax.generation.generate import generate, stream
+from llama_jax.generation.limits import bucket
+from llama_jax.generation.results import Completion
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 12}
 PROMPTS = [[1, 2, 3], [7, 8, 9, 10, 11], [5]]
@@ -74,8 +75,8 @@ def test_no_prompts_and_no_tokens_are_answered_in_kind(params):
 
 
 def test_what_a_user_turns_compiles_nothing_within_a_bucket(params):
-    _prefill.clear_cache()
-    _advance.clear_cache()
+    prefill.clear_cache()
+    decode.clear_cache()
     generate(params, [[1, 2, 3]], max_new_tokens=5)
     for settings in (
         {"temperature": 0.0},
@@ -84,9 +85,9 @@ def test_what_a_user_turns_compiles_nothing_within_a_bucket(params):
         {"stop_ids": []},
     ):
         generate(params, [list(range(1, bucket(3) + 1))], max_new_tokens=5, **settings)
-    assert (_prefill._cache_size(), _advance._cache_size()) == (1, 1)
+    assert (prefill._cache_size(), decode._cache_size()) == (1, 1)
     generate(params, [[1] * (bucket(3) + 1)], max_new_tokens=5)
-    assert (_prefill._cache_size(), _advance._cache_size()) == (2, 1), "the cache is as long"
+    assert (prefill._cache_size(), decode._cache_size()) == (2, 1), "the cache is as long"
 
 
 def test_buckets_are_powers_of_two():

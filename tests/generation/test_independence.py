@@ -13,7 +13,7 @@ from helpers import GOLDEN, Letters
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
-from llama_jax.generation.driver import _advance, _prefill
+from llama_jax.generation.driver import decode, prefill
 
 BOUND = 3e-5
 """Measured over the models below: 1.5e-5."""
@@ -178,8 +178,8 @@ ASKED = [
 def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, compiled, how):
     prompts = prompts_of(params, (1, 7, 16))
     how(params, prompts, max_new_tokens=16)
-    _prefill.clear_cache()
-    _advance.clear_cache()
+    prefill.clear_cache()
+    decode.clear_cache()
     compiled.clear()
     for settings in ASKED:
         how(params, prompts, **{"max_new_tokens": 16} | settings)
@@ -195,11 +195,12 @@ def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, comp
 def test_a_longer_text_is_another_loop_for_each_doubling_of_its_cache(
     params, compiled, monkeypatch
 ):
-    monkeypatch.setattr("llama_jax.generation.batch.SLOTS", 32)
-    monkeypatch.setattr("llama_jax.generation.batch.AHEAD", 1)
+    monkeypatch.setattr("llama_jax.generation.batch.MIN_SLOTS", 32)
+    monkeypatch.setattr("llama_jax.generation.limits.MIN_SLOTS", 32)
+    monkeypatch.setattr("llama_jax.generation.limits.HEADROOM", 1)
     prompts = prompts_of(params, (1, 7, 16))
     generate(params, prompts, max_new_tokens=100)
-    _advance.clear_cache()
+    decode.clear_cache()
     compiled.clear()
     longest = generate(params, prompts, max_new_tokens=100)
     assert len(compiled) == 3, "32, 64 and 128 slots"

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 from step_memory import step_memory
 
-from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
+from llama_jax.model.memory import memory
 from llama_jax.sharding.mesh import make_mesh
 
 H100 = 80e9

@@ -8,8 +8,17 @@ from helpers import GOLDEN, Letters
 
 import llama_jax
 from llama_jax import Completion, generate, stream
-from llama_jax.generation.driver import PREFILL_CHUNK, PREFILL_TOKENS, _prefill, prefill_width
+from llama_jax.generation import batch as batches
+from llama_jax.generation.driver import prefill
+from llama_jax.generation.limits import (
+    ACCELERATOR,
+    CPU,
+    PREFILL_TOKENS_A_ROW,
+    limits_on,
+    tokens_per_read,
+)
 from llama_jax.generation.prompts import encode
+from llama_jax.model.placement import Placement
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "logprobs": 1}
 
@@ -29,8 +38,8 @@ def assert_same(one, other, atol=2e-5):
 def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch):
     prompts = random_prompts((100, 64, 33, 17, 16, 15, 1, 101))
     whole = generate(params, prompts, **GREEDY)
-    monkeypatch.setattr("llama_jax.generation.driver.PREFILL_CHUNK", 16)
-    _prefill.clear_cache()
+    monkeypatch.setattr("llama_jax.generation.driver.PREFILL_TOKENS_A_ROW", 16)
+    prefill.clear_cache()
     try:
         assert_same(generate(params, prompts, **GREEDY), whole)
         # A context that no chunk divides: the last chunk reaches beyond it.
@@ -40,20 +49,23 @@ def test_a_prompt_read_in_chunks_is_the_prompt_read_at_once(params, monkeypatch)
             [Completion(None, whole[-1].tokens[:4], "length", whole[-1].logprobs[:4])],
         )
     finally:
-        _prefill.clear_cache()
+        prefill.clear_cache()
 
 
-def test_an_accelerator_reads_a_whole_prompt_at_once(params, monkeypatch):
-    of = lambda rows, time: prefill_width(params, np.zeros((rows, time)))  # noqa: E731
-    assert (of(1, 16), of(1, 8192), of(32, 8192)) == (16, PREFILL_CHUNK, PREFILL_CHUNK)
-    monkeypatch.setattr("llama_jax.generation.driver.platform_of", lambda _: "gpu")
-    assert (of(1, 16), of(1, 8192), of(8, 8192)) == (16, 8192, PREFILL_TOKENS // 8)
-    assert of(64, 8192) == PREFILL_CHUNK
+def test_an_accelerator_reads_a_whole_prompt_at_once():
+    def read(platform, rows, time):
+        most = limits_on(platform).prefill_tokens
+        return tokens_per_read(rows, time, in_all=most, a_row=PREFILL_TOKENS_A_ROW)
+
+    assert (limits_on("cpu"), limits_on("gpu")) == (CPU, ACCELERATOR)
+    assert [read("cpu", *of) for of in ((1, 16), (1, 8192), (32, 8192))] == [16, 512, 512]
+    assert [read("gpu", *of) for of in ((1, 16), (1, 8192), (8, 8192))] == [16, 8192, 2048]
+    assert read("gpu", 64, 8192) == 512
 
 
 def test_a_prompt_of_several_chunks_is_followed_by_what_forward_says():
     params = llama_jax.load(GOLDEN / "meta/llama3", dtype="float32")
-    lengths = PREFILL_CHUNK + 200, PREFILL_CHUNK, PREFILL_CHUNK + 1, 7
+    lengths = PREFILL_TOKENS_A_ROW + 200, PREFILL_TOKENS_A_ROW, PREFILL_TOKENS_A_ROW + 1, 7
     prompts = random_prompts(lengths, params.config.vocab_size)
     done = generate(params, prompts, **GREEDY | {"max_new_tokens": 3}, stop_ids=[])
     texts = np.zeros((4, 720), np.int32)
@@ -105,15 +117,14 @@ def test_a_progress_bar_shows_many_prompts_to_somebody_who_watches(params, monke
 
 
 def test_a_batch_has_as_many_rows_as_its_cache_has_room_for(params, monkeypatch):
-    from llama_jax import batches
-
     prompts, settings = random_prompts([5] * 9), {"temperature": 0.0, "max_new_tokens": 8}
     whole = generate(params, prompts, **settings)
     c = params.config
     row = 32 * c.n_layers * c.n_kv_heads * c.head_dim * 2 * 4
-    monkeypatch.setattr(batches, "CACHE_BYTES", 5 * row)
-    assert batches.rows_at_once(params, 32) == 4
-    assert batches.rows_at_once(params, 10**9) == 1, "a row is run however large it is"
+    monkeypatch.setattr(batches, "MAX_CACHE_BYTES", 5 * row)
+    place = Placement.of(params)
+    assert batches.rows_at_once(c, place, 32) == 4
+    assert batches.rows_at_once(c, place, 10**9) == 1, "a row is run however large it is"
     assert generate(params, prompts, **settings) == whole
 
 

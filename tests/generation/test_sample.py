@@ -6,55 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Letters
+from sampling_cases import request, sampled, survivors_in_numpy
 
-from llama_jax.config import Config
-from llama_jax.generation.batch import Row, request_of
-from llama_jax.generation.loop import ROUND, advance, prefill
-from llama_jax.generation.sample import Written, sample
-from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.generation.limits import ROUND_TOKENS
+from llama_jax.generation.loop import decode, prefill
+from llama_jax.generation.state import NewCache
+from llama_jax.kernels import top_p_keeps
+from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward
-from llama_jax.ops.sampling import top_p_keeps
 
 LEVELS = [0.0, 0.1, 0.5, 0.9, 1.0]
-
-
-def survivors_in_numpy(probs, p):
-    """Sort descending; a token goes where the sum of those before it exceeds p."""
-    if p == 1:  # no sum of probabilities exceeds 1, but for rounding
-        return np.ones(len(probs), bool)
-    order = np.argsort(-probs, kind="stable")
-    before, keeps = 0.0, np.zeros(len(probs), bool)
-    for token in order:
-        keeps[token] = before <= p
-        before += float(probs[token])
-    return keeps
-
-
-def request(rows, vocab=256, tokenizer=None, **settings):
-    """A request for `rows` rows; a setting is one for all, or one each."""
-    settings = {"temperature": 0.0, "top_p": 1.0, "stop_ids": (), "max_new_tokens": 100} | settings
-    each = for_each(SamplingSettings(), settings, rows)
-    asked = [
-        Row(i, [], one, [], one.max_new_tokens, tuple(one.stop_ids)) for i, one in enumerate(each)
-    ]
-    return request_of(Config.named("tiny").replace(vocab_size=vocab), asked, rows, tokenizer)
-
-
-def state(rows, vocab=256, count=0, in_prompt=None, counts=None, lengths=0):
-    """What a row looks like to `sample`: so many new tokens after so long a prompt."""
-    zeros = jnp.zeros((rows, vocab))
-    return Written(
-        prompt_lengths=jnp.broadcast_to(jnp.asarray(lengths), (rows,)),
-        in_prompt=zeros.astype(bool) if in_prompt is None else jnp.asarray(in_prompt),
-        counts=zeros.astype(int) if counts is None else jnp.asarray(counts),
-        count=jnp.broadcast_to(jnp.asarray(count), (rows,)),
-    )
-
-
-def sampled(logits, asked, **written):
-    logits = jnp.asarray(logits)
-    return jax.jit(sample)(logits, asked, state(*logits.shape, **written))
 
 
 def keeps(probs, p):
@@ -169,12 +130,14 @@ def padded(time=8):
 
 
 def start(params, prompts, lengths, asked, slots):
-    sizes = {"width": prompts.shape[1], "slots": slots, "dtype": params.dtype}
-    return _start(params, prompts, lengths, asked, **sizes)
+    new = NewCache(KVCache, len(prompts), slots, params.dtype)
+    return _start(
+        params, new, prompts, lengths, np.int32(0), asked, tokens_per_read=prompts.shape[1]
+    )
 
 
-_start = jax.jit(prefill, static_argnames=("width", "slots", "dtype"))
-go_on = jax.jit(advance, static_argnames="chunk")
+_start = jax.jit(prefill, static_argnames="tokens_per_read")
+go_on = jax.jit(decode, static_argnames="tokens_per_check")
 NONE = np.zeros(3, np.int32)
 
 
@@ -182,7 +145,7 @@ def run(params, asked, until=10, slots=32, chunk=1, rows=slice(None)):
     """What one round decides, the prefill's token first."""
     prompts, lengths = padded()
     state = start(params, prompts[rows], lengths[rows], asked, slots=slots)
-    return go_on(params, state, asked, NONE[rows], np.int32(until), chunk=chunk).round
+    return go_on(params, state, asked, NONE[rows], np.int32(until), tokens_per_check=chunk).buffer
 
 
 def greedy_without_a_cache(params, prompt, new):
@@ -246,15 +209,15 @@ def test_a_row_decodes_alike_alone_and_in_a_batch(params, temperature):
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[row])
 
 
-def test_advancing_piece_by_piece_is_decoding_at_once(params):
+def test_decoding_piece_by_piece_is_decoding_at_once(params):
     asked = request(3, temperature=1.0, seed=range(3), max_new_tokens=[10, 5, 8])
     whole = run(params, asked)
     prompts, lengths = padded()
     state = start(params, prompts, lengths, asked, slots=32)
     for until in (1, 2, 6, 10):
-        state = go_on(params, state, asked, NONE, np.int32(until), chunk=3)
-        assert (state.round.count <= until).all()
-    np.testing.assert_array_equal(state.round.tokens, whole.tokens)
+        state = go_on(params, state, asked, NONE, np.int32(until), tokens_per_check=3)
+        assert (state.buffer.count <= until).all()
+    np.testing.assert_array_equal(state.buffer.tokens, whole.tokens)
 
 
 def test_a_round_begins_where_the_host_has_taken_the_last(params):
@@ -264,11 +227,11 @@ def test_a_round_begins_where_the_host_has_taken_the_last(params):
     state, taken = start(params, prompts, lengths, asked, slots=32), NONE
     got = [[], [], []]
     for until in (1, 2, 6, 10):
-        state = go_on(params, state, asked, taken, np.int32(until), chunk=3)
+        state = go_on(params, state, asked, taken, np.int32(until), tokens_per_check=3)
         for row in range(3):
-            size = state.round.count[row] - taken[row]
-            got[row] += state.round.tokens[row, :size].tolist()
-        taken = state.round.count
+            size = state.buffer.count[row] - taken[row]
+            got[row] += state.buffer.tokens[row, :size].tolist()
+        taken = state.buffer.count
     assert got == [whole.tokens[row, : whole.count[row]].tolist() for row in range(3)]
 
 
@@ -278,7 +241,7 @@ def test_a_round_ends_where_it_is_full_and_where_the_cache_is(params):
     assert done.count.tolist() == [6, 6, 6], "the second prompt has 7 tokens: 5 slots are left"
     tiny = params.replace(config=params.config.replace(max_seq_len=2048))
     done = run(tiny, asked, until=2000, slots=1024, chunk=8)
-    assert done.count.tolist() == [ROUND] * 3
+    assert done.count.tolist() == [ROUND_TOKENS] * 3
 
 
 @pytest.mark.parametrize("chunk", [1, 8])
@@ -290,8 +253,8 @@ def test_a_cache_that_grows_changes_no_token(params, chunk):
     for slots in (8, 16, 32):
         if slots > 8:
             state = dataclasses.replace(state, cache=state.cache.grown(slots))
-        state = go_on(params, state, asked, NONE, np.int32(20), chunk=chunk)
-    np.testing.assert_array_equal(state.round.tokens, whole.tokens)
+        state = go_on(params, state, asked, NONE, np.int32(20), tokens_per_check=chunk)
+    np.testing.assert_array_equal(state.buffer.tokens, whole.tokens)
 
 
 def test_what_a_user_turns_compiles_nothing(params):
@@ -304,7 +267,6 @@ def test_what_a_user_turns_compiles_nothing(params):
         request(3, temperature=1.0, seed=99, frequency_penalty=1.0, min_new_tokens=3),
         request(3, temperature=[0.0, 1.0, 2.0], max_new_tokens=3, stop_ids=[5, 6]),
         request(3, logit_bias={3: 2.0}, forbidden_ids=[4], logprobs=5),
-        request(3, stop=["a stop", "string"], tokenizer=Letters()),
     ):
         run(params, asked)
     assert _start._cache_size() == go_on._cache_size() == 1
@@ -313,8 +275,9 @@ def test_what_a_user_turns_compiles_nothing(params):
 def test_prefill_computes_logits_of_one_position_a_row(params, config):
     prompts, lengths = np.zeros((2, 64), np.int32), np.array([5, 64], np.int32)
     asked = jax.tree.map(jnp.asarray, request(2))
-    sizes = {"width": 64, "slots": 68, "dtype": params.dtype}
-    last = jax.jit(lambda p, t, n: prefill(p, t, n, asked, **sizes).last)
+    new = NewCache(KVCache, 2, 68, params.dtype)
+    read = lambda p, t, n: prefill(p, new, t, n, jnp.array(0), asked, tokens_per_read=64)  # noqa: E731
+    last = jax.jit(lambda *given: read(*given).last)
     program = last.lower(params, prompts, lengths)
     for all_of_them in (f"2x64x{config.vocab_size}", f"128x{config.vocab_size}"):
         assert all_of_them not in program.as_text()
@@ -325,7 +288,7 @@ def test_the_token_loop_copies_no_cache(params, config):
     """No copy of a layer's cache inside the loop: only zeros are copied, before it starts."""
     prompts, lengths = padded()
     state = start(params, prompts, lengths, request(3), slots=512)
-    program = go_on.lower(params, state, request(3), NONE, np.int32(10), chunk=1)
+    program = go_on.lower(params, state, request(3), NONE, np.int32(10), tokens_per_check=1)
     text = program.compile().as_text()
     cache_shape = f"f32[3,{config.n_kv_heads},512,{config.head_dim}]"
     loop = text[: text.index("ENTRY")]

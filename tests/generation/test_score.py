@@ -12,7 +12,9 @@ from helpers import GOLDEN, Letters, run
 
 import llama_jax
 from llama_jax import DynamicScaling, generate, perplexity, score, stream
-from llama_jax.generation.score import Perplexity, Score
+from llama_jax.generation.limits import limits_on
+from llama_jax.generation.results import Perplexity, Score
+from llama_jax.model.placement import Placement
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
@@ -44,7 +46,7 @@ def test_generated_tokens_have_metas_logprobs_with_no_shift(golden):
         assert [entry.token for entry in completion.logprobs] == completion.tokens
         found = [entry.logprob for entry in completion.logprobs]
         np.testing.assert_allclose(found, wanted[n - 1 : n + 39], atol=TOLERANCE)
-        for entry in completion.logprobs:  # greedy: what was taken is the likeliest
+        for entry in completion.logprobs:  # greedy: what was taken is the argmax
             assert next(iter(entry.top.items())) == (entry.token, entry.logprob)
 
 
@@ -85,9 +87,13 @@ def test_a_prompt_that_fills_the_context_is_scored_to_its_last_token():
 
 
 def test_an_accelerator_reads_as_many_positions_of_one_text_as_of_eight(params, monkeypatch):
-    of = lambda rows, time: scoring._width(params, np.zeros((rows, time)))  # noqa: E731
+    def of(rows, time):
+        return scoring.score_arguments(params, Placement.of(params), np.zeros((rows, time)))[
+            "width"
+        ]
+
     assert (of(1, 16), of(1, 4096), of(8, 4096)) == (16, 128, 128)
-    monkeypatch.setattr(scoring, "platform_of", lambda _: "gpu")
+    monkeypatch.setattr(scoring, "limits_on", lambda _: limits_on("gpu"))
     assert (of(1, 16), of(1, 4096), of(3, 4096), of(8, 4096)) == (16, 1024, 256, 128)
     many = np.random.default_rng(0).integers(1, params.config.vocab_size, 200).tolist()
     (wide,) = score(params, [many])
@@ -142,7 +148,7 @@ def test_as_many_alternatives_come_as_were_asked_for(params):
 def test_the_completions_of_a_prompt_share_its_scores(params, monkeypatch):
     module, scored = sys.modules["llama_jax.generation.generate"], []
     found = module.prompt_logprobs
-    spy = lambda params, ids: scored.extend(ids) or found(params, ids)  # noqa: E731
+    spy = lambda params, place, ids: scored.extend(ids) or found(params, place, ids)  # noqa: E731
     monkeypatch.setattr(module, "prompt_logprobs", spy)
     prompts = [[1, 2, 3], [4, 5, 6]]
     done = generate(params, prompts, n=2, prompt_logprobs=0, max_new_tokens=0)

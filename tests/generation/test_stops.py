@@ -7,8 +7,9 @@ from helpers import Letters
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
-from llama_jax.generation import driver as rounds
-from llama_jax.generation.text import Speller
+from llama_jax.generation import driver
+from llama_jax.generation.limits import STOP_STRING_TOKENS
+from llama_jax.generation.text import TextStream
 from llama_jax.tokenizer import detokenize
 
 TEXT = "Once upon a time, a tiny cat sat. A cat, a hat, aab aaab. \n\nEnd of it; 猫が🐈座った。 é!"
@@ -51,11 +52,11 @@ def before_the_stop_that_is_whole_first(text, stops):
 
 def spelled(tokenizer, ids, stops):
     """What is shown after each id, and at the end."""
-    speller, shown = Speller(tokenizer, (), stops), [""]
+    text, shown = TextStream(tokenizer, (), stops), [""]
     for id in ids:
-        shown.append(shown[-1] + speller.push(id))
-    shown.append(shown[-1] + speller.finish())
-    return shown, speller.stopped
+        shown.append(shown[-1] + text.push(id))
+    shown.append(shown[-1] + text.finish())
+    return shown, text.stopped
 
 
 @pytest.mark.parametrize("longest", [1, 2, 5, 40])
@@ -200,30 +201,46 @@ def test_a_model_stops_before_its_stop_string_at_every_alignment(writer):
         assert set(reasons[i][:-1]) <= {None}
 
 
-def test_the_loop_itself_ends_at_a_stop_string(writer, monkeypatch):
-    """No token is decided beyond the one that completes the string."""
+def test_few_tokens_are_decoded_beyond_a_stop_string_and_they_are_dropped(writer, monkeypatch):
+    """The host looks every 16 tokens, and a row that has stopped is asked for no more."""
     model, tokenizer, settings, prompt = writer
-    counts, take = [], rounds._Writer.take
+    counts, take = {}, driver.RowWriter.take
 
-    def watched(self, round, i):
-        counts.append(int(round.count[i]))
-        assert round.stopped[i] or not self.row.settings.stop
-        return take(self, round, i)
+    def watched(self, buffer, i):
+        counts[self.row.index] = int(buffer.count[i])
+        return take(self, buffer, i)
 
-    monkeypatch.setattr(rounds._Writer, "take", watched)
+    monkeypatch.setattr(driver.RowWriter, "take", watched)
     (free,) = generate(model, [prompt], tokenizer=tokenizer, **settings)
-    assert counts.pop() == 48
+    assert counts.pop(0) == 48
+    each = SamplingSettings(**settings)
     for start, size in ((0, 1), (3, 2), (5, 9), (20, 4)):
-        stop = [free.text[start : start + size]]
-        (done,) = generate(model, [prompt], tokenizer=tokenizer, **settings | {"stop": stop})
-        assert counts.pop() == len(done.tokens) < 48
+        stopping = each.replace(stop=[free.text[start : start + size]])
+        done, other = generate(model, [prompt] * 2, [stopping, each], tokenizer=tokenizer)
+        assert len(done.tokens) <= counts[0] < len(done.tokens) + STOP_STRING_TOKENS
+        assert counts[0] <= 48
+        assert (other.tokens, counts[1]) == (free.tokens, 48)
+
+
+def test_a_row_without_stop_strings_is_fetched_once_a_round(params, monkeypatch):
+    fetches, take = [], driver.RowWriter.take
+    monkeypatch.setattr(
+        driver.RowWriter, "take", lambda self, *given: fetches.append(1) or take(self, *given)
+    )
+    long = params.replace(config=params.config.replace(max_seq_len=1024))
+    asked = {"max_new_tokens": 200, "temperature": 0, "stop_ids": ()}
+    generate(long, [[1, 2, 3]], tokenizer=Letters(), **asked)
+    assert len(fetches) == 1
+    generate(long, [[1, 2, 3]], tokenizer=Letters(), stop=["never written"], **asked)
+    assert len(fetches) == 1 + -(-200 // STOP_STRING_TOKENS)
 
 
 @pytest.mark.parametrize("how", [generate, stream])
 def test_a_stop_that_only_text_can_show_ends_its_row_and_no_other(params, monkeypatch, how):
-    """U+FFFD stands for bytes that are no character: a device knows bytes, and never meets it."""
-    monkeypatch.setattr("llama_jax.generation.batch.SLOTS", 32)
-    monkeypatch.setattr("llama_jax.generation.batch.AHEAD", 1)
+    """U+FFFD stands for bytes that are no character, so no token spells it."""
+    monkeypatch.setattr("llama_jax.generation.batch.MIN_SLOTS", 32)
+    monkeypatch.setattr("llama_jax.generation.limits.MIN_SLOTS", 32)
+    monkeypatch.setattr("llama_jax.generation.limits.HEADROOM", 1)
     base = SamplingSettings(max_new_tokens=40, temperature=0, stop_ids=[])
     broken = base.replace(stop=["\ufffd"], logit_bias={0xE7: 1000.0})
     prompts = [[1] * 31, [1, 2, 3]]

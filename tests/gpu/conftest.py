@@ -49,8 +49,8 @@ def h100s():
     from llama_jax import kernels
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "has_prompt_kernel", lambda *_: _has_cudnn())
-        patch.setattr(kernels, "has_step_kernel", lambda *_, slots, **__: slots >= 64)
+        patch.setattr(kernels.gpu, "has_prompt_kernel", lambda *_: _has_cudnn())
+        patch.setattr(kernels.gpu, "has_step_kernel", lambda *_, slots, **__: slots >= 64)
         described = topologies.get_topology_desc(
             platform="cuda", target_config=H100, topology="1x1x8"
         )

@@ -27,10 +27,7 @@ def arrays_of(text: Program, elements: int) -> list[str]:
 def weights_not_read_once(text: Program, count: int, smallest: int) -> list[str]:
     """Of `count` weights of `smallest` bytes or more, those that not exactly one kernel takes."""
     taken = text.readers(smallest)
-    arrays = {name: text.array(name) for name in taken}
-    # The bytes that tokens spell are a table too, for stop strings.
-    matrices = [n for n, a in arrays.items() if a.axes == 2 and not a.shape.startswith("u8")]
-    weights = {name: taken[name] for name in matrices}
+    weights = {name: by for name, by in taken.items() if text.array(name).axes == 2}
     missed = [f"{len(weights)} weights of {count}"] if len(weights) != count else []
     named = {name: [i.name for i in by] for name, by in weights.items()}
     return missed + [f"{name}: {by}" for name, by in named.items() if len(by) != 1]

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from llama_jax.kernels.blockwise import Span, over_spans
 from llama_jax.model import transformer as model
 from llama_jax.model.cache import KVCache, KVLayer
-from llama_jax.ops.attention import Span, attention
 
 
 def looks_at_a_weight_again(params, tokens, positions, cache, at=None):
@@ -43,7 +43,7 @@ class TurnedSlots(KVLayer):
         turned = lambda x: x.transpose(0, 2, 1, 3)  # noqa: E731
         slots = jnp.arange(self.k.shape[1])[None]
         past = Span(turned(self.k), turned(self.v), slots, positions[:, :1] - 1)
-        out = attention(q, [past, Span(turned(k), turned(v), positions, positions)])
+        out = over_spans(q, [past, Span(turned(k), turned(v), positions, positions)])
         return out, (k, v)
 
 

@@ -13,12 +13,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.config import Config
-from llama_jax.generation import driver as rounds
-from llama_jax.generation.batch import request_of
+from llama_jax.generation import driver
+from llama_jax.generation.batch import Batch, batch_settings
 from llama_jax.generation.loop import prefill
+from llama_jax.generation.state import NewCache
 from llama_jax.model.cache import KVCache
+from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward, init_params
-from llama_jax.sharding.arrays import CACHE, NEXT, sharding_of, weight_shardings
+from llama_jax.sharding.arrays import sharding_of, weight_shardings
+from llama_jax.sharding.specs import CACHE, NEXT_LOGITS
 from llama_jax.weights.params import Params, nested
 
 LLAMA_8B, LLAMA_70B = Config.named("llama-3.1-8b"), Config.named("llama-3.1-70b")
@@ -65,36 +68,35 @@ def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=
         return jitted.lower(params, tokens, cache, tokens, last).compile()
 
 
-def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, loop=rounds._advance):
+def compiled_loop(config: Config, cache: KVCache, mesh: Mesh, *, chunk: int, loop=driver.decode):
     """The loop that decodes, compiled for a mesh: `chunk` tokens between two questions."""
     params, batch = params_of(config, mesh), cache.k[0].shape[0]
-    request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
+    settings = _whole(jax.tree.map(np.asarray, batch_settings(config, [], batch)), mesh)
     numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
-    make = functools.partial(prefill, width=16, slots=cache.slots, dtype=jnp.bfloat16)
+    new = NewCache(KVCache, batch, cache.slots, jnp.bfloat16)
+    make = functools.partial(prefill, tokens_per_read=16)
     with jax.set_mesh(mesh):
-        state = jax.eval_shape(make, params, prompts, numbers, request)
+        state = jax.eval_shape(make, params, new, prompts, numbers, np.int32(0), settings)
         state = jax.tree.map(lambda x: laid_out(x, _lies(x, config, mesh)), state)
         state = dataclasses.replace(state, cache=cache)
         taken, until = _whole((numbers, jax.ShapeDtypeStruct((), jnp.int32)), mesh)
-        return loop.lower(params, state, request, taken, until, chunk=chunk).compile()
+        return loop.lower(params, state, settings, taken, until, tokens_per_check=chunk).compile()
 
 
 def compiled_prefill(config: Config, mesh: Mesh, *, batch: int, time: int):
     """The program that reads prompts, as `generate` has it compiled."""
-    params, prompts = params_of(config, mesh), np.zeros((batch, time), np.int32)
-    request = _whole(jax.tree.map(np.asarray, request_of(config, [], batch)), mesh)
-    sizes = {
-        "width": rounds.prefill_width(params, prompts),
-        "slots": 2 * time,
-        "dtype": jnp.bfloat16,
-    }
-    texts, lengths = _whole((prompts, np.zeros(batch, np.int32)), mesh)
+    params = params_of(config, mesh)
+    settings = _whole(jax.tree.map(np.asarray, batch_settings(config, [], batch)), mesh)
+    arrays = np.zeros((batch, time), np.int32), np.zeros(batch, np.int32)
+    texts, lengths = _whole(arrays, mesh)
+    asked = Batch([], texts, lengths, settings, slots=2 * time)
+    arguments = driver.prefill_arguments(params, Placement.of(params), asked)
     with jax.set_mesh(mesh):
-        return rounds._prefill.lower(params, texts, lengths, request, **sizes).compile()
+        return driver.prefill.lower(**arguments).compile()
 
 
 def tokens_of(loop: Program, chunk: int) -> list[Program]:
-    """A token of its loop for the likeliest ones, and a token of its loop for all else."""
+    """A token of its loop for greedy ones, and a token of its loop for all else."""
     bodies = [loop.computations[i.body] for i in loop.executed[loop.entry] if i.op == "while"]
     inner = [i for body in bodies for i in body if i.op == "while" and i.trips == chunk]
     assert len(inner) == len(bodies) == 2
@@ -113,7 +115,7 @@ def laid_out(x, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
 
 def _lies(x, config: Config, mesh: Mesh) -> NamedSharding:
     """Where a part of what is decoded lies: cut if it has a number for each id."""
-    return sharding_of(mesh, NEXT if x.shape[-1:] == (config.vocab_size,) else P())
+    return sharding_of(mesh, NEXT_LOGITS if x.shape[-1:] == (config.vocab_size,) else P())
 
 
 def _whole(tree, mesh: Mesh):

@@ -53,11 +53,11 @@ def test_the_kernels_of_a_chunks_layer(h100s, chunk):
 
 
 def test_a_past_that_each_block_of_queries_reads_is_caught(h100s, replace):
-    replace("llama_jax.ops.attention.QUERIES", TIME // 4)
+    replace("llama_jax.kernels.blockwise.QUERY_BLOCK", TIME // 4)
     assert program(chunk_of(h100s)[0].as_text()).times_read(PAST) == 4
 
 
 def test_a_past_taken_whole_is_caught(h100s, replace):
-    replace("llama_jax.ops.attention.KEYS", 2 * SLOTS)
+    replace("llama_jax.kernels.blockwise.KEY_BLOCK", 2 * SLOTS)
     compiled, _ = chunk_of(h100s)
     assert compiled.memory_analysis().temp_size_in_bytes > ALL_SCORES

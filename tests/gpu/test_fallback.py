@@ -31,7 +31,7 @@ KERNELS_A_LAYER = {1: 22, 8: 19}
 
 @pytest.fixture(params=KERNELS_A_LAYER, ids="batch{}".format)
 def batch(request, replace):
-    replace("llama_jax.kernels.has_step_kernel", lambda *_, **__: False)
+    replace("llama_jax.kernels.gpu.has_step_kernel", lambda *_, **__: False)
     return request.param
 
 
@@ -68,7 +68,7 @@ def kernel_of(devices, dtype, past_dtype, group):
     )
     lengths = jax.ShapeDtypeStruct((1,), "int32", sharding=whole)
     with jax.set_mesh(mesh):
-        return jax.jit(kernels._step).lower(q, own, own, past, past, lengths).compile()
+        return jax.jit(kernels.gpu._step).lower(q, own, own, past, past, lengths).compile()
 
 
 @pytest.mark.parametrize("group", [1, 128])

@@ -26,18 +26,19 @@ from programs import (
     tokens_of,
 )
 
-from llama_jax.compilation import OPTIONS
-from llama_jax.generation.driver import chunk_of
-from llama_jax.generation.loop import advance
+from llama_jax.generation.limits import limits_on
+from llama_jax.generation.loop import decode
+from llama_jax.kernels import COMPILER_OPTIONS
+from llama_jax.model.placement import Placement
 
 CONFIG, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
 CHOICE = {1: 17, 8: 14}
-"""The kernels of the likeliest token, beyond the model's, by the rows: the choice, the stops, the
+"""The kernels of a greedy token, beyond the model's, by the rows: the choice, the stops, the
 state. They may fall."""
 
 SAYS_MORE = {"all-reduce": 1, "all-gather": 1}, {"all-reduce": 10, "all-gather": 2}
-"""What eight cards say about a token beyond the model: the likeliest one, and one by settings."""
+"""What eight cards say about a token beyond the model: a greedy one, and one by settings."""
 
 
 def loop_of(devices, kind=lambda cache: cache, batch=8, **options):
@@ -72,7 +73,8 @@ def test_the_loop_copies_nothing_of_a_weights_size_and_keeps_its_state_in_place(
 
 
 def test_the_host_is_asked_once_a_chunk(h100s):
-    assert chunk_of(params_of(CONFIG, mesh_of(h100s))) == CHUNK
+    place = Placement.of(params_of(CONFIG, mesh_of(h100s)))
+    assert limits_on(place.platform).tokens_per_check == CHUNK
 
 
 def test_a_token_reads_each_weight_once(tokens):
@@ -114,16 +116,17 @@ def test_the_likeliest_token_costs_few_kernels(tokens, h100s, batch):
     mesh = mesh_of(h100s)
     cache = cache_of(CONFIG, mesh, batch=batch, slots=SLOTS)
     model = program(compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1).as_text())
-    likeliest = min(tokens, key=lambda token: len(token.kernels))
+    argmax = min(tokens, key=lambda token: len(token.kernels))
     print(
         *(len(part.kernels) for part in (model, *tokens)), "kernels: a step; a token of each loop"
     )
-    assert len(likeliest.kernels) <= len(model.kernels) + CHOICE[batch]
+    assert len(argmax.kernels) <= len(model.kernels) + CHOICE[batch]
 
 
 def test_a_loop_whose_state_is_not_donated_is_caught(h100s):
     compiled, cache_bytes = loop_of(
-        h100s, loop=jax.jit(advance, static_argnames="chunk", compiler_options=OPTIONS)
+        h100s,
+        loop=jax.jit(decode, static_argnames="tokens_per_check", compiler_options=COMPILER_OPTIONS),
     )
     assert compiled.memory_analysis().alias_size_in_bytes < cache_bytes
     found = program(compiled.as_text()).large_outputs(SMALLEST)

@@ -41,7 +41,7 @@ def prompt_and_step(params, tokens):
 
 def without_kernels(monkeypatch):
     for name in ("has_prompt_kernel", "has_step_kernel"):
-        monkeypatch.setattr(kernels, name, lambda *_, **__: False)
+        monkeypatch.setattr(kernels.gpu, name, lambda *_, **__: False)
     jax.clear_caches()
 
 
@@ -50,8 +50,8 @@ def test_the_kernels_give_the_logits_of_xlas_own_attention(gpu, monkeypatch, hea
     params = init_params(jax.random.key(0), config(head_dim), jnp.bfloat16)
     tokens = jax.random.randint(jax.random.key(1), (3, 130), 0, params.config.vocab_size)
     dtype = params.dtype
-    assert kernels.has_step_kernel(dtype, dtype, group=2, slots=256, head_dim=head_dim)
-    assert kernels.has_prompt_kernel(dtype, head_dim)
+    assert kernels.gpu.has_step_kernel(dtype, dtype, group=2, slots=256, head_dim=head_dim)
+    assert kernels.gpu.has_prompt_kernel(dtype, head_dim)
     ours = prompt_and_step(params, tokens)
     without_kernels(monkeypatch)
     for one, other in zip(ours, prompt_and_step(params, tokens), strict=True):

@@ -34,8 +34,8 @@ from programs import (
     shallow,
 )
 
+from llama_jax.kernels import linear
 from llama_jax.model.transformer import forward
-from llama_jax.ops.linear import linear
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding.arrays import constrain
 
@@ -122,9 +122,9 @@ def test_a_weight_that_is_gathered_is_caught(h100s, replace):
 
 def test_a_program_that_is_not_cut_is_caught(h100s, replace):
     """Eight cards that each compute all of it have nothing to say to each other."""
-    replace("llama_jax.model.transformer.gathered", lambda w, *_: w)
+    replace("llama_jax.model.transformer.gather_fsdp", lambda w, *_: w)
     replace("llama_jax.model.transformer.constrain", lambda x, _: x)
-    replace("llama_jax.kernels.on_each_device", lambda f, *_: f)
+    replace("llama_jax.kernels.gpu.per_device", lambda f, *_: f)
     mesh = mesh_of(h100s, tensor=8)
     cache = cache_of(CONFIG, mesh, batch=8, slots=SLOTS)
     whole = lambda x: laid_out(x, NamedSharding(mesh, P()))  # noqa: E731

@@ -16,7 +16,7 @@ from programs import (
 )
 
 from llama_jax import kernels
-from llama_jax.generation.driver import PREFILL_TOKENS
+from llama_jax.generation.limits import ACCELERATOR
 
 LAYERS, TIME = 2, 65_536
 A_HEAD = TIME * TIME
@@ -70,7 +70,7 @@ def test_with_cudnn_a_prompt_holds_its_activations(h100s, tensor):
 @pytest.mark.usefixtures("cudnn")
 def test_generate_reads_a_whole_prompt_by_cudnn(h100s):
     # A small vocabulary, so that one head's scores would be the largest array.
-    config, time = shallow(LLAMA_8B, LAYERS).replace(vocab_size=1024), PREFILL_TOKENS
+    config, time = shallow(LLAMA_8B, LAYERS).replace(vocab_size=1024), ACCELERATOR.prefill_tokens
     compiled = compiled_prefill(config, mesh_of(h100s), batch=1, time=time)
     text = program(compiled.as_text())
     assert cudnn_calls(text) == LAYERS
@@ -78,7 +78,7 @@ def test_generate_reads_a_whole_prompt_by_cudnn(h100s):
 
 
 def test_nor_does_xlas_own_attention(h100s, replace):
-    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
+    replace("llama_jax.kernels.gpu.has_prompt_kernel", lambda *_: False)
     text = program(prompt_step(h100s).as_text())
     assert cudnn_calls(text) == 0
     assert arrays_of(text, A_HEAD) == []
@@ -112,29 +112,29 @@ def a_head_at_a_time(q, spans):
 
 @pytest.mark.parametrize("attention", [in_one_block, a_head_at_a_time])
 def test_attention_that_holds_scores_is_caught(h100s, replace, attention):
-    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    replace("llama_jax.ops.attention.attention", attention)
+    replace("llama_jax.kernels.gpu.has_prompt_kernel", lambda *_: False)
+    replace("llama_jax.kernels.blockwise.over_spans", attention)
     compiled = prompt_step(h100s, layers=1)
     assert arrays_of(program(compiled.as_text()), A_HEAD) != []
     assert len(too_much(h100s, layers=1)) == 2
 
 
 def test_blocks_of_scores_that_are_larger_than_activations_are_caught(h100s, replace):
-    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    replace("llama_jax.ops.attention.QUERIES", TIME // 8)
-    replace("llama_jax.ops.attention.KEYS", TIME // 8)
+    replace("llama_jax.kernels.gpu.has_prompt_kernel", lambda *_: False)
+    replace("llama_jax.kernels.blockwise.QUERY_BLOCK", TIME // 8)
+    replace("llama_jax.kernels.blockwise.KEY_BLOCK", TIME // 8)
     assert too_much(h100s, layers=1) != []
 
 
 def test_our_own_attention_in_one_block_is_caught(h100s, replace):
-    replace("llama_jax.kernels.has_prompt_kernel", lambda *_: False)
-    for block in ("QUERIES", "KEYS", "OWN"):
-        replace(f"llama_jax.ops.attention.{block}", 1 << 20)
+    replace("llama_jax.kernels.gpu.has_prompt_kernel", lambda *_: False)
+    for block in ("QUERY_BLOCK", "KEY_BLOCK", "CAUSAL_BLOCK"):
+        replace(f"llama_jax.kernels.blockwise.{block}", 1 << 20)
     assert arrays_of(program(prompt_step(h100s, layers=1).as_text()), A_HEAD) != []
 
 
 @pytest.mark.usefixtures("cudnn")
 def test_a_second_call_of_cudnn_is_caught(h100s, replace):
-    once = kernels._prompt
-    replace("llama_jax.kernels._prompt", lambda q, k, v: once(once(q, k, v), k, v))
+    once = kernels.gpu._prompt
+    replace("llama_jax.kernels.gpu._prompt", lambda q, k, v: once(once(q, k, v), k, v))
     assert cudnn_calls(program(prompt_step(h100s).as_text())) == 2 * LAYERS

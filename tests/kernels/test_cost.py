@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from llama_jax.config import Config
-from llama_jax.generation import driver as rounds
-from llama_jax.generation.batch import request_of
+from llama_jax.generation import driver
+from llama_jax.generation.batch import batch_settings
+from llama_jax.generation.limits import CPU
 from llama_jax.generation.loop import prefill
+from llama_jax.generation.state import NewCache
+from llama_jax.kernels import FORMS, cpu
+from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
-from llama_jax.ops import linear
+from llama_jax.ops.linear import dot
 
 SLOTS = 4096
 
@@ -39,13 +43,14 @@ def shapes_of(config, dtype):
 def compiled_loop(config, dtype, batch):
     """With a cache in float32, as a CPU has it whatever the weights."""
     params = shapes_of(config, dtype)
-    request = jax.tree.map(np.asarray, request_of(config, [], batch))
+    settings = jax.tree.map(np.asarray, batch_settings(config, [], batch))
     numbers, prompts = (jax.ShapeDtypeStruct((batch, *time), jnp.int32) for time in ((), (16,)))
-    make = functools.partial(prefill, width=16, slots=SLOTS, dtype=jnp.float32)
-    state = jax.eval_shape(make, params, prompts, numbers, request)
+    make = functools.partial(prefill, tokens_per_read=16)
+    new = NewCache(KVCache, batch, SLOTS, jnp.float32)
+    state = jax.eval_shape(make, params, new, prompts, numbers, np.int32(0), settings)
     until = jax.ShapeDtypeStruct((), jnp.int32)
-    sizes = {"chunk": rounds.chunk_of(params)}
-    return rounds._advance.lower(params, state, request, numbers, until, **sizes).compile()
+    sizes = {"tokens_per_check": CPU.tokens_per_check}
+    return driver.decode.lower(params, state, settings, numbers, until, **sizes).compile()
 
 
 def least_copied(config, dtype):
@@ -70,11 +75,12 @@ def test_a_token_copies_neither_the_cache_nor_a_weight(wide, dtype, batch, tied)
 
 def test_one_widened_matrix_is_caught(wide, monkeypatch):
     """`w2` in a plain product of one row, for which XLA writes it out in float32."""
-    cut, w2 = linear._on_cpu, (wide.hidden_dim, wide.dim)
-    plain = lambda x, w, over: linear._dot(x, w, over)  # noqa: E731
-    monkeypatch.setattr(
-        linear, "_on_cpu", lambda x, w, over: (plain if w.shape == w2 else cut)(x, w, over)
-    )
+    w2 = (wide.hidden_dim, wide.dim)
+
+    def product(x, w):
+        return dot(x, w, 0) if w.shape == w2 else cpu.product(x, w, over=0)
+
+    monkeypatch.setitem(FORMS["linear"], "cpu", product)
     jax.clear_caches()
     wide, dtype = wide.replace(n_layers=1), jnp.dtype("bfloat16")
     memory = compiled_loop(wide, dtype, 1).memory_analysis()

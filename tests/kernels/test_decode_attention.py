@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental import pallas as pl
 
+from llama_jax.kernels import decode_attention as module
 from llama_jax.kernels.decode_attention import BLOCK, decode_attention
-from llama_jax.ops import decode_attention as module
-from llama_jax.ops.attention import step_attention
+from llama_jax.ops.attention import attention
 
 
 def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.float32):
@@ -26,7 +26,7 @@ def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.floa
 def difference(tensors, lengths):
     lengths = jnp.array(lengths)
     ours = decode_attention(*tensors, lengths, interpret=True)
-    theirs = step_attention(*tensors, lengths)
+    theirs = attention(*tensors, lengths)
     assert ours.dtype == theirs.dtype
     return np.max(np.abs(np.asarray(ours - theirs, np.float32)))
 

@@ -6,8 +6,8 @@ import pytest
 
 from llama_jax import kernels
 from llama_jax.kernels.decode_attention import decode_attention
-from llama_jax.sharding.arrays import CACHE
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.sharding.specs import CACHE
 
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 TAKEN = {"dtype": F32, "past_dtype": F32, "group": 4, "slots": 64, "head_dim": 64}
@@ -25,7 +25,7 @@ def step():
 def gpu(monkeypatch):
     """Has the process take its CPU for a GPU, on which it has tried no kernel yet."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    tried = kernels.has_step_kernel, kernels.has_prompt_kernel
+    tried = kernels.gpu.has_step_kernel, kernels.gpu.has_prompt_kernel
     for one in tried:
         one.cache_clear()
     yield
@@ -36,12 +36,12 @@ def gpu(monkeypatch):
 @pytest.fixture
 def plus_one(monkeypatch):
     """Stands for attention without a kernel."""
-    monkeypatch.setattr(kernels, "step_attention", lambda q, *_: q + 1)
+    monkeypatch.setattr(kernels.blockwise, "attention", lambda q, *_: q + 1)
 
 
 def test_without_a_gpu_there_are_no_kernels():
-    assert not kernels.has_step_kernel(BF16, BF16, group=1, slots=64, head_dim=64)
-    assert not kernels.has_prompt_kernel(BF16, 64)
+    assert not kernels.gpu.has_step_kernel(BF16, BF16, group=1, slots=64, head_dim=64)
+    assert not kernels.gpu.has_prompt_kernel(BF16, 64)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -51,8 +51,8 @@ def test_a_kernel_that_does_not_compile_is_not_there():
     def refuses(x):
         raise RuntimeError("cuDNN not found.")
 
-    assert not kernels._compiles_on_gpu(refuses, x)
-    assert kernels._compiles_on_gpu(jnp.sin, x)
+    assert not kernels.gpu._compiles_here(refuses, x)
+    assert kernels.gpu._compiles_here(jnp.sin, x)
 
 
 def step_of(*, dtype, past_dtype, group, slots, head_dim):
@@ -75,11 +75,11 @@ def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch
         return q - 1
 
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
-    monkeypatch.setattr(kernels, "_step", kernel)
+    monkeypatch.setattr(kernels.gpu, "_step", kernel)
     for sizes, added in ((TAKEN, -1), ({**TAKEN, **refused}, 1)):
         q, own, past = step_of(**sizes)
         lengths = jnp.zeros(1, jnp.int32)
-        out = kernels.fastest_attention(q, own, own, (past, past), lengths)
+        out = kernels.attention(q, own, own, (past, past), lengths)
         assert jnp.array_equal(out, q + added)
 
 
@@ -97,20 +97,20 @@ def test_a_prompt_that_cudnn_refuses_falls_back_and_others_do_not_and_it_is_trie
         return q - 1
 
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
-    monkeypatch.setattr(kernels, "_prompt", kernel)
+    monkeypatch.setattr(kernels.gpu, "_prompt", kernel)
     for (dtype, head_dim), added in (((F32, 64), -1), (refused, 1)):
         q = jnp.ones((1, 16, 4, head_dim), dtype)
         for _ in range(2):
-            out = kernels.fastest_attention(q, q[:, :, :2], q[:, :, :2], None, jnp.zeros(1, int))
+            out = kernels.attention(q, q[:, :, :2], q[:, :, :2], None, jnp.zeros(1, int))
             assert jnp.array_equal(out, q + added)
     assert sum(shape[1] != 16 for shape in tried) == 2  # a probe a kind of heads
 
 
 @pytest.mark.usefixtures("plus_one")
 def test_a_program_for_a_cpu_holds_no_kernel_though_the_process_has_some(monkeypatch, step):
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: True)
+    monkeypatch.setattr(kernels.gpu, "has_step_kernel", lambda *_, **__: True)
     q, k, v, *past = step
-    out = jax.jit(kernels.fastest_attention)(q, k, v, tuple(past), jnp.full(4, 3))
+    out = jax.jit(kernels.attention)(q, k, v, tuple(past), jnp.full(4, 3))
     assert jnp.array_equal(out, q + 1)
 
 
@@ -125,12 +125,12 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
         seen.append(q.shape)
         return decode_attention(q, k, v, (past_k, past_v), lengths, interpret=True)
 
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: True)
-    monkeypatch.setattr(kernels, "_step", interpreted)
+    monkeypatch.setattr(kernels.gpu, "has_step_kernel", lambda *_, **__: True)
+    monkeypatch.setattr(kernels.gpu, "_step", interpreted)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
     with jax.set_mesh(make_mesh(**sizes)):
         past = jax.device_put(tuple(past), jax.NamedSharding(make_mesh(**sizes), CACHE))
-        cut = jax.jit(kernels.fastest_attention)(q, k, v, past, lengths)
+        cut = jax.jit(kernels.attention)(q, k, v, past, lengths)
     rows = sizes.get("data", 1) * sizes.get("fsdp", 1)
     assert seen == [(4 // rows, 1, 8 // sizes.get("tensor", 1), 64)]
     assert jnp.allclose(cut, whole, atol=1e-6)
@@ -138,8 +138,8 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
 
 @pytest.mark.usefixtures("plus_one")
 def test_what_the_mesh_does_not_divide_is_left_to_xla(monkeypatch, step):
-    monkeypatch.setattr(kernels, "has_step_kernel", lambda *_, **__: pytest.fail("asked for"))
+    monkeypatch.setattr(kernels.gpu, "has_step_kernel", lambda *_, **__: pytest.fail("asked for"))
     q, k, v, *past = step
     with jax.set_mesh(make_mesh(tensor=4)):  # and 2 key heads
-        out = kernels.fastest_attention(q, k, v, past, jnp.zeros(4, jnp.int32))
+        out = kernels.attention(q, k, v, past, jnp.zeros(4, jnp.int32))
     assert jnp.array_equal(out, q + 1)

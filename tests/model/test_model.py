@@ -204,5 +204,5 @@ def test_a_layer_is_traced_and_lowered_once_however_many_there_are(config, monke
     tokens = jax.ShapeDtypeStruct((1, 4), jnp.int32)
     text = jax.jit(forward).lower(shapes, tokens, tokens, empty(twelve, 1, 8)).as_text()
     assert len(traced) == 1
-    assert len(re.findall(r"func\.func private @_shared_block", text)) == 1
-    assert len(re.findall(r"call @_shared_block", text)) == 12
+    assert len(re.findall(r"func\.func private @block", text)) == 1
+    assert len(re.findall(r"call @block", text)) == 12

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from llama_jax.kernels import linear, linear_transposed
+from llama_jax.kernels.blockwise import Own, Span
+from llama_jax.kernels.blockwise import over_spans as attention
 from llama_jax.ops import rope
-from llama_jax.ops.attention import Own, Span, attention
-from llama_jax.ops.linear import linear, linear_transposed
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 
@@ -94,6 +95,9 @@ def test_linear_lets_a_weight_multiply_itself():
 
         def matmul(self, x):
             return 2 * (x @ self.w)
+
+        def parts(self):
+            return {"w": self.w}
 
     x, w = normal(0, 2, 8), normal(1, 8, 5)
     np.testing.assert_allclose(linear(x, Doubled(w)), 2 * linear(x, w), rtol=1e-5)
@@ -278,8 +282,8 @@ def test_attention_in_blocks_is_attention_at_once(monkeypatch, used):
 
     at_once, gradient_at_once = jax.value_and_grad(loss)(q, spans[1:]) if used == 0 else (0, 0)
     whole = attention(q, spans)
-    monkeypatch.setattr("llama_jax.ops.attention.QUERIES", 4)
-    monkeypatch.setattr("llama_jax.ops.attention.KEYS", 8)
+    monkeypatch.setattr("llama_jax.kernels.blockwise.QUERY_BLOCK", 4)
+    monkeypatch.setattr("llama_jax.kernels.blockwise.KEY_BLOCK", 8)
     jax.clear_caches()
     try:
         np.testing.assert_allclose(attention(q, spans), whole, rtol=1e-5, atol=1e-6)

@@ -6,21 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_sample import request, sampled, state, survivors_in_numpy
+from sampling_cases import request, sampled, state, survivors_in_numpy
 
+from llama_jax import kernels
 from llama_jax.generation.sample import sample
+from llama_jax.kernels import argmax, cpu, select, top_k, top_k_keeps, top_p_keeps
 from llama_jax.ops import sampling
-from llama_jax.ops.sampling import (
-    draw,
-    likeliest,
-    min_p_keeps,
-    penalized,
-    top_k,
-    top_k_keeps,
-    top_p_keeps,
-)
+from llama_jax.ops.sampling import min_p_keeps, penalized, with_noise
 
 DRAWS = 20_000
+
+
+def draw(logits, seeds, positions):
+    return argmax(with_noise(logits, seeds, positions))
 
 
 def softmax(x):
@@ -81,11 +79,10 @@ def drawn(logits, settings, in_prompt, counts):
     """How often each token comes, of as many rows as DRAWS: one text under so many seeds."""
     vocab = len(logits)
     asked = request(1, vocab, **({"temperature": 1.0} | settings))
-    asked = dataclasses.replace(asked, stop_strings=None)  # of which a draw knows nothing
     spread = lambda x: jnp.broadcast_to(x, (DRAWS, *x.shape[1:])) if x.ndim else x  # noqa: E731
-    asked = dataclasses.replace(
-        jax.tree.map(spread, asked), seed=jnp.arange(DRAWS, dtype=jnp.uint32)
-    )
+    asked = jax.tree.map(spread, asked)
+    seeded = asked.numbers | {"seed": jnp.arange(DRAWS, dtype=jnp.uint32)}
+    asked = dataclasses.replace(asked, numbers=seeded)
     before = state(
         DRAWS,
         vocab,
@@ -165,7 +162,7 @@ def test_top_k_counts_a_vocabulary_of_128256_to_the_token():
 def test_equals_are_cut_to_the_token_in_a_vocabulary_of_millions(bits):
     vocab, k = 2**20 + 8, 2**20 + 3
     logits = jnp.zeros((1, vocab))
-    (keeps,) = sampling._leads_by(logits, jnp.ones_like(logits), jnp.array([k - 1.0]), bits=bits)
+    (keeps,) = select.leads(logits, jnp.ones_like(logits), jnp.array([k - 1.0]), bits=bits)
     np.testing.assert_array_equal(keeps, np.arange(vocab) < k)
 
 
@@ -190,9 +187,9 @@ def test_the_likeliest_of_equals_is_the_first_in_every_platforms_form():
     rng = np.random.default_rng(0)
     logits = rng.integers(-3, 4, (50, 37)).astype(np.float32)
     logits[1], logits[2, 5:], logits[3, 7] = -np.inf, -np.inf, np.inf
-    for found in (likeliest(jnp.array(logits)), sampling._first_largest(jnp.array(logits))):
+    for found in (argmax(jnp.array(logits)), cpu.argmax(jnp.array(logits))):
         np.testing.assert_array_equal(found, logits.argmax(axis=-1))
-    assert 0 <= sampling._first_largest(jnp.full((1, 5), jnp.nan))[0] < 5
+    assert 0 <= cpu.argmax(jnp.full((1, 5), jnp.nan))[0] < 5
 
 
 def test_a_draw_is_jaxs_own_of_the_rows_seed_and_position():
@@ -323,8 +320,20 @@ def test_a_greedy_row_obeys_what_acts_before_the_temperature_and_nothing_after()
 def test_a_stop_id_that_no_vocabulary_has_is_never_met():
     logits = jnp.array([[1.0, 2.0, 3.0]])
     asked = request(1, 3, stop_ids=[-1, 3, 2**40], min_new_tokens=1)
-    assert not np.asarray(asked.stops).any()
+    assert not np.asarray(asked.stop_id_mask).any()
     assert sampled(logits, asked).tolist() == [2]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9, 0.99, 1.0])
+def test_the_kernels_keep_what_the_plain_rules_keep(p):
+    logits = jnp.round(8 * jax.random.normal(jax.random.key(0), (6, 500))) / 4  # many equals
+    eighths = jnp.array([[4.0, 2, 1, 1, 0], [2, 2, 2, 1, 1]]) / 8  # exact sums
+    for probs in (jax.nn.softmax(logits), eighths):
+        limit = jnp.full(len(probs), p)
+        ours, plain = kernels.top_p_keeps(probs, limit), sampling.top_p_keeps(probs, limit)
+        np.testing.assert_array_equal(ours, plain)
+    k = jnp.array([0, 1, 4, 99, 499, 500])
+    np.testing.assert_array_equal(kernels.top_k_keeps(logits, k), sampling.top_k_keeps(logits, k))
 
 
 def test_no_vocabulary_is_sorted():
@@ -349,8 +358,8 @@ def test_a_search_by_fifteen_sums_keeps_what_a_search_by_halves_keeps():
     ones, k = jnp.ones_like(logits), jnp.array([0.0, 1, 4, 99, 498, 499])
     probs, p = jax.nn.softmax(logits), jnp.array([0.0, 0.1, 0.5, 0.9, 0.99, 1.0])
     for weights, values, limit in ((ones, logits, k), (probs, probs, p)):
-        halves = sampling._leads_by(values, weights, limit, bits=1)
-        fifteen = sampling._leads_by(values, weights, limit, bits=4)
+        halves = select.leads(values, weights, limit, bits=1)
+        fifteen = select.leads(values, weights, limit, bits=4)
         np.testing.assert_array_equal(halves, fifteen)
         assert len(set(np.sum(halves, axis=-1).tolist())) > 3
 

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import GOLDEN, config_of
+from helpers import GOLDEN_META, config_of
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
@@ -45,9 +45,9 @@ def theirs(folder, tokens, positions=None):
 
 @pytest.mark.parametrize("name", META)
 def test_transformers_gives_metas_logits_on_what_we_export(tmp_path, name):
-    with np.load(GOLDEN / name / "reference.npz") as file:
+    with np.load(GOLDEN_META / name / "reference.npz") as file:
         golden = dict(file)
-    export(GOLDEN / name, tmp_path / "hf", format="hf", shards=3)
+    export(GOLDEN_META / name, tmp_path / "hf", format="hf", shards=3)
     logits = theirs(tmp_path / "hf", golden["tokens"])[:, :: int(golden["logits_stride"])]
     np.testing.assert_allclose(logits, golden["logits"], atol=2e-4, rtol=0)
 
@@ -72,10 +72,10 @@ def test_transformers_and_our_reference_agree_on_every_kind_of_model(tmp_path, k
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("limit", [0xFFFFFFFF, 4000], ids=["zip", "zip64"])
 def test_torch_loads_the_tensors_we_export(tmp_path, name, shards, limit, monkeypatch):
-    if open_checkpoint(GOLDEN / name).config.n_heads % shards:
+    if open_checkpoint(GOLDEN_META / name).config.n_heads % shards:
         pytest.skip(f"{name} has 3 heads, which 2 files cannot share")
     monkeypatch.setattr(torch_writer, "_LIMIT", limit)
-    export(GOLDEN / name, tmp_path / "meta", format="meta", shards=shards)
+    export(GOLDEN_META / name, tmp_path / "meta", format="meta", shards=shards)
     for file in sorted((tmp_path / "meta").glob("*.pth")):
         ours = read_state_dict(file)
         for mapped in (False, True):
@@ -89,7 +89,7 @@ def test_torch_loads_the_tensors_we_export(tmp_path, name, shards, limit, monkey
 
 
 def test_torch_saves_what_we_wrote_and_we_read_it_again(tmp_path):
-    export(GOLDEN / "llama3", tmp_path / "meta", format="meta")
+    export(GOLDEN_META / "llama3", tmp_path / "meta", format="meta")
     file = tmp_path / "meta" / "consolidated.00.pth"
     before = {name: array.tobytes() for name, array in read_state_dict(file).items()}
     torch.save(torch.load(file, weights_only=True), file)

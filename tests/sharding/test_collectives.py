@@ -10,24 +10,25 @@ import numpy as np
 import pytest
 from collectives import collectives
 
-from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
-from llama_jax.generation.batch import _batch, rows_of
-from llama_jax.generation.loop import advance, prefill
-from llama_jax.generation.settings import MAX_LOGPROBS, SamplingSettings
+from llama_jax.generation.batch import batches_of, rows_of
+from llama_jax.generation.limits import MAX_LOGPROBS
+from llama_jax.generation.loop import decode, prefill
+from llama_jax.generation.settings import SamplingSettings
+from llama_jax.generation.state import NewCache
 from llama_jax.model.cache import KVCache
+from llama_jax.model.memory import memory
+from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import (
-    CACHE,
-    NEXT,
-    REPLICATED,
     mesh_of,
-    on_mesh_of,
     shard_params,
     sharding_of,
     weight_shardings,
 )
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.sharding.specs import CACHE, NEXT_LOGITS
+from llama_jax.weights.table import REPLICATED
 
 CONFIG = Config.named("tiny").replace(vocab_size=1024)  # larger than anything but weights
 ROWS, SLOTS = 8, 48
@@ -60,22 +61,28 @@ def compiled_step(shape, time):
 def compiled_loop(shape):
     """The program that decodes, as `generate` compiles it for a mesh."""
     params = sharded(shape)
-    rows = rows_of(params, [[1, 2]] * ROWS, [SamplingSettings()] * ROWS, 1, None, False)
-    batch = _batch(params, rows, None)
+    place = Placement.of(params)
+    rows = rows_of(CONFIG, [[1, 2]] * ROWS, [SamplingSettings()] * ROWS, 1, None, False)
+    (batch,) = batches_of(CONFIG, place, rows)
     mesh = mesh_of(params)
 
     def lies(leaf):
-        by_vocabulary = NEXT if leaf.shape[-1:] == (CONFIG.vocab_size,) else REPLICATED
+        by_vocabulary = NEXT_LOGITS if leaf.shape[-1:] == (CONFIG.vocab_size,) else REPLICATED
         sharding = sharding_of(mesh, CACHE if leaf.ndim == 4 else by_vocabulary)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    with on_mesh_of(params):
-        reads = functools.partial(prefill, width=2, slots=SLOTS, dtype=jnp.float32)
-        state = jax.eval_shape(reads, params, batch.prompts, batch.lengths, batch.request)
+    with place.use_mesh():
+        reads = functools.partial(prefill, tokens_per_read=2)
+        new = NewCache(KVCache, ROWS, SLOTS, jnp.float32)
+        state = jax.eval_shape(
+            reads, params, new, batch.prompts, batch.lengths, np.int32(0), batch.settings
+        )
         state = jax.tree.map(lies, state)
-        jitted = jax.jit(advance, static_argnames="chunk", donate_argnames="state")
+        jitted = jax.jit(decode, static_argnames="tokens_per_check", donate_argnames="state")
         taken, until = np.zeros(ROWS, np.int32), np.int32(9)
-        return jitted.lower(params, state, batch.request, taken, until, chunk=1).compile()
+        return jitted.lower(
+            params, state, batch.settings, taken, until, tokens_per_check=1
+        ).compile()
 
 
 def key(shape):
@@ -148,7 +155,7 @@ def test_a_step_writes_the_cache_where_it_lies(shape):
 
 @pytest.mark.parametrize("shape", MOST, ids=str)
 def test_decoding_adds_only_what_fits_in_a_few_numbers_a_row(shape):
-    """No logits are gathered: greedy, top-k, top-p and log-probabilities see their own tokens."""
+    """No logits are gathered: greedy, top-k, top-p and logprobs see their own tokens."""
     params = sharded(key(shape))
     found = collectives(compiled_loop(key(shape)).as_text(), mesh_of(params))
     step = [c for c in found if not c.entry]
@@ -205,10 +212,8 @@ def test_a_vocabulary_that_tensor_does_not_divide_costs_no_gather_either():
     assert params.weights["output"]["weight"].shape == (config.dim, 1024)
     tokens = jnp.zeros((ROWS, 1), jnp.int32)
 
-    def likeliest(params, tokens):
+    def argmax(params, tokens):
         return jnp.argmax(forward(params, tokens, tokens)[0], axis=-1)
 
-    found = collectives(
-        jax.jit(likeliest).lower(params, tokens).compile().as_text(), mesh_of(params)
-    )
+    found = collectives(jax.jit(argmax).lower(params, tokens).compile().as_text(), mesh_of(params))
     assert max(c.size for c in found) == ROWS * CONFIG.dim

@@ -11,11 +11,11 @@ from helpers import GOLDEN
 
 import llama_jax
 from llama_jax.checkpoint import shapes
-from llama_jax.checkpoint.inspection import memory
 from llama_jax.config import Config
 from llama_jax.generation.generate import generate
 from llama_jax.generation.score import score
 from llama_jax.generation.settings import SamplingSettings
+from llama_jax.model.memory import memory
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import mesh_of, shard_params, weight_shardings
 from llama_jax.sharding.mesh import make_mesh, mesh_for

@@ -3,8 +3,6 @@
 import jax
 import pytest
 
-from llama_jax.ops import linear
-from llama_jax.sharding import mesh
 from llama_jax.sharding.arrays import mesh_of, shard_params
 from llama_jax.sharding.mesh import make_mesh
 
@@ -35,7 +33,3 @@ def test_a_mesh_that_does_not_fit_is_refused_with_the_way_out(params):
         make_mesh(data=4, tensor=4)
     with pytest.raises(ValueError, match="tensor=0 must be a positive integer"):
         make_mesh(tensor=0)
-
-
-def test_a_product_knows_the_axes_that_cut_the_rows():
-    assert linear.ROW_AXES == mesh.ROWS

@@ -9,7 +9,6 @@ import pytest
 from helpers import GOLDEN_META
 
 import llama_jax
-from llama_jax import reference
 from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.config import (
@@ -19,6 +18,7 @@ from llama_jax.config import (
     Llama3Scaling,
     YarnScaling,
 )
+from llama_jax.verify import reference
 from llama_jax.verify.compare import probes
 from llama_jax.weights.params import Params, nested
 

@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import GOLDEN, config_of, run
+from helpers import GOLDEN_META, config_of, run
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
@@ -269,7 +269,7 @@ def test_tensors_that_only_one_has_are_named(compared, tensors):
 
 
 def test_other_sizes_are_named_and_other_vocabularies_not_compared(good):
-    found = compare(open_checkpoint(good), open_checkpoint(GOLDEN / "llama1"))
+    found = compare(open_checkpoint(good), open_checkpoint(GOLDEN_META / "llama1"))
     assert not found.same
     assert found.logits == ()
     assert any("tok_embeddings.weight has shape [130, 64]" in line for line in found.unmatched)
@@ -281,7 +281,7 @@ def test_other_sizes_are_named_and_other_vocabularies_not_compared(good):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("name", ["llama1", "llama3.1"])
 def test_the_model_computes_what_checkpoints_mean(name, dtype):
-    near, far = compare_with_model(GOLDEN / name, dtype=dtype)
+    near, far = compare_with_model(GOLDEN_META / name, dtype=dtype)
     assert near.same
     assert far.same
     assert far.positions[-1] == {"llama1": 2047, "llama3.1": 99_999}[name]
@@ -300,7 +300,7 @@ def test_a_model_that_computes_something_else_is_found(monkeypatch, untraced):
 
     scaled = model.rope_frequencies
     monkeypatch.setattr(model, "rope_frequencies", lambda c: scaled(c.replace(rope_scaling=None)))
-    near, far = compare_with_model(GOLDEN / "llama3.1")
+    near, far = compare_with_model(GOLDEN_META / "llama3.1")
     assert near.largest < 0.02 * near.scale  # unscaled RoPE hardly shows on a short text
     assert far.largest > far.scale
     assert not far.same
@@ -366,13 +366,13 @@ def test_the_command_prints_a_table_and_exits_by_what_it_found(tmp_path, good, c
 
 
 def test_the_command_alone_runs_the_model():
-    result = run("verify", GOLDEN / "llama3.1")
+    result = run("verify", GOLDEN_META / "llama3.1")
     assert result.exit_code == 0, result.output
     assert "computes what it should" in result.stdout
 
 
 def test_the_command_prints_json_for_programs(good, tmp_path, config, tensors):
-    alone = json.loads(run("verify", GOLDEN / "llama3.1", "--json").stdout)
+    alone = json.loads(run("verify", GOLDEN_META / "llama3.1", "--json").stdout)
     assert alone["same"]
     assert [one["where"] for one in alone["logits"]] == ["near", "far"]
     tensors[WK][0, 0] = np.nan
@@ -414,14 +414,11 @@ def test_what_cannot_be_read_is_neither_the_same_nor_different(tmp_path, good, d
 
 
 def test_convert_verifies_what_it_wrote(tmp_path, monkeypatch):
-    result = run("convert", GOLDEN / "llama3.1", tmp_path / "a", "--verify", "--dtype", "float32")
+    result = run(
+        "convert", GOLDEN_META / "llama3.1", tmp_path / "a", "--verify", "--dtype", "float32"
+    )
     assert result.exit_code == 0, result.output
     assert "one model in both" in result.stdout
-
-    fill = native.names.table
-
-    def exchanged(config):
-        return fill(config)
 
     written = native.write
 
@@ -430,7 +427,7 @@ def test_convert_verifies_what_it_wrote(tmp_path, monkeypatch):
         return written(dst, config, swapped, **options)
 
     monkeypatch.setattr(native, "write", write)
-    result = run("convert", GOLDEN / "llama3.1", tmp_path / "b", "--verify")
+    result = run("convert", GOLDEN_META / "llama3.1", tmp_path / "b", "--verify")
     assert result.exit_code == 1
     assert "exchanged" in result.stdout
 

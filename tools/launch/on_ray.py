@@ -29,7 +29,7 @@ class Process:
 
     def run(self, arguments: list[str]) -> tuple[int, str]:
         """The command's exit code and what it printed; Ray shows its stderr as it comes."""
-        command = [sys.executable, "-m", "llama_jax.cli", *arguments]
+        command = [sys.executable, "-m", "llama_jax", *arguments]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         return done.returncode, done.stdout
 

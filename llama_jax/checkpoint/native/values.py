@@ -119,6 +119,9 @@ def part_shardings(
     weight: Any, shape: tuple[int, ...], sharding: Sharding, path: WeightPath
 ) -> Iterator[tuple[str, Sharding]]:
     """How each part of a weight is cut where the weight is cut so."""
+    if not is_value(weight):
+        yield ARRAY, sharding
+        return
     check_groups(".".join(path), weight, shape, sharding)
     for name, axes in layout_of(weight).items():
         if isinstance(sharding, NamedSharding):

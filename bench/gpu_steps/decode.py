@@ -1,0 +1,114 @@
+"""Decoding: tokens in a second, what part of the bandwidth that is, and where the time goes."""
+
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.gpu_steps.memory import memory_stats
+from bench.gpu_steps.models import Decoding, config_of, random_params
+from bench.gpu_steps.telling import Telling
+from bench.gpu_steps.timing import timed
+from bench.gpu_steps.trace import summary, traced
+from bench.shapes import read_per_step
+from llama_jax.config import Config
+from llama_jax.generation import driver
+from llama_jax.generation.limits import ROUND_TOKENS, limits_on
+from llama_jax.model.memory import memory
+
+CASES = (1, 512), (8, 8192), (8, 512), (1, 8192)
+"""Rows, and the slots of each that are in use: those that tell most come first."""
+TOY_CASES = (1, 40), (2, 300)
+STEPS, TOY_STEPS, TRACED = 64, 16, 16
+
+
+def run(telling: Telling, model: str) -> None:
+    """Tells each case's rate, and then where its time goes."""
+    config = config_of(model, dry=telling.dry)
+    params = random_params(config, jnp.bfloat16, seed=time.time_ns() % 2**31)
+    telling.tell("weights bytes", sum(x.nbytes for x in jax.tree.leaves(params.weights)))
+    telling.tell("loaded", memory_stats())
+    for rows, used in TOY_CASES if telling.dry else CASES:
+        with telling.part(f"{rows} x {used}"):
+            _case(telling, params, rows, used)
+
+
+def _case(telling: Telling, params: Any, rows: int, used: int) -> None:
+    name, steps = f"{rows} x {used}", TOY_STEPS if telling.dry else STEPS
+    rng = np.random.default_rng(time.time_ns())
+    decoding = Decoding(params, rows, used, rng)
+    start = time.perf_counter()
+    program = compiled(decoding)
+    took = {"compile_s": round(time.perf_counter() - start, 1)}
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    loop = _Loop(decoding, program)
+    times = timed(functools.partial(loop.run, steps), repeats=5, before=loop.begin)
+    tokens = {of: rows * steps / times[of] for of in times}
+    read = step_bytes(params.config, rows, used + steps / 2)
+    telling.tell(
+        name,
+        {
+            **took,
+            "step_ms": {of: 1e3 * seconds / steps for of, seconds in times.items()},
+            "tokens/s": tokens["median"],
+            "tokens/s least, most": [tokens["max"], tokens["min"]],
+            "bytes a step": read,
+            "bytes/s": read * steps / times["median"],
+            "slots": decoding.slots,
+            "temporaries": temporaries,
+            "memory": {**memory_stats(), "predicted": _predicted(params.config, rows, decoding)},
+        },
+    )
+    with telling.part(f"{name} trace"):
+        count = min(TRACED, steps)
+        loop.begin()
+        kernels = traced(functools.partial(loop.run, count), telling.scratch / "trace")
+        telling.tell(f"{name} trace", summary(kernels, count))
+
+
+def compiled(decoding: Decoding) -> Any:
+    """The program that decodes these rows, as `generate` has it compiled."""
+    taken, until = np.zeros(decoding.rows, np.int32), np.int32(ROUND_TOKENS)
+    state = jax.eval_shape(decoding.begun)
+    check = limits_on(decoding.place.platform).tokens_per_check
+    given = (decoding.params, state, decoding.settings, taken, until)
+    return driver.decode.lower(*given, tokens_per_check=check).compile()
+
+
+class _Loop:
+    """The loop, from the same place again at each run. Host state: it hands its cache on."""
+
+    def __init__(self, decoding: Decoding, program: Any) -> None:
+        self.decoding, self.program = decoding, program
+        self.state: Any = None
+        self.cache: Any = None
+        self.taken = np.zeros(decoding.rows, np.int32)
+
+    def begin(self) -> None:
+        """Makes the state to run from, of the cache of the last run."""
+        self.state = jax.block_until_ready(self.decoding.begun(self.cache))
+
+    def run(self, steps: int) -> None:
+        """Decodes so many tokens of each row, and waits for them."""
+        given = self.decoding.params, self.state, self.decoding.settings
+        self.state = self.cache = None
+        done = self.program(*given, self.taken, np.int32(steps + 1))
+        self.cache = done.cache
+        if (counts := set(np.asarray(done.buffer.count).tolist())) != {steps + 1}:
+            raise ValueError(f"the rows have {counts} tokens, not {steps + 1}")
+
+
+def step_bytes(config: Config, rows: int, used: float) -> int:
+    """What one step must read: the weights, and the used slots of each row's cache."""
+    a_slot = 2 * config.n_layers * config.n_kv_heads * config.head_dim
+    return int(2 * (read_per_step(config) + rows * used * a_slot))
+
+
+def _predicted(config: Config, rows: int, decoding: Decoding) -> int:
+    asked = {"dtype": jnp.bfloat16, "cache_dtype": decoding.place.cache_dtype}
+    return memory(config, batch=rows, context=decoding.slots, **asked).per_device

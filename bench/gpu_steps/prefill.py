@@ -1,0 +1,92 @@
+"""Reading prompts: what part of the matrix rate that is, and the memory that it takes."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.gpu_steps.memory import memory_stats
+from bench.gpu_steps.models import config_of, greedy_rows, random_ids, random_params
+from bench.gpu_steps.telling import Telling
+from bench.gpu_steps.timing import timed
+from bench.gpu_steps.trace import summary, traced
+from bench.shapes import prefill_flops
+from llama_jax.generation import driver
+from llama_jax.generation.batch import Batch, batches_of
+from llama_jax.model.memory import memory
+from llama_jax.model.placement import Placement
+from llama_jax.weights.params import Params
+
+LENGTHS, TOY_LENGTHS = (512, 2048, 16384), (40, 300)
+"""Of one prompt. The shortest come first, so that the peak of memory is the newest's."""
+
+
+def run(telling: Telling, model: str) -> None:
+    """Tells the time of each length, and then where it goes."""
+    config = config_of(model, dry=telling.dry)
+    params = random_params(config, jnp.bfloat16, seed=time.time_ns() % 2**31)
+    telling.tell("loaded", memory_stats())
+    for length in TOY_LENGTHS if telling.dry else LENGTHS:
+        with telling.part(f"{length} tokens"):
+            _case(telling, params, length)
+
+
+def _case(telling: Telling, params: Params, length: int) -> None:
+    rng = np.random.default_rng(time.time_ns())
+    place = Placement.of(params)
+    (batch,) = batches_of(params.config, place, greedy_rows(params.config, rng, 1, length))
+    start = time.perf_counter()
+    reading = _Reading(params, place, batch, rng)
+    compile_s = round(time.perf_counter() - start, 1)
+    times = timed(reading.run, repeats=7, warm=2, before=reading.renew)
+    asked = prefill_flops(params.config, length)
+    telling.tell(
+        f"{length} tokens",
+        {
+            "compile_s": compile_s,
+            "ms": {of: 1e3 * seconds for of, seconds in times.items()},
+            "tokens/s": length / times["median"],
+            "flop/s": asked / times["median"],
+            "tokens read at once": reading.width,
+            "flop/s of all that is read": prefill_flops(params.config, reading.width)
+            / times["median"],
+            "slots": batch.slots,
+            "temporaries": reading.program.memory_analysis().temp_size_in_bytes,
+            "memory": {**memory_stats(), "predicted": _predicted(params, place, batch)},
+        },
+    )
+    with telling.part(f"{length} tokens trace"):
+        reading.renew()
+        kernels = traced(reading.run, telling.scratch / "trace")
+        telling.tell(f"{length} tokens trace", summary(kernels, 1))
+
+
+class _Reading:
+    """The program that reads one prompt, as `generate` has it compiled. Host state."""
+
+    def __init__(
+        self, params: Params, place: Placement, batch: Batch, rng: np.random.Generator
+    ) -> None:
+        self.config, self.rng = params.config, rng
+        given = driver.prefill_arguments(params, place, batch)
+        self.program = driver.prefill.lower(**given).compile()
+        self.width = given.pop("tokens_per_read")
+        self.given: dict[str, Any] = given
+
+    def renew(self) -> None:
+        """Another random prompt of the same length."""
+        texts = random_ids(self.rng, self.config, *self.given["texts"].shape)
+        self.given = {**self.given, "texts": texts}
+
+    def run(self) -> None:
+        """Reads it, and waits for the first new token."""
+        jax.block_until_ready(self.program(**self.given))
+
+
+def _predicted(params: Params, place: Placement, batch: Batch) -> int:
+    asked = {"dtype": params.dtype, "cache_dtype": place.cache_dtype}
+    return memory(params.config, batch=1, context=batch.slots, **asked).per_device

@@ -1,0 +1,66 @@
+"""Change a weight, or take a head away, and see what it does to the next token.
+
+    python examples/change_a_weight.py [CHECKPOINT]
+
+Run it from the repository's root. `Params` is a pytree of arrays. A changed model is a new value
+that shares the other arrays with the old one, which stays as it was.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+
+import llama_jax
+
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/hf/llama2")
+c = params.config
+ids = [39, 145, 38, 101, 176, 203]
+if params.tokenizer is not None:
+    ids = llama_jax.load_tokenizer(params.tokenizer).encode("Once upon a time", bos=True, eos=False)
+tokens = jnp.array([ids])  # [batch, time], here [1, 6]
+positions = jnp.arange(len(ids))[None]  # [batch, time]
+
+
+@jax.jit  # compiled once: all changed models have the same shapes
+def next_logprobs(params):
+    """The log-probability of each token of the vocabulary as the next one: [vocab]."""
+    last = jnp.array([[len(ids) - 1]])
+    logits, _ = llama_jax.forward(params, tokens, positions, at=last)  # [1, 1, vocab]
+    return jax.nn.log_softmax(logits[0, 0])
+
+
+def with_weight(layer, group, name, weight):
+    """The params with another weight in one place."""
+    weights = jax.tree.map(lambda w: w, params.weights)  # new dicts, the same arrays
+    weights[layer][group][name] = weight
+    return params.replace(weights=weights)
+
+
+before = next_logprobs(params)
+token = int(jnp.argmax(before))
+print(f"The next token is {token}, with log-probability {before[token]:.3f}.")
+print("After each change: its log-probability, the likeliest token, the KL divergence.\n")
+
+
+def report(name, changed):
+    after = next_logprobs(changed)
+    kl = jnp.sum(jnp.exp(before) * (before - after))
+    best = int(jnp.argmax(after))
+    print(f"{name:<24}   {token}: {after[token]:7.3f}   likeliest {best:>6}   KL {kl:.4f}")
+
+
+layer = f"layers_{c.n_layers - 1}"
+w2 = params.weights[layer]["feed_forward"]["w2"]  # [hidden_dim, dim]
+for scale in (1.0, 0.9, 0.5, 0.0):
+    report(f"w2 of {layer} times {scale}", with_weight(layer, "feed_forward", "w2", w2 * scale))
+
+# Head h writes to the residual stream through rows h * head_dim to (h + 1) * head_dim of `wo`.
+wo = params.weights[layer]["attention"]["wo"]  # [n_heads * head_dim, dim]
+for head in range(c.n_heads):
+    rows = slice(head * c.head_dim, (head + 1) * c.head_dim)
+    ablated = wo.at[rows].set(0)
+    report(f"{layer} without head {head}", with_weight(layer, "attention", "wo", ablated))
+
+assert jnp.array_equal(next_logprobs(params), before)
+print("\nThe model itself is as it was.")

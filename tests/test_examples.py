@@ -1,0 +1,164 @@
+"""Each example runs from a clone, with no download, and shows what it says it shows."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers import GOLDEN, ROOT
+
+GREEDY = json.loads((GOLDEN / "hf/llama2/greedy.json").read_text())
+PROMPT = GREEDY["prompts"][0]
+GOES_ON = GREEDY["greedy"][0][len(PROMPT) :]
+"""What transformers wrote after the prompt that most examples have."""
+NUMBER = r"-?\d+\.\d+"
+
+
+def lists(text):
+    return [json.loads(found) for found in re.findall(r"\[[\d, ]+\]", text)]
+
+
+def numbers(pattern, text):
+    return [float(found) for found in re.findall(pattern, text)]
+
+
+def generate_shows_the_models_tokens(out):
+    likeliest, other, drawn, _, first, second = lists(out)
+    assert likeliest == GOES_ON[:12]
+    assert first == drawn
+    assert len({tuple(tokens) for tokens in (likeliest, other, drawn, second)}) == 4
+    assert re.findall(r"token (\d+): ", out) == [str(token) for token in GOES_ON[:3]]
+
+
+def stream_shows_a_row_that_ends_before_the_other(out):
+    rows = re.findall(r"^row (\d): \[", out, flags=re.MULTILINE)
+    assert (rows.count("0"), rows.count("1")) == (24, 8)
+    assert rows[:4] == ["0", "1", "0", "1"]
+    assert out.index("row 1 ends (length): 8 tokens") < out.index("row 0 ends (length): 24 tokens")
+    assert "The deltas, joined, are the completions of generate." in out
+
+
+def chat_shows_that_a_turn_reads_what_is_new(out):
+    answers = re.findall(r"^assistant: ([a-z ]{12,40})$", out, flags=re.MULTILINE)
+    assert len(answers) == 2
+    turns = re.findall(r"\[(\d+) new tokens read, in a dialog of (\d+)\]", out)
+    (first, whole), (new, longer) = [tuple(map(int, turn)) for turn in turns]
+    assert first == whole
+    # What the first turn read and its answer are kept; the answer's last token is read again.
+    assert new == longer - whole - len(answers[0]) + 1
+    assert "['system', 'user', 'assistant', 'user', 'assistant']" in out
+
+
+def score_shows_which_text_is_likelier(out):
+    likely, unlikely = numbers(rf"perplexity ({NUMBER})", out)
+    assert likely < unlikely / 10
+    assert [f"{id:>6}" for id in (*PROMPT, *GOES_ON)[1:9]] == re.findall(r"token ([ \d]{6}):", out)
+    windows = re.findall(rf"after +(\d+) tokens: {NUMBER}", out)
+    assert windows == ["7", "11", "15", "19", "23", "27", "31", "35"]
+    assert f"In one window: {likely:.2f}" in out
+
+
+def several_devices_shows_shards_and_equal_tokens(out):
+    assert "4 devices as a mesh of {'data': 2, 'fsdp': 1, 'tensor': 2}" in out
+    assert out.count("holds [64, 32], from row 0, column 32") == 2
+    assert out.count("holds [32, 64], from row 32, column 0") == 2
+    held, whole = re.search(r"holds ([\d,]+) bytes of ([\d,]+)", out).groups()
+    assert int(held.replace(",", "")) < 0.51 * int(whole.replace(",", ""))
+    assert "The tokens are equal." in out
+
+
+def look_inside_shows_every_layer(out):
+    layers = re.findall(rf"after +(\d+) layers: norm +{NUMBER}, token +(\d+) with", out)
+    assert [layer for layer, _ in layers] == ["0", "1", "2"]
+    assert int(layers[-1][1]) == GOES_ON[0]
+    rows = [numbers(r"\d+\.\d*", row) for row in re.findall(r"\[+([\d. ]+)\]", out)]
+    assert [len(row) for row in rows] == [len(PROMPT)] * len(PROMPT)
+    for i, row in enumerate(rows):
+        assert sum(row) == pytest.approx(1, abs=0.03)
+        assert not any(row[i + 1 :])
+    assert "those of llama_jax.forward" in out
+
+
+def change_a_weight_shows_what_each_change_does(out):
+    assert f"The next token is {GOES_ON[0]}," in out
+    changes = numbers(rf"KL ({NUMBER})", out)
+    assert len(changes) == 1 + 3 + 4
+    unchanged, a_little, more, gone, *heads = changes
+    assert unchanged == 0 < a_little < more < gone
+    assert min(heads) > 0
+    assert "The model itself is as it was." in out
+
+
+def training_step_shows_a_falling_loss(out):
+    losses = numbers(rf"loss ({NUMBER})", out)
+    assert len(losses) == 20
+    assert losses[0] == pytest.approx(5.55, abs=0.1)  # log 256: it knows nothing
+    assert losses[-1] < 4
+
+
+CHECKS = {
+    "generate.py": generate_shows_the_models_tokens,
+    "stream.py": stream_shows_a_row_that_ends_before_the_other,
+    "chat.py": chat_shows_that_a_turn_reads_what_is_new,
+    "score.py": score_shows_which_text_is_likelier,
+    "several_devices.py": several_devices_shows_shards_and_equal_tokens,
+    "look_inside.py": look_inside_shows_every_layer,
+    "change_a_weight.py": change_a_weight_shows_what_each_change_does,
+    "training_step.py": training_step_shows_a_falling_loss,
+}
+
+
+def run(name):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "LLAMA_JAX_CACHE": "off",
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [sys.executable, f"examples/{name}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Every example, two at a time: one alone leaves most of a second core idle."""
+    pool = ThreadPoolExecutor(2)
+    yield {name: pool.submit(run, name) for name in CHECKS}
+    pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_example_shows_what_it_says(runs, name):
+    done = runs[name].result()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    CHECKS[name](done.stdout)
+
+
+def examples():
+    return sorted(path.name for path in (ROOT / "examples").iterdir() if path.suffix == ".py")
+
+
+def test_every_example_is_run():
+    assert examples() == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("name", examples())
+def test_the_readme_links_every_example(name):
+    assert f"(examples/{name})" in (ROOT / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", examples())
+def test_an_example_is_one_page(name):
+    text = (ROOT / "examples" / name).read_text()
+    assert 20 <= len(text.splitlines()) <= 70
+    assert f"python examples/{name} [CHECKPOINT]" in text
