@@ -98,7 +98,7 @@ class LlamaCpp:
         return self._logits(self.contexts[1], len(prompt) - 1).copy()
 
     def _step(self, context: Any, rows: list[list[int]], starts: list[int]) -> list[int]:
-        """Reads a few tokens of every row; the argmax that follows each."""
+        """Reads a few tokens of every row; the likeliest that follows each."""
         count, ends = 0, []
         for row, (tokens, start) in enumerate(zip(rows, starts, strict=True)):
             for offset, token in enumerate(tokens):

@@ -69,7 +69,7 @@ def _ratio(column: Column, peer: str) -> str:
 
 
 def _machine(rates: dict[str, list[float]]) -> str:
-    """What the machine did in the same driver."""
+    """What the machine did in the same rounds."""
     read = [rate for name, some in rates.items() if name.startswith("bandwidth") for rate in some]
     parts = [f"reads {_giga(spread_of(read))} GB/s"]
     for name, some in rates.items():
