@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_dtypes
@@ -38,6 +43,28 @@ class Letters:
 
 def run(*arguments, **options):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def in_a_process(function, config, *arguments):
+    """What a test module's `function(config, *arguments)` returns in a process of its own."""
+    file = Path(inspect.getfile(function))
+    code = (
+        "import importlib, json, sys\n"
+        "from llama_jax.config import Config\n"
+        "file, name, config, *arguments = sys.argv[1:]\n"
+        "function = getattr(importlib.import_module(file), name)\n"
+        "print(json.dumps(function(Config.from_json(json.loads(config)), *arguments)))"
+    )
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", file.parent)))
+    given = [file.stem, function.__name__, json.dumps(config.to_json()), *map(str, arguments)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def config_of(**sizes):

@@ -19,7 +19,7 @@ from bench.models import Model
 from bench.shapes import SHAPES
 from bench.worker import MACHINE, TIMES, answered
 
-BENCH = "-m", "bench"
+BENCH = [sys.executable, "-m", "bench"]
 
 
 def test_who_cannot_take_part_says_why(monkeypatch):
@@ -247,9 +247,7 @@ def test_a_tiny_contest_from_end_to_end(tmp_path):
     """Ours alone, which is what a clone without the extra `bench` has."""
     output = tmp_path / "result.json"
     options = f"--quick --shapes tiny --contestants llama_jax --work {tmp_path} --output {output}"
-    done = subprocess.run(
-        [sys.executable, str(BENCH), *options.split()], capture_output=True, text=True
-    )
+    done = subprocess.run([*BENCH, *options.split()], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rates = json.loads(output.read_text())["models"]["tiny"]["rates"]
     assert {len(values) for values in rates["llama_jax"].values()} == {2}
@@ -267,9 +265,7 @@ def test_a_peer_agrees_with_us_to_the_last_token(name, tmp_path):
         pytest.skip(f"{name}: {reason}")
     output = tmp_path / "result.json"
     options = f"--quick --shapes tiny --contestants llama_jax,{name} --work {tmp_path}"
-    subprocess.run(
-        [sys.executable, str(BENCH), *options.split(), "--output", str(output)], check=True
-    )
+    subprocess.run([*BENCH, *options.split(), "--output", str(output)], check=True)
     found = json.loads(output.read_text())["models"]["tiny"]
     agreement = found["agreement"][name]
     assert agreement["tokens"] == agreement["of"]

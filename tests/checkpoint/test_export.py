@@ -1,19 +1,19 @@
 """`export`: out of JAX into Meta's and Hugging Face's files, and back, bit for bit."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch_zip
-from helpers import GOLDEN_META, ROOT, config_of, run, two_shards
+from helpers import GOLDEN_META, ROOT, config_of, in_a_process, run, two_shards
 from memory import AnonymousPeak
 from meta_folder import assert_holds, cut, weights_of
 
@@ -568,8 +568,9 @@ def test_a_command_runs_from_a_clone(name, tmp_path):
 # Memory
 
 
-def measure(folder, config, format):
+def measure(config, folder, format):
     """Bytes, seconds and memory of a random checkpoint out of native files, and back in."""
+    folder = Path(folder)
     native.write(folder / "native", config, two_shards(folder, config))
     for file in folder.glob("*.bin"):
         file.unlink()
@@ -592,7 +593,7 @@ def measure(folder, config, format):
 @pytest.mark.parametrize("format", ["hf", "meta"])
 def test_memory_is_a_few_blocks(tmp_path, format):
     config = config_of(dim=1024, n_heads=8, hidden_dim=4096, n_layers=4, vocab_size=32000)
-    found = measure(tmp_path, config, format)
+    found = measure(config, tmp_path, format)
     assert found["bytes"] > 200e6
     assert found["out_added"] < 250e6, found
 
@@ -601,23 +602,16 @@ def test_memory_is_a_few_blocks(tmp_path, format):
 @pytest.mark.parametrize("format", ["hf", "meta"])
 def test_four_gigabytes_go_out_and_come_back_in_below_1500_megabytes(tmp_path, format):
     """In a process of its own, which counts everything it has."""
-    code = (
-        "import json, sys; from pathlib import Path; sys.path.insert(0, 'tests')\n"
-        "import test_export as t\n"
-        "config = t.config_of(dim=3072, n_layers=16, n_heads=24, n_kv_heads=8, hidden_dim=8192,"
-        "vocab_size=96000, max_seq_len=4096)\n"
-        "print(json.dumps(t.measure(Path(sys.argv[1]), config, sys.argv[2])))"
+    config = config_of(
+        dim=3072,
+        n_layers=16,
+        n_heads=24,
+        n_kv_heads=8,
+        hidden_dim=8192,
+        vocab_size=96000,
+        max_seq_len=4096,
     )
-    command = [sys.executable, "-c", code, str(tmp_path), format]
-    output = subprocess.run(
-        command,
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    found = json.loads(output.stdout)
+    found = in_a_process(measure, config, tmp_path, format)
     print(found)
     assert found["bytes"] > 4e9
     assert found["out_peak"] < 1.5e9, found

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import ROOT, config_of, two_shards
+from helpers import ROOT, config_of, in_a_process, two_shards
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import AnonymousPeak
@@ -544,8 +545,9 @@ def test_weights_of_another_config_are_refused_before_they_are_read(written, sma
 # Memory
 
 
-def measure(folder, config):
+def measure(config, folder):
     """Bytes and seconds of writing a checkpoint from two shards, and of reading it."""
+    folder = Path(folder)
     tensors = two_shards(folder, config)
     jnp.zeros(()).block_until_ready()
     with AnonymousPeak() as writing:
@@ -568,7 +570,7 @@ def measure(folder, config):
 
 def test_memory_is_a_few_blocks_to_write_and_one_copy_to_read(tmp_path):
     config = config_of(dim=1024, n_heads=8, hidden_dim=4096, n_layers=4, vocab_size=32000)
-    found = measure(tmp_path, config)
+    found = measure(config, tmp_path)
     assert found["bytes"] > 200e6
     assert found["write_added"] < 250e6, found
     assert found["read_added"] < found["bytes"] + 250e6, found
@@ -577,17 +579,16 @@ def test_memory_is_a_few_blocks_to_write_and_one_copy_to_read(tmp_path):
 @pytest.mark.slow
 def test_two_gigabytes_are_written_in_well_below_1200_megabytes(tmp_path):
     """The sizes of Llama 3.2 1B, whose embedding alone takes 525 MB, in a process of its own."""
-    code = (
-        "import json, sys; from pathlib import Path; sys.path.insert(0, 'tests');"
-        "import test_native as t;"
-        "config = t.config_of(dim=2048, n_layers=16, n_heads=32, n_kv_heads=8, hidden_dim=8192,"
-        "vocab_size=128256, tie_embeddings=True);"
-        "print(json.dumps(t.measure(Path(sys.argv[1]), config)))"
+    config = config_of(
+        dim=2048,
+        n_layers=16,
+        n_heads=32,
+        n_kv_heads=8,
+        hidden_dim=8192,
+        vocab_size=128256,
+        tie_embeddings=True,
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    clone = ROOT
-    output = subprocess.run(command, cwd=clone, check=True, capture_output=True, text=True)
-    found = json.loads(output.stdout)
+    found = in_a_process(measure, config, tmp_path)
     print(found)
     assert found["bytes"] > 2.4e9
     assert found["write_peak"] < 0.7e9, found
