@@ -22,6 +22,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "model": 7,
     "generation": 8,
     "verify": 8,
+    "train": 8,
     "cli": 9,
     "__main__": 10,
 }

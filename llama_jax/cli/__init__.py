@@ -22,6 +22,8 @@ from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.inspect import inspect
 from llama_jax.cli.perplexity import perplexity
+from llama_jax.cli.tokenize import tokenize
+from llama_jax.cli.train_tokenizer import train_tokenizer
 from llama_jax.cli.verify import verify
 
 app = typer.Typer(
@@ -32,6 +34,8 @@ app = typer.Typer(
     help="LLaMA checkpoints in JAX: convert, verify, generate, chat, measure.",
 )
 for command in (convert, export, verify, inspect, generate, chat, perplexity):
+    app.command()(command)
+for command in (train_tokenizer, tokenize):
     app.command()(command)
 
 

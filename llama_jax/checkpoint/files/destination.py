@@ -17,17 +17,23 @@ directory."""
 
 @contextlib.contextmanager
 def writing(
-    dst: Path, kind: str, extras: Extras | None, nbytes: int, copies: Mapping[str, Path]
+    dst: Path,
+    kind: str,
+    extras: Extras | None,
+    nbytes: int,
+    copies: Mapping[str, Path],
+    *,
+    what: str = "the checkpoint",
 ) -> Iterator[Path]:
     """A directory to fill, which becomes `dst` once it is whole; copies of files lie in it already.
 
     `nbytes` is what will be written beside them. Refused, before anything is written, are a disk
     without room and what is there already, but for an empty directory, or an older one of the
     `kind`. To replace that, `extras` says what in it is somebody's own; without it nothing is
-    replaced.
+    replaced. `what` names it in the errors of the system.
     """
     _check_destination(dst, kind, extras)
-    with _naming(dst):
+    with _naming(dst, what):
         _check_space(dst, nbytes + sum(file.stat().st_size for file in copies.values()))
         with whole_directory(dst) as partial:
             for name, file in copies.items():
@@ -67,11 +73,11 @@ def _check_space(dst: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def _naming(dst: Path) -> Iterator[None]:
+def _naming(dst: Path, what: str) -> Iterator[None]:
     """Says of a system's error what it stopped; our own errors, which have no number, say so."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
-        raise OSError(f"cannot write the checkpoint {dst}: {error}") from error
+        raise OSError(f"cannot write {what} {dst}: {error}") from error

@@ -1,0 +1,95 @@
+"""`llama-jax tokenize`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from llama_jax.cli.console import plain_errors, progress_bar
+from llama_jax.cli.description import print_rows
+
+
+def tokenize(
+    files: Annotated[list[Path], typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8")],
+    tokenizer: Annotated[
+        Path, typer.Option(help="The model's tokenizer: its file, or a checkpoint's directory")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to write: a new or an empty one")],
+    separator: Annotated[
+        str | None,
+        typer.Option(help="What stands between a .txt file's documents; default: it is one"),
+    ] = None,
+    key: Annotated[
+        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
+    ] = "text",
+    validation_every: Annotated[
+        int,
+        typer.Option(help="The last of every so many documents is for validation; 0: none", min=0),
+    ] = 100,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file for validation, in place of every so many; may be repeated"),
+    ] = None,
+    dialogs: Annotated[
+        bool,
+        typer.Option("--dialogs", help="The files are dialogs: the assistant's part is trained"),
+    ] = False,
+    context: Annotated[
+        int | None, typer.Option(help="With --dialogs: tokens of a row, into which they are packed")
+    ] = None,
+    drop_long: Annotated[
+        bool,
+        typer.Option("--drop-long", help="With --dialogs: leave out what is longer than a row"),
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Default: one for each processor", min=1)
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder of tokens that is there")
+    ] = False,
+) -> None:
+    """Turn texts or dialogs into a folder of tokens, to train on."""
+    from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.train.dialog_tokens import tokenize_dialogs
+    from llama_jax.train.tokens import tokenize
+
+    with plain_errors(), progress_bar("tokenizing") as update:
+        common: dict[str, Any] = {
+            "validation_every": validation_every,
+            "validation_files": validation or (),
+            "overwrite": overwrite,
+            "progress": update,
+        }
+        if dialogs:
+            if context is None:
+                raise ValueError("--dialogs needs --context, the tokens of a row")
+            done = tokenize_dialogs(
+                files, tokenizer, out, context=context, drop_long=drop_long, **common
+            )
+        elif context is not None or drop_long:
+            raise ValueError("--context and --drop-long are for --dialogs; text is cut anywhere")
+        else:
+            done = tokenize(
+                files, tokenizer, out, separator=separator, key=key, threads=threads, **common
+            )
+    rows = {name: _told(split) for name, split in done.splits.items()}
+    if done.left_out:
+        why = "longer than a row" if dialogs else "without text"
+        rows["left out"] = f"{done.left_out:,} documents {why}"
+    size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
+    print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
+
+
+def _told(split: Mapping[str, Any]) -> str:
+    counts = f"{split['tokens']:,} tokens of {split['documents']:,}"
+    if "packed" not in split:
+        return f"{counts} documents, {split['text_bytes'] / split['tokens']:.2f} bytes a token"
+    packed = split["packed"]
+    full = split["tokens"] / (packed["rows"] * packed["time"])
+    return (
+        f"{counts} dialogs, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
+        f"rows, {full:.1%} full"
+    )

@@ -1,0 +1,59 @@
+"""`llama-jax train-tokenizer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_jax.cli.console import plain_errors, progress_bar
+from llama_jax.cli.description import print_rows
+
+
+def train_tokenizer(
+    files: Annotated[list[Path], typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8")],
+    vocab_size: Annotated[
+        int, typer.Option(help="Tokens in all, at least 260; LLaMA's has 32,000")
+    ],
+    out: Annotated[Path, typer.Option(help="File to write, by custom tokenizer.model")],
+    separator: Annotated[
+        str | None, typer.Option(help="What stands between a .txt file's documents")
+    ] = None,
+    key: Annotated[
+        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
+    ] = "text",
+    normalization: Annotated[
+        str, typer.Option(help="identity, as LLaMA's, or nmt_nfkc, which unifies spellings")
+    ] = "identity",
+    sample_megabytes: Annotated[
+        int, typer.Option(help="Of more text than this every n-th line is read", min=1)
+    ] = 1024,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that is there")
+    ] = False,
+) -> None:
+    """Train a SentencePiece tokenizer with LLaMA's settings on texts."""
+    from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.train.vocabulary import train_tokenizer
+
+    with plain_errors(), progress_bar("reading") as update:
+        done = train_tokenizer(
+            files,
+            out,
+            vocab_size=vocab_size,
+            separator=separator,
+            key=key,
+            normalization=normalization,
+            sample_bytes=sample_megabytes * 2**20,
+            overwrite=overwrite,
+            progress=update,
+        )
+    lines = "all lines" if done.sampled == 1 else f"{done.sampled:.1%} of the lines"
+    size = in_units(out.stat().st_size)
+    print_rows(
+        {
+            "vocabulary": f"{done.vocab_size:,} tokens, from {lines}",
+            "written": f"{size} in {done.seconds:.1f} s to {out}",
+        }
+    )

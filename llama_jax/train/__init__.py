@@ -1,0 +1,1 @@
+"""Training: text to token folders, and batches as a function of the step."""

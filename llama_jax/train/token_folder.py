@@ -1,0 +1,238 @@
+"""Folders of tokens: what lies in one, and its tokens as one long memory-mapped text.
+
+A folder holds `manifest.json`, the tokenizer's files, and a folder for each split with raw
+little-endian tokens (`00000.bin`, ...) and `starts.npy`, where each document starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_jax.checkpoint.files.json_file import read_object, shown
+from llama_jax.checkpoint.files.safe_paths import check_inside
+from llama_jax.tokenizer import Tokenizer, find_tokenizer
+from llama_jax.train.foreign import foreign_shards
+
+FORMAT, VERSION = "llama_jax tokens", 1
+MANIFEST, STARTS = "manifest.json", "starts.npy"
+ROW_STARTS, TRAINED = "rows.npy", "trained.bin"
+TRAIN, VALIDATION = "train", "validation"
+_AGAIN = "copy the folder again, or make it again with `llama-jax tokenize`"
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """How the dialogs of a split were packed into rows, and which of their tokens are trained."""
+
+    time: int
+    """No row has more tokens."""
+    row_starts: np.ndarray
+    """uint64 [rows + 1]: row i is tokens row_starts[i] to row_starts[i + 1], whole dialogs."""
+    trained: np.ndarray
+    """uint8 [tokens]: whether predicting the token is trained."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSplit:
+    """All tokens of one split, as if its shards were one."""
+
+    name: str
+    shards: tuple[np.ndarray, ...]
+    """Memory-mapped, uint16 or uint32."""
+    starts: np.ndarray | None
+    """Where each document starts, increasing; None where the files do not say it."""
+    text_bytes: int | None
+    """UTF-8 bytes of the documents' text, from which loss becomes bits per byte."""
+    vocab_size: int | None
+    """Every id is below it; None leaves it unchecked."""
+    packed: Packed | None = None
+    """None for text, which is cut into rows of any length."""
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return list(itertools.accumulate(len(shard) for shard in self.shards))
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Tokens `begin` to `end` as int32: fewer where the split ends before."""
+        parts, first = [], 0
+        for shard, last in zip(self.shards, self._ends, strict=True):
+            if begin < last and first < end:
+                parts.append(shard[max(begin - first, 0) : end - first])
+            first = last
+        found = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+        known = 2**31 if self.vocab_size is None else self.vocab_size
+        if found.size and found.max() >= known:
+            raise ValueError(
+                f"the {self.name} split has the token {found.max()} between {begin:,} and {end:,}, "
+                f"and the model's are 0 to {known - 1}; it was made with another tokenizer, so "
+                "make it again with the model's"
+            )
+        return found.astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFolder:
+    """An opened folder of tokens."""
+
+    path: Path
+    train: TokenSplit
+    validation: TokenSplit | None
+    """None where the folder has no validation split."""
+    tokenizer: Path | None
+    """The tokenizer's file in the folder, which has one unless others wrote the folder."""
+    manifest: Mapping[str, Any]
+    """What `manifest.json` says; empty for others' files."""
+
+
+def open_tokens(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+    vocab_size: int | None = None,
+    check_hashes: bool = False,
+) -> TokenFolder:
+    """Opens a folder that `llama-jax tokenize` wrote, or nanoGPT's or llm.c's `.bin` files.
+
+    Others' files are a folder with one or several for training and for validation ("train" and
+    "val" in their names), or one file, all of it for training. `tokenizer` is the model's, and a
+    folder made with another vocabulary is refused. `check_hashes` reads every file once and
+    compares its sha256 with the manifest's.
+    """
+    path = Path(path)
+    if tokenizer is not None and vocab_size is None:
+        vocab_size = tokenizer.vocab_size
+    if not (path / MANIFEST).is_file():
+        splits = {
+            name: TokenSplit(name, shards, None, None, vocab_size)
+            for name, shards in foreign_shards(path).items()
+        }
+        return TokenFolder(path, splits[TRAIN], splits.get(VALIDATION), None, {})
+    manifest = read_manifest(path)
+    if tokenizer is not None:
+        _check_vocabulary(path, manifest, tokenizer)
+    try:
+        splits = {
+            name: _open_split(path, name, manifest["dtype"], record, vocab_size, check_hashes)
+            for name, record in manifest["splits"].items()
+        }
+        train = splits[TRAIN]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path / MANIFEST} is damaged ({error!r}); {_AGAIN}") from None
+    return TokenFolder(path, train, splits.get(VALIDATION), find_tokenizer(path), manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What `manifest.json` says; ValueError where it is not one that this version reads."""
+    file = path / MANIFEST
+    found = read_object(file)
+    if found.get("format") != FORMAT:
+        raise ValueError(f"{file} was not written by `llama-jax tokenize`; name another folder")
+    if (version := found.get("version")) != VERSION:
+        raise ValueError(
+            f"{file} has version {shown(version)}, and this llama_jax reads version {VERSION}; "
+            "upgrade it, or make the folder again with `llama-jax tokenize`"
+        )
+    return found
+
+
+def vocabulary_hash(tokenizer: Tokenizer) -> str:
+    """A sha256 of what the ids mean: the bytes of each token, and which begin and end a text.
+
+    Two files of one vocabulary, as tokenizer.model and tokenizer.json, have the same.
+    """
+    controls = {tokenizer.bos_id, tokenizer.eos_id, *getattr(tokenizer, "special", {}).values()}
+    found = hashlib.sha256(f"{tokenizer.bos_id} {tokenizer.eos_id} ".encode())
+    for id in range(tokenizer.vocab_size):
+        text = b"" if id in controls else tokenizer.token_bytes(id, at_start=False)[0]
+        found.update(len(text).to_bytes(4, "little") + text)
+    return found.hexdigest()
+
+
+def sha256_of(file: Path) -> str:
+    """The sha256 of a file, read a block at a time."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check_vocabulary(path: Path, manifest: Mapping[str, Any], tokenizer: Tokenizer) -> None:
+    made = manifest.get("tokenizer")
+    if not isinstance(made, dict) or made.get("vocabulary_sha256") != vocabulary_hash(tokenizer):
+        size = made.get("vocab_size") if isinstance(made, dict) else None
+        raise ValueError(
+            f"{path} was made with another tokenizer ({shown(size)} tokens) than the model's "
+            f"({tokenizer.vocab_size}), so ids do not mean the same; make it again: "
+            "llama-jax tokenize FILES --tokenizer CHECKPOINT --out FOLDER"
+        )
+
+
+def _open_split(
+    path: Path,
+    name: str,
+    dtype: str,
+    record: Mapping[str, Any],
+    vocab_size: int | None,
+    check_hashes: bool,
+) -> TokenSplit:
+    if dtype not in ("uint16", "uint32"):
+        raise ValueError(f"{path / MANIFEST} has dtype={shown(dtype)}; it is uint16 or uint32")
+    kind = np.dtype(dtype).newbyteorder("<")
+    files = [record["starts"], *record["shards"]]
+    for one in files:
+        _check_file(path, one, check_hashes)
+    shards = tuple(np.memmap(path / shard["file"], kind, "r") for shard in record["shards"])
+    count = sum(map(len, shards))
+    if not shards or count != record["tokens"]:
+        raise ValueError(
+            f"{path}'s {name} shards hold {count:,} tokens and {MANIFEST} says "
+            f"{record['tokens']:,}; {_AGAIN}"
+        )
+    starts = _read_starts(path / record["starts"]["file"])
+    if len(starts) != record["documents"] or not len(starts) or starts[0] != 0:
+        raise ValueError(f"{path / record['starts']['file']} was changed; {_AGAIN}")
+    packed = None
+    if "packed" in record:
+        packed = _open_packed(path, record["packed"], count, check_hashes)
+    return TokenSplit(name, shards, starts, record.get("text_bytes"), vocab_size, packed)
+
+
+def _open_packed(path: Path, record: Mapping[str, Any], tokens: int, check_hashes: bool) -> Packed:
+    for one in (record["row_starts"], record["trained"]):
+        _check_file(path, one, check_hashes)
+    row_starts = _read_starts(path / record["row_starts"]["file"])
+    trained = np.memmap(path / record["trained"]["file"], np.uint8, "r")
+    if len(row_starts) < 2 or row_starts[-1] != tokens or len(trained) != tokens:
+        raise ValueError(f"{path}'s rows of dialogs are not those of its tokens; {_AGAIN}")
+    return Packed(record["time"], row_starts, trained)
+
+
+def _read_starts(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is no array of NumPy's ({error}); {_AGAIN}") from None
+
+
+def _check_file(path: Path, stated: Mapping[str, Any], check_hashes: bool) -> None:
+    file = path / stated["file"]
+    if not file.is_file():
+        raise ValueError(f"{file} is missing; {_AGAIN}")
+    check_inside(path, file)
+    if (size := file.stat().st_size) != stated["bytes"]:
+        raise ValueError(
+            f"{file} has {size:,} bytes and {MANIFEST} says {stated['bytes']:,}; it was cut short "
+            f"or changed, so {_AGAIN}"
+        )
+    if check_hashes and sha256_of(file) != stated["sha256"]:
+        raise ValueError(f"{file} was changed: its sha256 is not the one in {MANIFEST}; {_AGAIN}")
