@@ -26,12 +26,23 @@ class ChatTemplate:
     source: str
     tokens: Mapping[str, str]
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The dialog as the template writes it, up to where the assistant answers."""
-        from llama_jax.tokenizer.sandbox import render
+    @property
+    def marks_answers(self) -> bool:
+        """Whether it says by `{% generation %}` what the assistant wrote."""
+        return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
+
+    def render(
+        self, messages: Sequence[Message], *, opened: bool = True, marks: tuple[str, str] = ("", "")
+    ) -> str:
+        """The dialog as the template writes it; `opened`, up to where the assistant answers.
+
+        `marks` are written around each part that `{% generation %}` encloses.
+        """
+        from llama_jax.tokenizer.sandbox import ANSWER, render
 
         variables = {"messages": messages, "tools": None, "documents": None, **self.tokens}
-        return render(self._compiled, {**variables, "add_generation_prompt": True})
+        variables |= dict(zip(ANSWER, marks, strict=True))
+        return render(self._compiled, {**variables, "add_generation_prompt": opened})
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -70,39 +81,66 @@ def encode_with_template(
     encode: Callable[[str], list[int]],
     encode_text: Callable[[str], list[int]],
     special: Mapping[str, int],
+    opened: bool = True,
 ) -> list[int]:
     """The ids of a dialog: a control token that the template writes is one, a message's is text.
 
     `encode` knows the control tokens in a text and adds none, `encode_text` knows none, and
     `special` are their spellings and ids. Where a message spells one, the template is shown digits
-    in its place. Bos stands where the template writes it, if it does.
+    in its place. Bos stands where the template writes it, if it does. `opened` dialogs go on to
+    where the assistant answers.
     """
-    check_messages(messages, ROLES)
-    longest_first = sorted(special, key=len, reverse=True)
-    control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-    mark = f"{secrets.randbits(128):039d}"  # nobody can forge it, and no template changes digits
-    shown = {name: f"{mark}{n:06d}" for n, name in enumerate(special)}
-    spelled = {digits: name for name, digits in shown.items()}
+    hidden = HiddenControls(special)
+    rendered = template.render(hidden.messages(messages), opened=opened)
+    runs = hidden.runs(rendered, encode, encode_text)
+    return [id for text, plain in runs for id in (encode_text if plain else encode)(text)]
 
-    def hide(text: str) -> str:
-        return control.sub(lambda found: shown[found[0]], text)
 
-    rendered = template.render([_rebuilt(message, i, hide) for i, message in enumerate(messages)])
-    pieces = control.split(rendered)  # text, control token, text, ..., text
-    plain = [mark in piece for piece in pieces]
-    if not any(plain):
-        ids = encode(rendered)
-        controls = set(special.values()).difference(encode_text(rendered))  # text may make unk
-        if sum(id in controls for id in ids) <= len(pieces) // 2:
-            return ids
-        # A normalizer made a control token of a text that spells none.
-        plain = [n % 2 == 0 and piece != "" for n, piece in enumerate(pieces)]
-    ids = []
-    for is_plain, run in itertools.groupby(range(len(pieces)), plain.__getitem__):
-        text = "".join(pieces[n] for n in run)
-        text = re.sub(mark + "[0-9]{6}", lambda found: spelled[found[0]], text)
-        ids += encode_text(text) if is_plain else encode(text)
-    return ids
+class HiddenControls:
+    """Control tokens that messages spell, hidden from a template behind digits of its own."""
+
+    def __init__(self, special: Mapping[str, int]) -> None:
+        self._special = special
+        longest_first = sorted(special, key=len, reverse=True)
+        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        # Nobody can forge the mark, and no template changes digits.
+        self._mark = f"{secrets.randbits(128):039d}"
+        self._shown = {name: f"{self._mark}{n:06d}" for n, name in enumerate(special)}
+        self._spelled = {digits: name for name, digits in self._shown.items()}
+
+    def messages(self, messages: Sequence[Message]) -> list[Any]:
+        """The messages as a template may see them."""
+        check_messages(messages, ROLES)
+        return [_rebuilt(message, i, self._hide) for i, message in enumerate(messages)]
+
+    def revealed(self, text: str) -> str:
+        """A text with what was hidden in it."""
+        return re.sub(self._mark + "[0-9]{6}", lambda found: self._spelled[found[0]], text)
+
+    def runs(
+        self,
+        rendered: str,
+        encode: Callable[[str], list[int]],
+        encode_text: Callable[[str], list[int]],
+    ) -> list[tuple[str, bool]]:
+        """The rendered text, revealed, in runs; of each whether no control token is in it."""
+        pieces = self._control.split(rendered)  # text, control token, text, ..., text
+        plain = [self._mark in piece for piece in pieces]
+        if not any(plain):
+            ids = encode(rendered)
+            # Text may make unk.
+            controls = set(self._special.values()).difference(encode_text(rendered))
+            if sum(id in controls for id in ids) <= len(pieces) // 2:
+                return [(rendered, False)]
+            # A normalizer made a control token of a text that spells none.
+            plain = [n % 2 == 0 and piece != "" for n, piece in enumerate(pieces)]
+        grouped = itertools.groupby(range(len(pieces)), plain.__getitem__)
+        return [
+            (self.revealed("".join(pieces[n] for n in run)), is_plain) for is_plain, run in grouped
+        ]
+
+    def _hide(self, text: str) -> str:
+        return self._control.sub(lambda found: self._shown[found[0]], text)
 
 
 def _rebuilt(value: Any, index: int, hide: Callable[[str], str]) -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_text
+from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_text
 
 LLAMA2_ROLES = ("system", "user", "assistant")
 LLAMA2_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
@@ -18,19 +18,45 @@ def encode_llama2(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     Contents are stripped; a system message goes into the first question. The format's tags are
     text to the tokenizer, so a content that spells one is refused, as Meta refuses it.
     """
-    _check_llama2(messages)
-    texts = [message["content"] for message in messages]
-    if messages[0]["role"] == "system":
-        texts[:2] = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{texts[1]}"]
-    *answered, last = [text.strip() for text in texts[::2]]
-    answers = [text.strip() for text in texts[1::2]]
+    _check_llama2(messages, "user", "Llama 2 answers a user, so end with a user's message")
+    *answered, last = _llama2_texts(messages)[::2]
+    answers = _llama2_texts(messages)[1::2]
     ids = []
     for question, answer in zip(answered, answers, strict=True):
         ids += tokenizer.encode(f"[INST] {question} [/INST] {answer} ", bos=True, eos=True)
     return ids + tokenizer.encode(f"[INST] {last} [/INST]", bos=True, eos=False)
 
 
-def _check_llama2(messages: Sequence[Message]) -> None:
+def encode_llama2_answers(tokenizer: Tokenizer, messages: Sequence[Message]) -> Answers:
+    """Llama 2's answered questions; of a pair the assistant wrote what follows [/INST], and eos."""
+    _check_llama2(messages, "assistant", "end with the assistant's answer")
+    texts = _llama2_texts(messages)
+    first = 2 if messages[0]["role"] == "system" else 1
+    ids: list[int] = []
+    writers: list[int] = []
+    for pair, (question, answer) in enumerate(zip(texts[::2], texts[1::2], strict=True)):
+        index = first + 2 * pair
+        read = tokenizer.encode(f"[INST] {question} [/INST]", bos=True, eos=False)
+        whole = tokenizer.encode(f"[INST] {question} [/INST] {answer} ", bos=True, eos=True)
+        if whole[: len(read)] != read:
+            raise ValueError(
+                f"message {index} begins within a token of the question's, so its tokens cannot "
+                "be told apart; give it a text"
+            )
+        ids += whole
+        writers += [-1] * len(read) + [index] * (len(whole) - len(read))
+    return ids, writers
+
+
+def _llama2_texts(messages: Sequence[Message]) -> list[str]:
+    """Question, answer, question, ...: stripped, the system message in the first question."""
+    texts = [message["content"] for message in messages]
+    if messages[0]["role"] == "system":
+        texts[:2] = [f"<<SYS>>\n{texts[0]}\n<</SYS>>\n\n{texts[1]}"]
+    return [text.strip() for text in texts]
+
+
+def _check_llama2(messages: Sequence[Message], last: str, why: str) -> None:
     check_messages(messages, LLAMA2_ROLES)
     begin = 1 if messages[0]["role"] == "system" else 0
     for index, message in enumerate(messages):
@@ -47,10 +73,9 @@ def _check_llama2(messages: Sequence[Message]) -> None:
                 f"message {index} has role {message['role']!r} where {due!r} is due; in Llama 2's "
                 "format user and assistant alternate after at most one system message"
             )
-    if messages[-1]["role"] != "user":
+    if messages[-1]["role"] != last:
         raise ValueError(
-            f"message {len(messages) - 1}, the last, has role {messages[-1]['role']!r}; Llama 2 "
-            "answers a user, so end with a user's message"
+            f"message {len(messages) - 1}, the last, has role {messages[-1]['role']!r}; {why}"
         )
 
 
@@ -64,23 +89,44 @@ def encode_llama3(
     the content, a call of a built-in tool, and `"end": "eom"` ends it with <|eom_id|>: the
     assistant goes on once it has the tool's result.
     """
+    pieces = _llama3_pieces(tokenizer, special, messages)
+    return [id for piece, _ in pieces for id in piece] + _llama3_header(
+        tokenizer, special, "assistant"
+    )
+
+
+def encode_llama3_answers(
+    tokenizer: Tokenizer, special: Mapping[str, int], messages: Sequence[Message]
+) -> Answers:
+    """Llama 3's messages; the assistant wrote its contents and what ends them, not its headers."""
+    ids: list[int] = []
+    writers: list[int] = []
+    for piece, writer in _llama3_pieces(tokenizer, special, messages):
+        ids += piece
+        writers += [writer] * len(piece)
+    return ids, writers
+
+
+def _llama3_pieces(
+    tokenizer: Tokenizer, special: Mapping[str, int], messages: Sequence[Message]
+) -> Iterator[tuple[list[int], int]]:
+    """Runs of tokens, each with the index of the assistant's message that it is of, or -1."""
     check_messages(messages, LLAMA3_ROLES)
-
-    def text(text: str) -> list[int]:
-        return tokenizer.encode(text, bos=False, eos=False)
-
-    def header(role: str) -> list[int]:
-        name = text("ipython" if role == "tool" else role)
-        begin, end = special["<|start_header_id|>"], special["<|end_header_id|>"]
-        return [begin, *name, end, *text("\n\n")]
-
-    ids = [tokenizer.bos_id]
+    yield [tokenizer.bos_id], -1
     for index, message in enumerate(messages):
         tagged, end = _llama3_marks(index, message)
-        ids += header(message["role"])
-        ids += [special["<|python_tag|>"]] if tagged else []
-        ids += [*text(message["content"]), special[end]]
-    return ids + header("assistant")
+        yield _llama3_header(tokenizer, special, message["role"]), -1
+        tag = [special["<|python_tag|>"]] if tagged else []
+        text = tokenizer.encode(message["content"], bos=False, eos=False)
+        yield [*tag, *text, special[end]], index if message["role"] == "assistant" else -1
+
+
+def _llama3_header(tokenizer: Tokenizer, special: Mapping[str, int], role: str) -> list[int]:
+    name, blank = (
+        tokenizer.encode(text, bos=False, eos=False)
+        for text in ("ipython" if role == "tool" else role, "\n\n")
+    )
+    return [special["<|start_header_id|>"], *name, special["<|end_header_id|>"], *blank]
 
 
 def _llama3_marks(index: int, message: Message) -> tuple[bool, str]:

@@ -12,7 +12,12 @@ from llama_jax.tokenizer.beside import SpecialTokens
 from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.template_answers import (
+    Located,
+    encode_answers_by_difference,
+    encode_marked_answers,
+)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -64,20 +69,57 @@ class HuggingFaceTokenizer(Tokenizer):
             ids = self._text_only.encode(text, add_special_tokens=False).ids
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
+    def encode_batch(
+        self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
+    ) -> list[list[int]]:
+        for text in texts:
+            check_text(text)
+        if threads == 1:  # the library's own threads are as many as there are cores
+            return [self.encode(text, bos=bos, eos=eos) for text in texts]
+        with _in_words():
+            found = self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)
+        first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
+        return [first + one.ids + last for one in found]
+
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a dialog, as the checkpoint's chat template writes it."""
+        return self._encode_dialog(messages, True)
+
+    def encode_answers(self, messages: Sequence[Message]) -> Answers:
+        if not self._template_there.marks_answers:
+            return encode_answers_by_difference(messages, self._encode_dialog, self.stop_ids)
+
+        def located(tokenizer: Any, text: str) -> Located:
+            with _in_words():
+                found = tokenizer.encode(text, add_special_tokens=False)
+            return list(zip(found.ids, found.offsets, strict=True))
+
+        return encode_marked_answers(
+            self._template_there,
+            messages,
+            encode=lambda text: located(self._controls_too, text),
+            encode_text=lambda text: located(self._text_only, text),
+            special=self.special,
+        )
+
+    def _encode_dialog(self, messages: Sequence[Message], opened: bool) -> list[int]:
+        return encode_with_template(
+            self._template_there,
+            messages,
+            encode=lambda text: self._controls_too.encode(text, add_special_tokens=False).ids,
+            encode_text=lambda text: self.encode(text, bos=False, eos=False),
+            special=self.special,
+            opened=opened,
+        )
+
+    @property
+    def _template_there(self) -> ChatTemplate:
         if self._template is None:
             raise ValueError(
                 "the checkpoint has no chat template, neither chat_template.jinja nor one in "
                 "tokenizer_config.json; write the dialog as a text, as the model's card says"
             )
-        return encode_with_template(
-            self._template,
-            messages,
-            encode=lambda text: self._controls_too.encode(text, add_special_tokens=False).ids,
-            encode_text=lambda text: self.encode(text, bos=False, eos=False),
-            special=self.special,
-        )
+        return self._template
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

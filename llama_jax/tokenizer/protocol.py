@@ -9,6 +9,9 @@ from typing import Any, Protocol, SupportsIndex
 Message = Mapping[str, Any]
 """One turn of a dialog: `{"role": "user", "content": "a text"}`. A format may know more keys."""
 
+Answers = tuple[list[int], list[int]]
+"""A dialog's ids, and for each the index of the assistant's message that it is of, or -1."""
+
 
 class Tokenizer(Protocol):
     """Text to ids and back, for one vocabulary.
@@ -27,11 +30,24 @@ class Tokenizer(Protocol):
         """The ids of `text`, between a `bos_id` and an `eos_id` where asked for."""
         ...
 
+    def encode_batch(
+        self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
+    ) -> list[list[int]]:
+        """What `encode` makes of each of many texts, by several threads."""
+        ...
+
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a dialog in the format the model was trained on, up to where it answers.
 
         Bos stands where the format has it: add none. A content that spells a control token stays
         text, or is refused.
+        """
+        ...
+
+    def encode_answers(self, messages: Sequence[Message]) -> Answers:
+        """The ids of a dialog that has its answers, and which of them the assistant wrote.
+
+        An answer's content and the token that ends it are the assistant's, its header is not.
         """
         ...
 

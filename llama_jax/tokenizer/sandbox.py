@@ -29,6 +29,9 @@ MAX_FACTOR = 1_000
 MAX_BITS = 10_000
 """Of a product of two integers, which a loop would double in length at every turn."""
 
+ANSWER = "_answer_begins", "_answer_ends"
+"""Variables that `{% generation %}` writes before and after its part."""
+
 _STEPS, _COUNTED = "_steps left", "_counted"
 
 
@@ -95,13 +98,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Generation(Extension):
-    """`{% generation %}`: says which part the assistant wrote, for training; it writes nothing."""
+    """`{% generation %}`: says which part the assistant wrote, for training.
+
+    It writes the variables of `ANSWER` around that part, and nothing where they are not given.
+    """
 
     tags = {"generation"}  # noqa: RUF012 (as its base has it)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        begin, end = (
+            nodes.Output([nodes.Name(name, "load", lineno=line)], lineno=line) for name in ANSWER
+        )
+        return [begin, *parser.parse_statements(("name:endgeneration",), drop_needle=True), end]
 
 
 class _Namespace(Namespace):

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.dialog import encode_llama2
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import encode_llama2, encode_llama2_answers
+from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
 
 SPACE = "\u2581"  # how a piece spells a space
 
@@ -58,9 +58,20 @@ class SentencePieceTokenizer(Tokenizer):
         check_text(text)
         return [self.bos_id] * bos + self._model.encode(text) + [self.eos_id] * eos
 
+    def encode_batch(
+        self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
+    ) -> list[list[int]]:
+        for text in texts:
+            check_text(text)
+        found = self._model.encode(list(texts), num_threads=threads)
+        return [[self.bos_id] * bos + ids + [self.eos_id] * eos for ids in found]
+
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a dialog, in Llama 2's format."""
         return encode_llama2(self, messages)
+
+    def encode_answers(self, messages: Sequence[Message]) -> Answers:
+        return encode_llama2_answers(self, messages)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

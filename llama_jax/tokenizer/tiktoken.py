@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.dialog import encode_llama3
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import encode_llama3, encode_llama3_answers
+from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
 
 _WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
     (
@@ -77,9 +78,18 @@ class TiktokenTokenizer(Tokenizer):
         ids = [id for part in _parts(text) for id in self._words.encode_ordinary(part)]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+    def encode_batch(
+        self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
+    ) -> list[list[int]]:
+        with ThreadPoolExecutor(threads) as pool:  # tiktoken encodes without the GIL
+            return list(pool.map(lambda text: self.encode(text, bos=bos, eos=eos), texts))
+
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
         """The ids of a dialog, in Llama 3's format: `encode_llama3` says which keys it knows."""
         return encode_llama3(self, self.special, messages)
+
+    def encode_answers(self, messages: Sequence[Message]) -> Answers:
+        return encode_llama3_answers(self, self.special, messages)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
