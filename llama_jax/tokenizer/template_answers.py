@@ -7,7 +7,8 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
-from llama_jax.tokenizer.chat_template import ChatTemplate, HiddenControls
+from llama_jax.tokenizer.chat_template import ROLES, ChatTemplate, HiddenControls
+from llama_jax.tokenizer.dialog import check_messages
 from llama_jax.tokenizer.protocol import Answers, Message
 
 Located = list[tuple[int, tuple[int, int]]]
@@ -73,6 +74,7 @@ def encode_answers_by_difference(
     ValueError where a template changes what it wrote before: the difference then says nothing.
     What a template writes after the last of the tokens `ends` in a message is no answer.
     """
+    check_messages(messages, ROLES)
     ids: list[int] = []
     writers: list[int] = []
     for index, message in enumerate(messages):
@@ -81,8 +83,8 @@ def encode_answers_by_difference(
         before, through = encode(messages[:index], True), encode(messages[: index + 1], False)
         if before[: len(ids)] != ids or through[: len(before)] != before:
             raise ValueError(
-                f"the chat template rewrites what stands before message {index}, so the "
-                "assistant's tokens cannot be told; use a template with {% generation %}"
+                f"the tokens that the chat template writes before message {index} depend on it, so "
+                "the assistant's cannot be told apart; use a template with {% generation %}"
             )
         last = max(
             (i for i in range(len(before), len(through)) if through[i] in ends), default=None
