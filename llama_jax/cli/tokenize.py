@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, progress_bar
 from llama_jax.cli.description import print_rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """How texts lie in the files."""
+
+    separator: Annotated[
+        str | None,
+        typer.Option(help="What stands between a .txt file's documents; default: it is one"),
+    ] = None
+    key: Annotated[
+        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
+    ] = "text"
+    threads: Annotated[int | None, typer.Option(help="Default: one for each processor", min=1)] = (
+        None
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialogs:
+    """Dialogs in place of texts."""
+
+    dialogs: Annotated[
+        bool,
+        typer.Option("--dialogs", help="The files are dialogs: the assistant's part is trained"),
+    ] = False
+    context: Annotated[
+        int | None, typer.Option(help="With --dialogs: tokens of a row, into which they are packed")
+    ] = None
+    drop_long: Annotated[
+        bool,
+        typer.Option("--drop-long", help="With --dialogs: leave out what is longer than a row"),
+    ] = False
+
+
+@options.grouped
 def tokenize(
-    files: Annotated[list[Path], typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"),
+    ],
     tokenizer: Annotated[
         Path, typer.Option(help="The model's tokenizer: its file, or a checkpoint's directory")
     ],
     out: Annotated[Path, typer.Option(help="Directory to write: a new or an empty one")],
-    separator: Annotated[
-        str | None,
-        typer.Option(help="What stands between a .txt file's documents; default: it is one"),
-    ] = None,
-    key: Annotated[
-        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
-    ] = "text",
+    *,
+    texts: Texts,
     validation_every: Annotated[
         int,
         typer.Option(help="The last of every so many documents is for validation; 0: none", min=0),
@@ -33,20 +67,7 @@ def tokenize(
         list[Path] | None,
         typer.Option(help="A file for validation, in place of every so many; may be repeated"),
     ] = None,
-    dialogs: Annotated[
-        bool,
-        typer.Option("--dialogs", help="The files are dialogs: the assistant's part is trained"),
-    ] = False,
-    context: Annotated[
-        int | None, typer.Option(help="With --dialogs: tokens of a row, into which they are packed")
-    ] = None,
-    drop_long: Annotated[
-        bool,
-        typer.Option("--drop-long", help="With --dialogs: leave out what is longer than a row"),
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(help="Default: one for each processor", min=1)
-    ] = None,
+    dialogs: Dialogs,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder of tokens that is there")
     ] = False,
@@ -63,24 +84,29 @@ def tokenize(
             "overwrite": overwrite,
             "progress": update,
         }
-        if dialogs:
-            if context is None:
-                raise ValueError("--dialogs needs --context, the tokens of a row")
-            done = tokenize_dialogs(
-                files, tokenizer, out, context=context, drop_long=drop_long, **common
-            )
-        elif context is not None or drop_long:
-            raise ValueError("--context and --drop-long are for --dialogs; text is cut anywhere")
+        if _are_dialogs(texts, dialogs):
+            more = {"context": dialogs.context, "drop_long": dialogs.drop_long}
+            done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
-            done = tokenize(
-                files, tokenizer, out, separator=separator, key=key, threads=threads, **common
-            )
+            done = tokenize(files, tokenizer, out, **vars(texts), **common)
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
-        why = "longer than a row" if dialogs else "without text"
-        rows["left out"] = f"{done.left_out:,} documents {why}"
+        why = "dialogs longer than a row" if dialogs.dialogs else "documents without text"
+        rows["left out"] = f"{done.left_out:,} {why}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
     print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
+
+
+def _are_dialogs(texts: Texts, dialogs: Dialogs) -> bool:
+    """Whether the files are dialogs; ValueError for options of the other kind."""
+    if dialogs.dialogs:
+        if dialogs.context is None:
+            raise ValueError("--dialogs needs --context, the tokens of a row")
+        if texts != Texts():
+            raise ValueError("--separator, --key and --threads are for texts; leave them out")
+    elif dialogs != Dialogs():
+        raise ValueError("--context and --drop-long are for --dialogs; text is cut anywhere")
+    return dialogs.dialogs
 
 
 def _told(split: Mapping[str, Any]) -> str:

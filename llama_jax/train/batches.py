@@ -62,6 +62,10 @@ class Rows(Protocol):
         """All rows: the last may be padded."""
         ...
 
+    def order(self, batch: int, *, seed: int) -> Order:
+        """The order in which training reads its rows."""
+        ...
+
     def read(self, ids: np.ndarray) -> Batch:
         """These rows, in new NumPy arrays."""
         ...

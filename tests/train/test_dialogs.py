@@ -60,7 +60,7 @@ def hugging_face(folder, template):
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(["\n\nOnce upon a time a llama\n"] * 20, trainer)
+    made.train_from_iterator(["\n\n\n\nOnce upon a time a llama\n"] * 20, trainer)
     (folder / "tokenizer.json").write_text(made.to_str())
     config = {"bos_token": "<s>", "eos_token": "<|im_end|>", "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -117,7 +117,7 @@ def test_a_template_says_which_tokens_are_the_assistants(tmp_path, template, con
 def test_a_template_that_rewrites_what_stands_before_is_refused(tmp_path):
     tokenizer = hugging_face(tmp_path, REWRITING)
     with pytest.raises(
-        ValueError, match=r"dialogs\.jsonl, line 1: .*before message 4 depend on it"
+        ValueError, match=r"dialogs\.jsonl, line 1: .*before message 2 depend on it"
     ):
         examples_of(tmp_path, tokenizer, {"messages": TURNS})
 
@@ -284,14 +284,14 @@ def test_packing_is_made_once_and_is_the_same_again(tmp_path):
 
 def test_a_dialog_longer_than_a_row_is_named_or_left_out(tmp_path):
     with pytest.raises(
-        ValueError, match=r"line 3: the dialog has \d+ tokens, and a row 100; .*long"
+        ValueError, match=r"line 3: the dialog has \d+ tokens, and a row 70; .*long"
     ):
-        packed(tmp_path, context=100)
-    done, folder = packed(tmp_path, context=100, drop_long=True)
+        packed(tmp_path, context=70)
+    done, folder = packed(tmp_path, context=70, drop_long=True)
     kept = sum(split["documents"] for split in done.splits.values())
     assert kept + done.left_out == 40
     assert 0 < kept < 40
-    assert folder.train.packed.time == 100
+    assert folder.train.packed.time == 70
 
 
 def test_rows_of_another_length_or_joined_are_refused(tmp_path):
