@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llama_jax.train.parquet import open_parquet, parquet_texts
+
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it; it is no text
@@ -40,7 +42,7 @@ def check_files(files: Sequence[Path]) -> int:
         with file.open("rb") as opened:
             total += os.fstat(opened.fileno()).st_size
         if file.suffix == ".parquet":
-            _parquet(file)
+            open_parquet(file)
     return total
 
 
@@ -76,7 +78,7 @@ def _documents_of(file: Path, separator: str | None, key: str) -> Iterator[tuple
     if file.suffix == ".jsonl":
         return _lines(file, key)
     if file.suffix == ".parquet":
-        return _rows(file, key)
+        return ((Document(text, place), read) for text, place, read in parquet_texts(file, key))
     if separator is None:
         return _whole(file)
     return _parts(file, separator.encode())
@@ -147,34 +149,6 @@ def read_objects(file: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
             if not isinstance(value, dict):
                 raise ValueError(f"{place} holds a {type(value).__name__}; it must be an object")
             yield number, value, read
-
-
-def _parquet(file: Path) -> Any:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ValueError(f"reading {file} needs pyarrow; install it: pip install pyarrow") from None
-    try:
-        return parquet.ParquetFile(file)
-    except (ArrowException, ValueError) as error:
-        raise ValueError(f"{file} is no parquet file ({error}); download it again") from None
-
-
-def _rows(file: Path, key: str) -> Iterator[tuple[Document, int]]:
-    opened = _parquet(file)
-    names, rows = opened.schema_arrow.names, opened.metadata.num_rows
-    if key not in names:
-        raise ValueError(f"{file} has no column {key!r}; it has {', '.join(map(repr, names))}")
-    size, number = file.stat().st_size, 0
-    for batch in opened.iter_batches(columns=[key], batch_size=256):
-        for text in batch.column(0).to_pylist():
-            number += 1
-            place = f"{file}, row {number}"
-            if not isinstance(text, str):
-                raise ValueError(
-                    f"{place} has a {type(text).__name__} under {key!r}; it must be a text"
-                )
-            yield Document(text, place), size * number // rows
 
 
 def decode(data: bytes, file: Path, line: int) -> str:

@@ -66,6 +66,16 @@ def test_parquet_files_hold_a_document_a_row(tmp_path):
         texts(file)
     with pytest.raises(ValueError, match=r"b\.parquet is no parquet file .*download it again"):
         check_files([written(tmp_path, "b.parquet", "no")])
+    parquet.write_table(pyarrow.table({"text": [f"document {n} " * 20 for n in range(2000)]}), file)
+    content = bytearray(file.read_bytes())
+    content[200:2000] = b"\xff" * 1800
+    with pytest.raises(ValueError, match=r"b\.parquet is damaged after row 0 .*download it again"):
+        texts(written(tmp_path, "b.parquet", bytes(content)))
+    parquet.write_table(
+        pyarrow.table({"text": pyarrow.array([b"a\xff"]).cast("string", safe=False)}), file
+    )
+    with pytest.raises(ValueError, match=r"a\.parquet is damaged after row 0 .*utf-8"):
+        texts(file)
 
 
 def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path, monkeypatch):
