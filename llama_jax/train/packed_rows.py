@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from llama_jax.train.batches import Batch, TextRows
 from llama_jax.train.order import Order
+from llama_jax.train.rows import Batch, TextRows
 from llama_jax.train.token_folder import Packed, TokenSplit
 
 

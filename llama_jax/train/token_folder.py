@@ -1,4 +1,4 @@
-"""Folders of tokens: what lies in one, and its tokens as one long memory-mapped text.
+"""Folders of tokens: what lies in one, and whether it is whole.
 
 A folder holds `manifest.json`, the tokenizer's files, and a folder for each split with raw
 little-endian tokens (`00000.bin`, ...) and `starts.npy`, where each document starts.
@@ -7,9 +7,7 @@ little-endian tokens (`00000.bin`, ...) and `starts.npy`, where each document st
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-import itertools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,65 +19,13 @@ from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.tokenizer import Tokenizer, find_tokenizer
 from llama_jax.train.foreign import foreign_shards
+from llama_jax.train.token_split import Packed, TokenSplit
 
 FORMAT, VERSION = "llama_jax tokens", 1
 MANIFEST, STARTS = "manifest.json", "starts.npy"
 ROW_STARTS, TRAINED = "rows.npy", "trained.bin"
 TRAIN, VALIDATION = "train", "validation"
 _AGAIN = "copy the folder again, or make it again with `llama-jax tokenize`"
-
-
-@dataclasses.dataclass(frozen=True)
-class Packed:
-    """How the dialogs of a split were packed into rows, and which of their tokens are trained."""
-
-    time: int
-    """No row has more tokens."""
-    row_starts: np.ndarray
-    """uint64 [rows + 1]: row i is tokens row_starts[i] to row_starts[i + 1], whole dialogs."""
-    trained: np.ndarray
-    """uint8 [tokens]: whether predicting the token is trained."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenSplit:
-    """All tokens of one split, as if its shards were one."""
-
-    name: str
-    shards: tuple[np.ndarray, ...]
-    """Memory-mapped, uint16 or uint32."""
-    starts: np.ndarray | None
-    """Where each document starts, increasing; None where the files do not say it."""
-    text_bytes: int | None
-    """UTF-8 bytes of the documents' text, from which loss becomes bits per byte."""
-    vocab_size: int | None
-    """Every id is below it; None leaves it unchecked."""
-    packed: Packed | None = None
-    """None for text, which is cut into rows of any length."""
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    @functools.cached_property
-    def _ends(self) -> list[int]:
-        return list(itertools.accumulate(len(shard) for shard in self.shards))
-
-    def read(self, begin: int, end: int) -> np.ndarray:
-        """Tokens `begin` to `end` as int32: fewer where the split ends before."""
-        parts, first = [], 0
-        for shard, last in zip(self.shards, self._ends, strict=True):
-            if begin < last and first < end:
-                parts.append(shard[max(begin - first, 0) : end - first])
-            first = last
-        found = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
-        known = 2**31 if self.vocab_size is None else self.vocab_size
-        if found.size and found.max() >= known:
-            raise ValueError(
-                f"the {self.name} split has the token {found.max()} between {begin:,} and {end:,}, "
-                f"and the model's are 0 to {known - 1}; it was made with another tokenizer, so "
-                "make it again with the model's"
-            )
-        return found.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.distributed.initialize(coordinator, 2, int(process))
 
 from llama_jax.sharding.mesh import make_mesh  # noqa: E402
-from llama_jax.train.batches import TextRows, batch_sharding, put  # noqa: E402
+from llama_jax.train.batches import batch_sharding, put  # noqa: E402
+from llama_jax.train.rows import TextRows  # noqa: E402
 from llama_jax.train.token_folder import open_tokens  # noqa: E402
 
 data, fsdp, tensor = map(int, mesh.split(","))

@@ -8,15 +8,9 @@ from job import Job
 from token_files import split_of_tokens, token_folder
 
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.train.batches import (
-    Batch,
-    TextRows,
-    batch_sharding,
-    evaluation_batches,
-    put,
-    training_batches,
-)
+from llama_jax.train.batches import batch_sharding, evaluation_batches, put, training_batches
 from llama_jax.train.order import Order
+from llama_jax.train.rows import Batch, TextRows
 from llama_jax.train.token_folder import open_tokens
 
 MESHES = [(1, 1, 1), (8, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]

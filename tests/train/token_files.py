@@ -7,7 +7,7 @@ import json
 import numpy as np
 from small_tokenizers import sentencepiece_file, tiktoken_file
 
-from llama_jax.train.token_folder import TokenSplit
+from llama_jax.train.token_split import TokenSplit
 from llama_jax.train.tokens import tokenize
 
 STORIES = (
