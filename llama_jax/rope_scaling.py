@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from llama_jax.ops import rope
+from llama_jax.ops.rope import Frequencies
 from llama_jax.validation import check_count, check_flag, check_number
 
 
@@ -15,6 +17,10 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         check_number(self, "factor", at_least=1.0)
+
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        return rope.scale_linear(frequencies, self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,10 @@ class Llama3Scaling:
                 f"high_freq_factor={self.high_freq_factor} must exceed "
                 f"low_freq_factor={self.low_freq_factor}; Llama 3.1 has 4 and 1"
             )
+
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        return rope.scale_llama3(frequencies, **vars(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +82,11 @@ class YarnScaling:
                 "YaRN's authors use 32 and 1"
             )
 
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        given = {k: v for k, v in vars(self).items() if k != "attention_factor"}
+        return rope.scale_yarn(frequencies, theta=theta, **given)
+
 
 @dataclasses.dataclass(frozen=True)
 class DynamicScaling:
@@ -88,6 +103,10 @@ class DynamicScaling:
     def __post_init__(self) -> None:
         check_number(self, "factor", at_least=1.0)
         check_count("original_max_seq_len", self.original_max_seq_len)
+
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The plain frequencies: a config with this scaling ends where they would change."""
+        return frequencies
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling

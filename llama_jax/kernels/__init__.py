@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, cpu, gpu, select
+from llama_jax.kernels import blockwise, causal, cpu, gpu, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
@@ -28,6 +28,7 @@ __all__ = [
     "argmax",
     "attention",
     "cache_dtype",
+    "causal_attention",
     "embed",
     "linear",
     "linear_transposed",
@@ -146,6 +147,21 @@ def attention(
     else:
         return otherwise()
     return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
+
+
+def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: causal.First = None) -> Queries:
+    """Attention without a past: query t reads the keys from index `first[t]`, or from 0, up to t.
+
+    Its gradient holds no [time, time] array. A GPU takes cuDNN's kernels where it has both
+    directions and every row is one document.
+    """
+    otherwise = functools.partial(causal.causal_attention, q, k, v, first)
+    if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
+        return otherwise()
+    if first is None and q.shape[1] > 1 and gpu.has_training_kernel(q.dtype, q.shape[-1]):
+        kernel = functools.partial(gpu.prompt_attention, q, k, v)
+        return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
+    return otherwise()
 
 
 def argmax(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:

@@ -48,6 +48,14 @@ def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
 
 
 @functools.cache
+def has_training_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether this process's GPU has cuDNN's attention for such heads, and its gradient."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
+    total = lambda q, k, v: jnp.sum(_prompt(q, k, v).astype(jnp.float32))  # noqa: E731
+    return _compiles_here(jax.grad(total, argnums=(0, 1, 2)), x, x, x)
+
+
+@functools.cache
 def has_step_kernel(
     dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, slots: int, head_dim: int
 ) -> bool:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import attention
+from llama_jax.kernels import attention, causal_attention
 from llama_jax.ops.attention import NewKeys, Queries, Slots
 from llama_jax.sharding.specs import CACHE
 
@@ -102,9 +102,31 @@ class Uncached:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, None]:
-        return attention(q, k, v, None, positions[:, 0]), None
+        return causal_attention(q, k, v), None
 
     def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Uncached:
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """No past, and rows of several documents, whose positions restart at 0 with each.
+
+    Positions [0, 1, 2, 0, 1] are a document of three tokens and one of two. The query at index t
+    sees the keys from index `t - positions[t]`, which are those of its own document.
+    """
+
+    def layer(self, layer: int) -> Packed:
+        return self
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, None]:
+        first = jnp.arange(positions.shape[1]) - positions
+        return causal_attention(q, k, v, first), None
+
+    def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Packed:
         return self
 
 

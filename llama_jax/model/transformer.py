@@ -13,13 +13,14 @@ a weight is quantized, a cache paged, or an array cut over a mesh.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.config import Config, LinearScaling, Llama3Scaling, YarnScaling
+from llama_jax.config import Config, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.ops import rope
@@ -34,6 +35,7 @@ Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
 Tokens = Int[Array, "batch time"]
 Logits = Float32[Array, "batch wanted vocab"]
+Block = Callable[..., tuple[Hidden, Any]]
 
 
 def forward(
@@ -91,24 +93,31 @@ def transformer(
 ) -> tuple[Logits, Any]:
     """Embedding, `n_layers` blocks, norm, output; then the cache is written."""
     w = w | gather(w, model_specs(c))
-    embedding = w["tok_embeddings"]["weight"]
-    x = constrain(embed(embedding, tokens), ACTIVATION)
-    rotation = rotations(positions, rope_frequencies(c))
-    if isinstance(c.rope_scaling, YarnScaling):
-        rotation = rotation * c.rope_scaling.attention_factor
-    steps = []
-    for i in range(c.n_layers):
-        x, step = block(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
-        steps.append(step)
+    x, steps = residual_stream(c, w, tokens, positions, cache)
     cache = cache.commit(steps, positions, after=x)
     if at is not None:
         x = jnp.take_along_axis(x, at[:, :, None], axis=1)
-    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
-    logits = (
-        linear_transposed(x, embedding) if c.tie_embeddings else linear(x, w["output"]["weight"])
-    )
-    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
-    return constrain(logits.astype(jnp.float32), LOGITS), cache
+    return output(c, w, x), cache
+
+
+def residual_stream(
+    c: Config,
+    w: Weights,
+    tokens: Tokens,
+    positions: Positions,
+    cache: ModelCache,
+    remat: Callable[[Block], Block] = lambda block: block,
+) -> tuple[Hidden, list[Any]]:
+    """The tokens after all blocks, and what each layer of the cache is to remember.
+
+    Training passes a `remat`, such as `jax.checkpoint`, under which each block runs.
+    """
+    x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
+    rotation, run, steps = rotations_at(c, positions), remat(block), []
+    for i in range(c.n_layers):
+        x, step = run(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
+        steps.append(step)
+    return x, steps
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced and lowered once, not once a layer
@@ -122,6 +131,17 @@ def block(
     x = constrain(x + h, ACTIVATION)
     h = rms_norm(x, w["ffn_norm"]["scale"], c.norm_eps)
     return constrain(x + feed_forward(w["feed_forward"], h), ACTIVATION), step
+
+
+def output(c: Config, w: Weights, x: Hidden) -> Logits:
+    """The last norm, and the product that gives each token of the vocabulary its logit."""
+    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
+    if c.tie_embeddings:
+        logits = linear_transposed(x, w["tok_embeddings"]["weight"])
+    else:
+        logits = linear(x, w["output"]["weight"])
+    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
+    return constrain(logits.astype(jnp.float32), LOGITS)
 
 
 @jax.named_scope("attention")
@@ -156,26 +176,19 @@ def gather(w: Weights, specs: Specs) -> Weights:
     }
 
 
+def rotations_at(c: Config, positions: Positions) -> Rotations:
+    """The rotation of queries and keys at these positions, the same in every layer."""
+    rotation = rotations(positions, rope_frequencies(c))
+    if isinstance(c.rope_scaling, YarnScaling):
+        rotation = rotation * c.rope_scaling.attention_factor
+    return rotation
+
+
 @functools.cache
 def rope_frequencies(c: Config) -> rope.Frequencies:
     """The frequencies of a config's RoPE, scaled as its kind of scaling says."""
     frequencies = rope.frequencies(c.head_dim, c.rope_theta)
-    match c.rope_scaling:
-        case LinearScaling() as s:
-            return rope.scale_linear(frequencies, s.factor)
-        case Llama3Scaling() as s:
-            return rope.scale_llama3(frequencies, **vars(s))
-        case YarnScaling() as s:
-            return rope.scale_yarn(
-                frequencies,
-                theta=c.rope_theta,
-                factor=s.factor,
-                beta_fast=s.beta_fast,
-                beta_slow=s.beta_slow,
-                truncate=s.truncate,
-                original_max_seq_len=s.original_max_seq_len,
-            )
-    return frequencies  # dynamic scaling changes none up to max_seq_len, where a config ends
+    return c.rope_scaling.scaled(frequencies, c.rope_theta) if c.rope_scaling else frequencies
 
 
 def _plus(x: Array, w: Weights, bias: str) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -98,6 +99,19 @@ def constrain(x: Array, spec: P) -> Array:
     return jax.lax.with_sharding_constraint(x, _on(mesh, spec))
 
 
+def constrain_weights(params: Params) -> Params:
+    """States that weights, or their gradients, lie on the mesh of `jax.set_mesh` as the table says."""
+    weights = {}
+    for path, row in weight_table(params.config).items():
+        spec = row.spec
+
+        def cut(part: Any, axes: tuple[PartAxis, ...], spec: P = spec) -> Array:
+            return constrain(part, part_spec(axes, spec))
+
+        weights[path] = map_parts(weight_at(params.weights, path), cut)
+    return params.replace(weights=nested(weights))
+
+
 def per_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
     """`f` of each device's own parts, on the mesh of `jax.set_mesh`; without one, `f` itself.
 
@@ -108,6 +122,12 @@ def per_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callabl
         return f
     here = tuple(_on(mesh, spec) for spec in specs)
     return jax.shard_map(f, in_specs=here, out_specs=_on(mesh, out), check_vma=False)
+
+
+def axis_parts(axes: tuple[str, ...]) -> int:
+    """Into how many parts these axes cut an array on the mesh of `jax.set_mesh`; without one, 1."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def cuts_evenly(x: Array, spec: P) -> bool:
