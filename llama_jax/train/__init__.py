@@ -1,0 +1,1 @@
+"""Training: text to token shards, batches, the step, the loop."""
