@@ -64,9 +64,9 @@ class YarnScaling:
     beta_fast: float
     beta_slow: float
     truncate: bool
-    """Whether the first and the last changing pair are rounded outwards to whole ones."""
+    """Whether the ends of the range of changing pairs are rounded to whole pairs."""
     attention_factor: float
-    """What the rotations of queries and keys are multiplied by: 1 leaves them rotations."""
+    """The factor of rotated queries and keys; 1 changes nothing."""
     original_max_seq_len: int
 
     def __post_init__(self) -> None:
@@ -92,9 +92,9 @@ class YarnScaling:
 class DynamicScaling:
     """Dynamic NTK scaling, which changes nothing up to `original_max_seq_len` positions.
 
-    Beyond them every frequency depends on how long the text has become, and a cached key keeps
-    the rotation of an earlier, shorter text: no function of the position, so a config with this
-    scaling ends there. It is kept for those who take the model elsewhere.
+    Beyond them the frequencies depend on the length of the text, so a rotation would be no function
+    of the position. A config with this scaling therefore ends there. `export` writes the scaling
+    back.
     """
 
     factor: float

@@ -1,4 +1,5 @@
-"""GPU kernels for attention: cuDNN's for prompts, our own for decode steps.
+"""GPU kernels for attention (cuDNN's for prompts, our own for decode steps), and the products of
+every platform but a CPU.
 
 A kernel is opaque to XLA, which cannot cut it over a mesh: `per_device` runs it on each device's
 own rows and heads. Whether this process's GPU has a kernel is found out by compiling it once.
@@ -93,7 +94,7 @@ def _step(
 def _compiles_here(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:
     if jax.default_backend() != "gpu":
         return False
-    # In a thread of its own, which knows nothing of the mesh and the trace that ask.
+    # In a thread of its own, because JAX's current mesh and trace belong to a thread.
     with ThreadPoolExecutor(1) as elsewhere:
         tried = elsewhere.submit(lambda: jax.jit(f).lower(*args).compile())
     return tried.exception() is None  # a library missing or old, a shape refused

@@ -6,8 +6,8 @@
     logits [batch, time, vocab] = output(rms_norm(x))
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
-`linear` and `embed`, and the cache attends and remembers by itself. So the model never asks whether
-a weight is quantized, a cache paged, or an array cut over a mesh.
+`linear` and `embed`, and the cache computes attention and stores keys and values. So the model
+never asks whether a weight is quantized, a cache paged, or an array sharded.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def forward(
     *,
     at: Int[Array, "batch wanted"] | None = None,
 ) -> tuple[Logits, Any]:
-    """The logits that follow each token, and the cache with the tokens' keys and values in it.
+    """The next token's logits at each position, and the cache with the new keys and values in it.
 
-    Logits are [batch, time, vocab], in float32 whatever the weights. The cache is of the kind
-    given, or None.
+    Logits are a float32 array [batch, time, vocab]. With bfloat16 weights they are rounded to
+    bfloat16 first, as in Meta's code. The cache is of the kind given, or None.
 
     Positions count from 0 and ascend by one along time. They alone decide the rotation, the slot
     and the causal mask, so padding on the right needs no mask. `at` [batch, wanted] picks the time
@@ -59,7 +59,7 @@ def forward(
     empty.
     """
     if not tokens.size:
-        raise ValueError(f"tokens of shape {list(tokens.shape)}: pass at least one, in each row")
+        raise ValueError(f"tokens have the shape {list(tokens.shape)}; pass at least one a row")
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
         weights = gather_every_step(params.weights, positions)
@@ -68,7 +68,7 @@ def forward(
 
 
 def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Random weights to train from: normal with deviation 0.02, less on the way to the residual.
+    """Random weights to train from: normal, with the deviations of `weights/table.py`.
 
     `jax.eval_shape(init_params, key, config)` gives the shapes of a model of any size and allocates
     nothing.
@@ -151,7 +151,7 @@ def attention(
     """Grouped-query attention over the past and the step's own tokens.
 
     Queries become [batch, time, n_heads, head_dim], keys and values [batch, time, n_kv_heads,
-    head_dim]. `past` attends, and `step` is what it wants to remember.
+    head_dim]. `past` attends, and `step` holds the new keys and values for `commit`.
     """
     heads = (*x.shape[:2], -1, c.head_dim)
     q = rope.rotate(_plus(linear(x, w["wq"]), w, "bq").reshape(heads), rotation)
@@ -169,7 +169,7 @@ def feed_forward(w: Weights, x: Hidden) -> Hidden:
 
 
 def gather(w: Weights, specs: Specs) -> Weights:
-    """Weights as products take them: all-gathered over `fsdp`, still cut over `tensor`."""
+    """All-gathers weights over `fsdp`. They stay sharded over `tensor`."""
     return {
         group: {name: gather_fsdp(w[group][name], spec) for name, spec in names.items()}
         for group, names in specs.items()
@@ -192,5 +192,5 @@ def rope_frequencies(c: Config) -> rope.Frequencies:
 
 
 def _plus(x: Array, w: Weights, bias: str) -> Array:
-    """`x` plus a bias, in a model that has it."""
+    """Adds a bias, if the model has it."""
     return x + w[bias].astype(x.dtype) if bias in w else x
