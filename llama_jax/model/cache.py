@@ -24,7 +24,7 @@ Positions = Int[Array, "batch time"]
 
 
 class Past(Protocol):
-    """One layer of a cache. Every layer has the same pytree structure, so a block is traced once."""
+    """One layer of a cache. Every layer has one pytree structure, so a block is traced once."""
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
@@ -87,7 +87,7 @@ class Cache(ModelCache, Protocol):
         ...
 
     def continued(self) -> Self:
-        """The cache with `fresh=False`: one compiled program then serves empty and filled caches."""
+        """The cache with `fresh=False`: one program then serves empty and filled caches."""
         ...
 
     def specs(self) -> Any:

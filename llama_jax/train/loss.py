@@ -11,7 +11,6 @@ the gradients too, from each chunk's logits: three products a chunk, not four, a
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -104,9 +103,7 @@ def _product(vocab_size: int, over: int, x: Hidden, w: Array) -> Any:
     return logits_of
 
 
-def _of_logits(
-    logits: Array, targets: Array, weights: Array, z_loss: float
-) -> tuple[Array, Array]:
+def _of_logits(logits: Array, targets: Array, weights: Array, z_loss: float) -> tuple[Array, Array]:
     """The loss of a chunk, and its gradient by the logits."""
     logsumexp = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     # By mask and sum, because a gather from a vocabulary that is cut would collect all of it.

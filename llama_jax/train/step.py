@@ -77,7 +77,7 @@ def train_step(r: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, 
 
 
 def jitted_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step` of a recipe, compiled. The given state is donated: the new one takes its memory."""
+    """`train_step` of a recipe, compiled. The given state is donated to the new one."""
     return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
 
 
@@ -113,9 +113,7 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     # The output weight as it is, in float32: its gradient is summed over the tokens in float32.
     path, over = (EMBEDDING, 1) if c.tie_embeddings else (OUTPUT, 0)
     output = weight_at(params.weights, path)
-    return cross_entropy(
-        c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights
-    )
+    return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
 
 
 def evaluate(r: Recipe, params: Params, batch: Batch) -> tuple[Float32[Array, ""], Array]:

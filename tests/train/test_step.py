@@ -146,7 +146,9 @@ def test_z_loss_adds_the_squared_logsumexp(config, params):
     plain, _ = gradients_of(config, params)
     more, _ = gradients_of(config, params, z_loss=1e-2)
     batch = batch_of(config, document=TIME)
-    assert float(more) - float(plain) == pytest.approx(1e-2 * np.log(config.vocab_size) ** 2, rel=0.05)
+    assert float(more) - float(plain) == pytest.approx(
+        1e-2 * np.log(config.vocab_size) ** 2, rel=0.05
+    )
     assert batch.weights.sum() > 0
 
 
