@@ -14,7 +14,7 @@ import jax
 VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
 MAX_BYTES = 512 << 20
-"""Of all programs together; the least recently used make room. One of 8B takes about a megabyte."""
+"""The size limit of the cache: the least recently used go first. An 8B program has a megabyte."""
 DIRECTORY = "jax_compilation_cache_dir"
 SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what we set in its place
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),

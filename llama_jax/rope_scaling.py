@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from llama_jax.ops import rope
+from llama_jax.ops.rope import Frequencies
 from llama_jax.validation import check_count, check_flag, check_number
 
 
@@ -15,6 +17,10 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         check_number(self, "factor", at_least=1.0)
+
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        return rope.scale_linear(frequencies, self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,10 @@ class Llama3Scaling:
                 f"low_freq_factor={self.low_freq_factor}; Llama 3.1 has 4 and 1"
             )
 
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        return rope.scale_llama3(frequencies, **vars(self))
+
 
 @dataclasses.dataclass(frozen=True)
 class YarnScaling:
@@ -54,9 +64,9 @@ class YarnScaling:
     beta_fast: float
     beta_slow: float
     truncate: bool
-    """Whether the first and the last changing pair are rounded outwards to whole ones."""
+    """Whether the ends of the range of changing pairs are rounded to whole pairs."""
     attention_factor: float
-    """What the rotations of queries and keys are multiplied by: 1 leaves them rotations."""
+    """The factor of rotated queries and keys; 1 changes nothing."""
     original_max_seq_len: int
 
     def __post_init__(self) -> None:
@@ -72,14 +82,19 @@ class YarnScaling:
                 "YaRN's authors use 32 and 1"
             )
 
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The scaled frequencies of a head, from the plain ones of the base `theta`."""
+        given = {k: v for k, v in vars(self).items() if k != "attention_factor"}
+        return rope.scale_yarn(frequencies, theta=theta, **given)
+
 
 @dataclasses.dataclass(frozen=True)
 class DynamicScaling:
     """Dynamic NTK scaling, which changes nothing up to `original_max_seq_len` positions.
 
-    Beyond them every frequency depends on how long the text has become, and a cached key keeps
-    the rotation of an earlier, shorter text: no function of the position, so a config with this
-    scaling ends there. It is kept for those who take the model elsewhere.
+    Beyond them the frequencies depend on the length of the text, so a rotation would be no function
+    of the position. A config with this scaling therefore ends there. `export` writes the scaling
+    back.
     """
 
     factor: float
@@ -88,6 +103,10 @@ class DynamicScaling:
     def __post_init__(self) -> None:
         check_number(self, "factor", at_least=1.0)
         check_count("original_max_seq_len", self.original_max_seq_len)
+
+    def scaled(self, frequencies: Frequencies, theta: float) -> Frequencies:
+        """The plain frequencies: a config with this scaling ends where they would change."""
+        return frequencies
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling

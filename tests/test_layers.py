@@ -14,7 +14,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "rope_scaling": 1,
     "config": 2,
     "compilation": 1,
-    "ops": 1,
+    "ops": 0,
     "weights": 3,
     "sharding": 4,
     "kernels": 5,

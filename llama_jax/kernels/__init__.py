@@ -1,8 +1,7 @@
-"""How LLaMA's arithmetic is computed fast: the doors that the model and generation use.
+"""LLaMA's arithmetic, computed fast: the functions that the model and generation call.
 
-Each door has the signature of a function in `ops` and computes the same; a test holds them equal.
-This is the only room that names a platform. A program holds the form of the platform it is
-compiled for.
+Each computes what its reference in `ops` computes (`argmax` and `top_k`: what JAX's do); tests hold
+them equal. A program gets the implementation of the platform that it is compiled for.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, cpu, gpu, select
+from llama_jax.kernels import blockwise, causal, cpu, gpu, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
@@ -28,6 +27,7 @@ __all__ = [
     "argmax",
     "attention",
     "cache_dtype",
+    "causal_attention",
     "embed",
     "linear",
     "linear_transposed",
@@ -38,8 +38,8 @@ __all__ = [
     "weight_dtype",
 ]
 COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
-"""XLA's options for programs that read weights. By default it uses half of a 512-bit register, with
-which a core multiplies fewer weights than it can read."""
+"""XLA's options for programs that read weights. By default XLA uses 256-bit vectors; with 512 bits
+a core multiplies weights as fast as it reads them."""
 
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {
@@ -55,13 +55,13 @@ FORMS: dict[str, dict[str, Any]] = {
         "cpu": cpu.argmax,
         "default": lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32),
     },
-    # Halving costs a CPU least; to a GPU a pass over the data costs more than 15 sums in it.
+    # On a CPU one bit a pass is cheapest. On a GPU a pass costs more than the 15 sums of 4 bits.
     "leads": {
         "cpu": functools.partial(select.leads, bits=1),
         "default": functools.partial(select.leads, bits=4),
     },
 }
-"""Which form of a function each platform takes."""
+"""The implementation of a function on each platform."""
 
 
 def weight_dtype(platform: str) -> np.dtype:
@@ -72,13 +72,13 @@ def weight_dtype(platform: str) -> np.dtype:
 def cache_dtype(platform: str, dtype: Any) -> Any:
     """The dtype of keys and values beside weights of `dtype`; on a CPU always float32.
 
-    XLA on a CPU writes one slot of a 16-bit array by a pass over all of it.
+    On a CPU, XLA rewrites a whole 16-bit array to update one slot.
     """
     return jnp.dtype("float32") if platform == "cpu" else dtype
 
 
 def devices_can_be_made(platform: str) -> bool:
-    """Whether one processor of a platform can be made to be several devices: `--cpu-devices`."""
+    """Whether a platform can simulate several devices: `--cpu-devices`."""
     return platform == "cpu"
 
 
@@ -146,6 +146,21 @@ def attention(
     else:
         return otherwise()
     return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
+
+
+def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: causal.First = None) -> Queries:
+    """Attention without a past: query t reads the keys from index `first[t]`, or from 0, up to t.
+
+    Its gradient holds no [time, time] array. A GPU takes cuDNN's kernels where it has both
+    directions and every row is one document.
+    """
+    otherwise = functools.partial(causal.causal_attention, q, k, v, first)
+    if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
+        return otherwise()
+    if first is None and q.shape[1] > 1 and gpu.has_training_kernel(q.dtype, q.shape[-1]):
+        kernel = functools.partial(gpu.prompt_attention, q, k, v)
+        return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
+    return otherwise()
 
 
 def argmax(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:

@@ -1,9 +1,8 @@
 """Attention block by block, for any platform: memory-efficient and exact.
 
-A block of keys gives a partial result: weighted values, the weights' sum, and the peak of the
-scores, over which the weights are exponentials. Two partial results add up in either order
-(arXiv:2112.05682). So a long text holds the scores of one block of queries and keys at a time, and
-nothing of shape [time, time] exists.
+For a block of keys it keeps the largest score m, sum(exp(s - m)) and sum(exp(s - m) * v). Two
+blocks merge in either order (online softmax, arXiv:2112.05682). So memory holds the scores of one
+block of queries and keys at a time, never an array [time, time].
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from llama_jax.ops.linear import product_precision
 QUERY_BLOCK, KEY_BLOCK = 512, 1024
 """Queries and keys of a block, where there are more pairs than one block has."""
 CAUSAL_BLOCK = 128
-"""Queries taken at once where a text without a past fits one block. Each part skips the keys that
-come after all of its queries: 512 tokens cost 5/8 of the products."""
+"""Queries taken at once where there is no past and all pairs fit one block. Each part skips the
+keys after its last query: 512 tokens cost 5/8 of the products."""
 LOWEST = float(jnp.finfo(jnp.float32).min)
 """The peak where there are no scores. It is finite, because infinity minus infinity is NaN."""
 UNSEEN = int(jnp.iinfo(jnp.int32).max)
@@ -79,7 +78,7 @@ def over_spans(q: Queries, spans: Sequence[Span | Own]) -> Queries:
 def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     time = q.shape[1]
     if time <= QUERY_BLOCK or all(_is_one_block(time, span) for span in spans):
-        # A past would be read once for each part, so beside one the queries stay together.
+        # With a past each part would read it again, so the queries stay together.
         step = CAUSAL_BLOCK if len(spans) == 1 and isinstance(spans[0], Own) else time
         cut = [q[:, i : i + step] for i in range(0, time, step)]
         parts = [_of_queries(part, _visible(spans, i * step, part)) for i, part in enumerate(cut)]
@@ -87,7 +86,7 @@ def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     spans = _visible(spans, 0, q)
     lasts = [jnp.broadcast_to(span.last, q.shape[:2]) for span in spans]
 
-    @jax.checkpoint  # a gradient computes a block's scores again, and keeps those of none
+    @jax.checkpoint  # the backward pass computes the scores again
     def of_block(block: tuple[Array, list[Array]]) -> Array:
         q, lasts = block
         return _of_queries(q, tuple(s._replace(last=x) for s, x in zip(spans, lasts, strict=True)))
@@ -103,7 +102,7 @@ def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
 
 
 def _visible(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span, ...]:
-    """The spans as the queries `q` see them, of which the first has index `first` in the step."""
+    """The spans as the step's queries `first` to `first + len(q)` see them."""
     end = first + q.shape[1]
 
     def one(span: Span | Own) -> Span:
@@ -144,7 +143,7 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
         block = Span(cut(k, axis=2), cut(v, axis=2), cut(positions, axis=1), span.last)
         add = lambda: _merged(sum, _over_block(rows, block, time))  # noqa: E731
         seen = jnp.any(block.positions <= farthest)
-        # The question saves a CPU the blocks that no query sees; a GPU would wait for the answer.
+        # On a CPU the cond skips blocks that no query sees. On a GPU it would wait for the host.
         asked = lambda: jax.lax.cond(seen, add, lambda: sum)  # noqa: E731
         return jax.lax.platform_dependent(cpu=asked, default=add), None
 
@@ -174,8 +173,7 @@ def _merged(one: Partial, other: Partial) -> Partial:
 def _product(axes: str, rows: Array, other: Array) -> Array:
     """An einsum over [batch, kv_heads, rows, ...] in the dtype of `other`, summed in float32.
 
-    A single 16-bit row gets a row of zeros beside it: alone, XLA would write all of `other` out in
-    float32.
+    A single 16-bit row is padded to two: for one, XLA would write all of `other` out in float32.
     """
     rows = rows.astype(other.dtype)
     alone = rows.shape[2] == 1 and rows.dtype.itemsize < 4

@@ -40,21 +40,21 @@ def product(x: Array, w: Array, over: int) -> Array:
 def widen_late(table: Array, ids: Array) -> Array:
     """`embed` of a 16-bit table.
 
-    A CPU widens what it reads to float32. The barrier makes the table depend on the ids, so that
-    XLA widens the rows it takes, not the whole table ahead of a loop.
+    A CPU casts what it reads to float32. The barrier makes the table depend on the ids, so that
+    XLA casts the rows it reads, and not the whole table before the loop.
     """
     return embed(*jax.lax.optimization_barrier((table, ids)))
 
 
 def argmax(x: Array) -> Array:
-    """`jnp.argmax`, which compares number by number, as two reductions that use whole registers."""
+    """`jnp.argmax` as a maximum and a minimum over indices: these vectorize, its loop does not."""
     below = x < jnp.max(x, axis=-1, keepdims=True)
     ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
     return jnp.min(jnp.where(below, x.shape[-1], ids), axis=-1)
 
 
 def _is_large(w: Array, axis: int, parts: int) -> bool:
-    """Whether cutting `w` pays. A mesh has its own cuts."""
+    """Whether it pays to cut `w`. Under a mesh it is cut already."""
     whole = jax.sharding.get_abstract_mesh().empty
     return whole and w.shape[axis] % parts == 0 and math.prod(w.shape) >= LARGE
 
@@ -73,7 +73,7 @@ def _by_row_blocks(x: Array, w: Array) -> Array:
     depth = w.shape[0] // ROW_BLOCKS
     x, w = x.reshape(ROW_BLOCKS, 1, depth), w.reshape(ROW_BLOCKS, depth, -1)
     parts = jnp.matmul(x, w, precision=product_precision(x.dtype))
-    # Additions fuse with what follows; a sum would be a call of its own.
+    # Additions fuse with what follows; `jnp.sum` would be a library call.
     return functools.reduce(jnp.add, parts)
 
 
@@ -112,12 +112,12 @@ def _by_partial_sums(x: Array, w: Array, over: int) -> Array:
 def _by_partial_sums_jvp(
     over: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> Any:
-    # A bitcast has no derivative.
+    # A bitcast has no derivative, so both terms are plain products.
     (x, w), (x_dot, w_dot) = primals, tangents
     out = _by_partial_sums(x, w, over)
     return out, _in_float32(x_dot, w, over) + _in_float32(x, w_dot, over)
 
 
 def _widened(bits: Array) -> Array:
-    """bfloat16 numbers, given as bits, in float32: of which they are the upper half."""
+    """bfloat16 numbers, given as bits, in float32: a bfloat16 is the upper half of a float32."""
     return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)

@@ -59,16 +59,16 @@ def _in_parts(
     Float[Array, "batch kv_heads splits group head_dim"],
     Float[Array, "batch kv_heads splits group"],
 ]:
-    """Attention over each of several parts of the keys, and the log of what its weights sum to.
+    """Attention over each split of the keys, and the split's logsumexp.
 
-    An empty part has zeros, and minus infinity.
+    An empty split has the output 0 and the logsumexp minus infinity.
     """
     batch, kv_heads, group, head_dim = q.shape
     slots = past[0].shape[2]
     if slots < BLOCK or head_dim & (head_dim - 1):
         raise ValueError(
-            f"{slots} slots of {head_dim} numbers: the kernel reads {BLOCK} slots at once, of a "
-            "power of two; use attention"
+            f"decode_attention takes at least {BLOCK} slots and a head_dim that is a power of two, "
+            f"not {slots} and {head_dim}; use attention"
         )
     splits = max(1, min(PROGRAMS // (batch * kv_heads), slots // BLOCK))
     rows = max(ROWS, pl.next_power_of_2(group))
@@ -111,9 +111,9 @@ def _kernel(
     splits: int,
     slots: int,
 ) -> None:
-    """One split of one key head: every `splits`th block of slots; the first also its own key.
+    """One split of one key head. Split s reads the blocks s, s + splits, s + 2 * splits, ...
 
-    Blocks are dealt out in turn, so that all splits have work whatever the length.
+    So every split has work whatever the length. Split 0 also reads the step's own key.
     """
     split, length = pl.program_id(2), length_ref[...]
     q = q_ref[...]
@@ -122,7 +122,7 @@ def _kernel(
     def one(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, peak, total = state
         first = (split + turn * splits) * BLOCK
-        # The last block begins early enough to end with the slots, and skips what others read.
+        # The last block starts at slots - 64, and masks the slots that the one before has read.
         start = jnp.minimum(first, slots - BLOCK)
         slot = start + jnp.arange(BLOCK)
         visible = (slot >= first) & (slot < length)

@@ -1,4 +1,5 @@
-"""GPU kernels for attention: cuDNN's for prompts, our own for decode steps.
+"""GPU kernels for attention (cuDNN's for prompts, our own for decode steps), and the products of
+every platform but a CPU.
 
 A kernel is opaque to XLA, which cannot cut it over a mesh: `per_device` runs it on each device's
 own rows and heads. Whether this process's GPU has a kernel is found out by compiling it once.
@@ -48,6 +49,14 @@ def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
 
 
 @functools.cache
+def has_training_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
+    """Whether this process's GPU has cuDNN's attention for such heads, and its gradient."""
+    x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
+    total = lambda q, k, v: jnp.sum(_prompt(q, k, v).astype(jnp.float32))  # noqa: E731
+    return _compiles_here(jax.grad(total, argnums=(0, 1, 2)), x, x, x)
+
+
+@functools.cache
 def has_step_kernel(
     dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, slots: int, head_dim: int
 ) -> bool:
@@ -85,7 +94,7 @@ def _step(
 def _compiles_here(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:
     if jax.default_backend() != "gpu":
         return False
-    # In a thread of its own, which knows nothing of the mesh and the trace that ask.
+    # In a thread of its own, because JAX's current mesh and trace belong to a thread.
     with ThreadPoolExecutor(1) as elsewhere:
         tried = elsewhere.submit(lambda: jax.jit(f).lower(*args).compile())
     return tried.exception() is None  # a library missing or old, a shape refused

@@ -16,9 +16,10 @@ from llama_jax.weights.weight import padded_shape
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k` of [batch, ..., vocab] that lies as logits do: each device looks at its own.
+    """`jax.lax.top_k` of [batch, ..., vocab] sharded as logits are.
 
-    XLA would bring the vocabulary together first, and the rows as well.
+    Each device takes the `k` largest of its own part; then these are gathered. XLA alone would
+    gather the whole vocabulary, and the rows as well.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = () if mesh.empty else tuple(axis for axis in TENSOR if mesh.shape.get(axis, 1) > 1)
@@ -49,8 +50,8 @@ def by_blocks(
 ) -> tuple[Float[Array, "*batch k"], Int[Array, "*batch k"]]:
     """The `k` largest of each row and their ids, as `jax.lax.top_k`: of equals the lower id first.
 
-    Only the `k` blocks with the largest maxima can hold any of them, so that two short sorts serve
-    for one of the whole vocabulary.
+    Only the `k` blocks with the largest maxima can hold any of them. So two short sorts replace
+    one of the whole vocabulary.
     """
     *batch, vocab = values.shape
     width = max(k, math.isqrt(vocab))

@@ -1,4 +1,4 @@
-"""Products as products of rows; of a single 16-bit row as one of two rows."""
+"""Wrappers of products: batch axes are flattened to rows, and a single 16-bit row padded to two."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which tokens lead a row, for top-k and top-p, without sorting the vocabulary.
+"""The masks of top-k and top-p without sorting the vocabulary.
 
-The value at which the leaders end is found by bisection over the bits of a float, which order as
-the bits of an integer do.
+The smallest value that is kept is found by bisection over the bits of a float, which order as the
+bits of an integer do.
 """
 
 from __future__ import annotations
@@ -20,33 +20,37 @@ def leads(
     *,
     bits: int,
 ) -> Bool[Array, "batch vocab"]:
-    """Which entries have at most `limit` of weight before them, in descending order of value.
+    """A mask of the entries whose preceding weights sum to at most `limit`.
 
-    Of equal values the lower index comes first. `bits` is how many bits of the last value a pass
-    over the data decides, by `2**bits - 1` sums.
+    Entries are ordered by descending value, equal ones by index. Values [0.5, 0.2, 0.3], as
+    weights too, and a limit of 0.5: the order is 0, 2, 1, the sums before are 0, 0.5 and 0.8, so
+    entries 0 and 2 are kept. A pass over the data decides `bits` bits of the last value, by
+    `2**bits - 1` sums; `bits` is 1, 2 or 4.
     """
     keys = _ordered(values)
     index = jnp.arange(keys.shape[-1], dtype=jnp.uint32)
-    width = max(20, -(-keys.shape[-1].bit_length() // bits) * bits)  # of an index, in whole steps
+    width = max(
+        20, -(-keys.shape[-1].bit_length() // bits) * bits
+    )  # bits of an index, in whole passes
 
-    def fits(leaders: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
-        return jnp.sum(jnp.where(leaders, weights[:, None], 0), axis=-1) <= limit[:, None]
+    def fits(before: Bool[Array, "batch asked vocab"]) -> Bool[Array, "batch asked"]:
+        return jnp.sum(jnp.where(before, weights[:, None], 0), axis=-1) <= limit[:, None]
 
     last = _first(lambda key: fits(keys[:, None] > key[:, :, None]), limit.shape[0], 32, bits)
-    leads, ties = keys > last[:, None], keys == last[:, None]
+    above, ties = keys > last[:, None], keys == last[:, None]
 
     def goes(i: UInt32[Array, "batch asked"]) -> Bool[Array, "batch asked"]:
-        return ~fits(leads[:, None] | (ties[:, None] & (index < i[:, :, None])))
+        return ~fits(above[:, None] | (ties[:, None] & (index < i[:, :, None])))
 
     def cut() -> UInt32[Array, " batch"]:
         return _first(goes, limit.shape[0], width, bits)
 
-    if bits == 1:  # a CPU's branches are free, and equals rare
+    if bits == 1:  # on a CPU, where a branch is free: equal values are rare
         alone = jnp.all(jnp.sum(ties, axis=-1) <= 1)
         end = jax.lax.cond(alone, lambda: jnp.full(limit.shape, keys.shape[-1], jnp.uint32), cut)
     else:
         end = cut()
-    return leads | (ties & (index < end[:, None]))
+    return above | (ties & (index < end[:, None]))
 
 
 def _first(
@@ -55,10 +59,10 @@ def _first(
     width: int,
     bits: int,
 ) -> UInt32[Array, " batch"]:
-    """The first number of `width` bits at which `holds`, false before and true after, is true.
+    """The smallest integer n of `width` bits with `holds(n)`; the largest, if there is none.
 
-    Asked for the ends of all parts but the last, `bits` bits at a time; the last number, where it
-    never is.
+    `holds` is false below some number and true from there on. A search that decides `bits` bits at
+    a time: with 2 bits it asks at three places, which tell in which quarter n is.
     """
     parts = jnp.arange(1, 2**bits, dtype=jnp.uint32)
 

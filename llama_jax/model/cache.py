@@ -1,4 +1,4 @@
-"""Keys and values of the past, as values that attend by themselves.
+"""Key-value caches. A cache attends over what it holds, so the model never sees its layout.
 
 A cache of 2 rows and 256 slots holds, for each layer, keys and values [2, n_kv_heads, 256,
 head_dim]. The key and the value of position p lie in slot p.
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import attention
+from llama_jax.kernels import attention, causal_attention
 from llama_jax.ops.attention import NewKeys, Queries, Slots
 from llama_jax.sharding.specs import CACHE
 
@@ -24,32 +24,36 @@ Positions = Int[Array, "batch time"]
 
 
 class Past(Protocol):
-    """One layer of a cache. All layers have one structure, so that one trace serves them all."""
+    """One layer of a cache. Every layer has one pytree structure, so a block is traced once."""
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, Any]:
-        """What the queries read from the past and from the step's own keys and values.
+        """Attention of `q` over the cached keys and values and the step's own `k` and `v`.
 
-        Positions ascend by one along time. The second value is what `commit` is given.
+        Returns the output [batch, time, heads, head_dim], and a value that `commit` stores.
+        Positions ascend by one along time.
         """
         ...
 
 
 class ModelCache(Protocol):
-    """What the model asks of a cache, or of none. A pytree."""
+    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing."""
 
     def layer(self, layer: int) -> Past:
         """The past of one layer."""
         ...
 
     def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Self:
-        """Stores what every layer's `attend` gave, once `after` is known."""
+        """The cache with every layer's new keys and values, written at `positions`.
+
+        `after` is the last layer's output: the writes wait for it, so they follow every read.
+        """
         ...
 
 
 class Cache(ModelCache, Protocol):
-    """What generation asks of a cache: contiguous, paged, quantized.
+    """The cache interface of generation: a contiguous, paged or quantized cache implements it.
 
     Nothing outside this file reads a cache's arrays.
     """
@@ -61,12 +65,12 @@ class Cache(ModelCache, Protocol):
 
     @classmethod
     def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
-        """How many bytes that one takes."""
+        """The bytes of `empty(...)` with these arguments."""
         ...
 
     @property
     def fresh(self) -> bool:
-        """Whether nothing was committed, so that the first step has no past. Static."""
+        """True until the first `commit`: the first step then reads no slots. Static."""
         ...
 
     @property
@@ -83,11 +87,11 @@ class Cache(ModelCache, Protocol):
         ...
 
     def continued(self) -> Self:
-        """The same cache, no longer fresh: one program then serves texts with a past or without."""
+        """The cache with `fresh=False`: one program then serves empty and filled caches."""
         ...
 
     def specs(self) -> Any:
-        """How its arrays are cut over a mesh: the same pytree with a `PartitionSpec` for each."""
+        """How its arrays are sharded: the same pytree with a `PartitionSpec` for each."""
         ...
 
 
@@ -102,9 +106,31 @@ class Uncached:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, None]:
-        return attention(q, k, v, None, positions[:, 0]), None
+        return causal_attention(q, k, v), None
 
     def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Uncached:
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """No past, and rows of several documents, whose positions restart at 0 with each.
+
+    Positions [0, 1, 2, 0, 1] are a document of three tokens and one of two. The query at index t
+    sees the keys from index `t - positions[t]`, which are those of its own document.
+    """
+
+    def layer(self, layer: int) -> Packed:
+        return self
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, None]:
+        first = jnp.arange(positions.shape[1]) - positions
+        return causal_attention(q, k, v, first), None
+
+    def commit(self, steps: Sequence[None], positions: Positions, after: Array) -> Packed:
         return self
 
 
@@ -130,9 +156,8 @@ class KVLayer:
 class KVCache:
     """A contiguous cache: the key and value of position p lie in slot p of their row.
 
-    Slots at and above a row's position hold leftovers that nothing reads: a query sees the slots
-    below its step's first position, and the step's own keys. So prompts are padded on the right,
-    with anything, and no length is stored.
+    A query sees the slots below its step's first position, and the step's own keys. Nothing reads
+    the slots above. So prompts are padded on the right, with any ids, and no length is stored.
     """
 
     k: tuple[Slots, ...]
@@ -144,8 +169,8 @@ class KVCache:
     def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> KVCache:
         """A cache for `batch` rows of up to `slots` positions.
 
-        `dtype` may be wider than the activations': on a CPU a 16-bit cache costs a pass over all
-        of it at every step.
+        `dtype` may be wider than the activations'. On a CPU use float32: XLA rewrites the whole of
+        a 16-bit cache at every step.
         """
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
@@ -179,7 +204,7 @@ class KVCache:
         return dataclasses.replace(self, fresh=False)
 
     def specs(self) -> KVCache:
-        """How each array is cut over a mesh: rows over the batch axes, key heads over `tensor`."""
+        """Every array is sharded alike: rows over `data` and `fsdp`, key heads over `tensor`."""
         return jax.tree.map(lambda _: CACHE, self)
 
     def layer(self, layer: int) -> KVLayer:
@@ -191,7 +216,8 @@ class KVCache:
     ) -> KVCache:
         """Writes a step's keys and values at `positions`; those beyond the slots are dropped.
 
-        All layers have read by then. XLA would copy a buffer that is written and then read.
+        All layers have read by then. If one were to read a buffer after another wrote it, XLA
+        would copy the buffer.
         """
         positions = _known_after(positions, after)
         k = tuple(_write(old, new, positions) for old, (new, _) in zip(self.k, steps, strict=True))
@@ -211,10 +237,10 @@ def _write(
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:
-    """`positions`, in a form that XLA cannot compute before `after`.
+    """`positions`, with a data dependency on `after`.
 
-    This keeps every write behind the last read of the cache, and so in place. A comparison with
-    infinity is false for every number, NaN included, and XLA does not fold it away.
+    So every write follows the last read of the cache and happens in place. `x > inf` is false for
+    every number, NaN included, but XLA does not fold it.
     """
     never = after[:, :1, 0] > jnp.inf
     return jnp.where(never, 0, positions)

@@ -1,4 +1,4 @@
-"""What a model and its cache will take of each device, before anything is allocated."""
+"""The memory of a model and its cache on each device, computed from shapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Memory:
 
     devices: int
     rows: int
-    """Of the cache: the batch, rounded up to a multiple of `data * fsdp`."""
+    """Rows of the cache: the batch, rounded up to a multiple of `data * fsdp`."""
     weights: int
     """On all devices together; a weight that several hold counts for each."""
     weights_per_device: int
@@ -86,7 +86,7 @@ def memory(
 
 
 def _part_bytes(shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> int:
-    """Bytes that a device holds of an array; what its axes do not divide is padded."""
+    """Bytes of one device's shard, the padding of uneven axes included."""
     return math.prod(sharding.shard_shape(padded_shape(shape, sharding))) * dtype.itemsize
 
 

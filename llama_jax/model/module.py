@@ -1,4 +1,4 @@
-"""The model as a Flax module, for those who compose it with others of theirs.
+"""The model as a Flax module, for use inside other Flax modules.
 
 The only file that imports Flax, which takes a quarter of a second that `forward` need not wait for.
 """
@@ -23,9 +23,9 @@ from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 class Transformer(nn.Module):
     """Declares the rows of `weights/table.py` as its parameters and calls `transformer`.
 
-    `Transformer(config).init(key, tokens, positions)["params"]` has the tree of `Params.weights`,
-    and `Transformer(config).apply({"params": params.weights}, tokens, positions)` the logits of
-    `forward`.
+    `Transformer(config).init(key, tokens, positions)["params"]` has the tree of `Params.weights`
+    (and other random numbers than `init_params`). `Transformer(config).apply({"params":
+    params.weights}, tokens, positions)` gives the logits of `forward`.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class Transformer(nn.Module):
 
     def _group(self, name: str, rows: dict[WeightPath, WeightRow]) -> Weights:
         """The weights of one layer, or of one group outside the layers; random ones in `init`."""
-        if self.has_variable("params", name):  # `param` would refuse what a mesh has padded
+        if self.has_variable("params", name):  # `self.param` refuses shapes that a mesh has padded
             return self.get_variable("params", name)
         return self.param(name, _initialised, rows, self.init_dtype)
 

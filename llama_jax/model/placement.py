@@ -1,4 +1,4 @@
-"""Where a model lies, and what follows from it: asked once a call."""
+"""A model's placement: its mesh, platform and kind of cache. Computed once a call."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Placement:
     """The devices of a model's weights."""
 
     mesh: Mesh | None
-    """None where the weights lie on one device."""
+    """None where all weights are on one device."""
     platform: str
     """As JAX names it."""
     cache_dtype: Any
-    """The dtype that keys and values have there."""
+    """The dtype of cached keys and values."""
     cache: type[Cache] = KVCache
-    """The kind of cache that they lie in."""
+    """The kind of cache that holds them."""
 
     @classmethod
     def of(cls, params: Params, cache: type[Cache] = KVCache) -> Placement:
-        """Where these params lie, or, if their weights are only shapes, will lie."""
+        """The placement of these params, whose weights may be shapes."""
         leaf = jax.tree.leaves(params.weights)[0]
         sharding = getattr(leaf, "sharding", None)
         devices = None if sharding is None else sharding.device_set
@@ -40,14 +40,14 @@ class Placement:
 
     @property
     def batch_divisor(self) -> int:
-        """What a batch's rows must be a multiple of, so that every device has as many."""
+        """The number of rows must be a multiple of this: `data * fsdp`."""
         if self.mesh is None:
             return 1
         sizes = [self.mesh.shape[axis] for axis in BATCH]
         return sizes[0] * sizes[1]
 
     def put(self, tree: Any) -> Any:
-        """NumPy arrays as the model's programs take them: on its devices, whole on each."""
+        """Puts NumPy arrays on the model's devices, replicated."""
         return jax.device_put(tree, self.mesh and NamedSharding(self.mesh, REPLICATED))
 
     def use_mesh(self) -> contextlib.AbstractContextManager[Any]:

@@ -6,20 +6,21 @@
     logits [batch, time, vocab] = output(rms_norm(x))
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
-`linear` and `embed`, and the cache attends and remembers by itself. So the model never asks whether
-a weight is quantized, a cache paged, or an array cut over a mesh.
+`linear` and `embed`, and the cache computes attention and stores keys and values. So the model
+never asks whether a weight is quantized, a cache paged, or an array sharded.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.config import Config, LinearScaling, Llama3Scaling, YarnScaling
+from llama_jax.config import Config, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.ops import rope
@@ -34,6 +35,7 @@ Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
 Tokens = Int[Array, "batch time"]
 Logits = Float32[Array, "batch wanted vocab"]
+Block = Callable[..., tuple[Hidden, Any]]
 
 
 def forward(
@@ -44,10 +46,10 @@ def forward(
     *,
     at: Int[Array, "batch wanted"] | None = None,
 ) -> tuple[Logits, Any]:
-    """The logits that follow each token, and the cache with the tokens' keys and values in it.
+    """The next token's logits at each position, and the cache with the new keys and values in it.
 
-    Logits are [batch, time, vocab], in float32 whatever the weights. The cache is of the kind
-    given, or None.
+    Logits are a float32 array [batch, time, vocab]. With bfloat16 weights they are rounded to
+    bfloat16 first, as in Meta's code. The cache is of the kind given, or None.
 
     Positions count from 0 and ascend by one along time. They alone decide the rotation, the slot
     and the causal mask, so padding on the right needs no mask. `at` [batch, wanted] picks the time
@@ -57,7 +59,7 @@ def forward(
     empty.
     """
     if not tokens.size:
-        raise ValueError(f"tokens of shape {list(tokens.shape)}: pass at least one, in each row")
+        raise ValueError(f"tokens have the shape {list(tokens.shape)}; pass at least one a row")
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
         weights = gather_every_step(params.weights, positions)
@@ -66,7 +68,7 @@ def forward(
 
 
 def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> Params:
-    """Random weights to train from: normal with deviation 0.02, less on the way to the residual.
+    """Random weights to train from: normal, with the deviations of `weights/table.py`.
 
     `jax.eval_shape(init_params, key, config)` gives the shapes of a model of any size and allocates
     nothing.
@@ -91,24 +93,31 @@ def transformer(
 ) -> tuple[Logits, Any]:
     """Embedding, `n_layers` blocks, norm, output; then the cache is written."""
     w = w | gather(w, model_specs(c))
-    embedding = w["tok_embeddings"]["weight"]
-    x = constrain(embed(embedding, tokens), ACTIVATION)
-    rotation = rotations(positions, rope_frequencies(c))
-    if isinstance(c.rope_scaling, YarnScaling):
-        rotation = rotation * c.rope_scaling.attention_factor
-    steps = []
-    for i in range(c.n_layers):
-        x, step = block(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
-        steps.append(step)
+    x, steps = residual_stream(c, w, tokens, positions, cache)
     cache = cache.commit(steps, positions, after=x)
     if at is not None:
         x = jnp.take_along_axis(x, at[:, :, None], axis=1)
-    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
-    logits = (
-        linear_transposed(x, embedding) if c.tie_embeddings else linear(x, w["output"]["weight"])
-    )
-    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
-    return constrain(logits.astype(jnp.float32), LOGITS), cache
+    return output(c, w, x), cache
+
+
+def residual_stream(
+    c: Config,
+    w: Weights,
+    tokens: Tokens,
+    positions: Positions,
+    cache: ModelCache,
+    remat: Callable[[Block], Block] = lambda block: block,
+) -> tuple[Hidden, list[Any]]:
+    """The tokens after all blocks, and what each layer of the cache is to remember.
+
+    Training passes a `remat`, such as `jax.checkpoint`, under which each block runs.
+    """
+    x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
+    rotation, run, steps = rotations_at(c, positions), remat(block), []
+    for i in range(c.n_layers):
+        x, step = run(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
+        steps.append(step)
+    return x, steps
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced and lowered once, not once a layer
@@ -124,6 +133,17 @@ def block(
     return constrain(x + feed_forward(w["feed_forward"], h), ACTIVATION), step
 
 
+def output(c: Config, w: Weights, x: Hidden) -> Logits:
+    """The last norm, and the product that gives each token of the vocabulary its logit."""
+    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
+    if c.tie_embeddings:
+        logits = linear_transposed(x, w["tok_embeddings"]["weight"])
+    else:
+        logits = linear(x, w["output"]["weight"])
+    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
+    return constrain(logits.astype(jnp.float32), LOGITS)
+
+
 @jax.named_scope("attention")
 def attention(
     c: Config, w: Weights, x: Hidden, rotation: Rotations, positions: Positions, past: Past
@@ -131,7 +151,7 @@ def attention(
     """Grouped-query attention over the past and the step's own tokens.
 
     Queries become [batch, time, n_heads, head_dim], keys and values [batch, time, n_kv_heads,
-    head_dim]. `past` attends, and `step` is what it wants to remember.
+    head_dim]. `past` attends, and `step` holds the new keys and values for `commit`.
     """
     heads = (*x.shape[:2], -1, c.head_dim)
     q = rope.rotate(_plus(linear(x, w["wq"]), w, "bq").reshape(heads), rotation)
@@ -149,35 +169,28 @@ def feed_forward(w: Weights, x: Hidden) -> Hidden:
 
 
 def gather(w: Weights, specs: Specs) -> Weights:
-    """Weights as products take them: all-gathered over `fsdp`, still cut over `tensor`."""
+    """All-gathers weights over `fsdp`. They stay sharded over `tensor`."""
     return {
         group: {name: gather_fsdp(w[group][name], spec) for name, spec in names.items()}
         for group, names in specs.items()
     }
 
 
+def rotations_at(c: Config, positions: Positions) -> Rotations:
+    """The rotation of queries and keys at these positions, the same in every layer."""
+    rotation = rotations(positions, rope_frequencies(c))
+    if isinstance(c.rope_scaling, YarnScaling):
+        rotation = rotation * c.rope_scaling.attention_factor
+    return rotation
+
+
 @functools.cache
 def rope_frequencies(c: Config) -> rope.Frequencies:
     """The frequencies of a config's RoPE, scaled as its kind of scaling says."""
     frequencies = rope.frequencies(c.head_dim, c.rope_theta)
-    match c.rope_scaling:
-        case LinearScaling() as s:
-            return rope.scale_linear(frequencies, s.factor)
-        case Llama3Scaling() as s:
-            return rope.scale_llama3(frequencies, **vars(s))
-        case YarnScaling() as s:
-            return rope.scale_yarn(
-                frequencies,
-                theta=c.rope_theta,
-                factor=s.factor,
-                beta_fast=s.beta_fast,
-                beta_slow=s.beta_slow,
-                truncate=s.truncate,
-                original_max_seq_len=s.original_max_seq_len,
-            )
-    return frequencies  # dynamic scaling changes none up to max_seq_len, where a config ends
+    return c.rope_scaling.scaled(frequencies, c.rope_theta) if c.rope_scaling else frequencies
 
 
 def _plus(x: Array, w: Weights, bias: str) -> Array:
-    """`x` plus a bias, in a model that has it."""
+    """Adds a bias, if the model has it."""
     return x + w[bias].astype(x.dtype) if bias in w else x

@@ -1,4 +1,7 @@
-"""The arithmetic of LLaMA: pure functions, arrays in and arrays out.
+"""LLaMA's arithmetic, written plainly: pure functions, arrays in and arrays out.
 
-They say what is computed, plainly. `kernels` computes the same fast, and is tested against them.
+The model calls `norm`, `rope`, `swiglu` and the rules of `sampling` directly. It calls `attention`,
+`linear`, `embedding`, top-k and top-p through `kernels`, which computes the same faster; here they
+are the reference that tests compare with. To change attention in the model, change
+`kernels/blockwise.py`, and `kernels/gpu.py` for a GPU.
 """

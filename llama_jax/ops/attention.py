@@ -1,4 +1,7 @@
-"""Grouped-query attention (arXiv:2305.13245) over a past and a step's own tokens."""
+"""Grouped-query attention (arXiv:2305.13245) over a past and a step's own tokens.
+
+The reference of `kernels.attention`, which the model calls.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products of activations and weights."""
+"""Matrix products of activations and weights: the reference of `kernels.linear`."""
 
 from __future__ import annotations
 

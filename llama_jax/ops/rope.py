@@ -2,8 +2,8 @@
 
 Adjacent elements (2i, 2i + 1) of a head are the real and imaginary part of one complex number. It
 rotates by `position * frequency[i]` radians. Frequencies are constants of a model, so NumPy
-computes them once, at trace time, correctly rounded: at position 100,000 the last bit of a
-frequency is 0.01 rad.
+computes them once, at trace time, and rounds where Meta's code rounds: at position 100,000 the last
+bit of a frequency near 1 is 0.006 rad.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def scale_yarn(
     truncate: bool,
     original_max_seq_len: int,
 ) -> Frequencies:
-    """YaRN's scaling (arXiv:2309.00071): slow pairs are slowed by `factor`, fast ones stay.
+    """YaRN's scaling (arXiv:2309.00071): slow pairs are divided by `factor`, fast ones stay.
 
     Between them the change is linear in the pair's index: from the pair that makes `beta_fast`
     rotations in `original_max_seq_len` positions to the one that makes `beta_slow`, as in

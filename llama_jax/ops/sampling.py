@@ -25,8 +25,8 @@ def penalized(
 
     `counts` is how often each token is among the new ones. `repetition` divides a positive logit
     and multiplies a negative one, of any token of the prompt or the new text (arXiv:1909.05858).
-    `presence` is subtracted once from a new token's logit, and `frequency` as often as the token
-    was used. A finite logit stays finite.
+    The logit of a new token falls by `presence`, and by `frequency` times its count. A finite logit
+    stays finite.
     """
     used = counts > 0
     factor = repetition[:, None]

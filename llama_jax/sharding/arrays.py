@@ -1,8 +1,9 @@
-"""Arrays on a mesh: weights put there, activations constrained, the mesh found and used."""
+"""Arrays on a mesh: weights are put there, activations constrained, the mesh found and used."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,7 +53,7 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
 
 
 def put_weight(weight: Any, shape: tuple[int, ...], sharding: NamedSharding, *, name: str) -> Any:
-    """A weight of this shape on a mesh: each part cut as its axes are, and padded with zeros."""
+    """Shards a weight: each part along the axes it follows, padded with zeros."""
     check_groups(name, weight, shape, sharding)
     padded = padded_shape(shape, sharding)
 
@@ -68,7 +69,7 @@ def put_weight(weight: Any, shape: tuple[int, ...], sharding: NamedSharding, *, 
 
 
 def mesh_of(params: Params) -> Mesh | None:
-    """The mesh on which the weights lie, or None where they lie on a single device."""
+    """The mesh of the weights, or None where they are on a single device."""
     for leaf in jax.tree.leaves(params.weights):
         sharding = getattr(leaf, "sharding", None)
         if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
@@ -77,7 +78,10 @@ def mesh_of(params: Params) -> Mesh | None:
 
 
 def use_mesh_of(weights: Weights) -> contextlib.AbstractContextManager[Any]:
-    """A context in which the weights' mesh is the current one, if they have one; in jit too."""
+    """A context in which the weights' mesh is the current one, if they have one.
+
+    Inside `jit` the mesh is read from the tracers' shardings.
+    """
     leaf = jax.tree.leaves(weights)[0]
     if isinstance(leaf, jax.core.Tracer):
         traced = jax.typeof(leaf).sharding.mesh
@@ -91,23 +95,42 @@ def use_mesh_of(weights: Weights) -> contextlib.AbstractContextManager[Any]:
 
 
 def constrain(x: Array, spec: P) -> Array:
-    """States how an activation lies on the mesh of `jax.set_mesh`; without one, nothing."""
+    """`x` sharded by `spec` on the mesh of `jax.set_mesh`; without a mesh, `x`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, _on(mesh, spec))
 
 
-def per_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
-    """`f` of each device's own parts, on the mesh of `jax.set_mesh`; without one, `f` itself.
+def constrain_weights(params: Params) -> Params:
+    """Weights, or their gradients, sharded as the table says, on the mesh of `jax.set_mesh`."""
+    weights = {}
+    for path, row in weight_table(params.config).items():
+        spec = row.spec
 
-    For what XLA cannot cut: a kernel.
+        def cut(part: Any, axes: tuple[PartAxis, ...], spec: P = spec) -> Array:
+            return constrain(part, part_spec(axes, spec))
+
+        weights[path] = map_parts(weight_at(params.weights, path), cut)
+    return params.replace(weights=nested(weights))
+
+
+def per_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
+    """`jax.shard_map` of `f` on the mesh of `jax.set_mesh`; without a mesh, `f` itself.
+
+    For what XLA cannot partition: a kernel.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return f
     here = tuple(_on(mesh, spec) for spec in specs)
     return jax.shard_map(f, in_specs=here, out_specs=_on(mesh, out), check_vma=False)
+
+
+def axis_parts(axes: tuple[str, ...]) -> int:
+    """Into how many parts these axes cut an array on the mesh of `jax.set_mesh`; without one, 1."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in axes)
 
 
 def cuts_evenly(x: Array, spec: P) -> bool:
@@ -119,9 +142,9 @@ def cuts_evenly(x: Array, spec: P) -> bool:
 
 
 def gather_fsdp(weight: Any, spec: P) -> Any:
-    """A weight with its parts on `fsdp` all-gathered; what lies on `tensor` stays cut.
+    """The weight, all-gathered over `fsdp` and still sharded over `tensor`.
 
-    Stated, because XLA would at some sizes move the activations instead.
+    The constraint is explicit, because at some sizes XLA would move the activations instead.
     """
     if "fsdp" not in spec:
         return weight
@@ -130,10 +153,10 @@ def gather_fsdp(weight: Any, spec: P) -> Any:
 
 
 def gather_every_step(weights: Weights, before: Array) -> Weights:
-    """The weights, such that XLA gathers them after `before` is known: at every step of a loop.
+    """The weights, with a data dependency on `before`: XLA then gathers them at every step.
 
-    Gathered once ahead of the loop they would all lie whole on every device, and `fsdp` would save
-    no memory.
+    Otherwise XLA would gather all of them before the loop, and every device would hold the whole
+    model.
     """
     if jax.sharding.get_abstract_mesh().shape.get("fsdp", 1) == 1:
         return weights

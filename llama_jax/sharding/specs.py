@@ -1,4 +1,4 @@
-"""How activations are cut over a mesh; `weights/table.py` says it of the weights."""
+"""PartitionSpecs of activations; `weights/table.py` has those of weights."""
 
 from __future__ import annotations
 

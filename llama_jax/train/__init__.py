@@ -1,1 +1,1 @@
-"""Training: text to token folders, and batches as a function of the step."""
+"""Training: text to token shards, batches, the step, the loop."""

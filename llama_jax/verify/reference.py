@@ -1,7 +1,7 @@
 """LLaMA in float64 NumPy: what the model computes, said a second time and plainly.
 
-It shares nothing with `model.py` and `ops`, so no mistake of theirs is repeated here. A weight is
-read a band at a time, so the memory this takes does not grow with the model.
+It shares nothing with `model/transformer.py` and `ops`, so no mistake of theirs is repeated here. A
+weight is read a band at a time, so the memory this takes does not grow with the model.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Params:
         return sum(stored_bytes(weight, shape) for weight, shape in self._unpadded())
 
     def _unpadded(self) -> Iterator[tuple[Any, tuple[int, ...]]]:
-        """Every weight, and its shape without the zeros that a mesh may have added."""
+        """Every weight, and its shape without a mesh's padding."""
         leaves = jax.tree_util.tree_leaves_with_path(self.weights, is_leaf=is_value)
         for keys, weight in leaves:
             path = tuple(getattr(key, "key", "") for key in keys)
@@ -83,7 +83,7 @@ def weight_at(weights: Weights, path: WeightPath) -> Any:
 
 
 def true_shape(config: Config, path: WeightPath, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A weight's shape without the zeros that a mesh may have added at the end of an axis."""
+    """The shape without a mesh's padding."""
     row = _rows(config).get(path)
     if row is None or row.padded is None or len(shape) != len(row.shape):
         return shape
@@ -107,7 +107,7 @@ _rows = functools.lru_cache(maxsize=8)(weight_table)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Uncompared:
-    """Carries a value through a pytree's structure without making structures differ."""
+    """Static data of a pytree that is ignored where structures are compared."""
 
     value: Any
 

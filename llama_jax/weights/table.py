@@ -1,7 +1,7 @@
 """Every weight of a LLaMA model: its path, shape, sharding, initialiser and padding.
 
 Flax, sharding, checkpoints and padding all read this table. A matrix is [in, out], the embedding
-[vocab, dim]. To lay a model out differently, change the mesh's shape, not the table.
+[vocab, dim]. To shard a model differently, choose another mesh shape; leave the specs alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ WeightPath = tuple[str, ...]
 """A weight's keys in `Params.weights`, outermost first: ("layers_0", "attention", "wq")."""
 
 # A mesh has the axes data, fsdp and tensor. Where tensor has more devices than the model has
-# key-value heads, it is split into tensor and copies: the copies share a head.
+# key-value heads, it is split into tensor and copies: the copies share a head. With tensor=8 and 4
+# key-value heads the axes are tensor=4 and copies=2.
 AXES = ("data", "fsdp", "tensor", "copies")
 BATCH, TENSOR = ("data", "fsdp"), ("tensor", "copies")
 
@@ -111,5 +112,5 @@ def _by_group(rows: Iterable[WeightRow]) -> Specs:
 
 
 def _to_residual(c: Config) -> Initializer:
-    """Of the two weights per layer that add to the residual: its variance sums over depth."""
+    """A smaller deviation for `wo` and `w2`: the residual sums 2 * n_layers of their outputs."""
     return jax.nn.initializers.normal(0.02 / (2 * c.n_layers) ** 0.5)

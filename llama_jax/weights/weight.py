@@ -1,13 +1,13 @@
-"""A weight is an array, or a value that multiplies: quantized, adapted, scaled.
+"""The `Weight` protocol. A weight is an array, or a value that multiplies: quantized, adapted.
 
-A value is made of arrays, its parts, and says how each part's axes follow the weight's own. With
-that alone a model is sharded, saved, loaded and counted, whatever its weights are:
+A value is made of arrays, its parts. `layout` maps each axis of a part to an axis of the weight.
+Sharding, checkpoints and `nbytes` need nothing else:
 
     Scaled: an int8 array [in, out] and a float32 scale [out], for a weight of shape [in, out]
     parts()   {"values": int8[in, out], "scale": float32[out]}
     layout()  {"values": (PartAxis(0), PartAxis(1)), "scale": (PartAxis(1),)}
 
-So on a mesh that cuts the weight's outputs, `scale` is cut with them.
+So a mesh that shards the weight's outputs shards `scale` with them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ ARRAY = ""
 
 
 class PartAxis(NamedTuple):
-    """Which axis of the weight an axis of a part follows, and how many numbers an entry serves.
+    """The axis of the weight that an axis of a part follows.
 
-    A scale for each group of 32 inputs of an [in, out] weight: (PartAxis(0, per=32), PartAxis(1)).
+    An [in, out] weight with a scale for each group of 32 inputs: the scale is [in / 32, out], and
+    its axes are (PartAxis(0, per=32), PartAxis(1)).
     """
 
     of: int
+    """The weight's axis."""
     per: int = 1
+    """How many consecutive entries of that axis share one entry of the part."""
 
 
 Layout = Mapping[str, tuple[PartAxis, ...]]
@@ -43,16 +46,16 @@ class Weight(Protocol):
     """A weight that is no array. A pytree whose leaves are its parts."""
 
     kind: ClassVar[str]
-    """What a checkpoint calls it."""
+    """The name of this kind in a checkpoint."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight that the model sees: [in, out], or [vocab, dim]."""
+        """The logical shape: [in, out], or [vocab, dim] for an embedding."""
         ...
 
     @property
     def dtype(self) -> np.dtype:
-        """Of the numbers that the model sees. An embedding's is the activations' dtype."""
+        """The logical dtype. An embedding's is also the activations' dtype."""
         ...
 
     def matmul(self, x: Array) -> Array:
@@ -80,7 +83,7 @@ class Weight(Protocol):
         ...
 
     def constants(self) -> dict[str, Any]:
-        """What `from_parts` needs beside the parts, as JSON values."""
+        """JSON values that `from_parts` needs in addition to the parts."""
         ...
 
     @classmethod
@@ -133,13 +136,13 @@ def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int,
 
 
 def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
-    """How a part is cut where the weight is cut so: along the axes that it follows."""
+    """The part's PartitionSpec, given the weight's."""
     cuts = tuple(spec)
     return P(*(cuts[axis.of] if axis.of < len(cuts) else None for axis in axes))
 
 
 def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
-    """Bytes of a weight's parts where the weight has this shape: without a mesh's padding."""
+    """Bytes of the parts of a weight of this logical shape, without a mesh's padding."""
     layout = layout_of(weight)
     return sum(
         math.prod(part_shape(layout[name], shape)) * np.dtype(part.dtype).itemsize
@@ -148,7 +151,7 @@ def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
 
 
 def padded_shape(shape: tuple[int, ...], sharding: Sharding) -> tuple[int, ...]:
-    """`shape`, each axis rounded up to what the sharding cuts into equal parts."""
+    """`shape`, each axis rounded up to a multiple of its number of shards."""
     if not isinstance(sharding, NamedSharding):
         return shape
     cuts = axis_cuts(sharding)
@@ -157,13 +160,13 @@ def padded_shape(shape: tuple[int, ...], sharding: Sharding) -> tuple[int, ...]:
 
 
 def axis_cuts(sharding: NamedSharding) -> list[int]:
-    """Into how many parts a sharding cuts each axis that its spec names."""
+    """The number of shards along each axis that the spec names."""
     axes = [(axis,) if isinstance(axis, str) else axis or () for axis in sharding.spec]
     return [math.prod(sharding.mesh.shape[name] for name in names) for names in axes]
 
 
 def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Sharding) -> None:
-    """ValueError where a device would hold part of a group that shares a scale."""
+    """ValueError if a shard boundary would split a quantization group."""
     if not isinstance(sharding, NamedSharding):
         return
     cuts = axis_cuts(sharding)
@@ -172,7 +175,7 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
             cut = cuts[axis.of] if axis.of < len(cuts) else 1
             if cut > 1 and padded_shape(shape, sharding)[axis.of] // cut % axis.per:
                 raise ValueError(
-                    f"{name}: {part} serves groups of {axis.per}, and a mesh that cuts axis "
-                    f"{axis.of} of {list(shape)} into {cut} would split one; use a smaller mesh, "
-                    "or groups that divide a device's part"
+                    f"{name}: {part} covers groups of {axis.per} along axis {axis.of}, and {cut} "
+                    f"shards of {list(shape)} would split a group; use fewer devices or smaller "
+                    "groups"
                 )

@@ -169,7 +169,7 @@ def test_a_width_of_values_is_padded(models):
         layer["feed_forward"] = {name: Scaled.of(w) for name, w in cut.items()}
         weights[f"layers_{i}"] = layer
     odd = values.replace(weights=weights, config=config)
-    with pytest.raises(ValueError, match=r"layers_0.feed_forward.w2: scale serves groups of 8"):
+    with pytest.raises(ValueError, match=r"layers_0.feed_forward.w2: scale covers groups of 8"):
         llama_jax.shard_params(odd, llama_jax.make_mesh(tensor=8))
     for i in range(config.n_layers):  # w2 as an array may be cut anywhere
         ffn = odd.weights[f"layers_{i}"]["feed_forward"]
@@ -285,7 +285,7 @@ def test_a_mesh_that_splits_a_group_is_refused():
     weight = Scaled.of(np.ones((24, 16), np.float32))
     mesh = llama_jax.make_mesh(tensor=2)
     sharding = jax.sharding.NamedSharding(mesh, P("tensor", None))
-    with pytest.raises(ValueError, match=r"w: scale serves groups of 8.*axis 0 of \[24, 16\]"):
+    with pytest.raises(ValueError, match=r"w: scale covers groups of 8 along axis 0.*\[24, 16\]"):
         check_groups("w", weight, (24, 16), sharding)
     check_groups("w", weight, (32, 16), sharding)
 

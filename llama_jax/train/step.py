@@ -1,0 +1,187 @@
+"""One training step, as the LLaMA paper states it (arXiv:2302.13971, section 2.2 to 2.4).
+
+    loss        mean cross-entropy of the next token, in float32
+    gradients   summed over micro-batches, divided once by the number of trained tokens
+    clip        to a norm of 1
+    AdamW       beta 0.9 and 0.95, decay 0.1 of matrices, a learning rate with warm-up and cosine
+
+The weights and moments are float32; activations and products are bfloat16 where the recipe says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float32
+
+from llama_jax.model.cache import Packed, Uncached
+from llama_jax.model.transformer import Block, gather, residual_stream
+from llama_jax.ops.norm import rms_norm
+from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
+from llama_jax.train.batches import Batch
+from llama_jax.train.loss import cross_entropy
+from llama_jax.train.optimizer import direction, learning_rate
+from llama_jax.train.recipe import Recipe, Step
+from llama_jax.train.state import TrainState
+from llama_jax.weights.params import Params, weight_at
+from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT, model_specs
+from llama_jax.weights.weight import is_value
+
+
+class Metrics(NamedTuple):
+    """What a step says of itself. Scalars."""
+
+    loss: Float32[Array, ""]
+    """The mean loss of the trained tokens, in nats, z-loss included."""
+    gradient_norm: Float32[Array, ""]
+    """Before clipping."""
+    learning_rate: Float32[Array, ""]
+    tokens: Float32[Array, ""]
+    """The sum of the tokens' weights: how many were trained on."""
+    good: Bool[Array, ""]
+    """Whether the step changed the weights."""
+
+
+def train_step(r: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """The state after one more step, and what it says of itself.
+
+    A step whose loss or gradients are not finite, or whose gradients' norm is a spike, changes
+    neither weights nor moments. It counts as a step all the same.
+    """
+    with use_mesh_of(state.params.weights):
+        loss, gradients = loss_and_gradients(r.step, state.params, batch)
+        norm = optax.tree.norm(gradients)
+        rate = learning_rate(r, state.step)
+        gradients = _clipped(gradients, norm, r.optimizer.clip)
+        optimizer = direction(r.optimizer, state.params)
+        updates, moments = optimizer.update(gradients, state.moments, state.params)
+        params = jax.tree.map(lambda w, update: w + rate * update, state.params, updates)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & ~_is_spike(r.step, norm, state.norm)
+        after = TrainState(
+            step=state.step + 1,
+            params=params,
+            moments=moments,
+            average=_averaged(r.step, state.average, params),
+            norm=jnp.where(state.norm == 0, norm, 0.99 * state.norm + 0.01 * norm),
+            left_out=state.left_out,
+            left_out_in_a_row=jnp.zeros_like(state.left_out_in_a_row),
+        )
+        after = _chosen(good, after, _left_out(state))
+    return after, Metrics(loss, norm, rate, jnp.sum(batch.weights), good)
+
+
+def jitted_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` of a recipe, compiled. The given state is donated to the new one."""
+    return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
+
+
+def loss_and_gradients(s: Step, params: Params, batch: Batch) -> tuple[Array, Params]:
+    """The mean loss of a batch's trained tokens, and its gradient, in float32.
+
+    Losses and gradients are summed over the micro-batches and divided once. So micro-batches with
+    few trained tokens count as little as they should.
+    """
+    gradient = jax.value_and_grad(functools.partial(loss_sum, s))
+    if s.micro_batches == 1:
+        total, gradients = gradient(params, batch)
+    else:
+
+        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+
+        zeros = constrain_weights(jax.tree.map(jnp.zeros_like, params))
+        sums = (jnp.zeros(()), zeros)
+        total, gradients = jax.lax.scan(add, sums, _micro_batches(batch, s.micro_batches))[0]
+    tokens = jnp.sum(batch.weights)
+    return total / tokens, _scaled(constrain_weights(gradients), 1 / tokens)
+
+
+def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
+    """The sum of the trained tokens' losses."""
+    c = params.config
+    w = jax.tree.map(lambda w: _narrow(w, s.dtype), params.weights, is_leaf=is_value)
+    w = w | gather(w, model_specs(c))
+    past = Packed() if s.documents == "separate" else Uncached()
+    x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, REMAT[s.remat])
+    x = rms_norm(x, weight_at(w, NORM), c.norm_eps)
+    # The output weight as it is, in float32: its gradient is summed over the tokens in float32.
+    path, over = (EMBEDDING, 1) if c.tie_embeddings else (OUTPUT, 0)
+    output = weight_at(params.weights, path)
+    return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
+
+
+def evaluate(r: Recipe, params: Params, batch: Batch) -> tuple[Float32[Array, ""], Array]:
+    """The sum of the tokens' losses, without z-loss, and how many tokens there are."""
+    step = dataclasses.replace(r.step, remat="none", z_loss=0.0)
+    with use_mesh_of(params.weights):
+        return loss_sum(step, params, batch), jnp.sum(batch.weights)
+
+
+def _keep_all(block: Block) -> Block:
+    return block
+
+
+# Weights are arguments of what is computed again, so that fsdp gathers them again too.
+REMAT: dict[str, Callable[[Block], Block]] = {
+    "none": _keep_all,
+    "layer": functools.partial(jax.checkpoint, static_argnums=0),
+    "dots": functools.partial(
+        jax.checkpoint,
+        static_argnums=0,
+        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    ),
+}
+"""What the backward pass computes again, by the recipe's word for it."""
+
+
+def _narrow(weight: Any, dtype: str) -> Any:
+    return weight if is_value(weight) else weight.astype(dtype)
+
+
+def _micro_batches(batch: Batch, parts: int) -> Batch:
+    """[batch, time] as [parts, batch / parts, time], of which each row stays on its device."""
+
+    def split(x: Array) -> Array:
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    return jax.tree.map(split, batch)
+
+
+def _scaled(tree: Any, factor: Array) -> Any:
+    return jax.tree.map(lambda x: x * factor, tree)
+
+
+def _clipped(gradients: Params, norm: Array, largest: float) -> Params:
+    """Scaled down to a norm of at most `largest`; 0 leaves them alone."""
+    return _scaled(gradients, largest / jnp.maximum(norm, largest)) if largest else gradients
+
+
+def _is_spike(s: Step, norm: Array, mean: Array) -> Array:
+    return (norm > s.spike * mean) & (mean > 0) if s.spike else jnp.zeros((), bool)
+
+
+def _averaged(s: Step, average: Params | None, params: Params) -> Params | None:
+    if average is None:
+        return None
+    return jax.tree.map(lambda old, new: s.average * old + (1 - s.average) * new, average, params)
+
+
+def _left_out(state: TrainState) -> TrainState:
+    """The state after a step that changes nothing but the counts."""
+    return dataclasses.replace(
+        state,
+        step=state.step + 1,
+        left_out=state.left_out + 1,
+        left_out_in_a_row=state.left_out_in_a_row + 1,
+    )
+
+
+def _chosen(good: Array, after: TrainState, before: TrainState) -> TrainState:
+    """One state or the other. Not by a product with 0, because 0 times NaN is NaN."""
+    return jax.tree.map(lambda new, old: jnp.where(good, new, old), after, before)

@@ -1,0 +1,259 @@
+"""The step: accumulation, packing, remat and meshes change nothing; a bad step changes nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.model.transformer import forward, init_params
+from llama_jax.sharding.arrays import shard_params
+from llama_jax.sharding.mesh import make_mesh
+from llama_jax.train.batches import Batch
+from llama_jax.train.recipe import Optimizer, Recipe, Step
+from llama_jax.train.state import new_state
+from llama_jax.train.step import jitted_step, loss_and_gradients, loss_sum
+
+ROWS, TIME = 8, 24
+
+
+def recipe_of(optimizer=None, steps=100, **step):
+    step = {"batch": ROWS, "context": TIME, "dtype": "float32", "remat": "none"} | step
+    optimizer = {"warmup": 2, "learning_rate": 1e-2} | (optimizer or {})
+    return Recipe(steps=steps, optimizer=Optimizer(**optimizer), step=Step(**step))
+
+
+def batch_of(config, step=0, document=11):
+    draw = np.random.default_rng(step)
+    ids = draw.integers(0, config.vocab_size, (ROWS, TIME + 1)).astype(np.int32)
+    positions = np.broadcast_to(np.arange(TIME) % document, (ROWS, TIME)).astype(np.int32)
+    # From none to all of a row's tokens are trained on: micro-batches differ in their counts.
+    weights = (np.arange(TIME) < 3 * np.arange(1, ROWS + 1)[:, None]).astype(np.float32)
+    return Batch(ids[:, :-1], ids[:, 1:], positions, weights)
+
+
+def trained(config, recipe, steps=3, mesh=None):
+    params = init_params(jax.random.key(0), config)
+    state = new_state(recipe, shard_params(params, mesh) if mesh else params)
+    step, losses = jitted_step(recipe), []
+    for i in range(steps):
+        state, metrics = step(state, batch_of(config, i))
+        losses.append(float(metrics.loss))
+    return state, losses
+
+
+def close(a, b, tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), a, b)
+
+
+def gradients_of(config, params, **step):
+    recipe = recipe_of(**step)
+    return jax.jit(loss_and_gradients, static_argnums=0)(recipe.step, params, batch_of(config))
+
+
+@pytest.fixture(scope="module")
+def gradients(config, params):
+    return gradients_of(config, params)
+
+
+def test_gradients_are_the_losses_differences(config, params, gradients):
+    """Along a random direction, by central differences of the plain loss."""
+    keys = jax.random.split(jax.random.key(9), len(jax.tree.leaves(params)))
+    along = jax.tree.unflatten(
+        jax.tree.structure(params),
+        [
+            jax.random.normal(key, w.shape)
+            for key, w in zip(keys, jax.tree.leaves(params), strict=True)
+        ],
+    )
+    batch, step = batch_of(config), recipe_of().step
+    count = batch.weights.sum()
+
+    def at(distance):
+        moved = jax.tree.map(lambda w, a: w + distance * a, params, along)
+        return float(loss_sum(step, moved, batch)) / count
+
+    slope = sum(
+        float(jnp.vdot(g, a))
+        for g, a in zip(jax.tree.leaves(gradients[1]), jax.tree.leaves(along), strict=True)
+    )
+    assert (at(1e-3) - at(-1e-3)) / 2e-3 == pytest.approx(slope, rel=2e-2)
+
+
+def test_the_loss_is_forwards_of_each_document_alone(config, params):
+    batch = batch_of(config, document=8)
+    total = 0.0
+    for start in range(0, TIME, 8):
+        cut = np.s_[:, start : start + 8]
+        logits, _ = forward(params, batch.tokens[cut], batch.positions[cut])
+        log_probs = jax.nn.log_softmax(logits)
+        losses = -np.take_along_axis(log_probs, batch.targets[cut][..., None], axis=-1)[..., 0]
+        total += float((losses * batch.weights[cut]).sum())
+    found = loss_sum(recipe_of().step, params, batch)
+    assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+def test_packed_rows_give_the_gradients_of_separate_documents(config, params):
+    packed = batch_of(config, document=8)
+    cut = lambda x: x.reshape(ROWS * TIME // 8, 8)  # noqa: E731
+    apart = jax.tree.map(cut, packed)
+    step = recipe_of().step
+    one, other = (
+        jax.jit(loss_and_gradients, static_argnums=0)(step, params, batch)
+        for batch in (packed, apart)
+    )
+    close(one, other, 1e-5)
+
+
+def test_copies_of_one_document_are_no_help_to_one_another():
+    """A repeated random document, learned within a document, stays at chance across documents.
+
+    The gradient of every document's loss by every other document's embeddings is zero.
+    """
+    from llama_jax.config import Config
+
+    config = Config.named("tiny")
+    params = init_params(jax.random.key(0), config)
+    ids = np.tile(np.random.default_rng(0).integers(0, config.vocab_size, 8), 3)[None]
+    positions = np.tile(np.arange(8), 3)[None]
+    targets = np.roll(ids, -1)
+    step = recipe_of().step
+
+    def last_third(tokens):
+        weights = np.zeros(ids.shape, np.float32)
+        weights[:, 16:] = 1
+        return float(loss_sum(step, params, Batch(tokens, targets, positions, weights)))
+
+    other = ids.copy()
+    other[:, :16] = (ids[:, :16] + 1) % config.vocab_size
+    assert last_third(ids) == last_third(other)
+    joined = dataclasses.replace(step, documents="joined")
+    step = joined
+    assert last_third(ids) != last_third(other), "joined rows do see one another"
+
+
+def test_micro_batches_of_unequal_counts_are_one_batch(config, params, gradients):
+    close(gradients_of(config, params, micro_batches=4), gradients, 1e-6)
+
+
+@pytest.mark.parametrize("remat", ["layer", "dots"])
+def test_what_is_computed_again_is_the_same(remat, config, params, gradients):
+    close(gradients_of(config, params, remat=remat), gradients, 1e-6)
+
+
+def test_z_loss_adds_the_squared_logsumexp(config, params):
+    plain, _ = gradients_of(config, params)
+    more, _ = gradients_of(config, params, z_loss=1e-2)
+    batch = batch_of(config, document=TIME)
+    assert float(more) - float(plain) == pytest.approx(
+        1e-2 * np.log(config.vocab_size) ** 2, rel=0.05
+    )
+    assert batch.weights.sum() > 0
+
+
+MESHES = [
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 8},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    {"data": 4, "tensor": 2},
+    {"fsdp": 2, "tensor": 4},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_every_mesh_has_one_devices_losses(axes, kind, config):
+    recipe = recipe_of({"kind": kind}, micro_batches=1)
+    _, alone = trained(config, recipe, steps=20)
+    state, losses = trained(config, recipe, steps=20, mesh=make_mesh(**axes))
+    np.testing.assert_allclose(losses, alone, rtol=1e-5, atol=1e-5)
+    assert int(state.step) == 20
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_meshs_padding_stays_zero(kind, config):
+    uneven = config.replace(vocab_size=251, hidden_dim=190)
+    state, losses = trained(uneven, recipe_of({"kind": kind}), mesh=make_mesh(tensor=4, fsdp=2))
+    _, alone = trained(uneven, recipe_of({"kind": kind}))
+    np.testing.assert_allclose(losses, alone, rtol=1e-5)
+    w = state.params.weights
+    assert w["tok_embeddings"]["weight"].shape[0] > 251, "this mesh pads"
+    for padding in (
+        w["tok_embeddings"]["weight"][251:],
+        w["output"]["weight"][:, 251:],
+        w["layers_0"]["feed_forward"]["w1"][:, 190:],
+        w["layers_0"]["feed_forward"]["w2"][190:],
+    ):
+        assert padding.size
+        assert not np.any(padding)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_tied_output_is_trained_once(kind, config):
+    tied = config.replace(tie_embeddings=True)
+    state, losses = trained(tied, recipe_of({"kind": kind}), steps=8)
+    assert "output" not in state.params.weights
+    assert losses[-1] < losses[0]
+
+
+def test_a_bad_step_changes_nothing_but_the_counts(config):
+    recipe = recipe_of(average=0.9)
+    state, _ = trained(config, recipe)
+    before = jax.tree.map(np.asarray, state)
+    step = jitted_step(recipe)
+    bad = batch_of(config, 3)
+    bad = dataclasses.replace(bad, weights=np.where(bad.weights, np.float32("nan"), 0))
+    state, metrics = step(state, bad)
+    state, metrics = step(state, dataclasses.replace(bad, weights=np.zeros_like(bad.weights)))
+    assert not metrics.good
+    for name in ("params", "moments", "average", "norm"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, name), getattr(before, name))
+    assert int(state.step) == int(before.step) + 2
+    assert int(state.left_out) == int(state.left_out_in_a_row) == 2
+    state, metrics = step(state, batch_of(config, 4))
+    assert metrics.good
+    assert (int(state.left_out), int(state.left_out_in_a_row)) == (2, 0)
+
+
+def test_a_spike_is_left_out_by_the_recipes_rule(config):
+    recipe = recipe_of(spike=3.0)
+    state, _ = trained(config, recipe)
+    step = jitted_step(recipe)
+    state = dataclasses.replace(state, norm=state.norm / 100)
+    before = jax.tree.map(np.asarray, state.params)
+    state, metrics = step(state, batch_of(config, 3))
+    assert not metrics.good
+    jax.tree.map(np.testing.assert_array_equal, state.params, before)
+
+
+def test_clipping_keeps_the_direction(config):
+    _, free = trained(config, recipe_of({"clip": 0.0}), steps=2)
+    _, loose = trained(config, recipe_of({"clip": 1e6}), steps=2)
+    assert free == loose
+
+
+def test_bfloat16_keeps_float32_weights_and_moments(config):
+    state, losses = trained(config, recipe_of(dtype="bfloat16"), steps=8)
+    kept = jax.tree.leaves((state.params, state.moments))
+    assert {x.dtype for x in kept} == {jnp.dtype("float32"), jnp.dtype("int32")}
+    _, exact = trained(config, recipe_of(), steps=8)
+    np.testing.assert_allclose(losses, exact, atol=0.02)
+
+
+def test_every_buffer_of_the_state_is_donated(config):
+    recipe = recipe_of(average=0.9)
+    params = init_params(jax.random.key(0), config)
+    state = new_state(recipe, params)
+    compiled = jitted_step(recipe).lower(state, batch_of(config)).compile()
+    given = sum(x.nbytes for x in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes >= given
+
+
+def test_the_average_follows_the_weights(config):
+    state, _ = trained(config, recipe_of(average=0.5), steps=1)
+    start = init_params(jax.random.key(0), config)
+    wanted = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, start, state.params)
+    close(state.average, wanted, 1e-7)
