@@ -23,6 +23,7 @@ from llama_jax.cli.generate import generate
 from llama_jax.cli.inspect import inspect
 from llama_jax.cli.perplexity import perplexity
 from llama_jax.cli.tokenize import tokenize
+from llama_jax.cli.train import train
 from llama_jax.cli.train_tokenizer import train_tokenizer
 from llama_jax.cli.verify import verify
 
@@ -35,7 +36,7 @@ app = typer.Typer(
 )
 for command in (convert, export, verify, inspect, generate, chat, perplexity):
     app.command()(command)
-for command in (train_tokenizer, tokenize):
+for command in (train_tokenizer, tokenize, train):
     app.command()(command)
 
 

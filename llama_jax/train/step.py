@@ -24,7 +24,7 @@ from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
 from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
-from llama_jax.train.batches import Batch
+from llama_jax.train.rows import Batch
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step
@@ -116,9 +116,9 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
 
 
-def evaluate(r: Recipe, params: Params, batch: Batch) -> tuple[Float32[Array, ""], Array]:
+def evaluate(s: Step, params: Params, batch: Batch) -> tuple[Float32[Array, ""], Array]:
     """The sum of the tokens' losses, without z-loss, and how many tokens there are."""
-    step = dataclasses.replace(r.step, remat="none", z_loss=0.0)
+    step = dataclasses.replace(s, remat="none", z_loss=0.0)
     with use_mesh_of(params.weights):
         return loss_sum(step, params, batch), jnp.sum(batch.weights)
 

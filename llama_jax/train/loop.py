@@ -1,0 +1,162 @@
+"""A run: batches into steps, states to disk, and what a person sees of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from llama_jax.sharding.arrays import mesh_of
+from llama_jax.train.batches import batch_sharding, evaluation_batches, training_batches
+from llama_jax.train.order import Order
+from llama_jax.train.recipe import Recipe
+from llama_jax.train.report import Evaluated, Report
+from llama_jax.train.rows import Rows
+from llama_jax.train.saves import Saves
+from llama_jax.train.state import TrainState
+from llama_jax.train.step import Metrics, evaluate, jitted_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run reads."""
+
+    rows: Rows
+    order: Order
+    validation: Rows | None
+    bytes_per_token: float | None
+    """Of the validation split's text: from it a loss becomes bits per byte."""
+
+
+def run_steps(
+    recipe: Recipe,
+    state: TrainState,
+    data: Data,
+    saves: Saves,
+    report: Report,
+    *,
+    on_save: Callable[[TrainState], None],
+    on_sample: Callable[[TrainState], None],
+) -> TrainState:
+    """Trains from `state` to the recipe's last step, or until the process is asked to stop.
+
+    RuntimeError after `run.bad_steps` steps in a row that changed nothing. The state is saved every
+    `run.save_every` steps, at the end, and when SIGTERM or Ctrl-C asks to stop.
+    """
+    r, mesh = recipe.run, mesh_of(state.params)
+    step, first = jitted_step(recipe), int(state.step)
+    sharding = batch_sharding(mesh, recipe.step.batch)
+    batches = training_batches(data.rows, data.order, sharding, step=first)
+    waiting: list[tuple[int, Metrics]] = []  # said one step later, while the next one runs
+
+    def say() -> None:
+        while waiting:
+            index, metrics = waiting.pop(0)
+            report.step(index, jax.device_get(metrics))
+            _check_steps(recipe, report, data.order, index)
+
+    def save() -> None:
+        say()
+        saves.save(state)
+        on_save(state)
+        report.paused()
+
+    def due(every: int) -> bool:
+        return bool(every) and index % every == 0 and index < recipe.steps
+
+    with _stop_signals() as asked, contextlib.closing(batches):
+        index = first
+        while index < recipe.steps:
+            state, metrics = step(state, next(batches))
+            say()
+            waiting.append((index, metrics))
+            index += 1
+            if _stops_now(asked, index):
+                break
+            if due(r.evaluate_every):
+                say()
+                report.evaluated(index, evaluated(recipe, state, data))
+            if due(r.sample_every):
+                on_sample(state)
+                report.paused()
+            if due(r.save_every):
+                save()
+        if index > first:
+            save()
+        if index == recipe.steps:
+            report.evaluated(index, evaluated(recipe, state, data))
+            on_sample(state)
+    saves.wait()
+    return state
+
+
+def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None:
+    """The loss of the validation split, or of the recipe's number of its batches."""
+    if data.validation is None:
+        return None
+    params = state.params if state.average is None else state.average
+    batches = evaluation_batches(
+        data.validation, recipe.step.batch, batch_sharding(mesh_of(params), recipe.step.batch)
+    )
+    total = tokens = 0.0
+    with contextlib.closing(batches):
+        for index, batch in enumerate(batches):
+            if index == recipe.run.evaluate_batches > 0:
+                break
+            loss, count = _evaluate(recipe.step, params, batch)
+            total, tokens = total + float(loss), tokens + float(count)
+    return Evaluated(total / tokens, int(tokens), data.bytes_per_token)
+
+
+_evaluate = jax.jit(evaluate, static_argnums=0)
+
+
+def _check_steps(recipe: Recipe, report: Report, order: Order, index: int) -> None:
+    """Says a bad step's rows; RuntimeError where too many came in a row."""
+    if report.bad_in_a_row and report.bad_in_a_row >= recipe.run.bad_steps:
+        raise RuntimeError(
+            f"{report.bad_in_a_row} steps in a row had a loss or gradients that are not finite, or "
+            f"were spikes; the last, step {index}, read rows {_shown(order.at(index))}. Lower "
+            "optimizer.learning_rate, or look at those rows"
+        )
+
+
+def _shown(ids: np.ndarray) -> str:
+    first = ", ".join(map(str, ids[:8].tolist()))
+    return f"{first}, ... ({len(ids)} rows)" if len(ids) > 8 else first
+
+
+def _stops_now(asked: threading.Event, step: int) -> bool:
+    """Whether this process, or another of the job, was asked to stop."""
+    if jax.process_count() == 1:
+        return asked.is_set()
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Sets an event at SIGTERM and the first Ctrl-C; a second Ctrl-C ends the process at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    kept = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,132 @@
+"""What a run says of itself: a line for people, and `metrics.jsonl` for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from llama_jax.config import Config
+from llama_jax.train.recipe import Recipe
+from llama_jax.train.step import Metrics
+
+
+class Evaluated(NamedTuple):
+    """What an evaluation found."""
+
+    loss: float
+    """Nats a token."""
+    tokens: int
+    """How many were read."""
+    bytes_per_token: float | None
+    """Of the validation text; None where the files do not say it."""
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss that does not depend on the tokenizer."""
+        return self.loss / math.log(2) / self.bytes_per_token if self.bytes_per_token else None
+
+
+class Report:
+    """Takes what a run finds, writes all of it to a file, and says some of it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: Config,
+        file: Path,
+        say: Callable[[str], None],
+        *,
+        devices: int,
+        peak: float,
+        bytes_per_token: float | None,
+    ) -> None:
+        self._recipe, self._say, self._file = recipe, say, file
+        self._flops = flops_per_token(config, recipe.step.context)
+        self._peak, self._bytes_per_token = devices * peak, bytes_per_token
+        self._clock: float | None = None
+        self._seconds = self._tokens = 0.0
+        self.bad_in_a_row = 0
+
+    def step(self, index: int, metrics: Metrics) -> None:
+        """Takes a step's metrics, as numbers. The time since the last counts for its speed."""
+        now = time.monotonic()
+        if self._clock is not None:  # the first step is mostly compiling
+            self._seconds += now - self._clock
+            self._tokens += float(metrics.tokens)
+        self._clock = now
+        good = bool(metrics.good)
+        self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
+        numbers = {name: float(value) for name, value in metrics._asdict().items()}
+        self._write({"step": index + 1, **numbers, "good": good})
+        if not good:
+            self._say(
+                f"step {index + 1:,} changed nothing: loss {numbers['loss']:.4g}, gradient "
+                f"norm {numbers['gradient_norm']:.4g}"
+            )
+        done = index + 1
+        if done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps):
+            self._say(self._line(done, numbers))
+
+    def evaluated(self, step: int, found: Evaluated | None) -> None:
+        """Takes the loss of the validation split."""
+        self._clock = None
+        if found is None:
+            return
+        self._write(
+            {"step": step, "validation_loss": found.loss, "bits_per_byte": found.bits_per_byte}
+        )
+        bits = found.bits_per_byte
+        self._say(
+            f"step {step:,}: validation loss {found.loss:.4f}"
+            + (f", {bits:.4f} bits per byte" if bits else "")
+            + f" ({found.tokens:,} tokens)"
+        )
+
+    def paused(self) -> None:
+        """The time until the next step is no step's: a state is written, or a text drawn."""
+        self._clock = None
+
+    def _line(self, done: int, numbers: dict[str, float]) -> str:
+        parts = [f"step {done:,}/{self._recipe.steps:,}", f"loss {numbers['loss']:.3f}"]
+        if self._bytes_per_token:
+            bits = numbers["loss"] / math.log(2) / self._bytes_per_token
+            parts.append(f"{bits:.3f} bits/byte")
+        parts += [f"lr {numbers['learning_rate']:.2e}", f"norm {numbers['gradient_norm']:.2f}"]
+        if self._seconds:
+            speed = self._tokens / self._seconds
+            parts.append(f"{speed:,.0f} tokens/s")
+            if self._peak:
+                parts.append(f"MFU {speed * self._flops / self._peak:.0%}")
+            left = (self._recipe.steps - done) * numbers["tokens"] / speed
+            parts.append(f"{duration(left)} left" if left else "done")
+            self._seconds = self._tokens = 0.0
+        return "  ".join(parts)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with self._file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def flops_per_token(config: Config, context: int) -> float:
+    """Floating-point operations of a training step for each token (arXiv:2204.02311, appendix B).
+
+    6 for each number of a matrix that multiplies, and 12 * n_layers * n_heads * head_dim * context
+    for attention: all of its pairs count, also those above the diagonal.
+    """
+    c = config
+    queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+    layer = c.dim * (2 * queries + 2 * keys) + 3 * c.dim * c.hidden_dim
+    matrices = c.n_layers * layer + c.dim * c.vocab_size
+    return 6.0 * matrices + 12.0 * c.n_layers * queries * context
+
+
+def duration(seconds: float) -> str:
+    """A length of time in words a person reads at a glance: "3 h 05 min", "12 min", "40 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 90 else f"{minutes} min"

@@ -1,0 +1,87 @@
+"""The states that a run saves: whole or absent, the newest kept, restored onto any mesh."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llama_jax.train.state import TrainState
+
+
+class Saves:
+    """Saved states in a folder, by their step. Writing goes on while training does."""
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        import orbax.checkpoint as ocp  # takes a second to import
+        from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+        self._ocp = ocp
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation_policy.LatestN(keep),
+            cleanup_tmp_directories=True,
+            # Which steps are saved is the loop's decision.
+            should_save_fn=lambda step, latest: True,
+        )
+        self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        self._folder = folder
+
+    def save(self, state: TrainState) -> None:
+        """Begins to write a state, once the one before is written.
+
+        OSError where that one could not be written; the states written earlier stay.
+        """
+        args = self._ocp.args
+        self._manager.save(int(state.step), args=args.PyTreeSave(_flat(state)))
+
+    def newest(self, template: TrainState, told: Callable[[str], None]) -> TrainState | None:
+        """The newest state that is whole, laid out as `template`, or None where there is none.
+
+        `template` has shapes and shardings. A state that cannot be read is passed over, and `told`
+        why.
+        """
+        self._manager.reload()  # another process may have written since
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._restored(step, template)
+            except Exception as error:  # whatever Orbax and TensorStore raise at damaged files
+                first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+                told(f"the state saved at step {step} cannot be read ({first[0][:200]})")
+                self._manager.delete(step)
+        return None
+
+    def wait(self) -> None:
+        """Returns when all is written. OSError where that failed."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _restored(self, step: int, template: TrainState) -> TrainState:
+        ocp, flat = self._ocp, _flat(template)
+
+        def how(x: Any) -> Any:
+            # Not strict: another mesh pads a vocabulary with more zeros, or fewer.
+            return ocp.ArrayRestoreArgs(
+                sharding=x.sharding, global_shape=x.shape, dtype=x.dtype, strict=False
+            )
+
+        args = ocp.args.PyTreeRestore(flat, restore_args=jax.tree.map(how, flat))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = self._manager.restore(step, args=args)
+        leaves = [found[name] for name in _names(template)]
+        return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _flat(state: TrainState) -> dict[str, Any]:
+    """The state's arrays by name: "params.weights.layers_0.attention.wq"."""
+    return dict(zip(_names(state), jax.tree.leaves(state), strict=True))
+
+
+def _names(state: TrainState) -> Iterator[str]:
+    for path, _ in jax.tree_util.tree_leaves_with_path(state):
+        yield jax.tree_util.keystr(path, simple=True, separator=".")
