@@ -18,9 +18,7 @@ SAMPLE_TOKENS = 80
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see docs/guides/train.md")],
-    out: Annotated[
-        Path, typer.Option(help="The run's folder: a new one, or one to go on with")
-    ],
+    out: Annotated[Path, typer.Option(help="The run's folder: a new one, or one to go on with")],
     *,
     set: Annotated[
         list[str] | None,
@@ -49,4 +47,4 @@ def _sample(params: Params, prompts: Sequence[str]) -> list[str]:
     from llama_jax import generate
 
     found = generate(params, list(prompts), max_new_tokens=SAMPLE_TOKENS)
-    return [repr(prompt + one.text) for prompt, one in zip(prompts, found, strict=True)]
+    return [repr(f"{prompt}{one.text}") for prompt, one in zip(prompts, found, strict=True)]

@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax.kernels.blockwise import Own, over_spans
@@ -118,7 +117,7 @@ def _over_pairs(add: Callable[[Any, Any, Any], Any], sums: Any, blocks: int) -> 
     def step(sums: Any, pair: Array) -> tuple[Any, None]:
         return add(sums, pair[0], pair[1]), None
 
-    return jax.lax.scan(step, sums, np.array(pairs, np.int32))[0]
+    return jax.lax.scan(step, sums, jnp.array(pairs, jnp.int32))[0]
 
 
 def _scores(query: Grouped, key: Keys, first: First, i: Any, j: Any) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -38,7 +38,7 @@ def batch_sharding(mesh: Mesh | None, batch: int) -> Sharding:
 
 def training_batches(
     rows: Rows, order: Order, sharding: Sharding, *, step: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The batches from `step` on, without end; the next one is made while one is in use."""
 
     def make(step: int) -> Batch:
@@ -67,7 +67,7 @@ def put(rows: Rows, ids: np.ndarray, sharding: Sharding) -> Batch:
     return Batch(*(field(one.name) for one in dataclasses.fields(Batch)))
 
 
-def evaluation_batches(rows: Rows, batch: int, sharding: Sharding) -> Iterator[Batch]:
+def evaluation_batches(rows: Rows, batch: int, sharding: Sharding) -> Generator[Batch, None, None]:
     """All rows once, in order; the last batch is filled up with rows of weight 0."""
     check_count("batch", batch)
     count = -(-len(rows) // batch)
@@ -93,7 +93,9 @@ def _padded(rows: Rows, ids: np.ndarray) -> Batch:
     return jax.tree.map(fill, found)
 
 
-def _ahead(make: Callable[[int], Batch], first: int, end: int | None = None) -> Iterator[Batch]:
+def _ahead(
+    make: Callable[[int], Batch], first: int, end: int | None = None
+) -> Generator[Batch, None, None]:
     """make(first), make(first + 1), ..., each begun by a thread while the one before is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         coming = None if end == first else thread.submit(make, first)

@@ -40,6 +40,7 @@ class Report:
         file: Path,
         say: Callable[[str], None],
         *,
+        first: int,
         devices: int,
         peak: float,
         bytes_per_token: float | None,
@@ -47,6 +48,7 @@ class Report:
         self._recipe, self._say, self._file = recipe, say, file
         self._flops = flops_per_token(config, recipe.step.context)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
+        _forget_after(file, first)
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
@@ -122,6 +124,18 @@ def flops_per_token(config: Config, context: int) -> float:
     layer = c.dim * (2 * queries + 2 * keys) + 3 * c.dim * c.hidden_dim
     matrices = c.n_layers * layer + c.dim * c.vocab_size
     return 6.0 * matrices + 12.0 * c.n_layers * queries * context
+
+
+def _forget_after(file: Path, step: int) -> None:
+    """Removes the lines of later steps, which a run that goes on from `step` takes again."""
+    if not file.exists():
+        return
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A process that was killed may have left half a line at the end.
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    half = file.with_suffix(".partial")
+    half.write_text("".join(kept), encoding="utf-8")
+    half.replace(file)
 
 
 def duration(seconds: float) -> str:

@@ -9,10 +9,11 @@ runs/stories/
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,15 +183,24 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
     file = folder / RECIPE
     if file.exists():
         before = recipe_of(json.loads(file.read_text(encoding="utf-8")), str(file))
-        for name in vars(recipe):
-            was, now = getattr(before, name), getattr(recipe, name)
-            if was != now and name not in MAY_CHANGE:
+        for name, was, now in _differences(before, recipe):
+            if name.split(".")[0] not in MAY_CHANGE:
                 raise ValueError(
-                    f"{folder} is a run with {name}={was}, and the recipe has {name}={now}; "
+                    f"{folder} is a run with {name}={was!r}, and the recipe has {name}={now!r}; "
                     "choose another folder, or go on with the run's own recipe"
                 )
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(to_json(recipe) + "\n", encoding="utf-8")
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """The fields in which two recipes differ, and their values: "step.batch", 8, 16."""
+    for field in dataclasses.fields(one):
+        was, now = getattr(one, field.name), getattr(other, field.name)
+        if dataclasses.is_dataclass(was) and type(was) is type(now):
+            yield from _differences(was, now, f"{prefix}{field.name}.")
+        elif was != now:
+            yield prefix + field.name, was, now
 
 
 def _report(
@@ -202,6 +212,7 @@ def _report(
         state.params.config,
         folder / METRICS,
         say,
+        first=int(state.step),
         devices=1 if mesh is None else mesh.size,
         peak=recipe.run.peak_tflops * 1e12 or measured_peak(recipe.step.dtype),
         bytes_per_token=data.bytes_per_token,

@@ -24,10 +24,10 @@ from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
 from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
-from llama_jax.train.rows import Batch
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step
+from llama_jax.train.rows import Batch
 from llama_jax.train.state import TrainState
 from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT, model_specs

@@ -10,8 +10,8 @@ import pytest
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.train.rows import Batch
 from llama_jax.train.recipe import Optimizer, Recipe, Step
+from llama_jax.train.rows import Batch
 from llama_jax.train.state import new_state
 from llama_jax.train.step import jitted_step, loss_and_gradients, loss_sum
 

@@ -1,0 +1,243 @@
+"""A run: it resumes exactly, on any mesh, after any end, and its result is a checkpoint."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import ROOT
+from token_files import token_folder
+
+import llama_jax
+from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Run, Step
+from llama_jax.train.recipe_file import read_recipe, to_json
+from llama_jax.train.run import train
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    return token_folder(tmp_path_factory.mktemp("data"))
+
+
+def recipe_of(tokens, steps=STEPS, mesh=None, run=None, **step):
+    step = {"batch": 8, "context": 16, "dtype": "float32", "remat": "none"} | step
+    run = {"save_every": 2, "evaluate_every": 4, "sample_every": 0, "peak_tflops": 1.0} | (
+        run or {}
+    )
+    return Recipe(
+        steps=steps,
+        model=Model(config="tiny", fields={"vocab_size": 320}),
+        tokens=str(tokens),
+        optimizer=Optimizer(warmup=2, learning_rate=1e-2),
+        step=Step(**step),
+        mesh=Mesh(**(mesh or {})),
+        run=Run(**run),
+    )
+
+
+def trained(recipe, folder):
+    said = []
+    return llama_jax.load(train(recipe, folder, say=said.append)).weights, said
+
+
+def losses(folder):
+    """Each step's loss, as often as it was taken."""
+    found = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if "loss" in record:
+            found.setdefault(record["step"], []).append(record["loss"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tokens, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return trained(recipe_of(tokens), folder / "run")[0], losses(folder / "run")
+
+
+def test_a_run_that_stops_and_goes_on_has_the_same_weights(tokens, whole, tmp_path):
+    for steps in (3, 5, STEPS):
+        # The schedule is that of all steps: the process ends early, not the run.
+        recipe = recipe_of(tokens)
+        _end_after(steps, recipe, tmp_path / "run")
+    weights, _ = trained(recipe_of(tokens), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+    assert losses(tmp_path / "run") == whole[1], "each step once, with the same loss"
+
+
+def _end_after(steps, recipe, folder):
+    """Trains until a step, and asks to stop there, as SIGTERM does."""
+
+    def say(line):
+        if line.startswith(f"step {steps}/"):
+            signal.raise_signal(signal.SIGTERM)
+
+    every = {"print_every": 1, "save_every": 100, "evaluate_every": 0}
+    run = Run(**vars(recipe.run) | every)
+    train(recipe.replace(run=run), folder, say=say)
+
+
+@pytest.mark.parametrize("axes", [{"data": 4}, {"fsdp": 2, "tensor": 2}], ids=str)
+def test_a_run_goes_on_on_another_mesh(axes, tokens, whole, tmp_path):
+    _end_after(4, recipe_of(tokens), tmp_path / "run")
+    weights, said = trained(recipe_of(tokens, mesh=axes), tmp_path / "run")
+    assert any("going on after step" in line for line in said)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, whole[0])
+
+
+def test_a_state_that_was_cut_short_is_passed_over_and_that_is_said(tokens, whole, tmp_path):
+    run = tmp_path / "run"
+    _end_after(4, recipe_of(tokens), run)
+    _end_after(6, recipe_of(tokens), run)
+    newest = max((run / "states").iterdir(), key=lambda folder: int(folder.name))
+    cut = 0
+    for file in newest.rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+            cut += 1
+    assert cut
+    weights, said = trained(recipe_of(tokens), run)
+    assert f"step {newest.name} cannot be read" in said[0]
+    assert "going on after step" in said[1]
+    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+
+
+@pytest.mark.slow
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(tokens, whole, tmp_path):
+    recipe, draw, killed = tmp_path / "recipe.json", np.random.default_rng(0), 0
+    recipe.write_text(to_json(recipe_of(tokens, run={"save_every": 1})))
+    code = (
+        "import json, sys; from llama_jax.train.recipe_file import recipe_of;"
+        "from llama_jax.train.run import train;"
+        "train(recipe_of(json.load(open(sys.argv[1])), 'recipe'), sys.argv[2])"
+    )
+    command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    while True:
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        if killed < 10:
+            for line in process.stdout:
+                if line.startswith("step") or line.startswith("going"):
+                    break
+            time.sleep(draw.uniform(0, 0.5))
+            process.kill()
+            killed += 1
+        if process.wait() == 0:
+            break
+        process.stdout.close()
+    weights = llama_jax.load(tmp_path / "run" / "model").weights
+    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+
+
+def test_the_result_generates_and_knows_its_tokenizer(tokens, tmp_path):
+    samples = []
+
+    def sample(params, prompts):
+        samples.append(llama_jax.generate(params, list(prompts), max_new_tokens=4)[0].text)
+        return samples[-1:]
+
+    recipe = recipe_of(tokens, run={"sample_every": 4, "prompts": ("once",)})
+    folder = train(recipe, tmp_path / "run", say=lambda line: None, sample=sample)
+    assert len(samples) == 2, "in the middle and at the end"
+    params = llama_jax.load(folder)
+    assert llama_jax.generate(params, ["once"], max_new_tokens=4)[0].tokens
+
+
+def test_a_checkpoint_is_trained_on(tokens, whole, tmp_path):
+    first = train(recipe_of(tokens), tmp_path / "run", say=lambda line: None)
+    again = recipe_of(tokens).replace(model=Model(checkpoint=str(first)))
+    train(again, tmp_path / "more", say=lambda line: None)
+    before, after = losses(tmp_path / "run"), losses(tmp_path / "more")
+    assert after[1][0] < before[1][0]
+
+
+def test_a_run_of_bad_steps_ends_and_names_rows(tokens, tmp_path):
+    recipe = recipe_of(tokens, run={"bad_steps": 3})
+    recipe = recipe.replace(optimizer=Optimizer(warmup=2, learning_rate=1e30))
+    said = []
+    with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, "):
+        train(recipe, tmp_path / "run", say=said.append)
+    assert sum("changed nothing" in line for line in said) == 3
+
+
+def test_another_recipe_in_a_runs_folder_is_refused(tokens, tmp_path):
+    train(recipe_of(tokens), tmp_path / "run", say=lambda line: None)
+    with pytest.raises(ValueError, match="is a run with seed=0, and the recipe has seed=1"):
+        train(recipe_of(tokens).replace(seed=1), tmp_path / "run")
+    other = recipe_of(tokens, batch=16)
+    with pytest.raises(ValueError, match=r"is a run with step.batch=8, and the recipe has .*=16"):
+        train(other, tmp_path / "run")
+    trained(recipe_of(tokens, steps=STEPS + 2), tmp_path / "run")
+    assert max(losses(tmp_path / "run")) == STEPS + 2, "more steps are no other recipe"
+
+
+TOML = """
+steps = 10
+tokens = "tokens"
+[model]
+config = "tiny"
+[model.fields]
+n_layers = 1
+[optimizer]
+warmup = 2
+[run]
+prompts = ["a", "b"]
+"""
+
+
+def test_a_recipe_file_is_read_with_changes_and_written_as_it_runs(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(TOML)
+    recipe = read_recipe(file, ["optimizer.learning_rate=1e-3", "model.config=llama-3.2-1b"])
+    assert recipe.optimizer.learning_rate == 1e-3
+    assert recipe.model.config == "llama-3.2-1b"
+    assert recipe.model.fields == {"n_layers": 1}
+    assert recipe.run.prompts == ("a", "b")
+    file.write_text(json.dumps({"x": 1}))
+    from llama_jax.train.recipe_file import recipe_of
+
+    assert recipe_of(json.loads(to_json(recipe)), "json") == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["optimizer.lerning_rate=1"], "'lerning_rate' is unknown; did you mean learning_rate?"),
+        (["batch=8"], r"'batch' is unknown; did you mean \[step\] batch?"),
+        (["step.dtype=float16"], "dtype='float16' is unknown; it is one of 'float32', 'bfloat16'"),
+        (["steps=no"], "steps='no' must be a positive integer"),
+        (["run=3"], r"\[run\] must be a table of keys, not 3"),
+        (["tokens=7"], "tokens=7 must be a string in quotes"),
+        (["step"], "--set 'step' must be KEY=VALUE"),
+        (["model.checkpoint=x"], r"\[model\] takes either config = or checkpoint ="),
+        (["mesh.tensor=0"], "tensor=0 must be a positive integer"),
+    ],
+)
+def test_a_mistake_in_a_recipe_names_the_way_out(changes, words, tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text(TOML)
+    with pytest.raises(ValueError, match=words):
+        read_recipe(file, changes)
+
+
+def test_what_is_no_toml_is_said(tmp_path):
+    file = tmp_path / "recipe.toml"
+    file.write_text("steps: 10")
+    with pytest.raises(ValueError, match=r"recipe.toml is no TOML: .*line 1"):
+        read_recipe(file)
+
+
+def test_text_that_leaves_no_row_is_refused_before_training(tmp_path):
+    folder = token_folder(tmp_path, texts=["a few words"] * 5)
+    with pytest.raises(ValueError, match="choose a shorter context, or add text"):
+        train(recipe_of(folder, context=4096), tmp_path / "run")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
