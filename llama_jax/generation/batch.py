@@ -17,7 +17,6 @@ from llama_jax.config import Config, check_count
 from llama_jax.generation.limits import (
     MAX_CACHE_BYTES,
     MAX_ROWS,
-    MIN_SLOTS,
     bucket,
     initial_slots,
     power_of_two,
@@ -140,8 +139,7 @@ def batch_settings(config: Config, rows: Sequence[Row], size: int) -> BatchSetti
 def _batch(config: Config, place: Placement, rows: list[Row]) -> Batch:
     longest = max(len(row.prompt) for row in rows)
     slots = initial_slots(longest, config.max_seq_len)
-    # A long text is read in chunks as far as it goes, so its array may be as long as the cache.
-    time = min(bucket(longest), config.max_seq_len) if slots <= MIN_SLOTS else slots
+    time = min(bucket(longest), config.max_seq_len)
     size = padded_rows(place, len(rows))
     prompts = np.zeros((size, time), np.int32)
     for padded, row in zip(prompts, rows, strict=False):

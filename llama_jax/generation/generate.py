@@ -39,7 +39,8 @@ def generate(
     and their seeds count up. With `echo` a completion's text and tokens begin with the prompt's.
     `cache` is the kind of cache that keys and values lie in.
 
-    A completion depends on its prompt, settings and seed alone, not on its neighbours in the list.
+    In float32 a completion depends on its prompt, settings and seed alone. In bfloat16 a batch of
+    another size can change a token (docs/promises.md).
     Prompts of like length run together, at most 32 a batch. Where there are several batches, a
     terminal shows a progress bar.
 

@@ -48,7 +48,7 @@ class SamplingSettings:
     temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)
-    """Keeps the likeliest tokens until they sum to this; 1 keeps all."""
+    """Keeps a token unless those likelier than it sum to more than this; 1 keeps all."""
     top_k: int = _number(0, 0, integer=True, on_device="int32", neutral=0)
     """Keeps this many of the likeliest tokens; 0 keeps all."""
     min_p: float = _number(0.0, 0, 1, on_device="float32", neutral=0)

@@ -34,7 +34,7 @@ def recipe_of(tokens, steps=STEPS, mesh=None, run=None, **step):
     )
     return Recipe(
         steps=steps,
-        model=Model(config="tiny", fields={"vocab_size": 320}),
+        model=Model(config="tiny"),
         tokens=str(tokens),
         optimizer=Optimizer(warmup=2, learning_rate=1e-2),
         step=Step(**step),
