@@ -28,7 +28,7 @@ _KINDS = (
         "of a model quantized by compressed-tensors or to float8",
         _FLOATS,
     ),
-    (r"\.scales$", "of a model quantized by MLX", _FLOATS),
+    (r"\.scales$", "of a quantized model, such as MLX writes", _FLOATS),
     (
         r"(^|\.)(v_head|value_head|score|reward_head|classifier)\.",
         "the head of a reward model or a classifier",

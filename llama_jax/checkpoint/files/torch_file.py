@@ -53,7 +53,7 @@ def check_sums(path: str | Path) -> None:
         for info, record in _placed_records(file, memory):
             found = 0
             for start in range(0, len(record), _CHECKED_BYTES):
-                found = zlib.crc32(record[start : start + _CHECKED_BYTES], found)
+                found = zlib.crc32(record[start : start + _CHECKED_BYTES].data, found)
             # torch can be told not to compute the sum, and then writes 0.
             if info.CRC and found != info.CRC:
                 raise ValueError(

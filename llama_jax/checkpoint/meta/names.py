@@ -20,13 +20,13 @@ def check_names(shards: Shards, config: Config, adapted: bool) -> None:
     # In the files' order, which is the model's: the first is the one to look at.
     unknown = [name for name in found if name not in expected]
     missing = [row.meta for row in names_table(config) if row.meta not in found]
-    if unknown and (kind := kind_of(unknown)):
-        raise ValueError(f"{file}: {kind}")
     if unknown and adapted:
         raise ValueError(
             f"{file} is quantized or carries a LoRA adapter, as its params.json says and its "
             f"tensor {shorten(unknown[0])} shows; get the model's bfloat16 files"
         )
+    if unknown and (kind := kind_of(unknown)):
+        raise ValueError(f"{file}: {kind}")
     if absent := [name for name in missing if name != "output.weight"]:
         raise ValueError(
             f"{file} lacks {listed(absent)}, and {said}; the file is damaged or not LLaMA"
