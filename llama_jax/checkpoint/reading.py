@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from os import PathLike
 from pathlib import Path
@@ -13,6 +14,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
+from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
@@ -57,15 +59,22 @@ def open_source(
         return open_hf(path, max_seq_len=max_seq_len)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
-    for below in sorted(path.iterdir()) if path.is_dir() else ():
-        if below.is_dir() and (native.is_native(below) or is_meta(below) or is_hf(below)):
+    for below in sorted(path.iterdir()):
+        if _holds_one(below):
             raise FileNotFoundError(
                 f"{path} holds no checkpoint, and {below} does; pass that directory"
             )
     raise FileNotFoundError(
         f"{path} holds no checkpoint: neither checkpoint.json (native), params.json and "
         "consolidated.*.pth (Meta) nor config.json and model*.safetensors (Hugging Face)"
+        f"{other_weights(path) or ''}"
     )
+
+
+def _holds_one(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # one that may not be looked into
+        return folder.is_dir() and (native.is_native(folder) or is_meta(folder) or is_hf(folder))
+    return False
 
 
 def _is_a_file(path: Path) -> str:

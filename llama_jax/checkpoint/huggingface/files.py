@@ -127,24 +127,31 @@ def _no_weights(folder: Path) -> str:
     """What lies there in place of weights, and the way out."""
     if gone := [name for name in WEIGHTS if (folder / name).is_symlink()]:
         return f"{folder / gone[0]} is a link to a file that is not there; {FETCH_AGAIN}"
-    none = f"{folder} has no weights, neither {' nor '.join(WEIGHTS)}"
-    others = sorted(f.name for f in folder.iterdir() if f.name.endswith(_ENDINGS))
-    if adapters := [name for name in others if name.startswith("adapter_model.")]:
+    others = other_weights(folder) or "; download them beside config.json"
+    return f"{folder} has no weights, neither {' nor '.join(WEIGHTS)}{others}"
+
+
+def other_weights(folder: Path) -> str | None:
+    """What a folder holds in place of weights under known names: how a sentence on it ends."""
+    files = [file for file in folder.iterdir() if file.is_file()]
+    names = sorted(file.name for file in files if file.name.endswith(_ENDINGS))
+    for name in names:
+        if name.startswith("adapter_model."):
+            return (
+                f", but {name}, a LoRA adapter alone; merge it into the model that it was trained "
+                "on: peft's merge_and_unload(), then save_pretrained"
+            )
+        if name.endswith(".gguf"):
+            return f", but {name}; GGUF is not read, get the model's safetensors files"
+    if len(names) == 1:
+        right = WEIGHTS[0] if names[0].endswith(".safetensors") else WEIGHTS[2]
+        return f", but {names[0]}; if that is the whole model, call it {right}"
+    if names:
         return (
-            f"{none}, but {adapters[0]}, a LoRA adapter alone; merge it into the model that it was "
-            "trained on: peft's merge_and_unload(), then save_pretrained"
-        )
-    if ggufs := [name for name in others if name.endswith(".gguf")]:
-        return f"{none}, but {ggufs[0]}; GGUF is not read, get the model's safetensors files"
-    if len(others) == 1:
-        right = WEIGHTS[0] if others[0].endswith(".safetensors") else WEIGHTS[2]
-        return f"{none}, but {others[0]}; if that is the whole model, call it {right}"
-    if others:
-        return (
-            f"{none}, but {listed(others)}; write an index that places the tensors in them, "
+            f", but {listed(names)}; write an index that places the tensors in them, "
             f'{WEIGHTS[1]} with {{"weight_map": {{NAME: FILE}}}}, or download the model\'s'
         )
-    return f"{none}; download them beside config.json"
+    return None
 
 
 def _read_index(file: Path) -> dict[str, str]:
