@@ -77,7 +77,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
         id = check_id(id)
-        if id in self._added.by_id or id >= len(self._bytes):
+        if id >= len(self._bytes) or (id in self._added.by_id and self._added.by_id[id].special):
             added = self._added.bytes_of(id)
         elif at_start and id in self._at_start:
             return self._at_start[id]
