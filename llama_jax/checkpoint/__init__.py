@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
@@ -50,7 +52,7 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
     keep_programs()
-    path = Path(path)
+    path = given_path(path)
     if native.is_native(path):
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
@@ -59,13 +61,18 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
         return Params(weights, config, own_tokenizer(path))
     source = open_source(path)
     shardings = _shardings(source.config, mesh)
-    weights = _place(source, shardings, _dtype(shardings, dtype))
+    for warning in source.warnings:
+        warnings.warn(warning, stacklevel=2)
+    with ThreadPoolExecutor(1) as beside:  # it reads the same bytes, and computes outside Python
+        sums = beside.submit(source.check_sums)
+        weights = _place(source, shardings, _dtype(shardings, dtype))
+        sums.result()
     return Params(weights, source.config, source.tokenizer)
 
 
 def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
-    path = Path(path)
+    path = given_path(path)
     if native.is_native(path):
         config, tokenizer = native.read_config(path), own_tokenizer(path)
     else:
@@ -92,7 +99,7 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
         for path, row in weight_table(params.config).items()
     }
     native.write(
-        Path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
+        given_path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
     )
 
 

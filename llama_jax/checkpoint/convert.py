@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
@@ -44,9 +45,11 @@ def convert(
     opened = open_checkpoint(source, max_seq_len=max_seq_len, rope_factor=rope_factor)
     opened = _with_its_tokenizer(opened)
 
+    opened.check_sums()
+
     def write() -> dict[str, Any]:
         written = native.write(
-            Path(destination),
+            given_path(destination),
             opened.config,
             opened.tensors,
             dtype=dtype,
@@ -68,14 +71,17 @@ def _written(told: dict[str, Any]) -> native.Written:
 
 
 def _with_its_tokenizer(source: Source) -> Source:
-    """The source, once its tokenizer is known to be one; a note where it is another model's."""
+    """The source, once its tokenizer is known to be one, with what is to be said of that."""
     if source.tokenizer is None:
         return source
-    known, vocab_size = load_tokenizer(source.tokenizer).vocab_size, source.config.vocab_size
-    if known <= vocab_size:
-        return source
-    note = f"the tokenizer knows {known:,} tokens and the model {vocab_size:,}: is it another's?"
-    return dataclasses.replace(source, notes=(*source.notes, note))
+    tokenizer = load_tokenizer(source.tokenizer)
+    known, vocab_size = tokenizer.vocab_size, source.config.vocab_size
+    notes = [*source.notes, *getattr(tokenizer, "notes", ())]
+    if known > vocab_size:
+        notes.append(
+            f"the tokenizer knows {known:,} tokens and the model {vocab_size:,}: is it another's?"
+        )
+    return dataclasses.replace(source, notes=tuple(notes))
 
 
 def _origin(source: Source) -> dict[str, Any]:
@@ -84,5 +90,5 @@ def _origin(source: Source) -> dict[str, Any]:
         "format": source.format,
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "notes": list(source.notes),
+        "notes": [*source.notes, *source.warnings],
     }

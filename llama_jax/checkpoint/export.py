@@ -16,6 +16,7 @@ from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.files.destination import writing
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
@@ -82,8 +83,9 @@ def export(
     "llama2" by columns, "llama3" by rows; by default as in models with this RoPE base. Without
     `dtype` every tensor keeps its own. `overwrite` replaces an older export and nothing else.
     """
-    start, dst = time.monotonic(), Path(os.path.realpath(destination))
+    start, dst = time.monotonic(), Path(os.path.realpath(given_path(destination)))
     source = open_checkpoint(checkpoint)
+    source.check_sums()
     plan = _plan(source, format, shards, layout, None if dtype is None else parse_dtype(dtype))
     tensors = [tensor for file in plan.files.values() for tensor in file]
     stream = _Stream(sum(tensor.nbytes for tensor in tensors), progress)

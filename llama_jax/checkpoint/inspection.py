@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from pathlib import Path
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 
@@ -34,7 +34,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         parameters[name] = parameters.get(name, 0) + math.prod(tensor.shape)
     files = source.files
     if source.format == "native":
-        root = Path(path) / native.WEIGHTS
+        root = given_path(path) / native.WEIGHTS
         files = tuple(f for f in root.rglob("*") if f.is_file())
         count = sum("c" in f.relative_to(root).parts for f in files)  # the others say what is there
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from os import PathLike
 from pathlib import Path
@@ -11,7 +12,9 @@ import numpy as np
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
+from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
@@ -32,7 +35,7 @@ def open_checkpoint(
     own; `rope_factor` (of Llama 3.1's scaling) for what Meta's do not say, and where others say
     theirs it is an error.
     """
-    path = Path(path)
+    path = given_path(path)
     if native.is_native(path):
         _check_unsaid(path, rope_factor)
         return _open_native(path, max_seq_len)
@@ -43,17 +46,41 @@ def open_source(
     path: Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
 ) -> Source:
     """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
+    if path.is_file():
+        raise ValueError(_is_a_file(path))
     if is_meta(path):
-        return open_meta(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
+        source = open_meta(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
+        if not is_hf(path):
+            return source
+        note = "Hugging Face's files lie there too: Meta's are read, move them away to read those"
+        return dataclasses.replace(source, notes=(*source.notes, note))
     if is_hf(path):
         _check_unsaid(path, rope_factor)
         return open_hf(path, max_seq_len=max_seq_len)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
+    for below in sorted(path.iterdir()):
+        if _holds_one(below):
+            raise FileNotFoundError(
+                f"{path} holds no checkpoint, and {below} does; pass that directory"
+            )
     raise FileNotFoundError(
         f"{path} holds no checkpoint: neither checkpoint.json (native), params.json and "
         "consolidated.*.pth (Meta) nor config.json and model*.safetensors (Hugging Face)"
+        f"{other_weights(path) or ''}"
     )
+
+
+def _holds_one(folder: Path) -> bool:
+    with contextlib.suppress(OSError):  # one that may not be looked into
+        return folder.is_dir() and (native.is_native(folder) or is_meta(folder) or is_hf(folder))
+    return False
+
+
+def _is_a_file(path: Path) -> str:
+    if path.suffix == ".gguf":
+        return f"{path} is a GGUF file, which is not read; get the model's safetensors files"
+    return f"{path} is a file; pass the checkpoint's directory that it lies in, {path.parent}"
 
 
 def _check_unsaid(path: Path, rope_factor: float | None) -> None:

@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
 from llama_jax.checkpoint.files.safe_paths import check_inside
+from llama_jax.checkpoint.files.torch_file import check_sums, is_torch_file
 from llama_jax.config import Config
 from llama_jax.tokenizer import find_tokenizer, tokenizer_files
 from llama_jax.weights.table import WeightPath
@@ -92,6 +94,17 @@ class Source:
     """The weight files, for the record of where the checkpoint came from; none of a native one."""
     notes: tuple[str, ...]
     """What a person should know of how it was read: a RoPE factor supplied, buffers skipped."""
+    warnings: tuple[str, ...] = ()
+    """Where files contradict each other, so that the model may not be read as it was meant."""
+
+    def check_sums(self) -> None:
+        """ValueError where torch's files have not the sums that they state; reads every byte.
+
+        Of several processes each checks its share of the files.
+        """
+        for file in self.files[jax.process_index() :: jax.process_count()]:
+            if is_torch_file(file):
+                check_sums(file)
 
 
 def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:

@@ -68,7 +68,7 @@ def _report(done: Conversion, destination: Path) -> None:
     print_rows(rows)
     for note in source.notes:
         print_rows({"note": note})
-    print_warnings(written.warnings)
+    print_warnings([*source.warnings, *written.warnings])
 
 
 def _dtypes(before: set[str], after: set[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors
+from llama_jax.cli.console import plain_errors, print_warnings
 from llama_jax.cli.description import model_rows, print_rows
 
 if TYPE_CHECKING:
@@ -40,15 +40,17 @@ def inspect(
         config = found.source.config
         context = config.max_seq_len if context is None else context
         needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
-        tokenizer = _tokenizer(found.source.tokenizer)
+        tokenizer, notes = _tokenizer(found.source.tokenizer)
+        notes = [*found.source.notes, *notes]
         dtype = parse_dtype(dtype).name
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:
-        print(json.dumps(_as_json(found, tokenizer, asked, needed), indent=2))
+        print(json.dumps(_as_json(found, tokenizer, notes, asked, needed), indent=2))
         return
     print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed)})
-    for note in found.source.notes:
+    for note in notes:
         print_rows({"note": note})
+    print_warnings(found.source.warnings)
 
 
 def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
@@ -91,7 +93,7 @@ def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
 
 
 def _as_json(
-    found: Inspection, tokenizer: str, asked: dict[str, Any], needed: Memory
+    found: Inspection, tokenizer: str, notes: list[str], asked: dict[str, Any], needed: Memory
 ) -> dict[str, Any]:
     from llama_jax.checkpoint.published import family, parameter_count
 
@@ -108,7 +110,8 @@ def _as_json(
         "weights": len(source.tensors),
         "files": found.files,
         "disk_bytes": found.disk_bytes,
-        "notes": list(source.notes),
+        "notes": notes,
+        "warnings": list(source.warnings),
         "asked": asked,
         "memory": {
             **dataclasses.asdict(needed),
@@ -118,18 +121,18 @@ def _as_json(
     }
 
 
-def _tokenizer(file: Path | None) -> str:
-    """The tokenizer's kind and size; a broken one is said, and is no reason to fail."""
+def _tokenizer(file: Path | None) -> tuple[str, tuple[str, ...]]:
+    """The tokenizer's kind and size, and notes; a broken one is said, and is no reason to fail."""
     if file is None:
-        return "none found; the checkpoint takes token ids"
+        return "none found; the checkpoint takes token ids", ()
     from llama_jax.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(file)
     except (ValueError, OSError) as error:
-        return f"broken: {error}"
+        return f"broken: {error}", ()
     kind = type(tokenizer).__name__.removesuffix("Tokenizer")
-    return f"{kind}, {tokenizer.vocab_size:,} tokens, {file.name}"
+    return f"{kind}, {tokenizer.vocab_size:,} tokens, {file.name}", getattr(tokenizer, "notes", ())
 
 
 def _bytes(count: int) -> str:

@@ -6,9 +6,11 @@ import functools
 import operator
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from llama_jax.config import Config
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.tokenizer.beside import tokenizer_state
 from llama_jax.weights.params import Params
 
 Prompt = str | Sequence[int]
@@ -68,10 +70,11 @@ def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
 def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
     """The tokenizer given, or the checkpoint's, or None where it has none."""
     if tokenizer is None and params.tokenizer is not None:
-        return _cached_tokenizer(params.tokenizer)
+        return _cached_tokenizer(params.tokenizer, tokenizer_state(params.tokenizer))
     return tokenizer
 
 
 @functools.lru_cache(maxsize=4)
-def _cached_tokenizer(path: Path) -> Tokenizer:
+def _cached_tokenizer(path: Path, state: tuple[Any, ...]) -> Tokenizer:
+    """The tokenizer of a file whose folder was in this `state`."""
     return load_tokenizer(path)

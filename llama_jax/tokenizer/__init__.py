@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from llama_jax.tokenizer.beside import read_special_tokens, tokenizer_files
+from llama_jax.tokenizer.beside import read_stated, tokenizer_files
 from llama_jax.tokenizer.chat_template import read_chat_template
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
@@ -33,12 +35,13 @@ _NAME, _HF_NAME = "tokenizer.model", "tokenizer.json"
 def find_tokenizer(path: str | PathLike[str]) -> Path | None:
     """The tokenizer's file in the directory `path`, or `path` itself where it is a file.
 
-    Of Hugging Face's two, tokenizer.json is the one that says all.
+    Of Hugging Face's two, tokenizer.json is the one that says all; beside Meta's weights,
+    tokenizer.model.
 
-    A directory with Meta's weights and no tokenizer is looked for one level up, where the LLaMA
-    1 and 2 downloads keep the one that all sizes share.
+    Where a directory with Meta's weights has none of its own, the one above it counts: the LLaMA 1
+    and 2 downloads keep one there that all sizes share.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         return path
     return next((file for file in _places(path) if file.is_file()), None)
@@ -50,7 +53,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     What the file holds says which kind it is, never its name: LLaMA 1 and 2 call a SentencePiece
     model `tokenizer.model`, and Llama 3 a tiktoken file.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     file = find_tokenizer(path)
     if file is None:
         raise FileNotFoundError(_not_found(path))
@@ -64,19 +67,16 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
 
 
-def _open(kind: type[Tokenizer], content: bytes, folder: Path) -> Tokenizer:
-    special = read_special_tokens(folder)
-    if kind is HuggingFaceTokenizer:
-        return HuggingFaceTokenizer(content, special, read_chat_template(folder))
-    tokenizer = kind(content)  # type: ignore[call-arg]  # a Protocol, to mypy
-    more = [id for id in special.stop_ids if id < tokenizer.vocab_size]
-    tokenizer.stop_ids = tuple(dict.fromkeys([*tokenizer.stop_ids, *more]))
-    return tokenizer
+def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
+    template = read_chat_template(folder)
+    stated = read_stated(folder, template.source if template else "")
+    return kind(content, stated, template)
 
 
 def _places(folder: Path) -> list[Path]:
+    """Where a folder's tokenizer may lie, the first the best."""
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        return [folder / _NAME, folder.resolve().parent / _NAME, folder / _HF_NAME]
+        return [folder / _NAME, folder / _HF_NAME, folder.resolve().parent / _NAME]
     return [folder / _HF_NAME, folder / _NAME]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+from llama_jax.tokenizer.added import MAX_ID, AddedToken, read_added_tokens
 
 MODEL_CONFIG = "huggingface_config.json"
 """What a copy calls the model's config.json, which states ids too: a native checkpoint has a
@@ -19,18 +22,74 @@ _MAX_BYTES = 16 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class SpecialTokens:
-    """Which tokens begin and end a text."""
+class Stated:
+    """What a folder states of its tokenizer, whatever kind the tokenizer's file is."""
 
-    bos: tuple[str | int, ...]
+    bos: tuple[str | int, ...] = ()
     """By name or id, the most telling file's first: a vocabulary may lack one."""
-    eos: tuple[str | int, ...]
-    stop_ids: tuple[int, ...]
+    eos: tuple[str | int, ...] = ()
+    stop_ids: tuple[int, ...] = ()
     """The ids that generation_config.json and config.json end a completion at."""
-    adds_bos: bool | None
+    added: tuple[AddedToken, ...] = ()
+    """By id."""
+    controls: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """The control tokens that have a name: {"eos_token": "</s>", ...}."""
+    adds_bos: bool | None = None
     """Whether a text gets a bos, where tokenizer_config.json says it."""
-    is_llama: bool
+    is_llama: bool = False
     """Whether it is of transformers' LLaMA classes, which add a bos unless told otherwise."""
+    legacy: bool = False
+    """Whether a text after an added token gets a leading space, as the text's beginning does."""
+    model_vocab_size: int = 0
+    """The model's, which may be larger than the tokenizer's; 0 where no config.json says it."""
+    notes: tuple[str, ...] = ()
+    """What is stated and not followed."""
+
+    def join(
+        self, id_of: Callable[[str], int | None], vocab_size: int
+    ) -> tuple[list[AddedToken], tuple[str, ...]]:
+        """The added tokens that join a vocabulary, and notes on what of the folder's is ignored.
+
+        The tokenizer's own file wins where the two contradict each other.
+        """
+        joining, notes = [], list(self.notes)
+        for token in self.added:
+            known = id_of(token.text)
+            if known == token.id or (known is None and token.id >= vocab_size):
+                joining.append(token)
+                continue
+            taken = "has another token there" if known is None else f"has it as {known}"
+            notes.append(
+                f"{token.text!r} is added as id {token.id}, and the tokenizer's own file {taken}: "
+                "the addition is ignored"
+            )
+        texts = {token.text for token in joining}
+        for name, text in self.controls.items():
+            if text not in texts and id_of(text) is None:
+                notes.append(f"{name} {text!r} is ignored: no file gives it an id")
+        return joining, tuple(notes)
+
+    def first(
+        self,
+        names: tuple[str | int, ...],
+        id_of: Callable[[str], int | None],
+        vocab_size: int,
+    ) -> int | None:
+        """The first of some tokens, each by name or id, that the tokenizer or the model has."""
+        for name in names:
+            id = id_of(name) if isinstance(name, str) else name
+            if id is not None and id < max(vocab_size, self.model_vocab_size):
+                return id
+        return None
+
+    def stops(self, eos: int, own: Iterable[int], vocab_size: int) -> tuple[int, ...]:
+        """What ends a completion: eos, the folder's stop ids, and the tokenizer's own.
+
+        An id of the model that the tokenizer has no token for counts too.
+        """
+        limit = max(vocab_size, self.model_vocab_size)
+        stated = [id for id in self.stop_ids if id < limit]
+        return tuple(dict.fromkeys([eos, *stated, *own]))
 
 
 def tokenizer_files(file: Path) -> dict[str, Path]:
@@ -42,11 +101,27 @@ def tokenizer_files(file: Path) -> dict[str, Path]:
     return {file.name: file, **found}
 
 
-def read_special_tokens(folder: Path) -> SpecialTokens:
-    """What the files in `folder` say, each of which may be absent."""
+def tokenizer_state(file: Path) -> tuple[Any, ...]:
+    """What changes when a tokenizer's file, or what may lie beside it, does."""
+    found = []
+    for one in (file, *map(file.with_name, (*FILES, "config.json"))):
+        try:
+            stat = one.stat()
+        except OSError:
+            continue
+        found.append((one.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    return tuple(found)
+
+
+def read_stated(folder: Path, template: str = "") -> Stated:
+    """What the files in `folder` say, each of which may be absent.
+
+    A token of added_tokens.json that the chat template spells is a control token.
+    """
     tokenizer = read_object(folder / "tokenizer_config.json")
     legacy = read_object(folder / "special_tokens_map.json")
     generation = read_object(folder / "generation_config.json")
+    by_text = read_object(folder / "added_tokens.json")
     copied = folder / MODEL_CONFIG
     model = read_object(copied if copied.is_file() else folder / "config.json")
 
@@ -55,16 +130,43 @@ def read_special_tokens(folder: Path) -> SpecialTokens:
         ids = _ids(generation, f"{key}_id") + _ids(model, f"{key}_id")
         return (*(name for name in names if name is not None), *ids)
 
+    controls = {**_named(legacy), **_named(tokenizer)}
+    try:
+        added, notes = read_added_tokens(
+            tokenizer.get("added_tokens_decoder"),
+            by_text,
+            lambda text: text in controls.values() or text in template,
+        )
+    except ValueError as error:
+        raise ValueError(f"the files beside it in {folder}: {error}") from error
+    if tokenizer.get("add_eos_token") is True:
+        notes.append(
+            "add_eos_token in tokenizer_config.json is ignored: a prompt is not ended by an eos"
+        )
     adds_bos, kind = tokenizer.get("add_bos_token"), tokenizer.get("tokenizer_class")
-    return SpecialTokens(
+    return Stated(
         bos=named("bos_token"),
         eos=named("eos_token"),
         stop_ids=tuple(
             dict.fromkeys(_ids(generation, "eos_token_id") + _ids(model, "eos_token_id"))
         ),
+        added=tuple(added),
+        controls=controls,
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         is_llama=isinstance(kind, str) and kind.startswith("Llama"),
+        legacy=tokenizer.get("legacy") is True,
+        model_vocab_size=max(_ids(model, "vocab_size"), default=0),
+        notes=tuple(notes),
     )
+
+
+def _named(source: Mapping[str, Any]) -> dict[str, str]:
+    """The control tokens that a file names: "bos_token" and its like, and the additional ones."""
+    found = {key: _content(token) for key, token in source.items() if key.endswith("_token")}
+    more = source.get("additional_special_tokens")
+    for n, token in enumerate(more if isinstance(more, list) else ()):
+        found[f"additional_special_tokens[{n}]"] = _content(token)
+    return {key: text for key, text in found.items() if text}
 
 
 def _content(token: Any) -> str | None:
@@ -77,7 +179,9 @@ def _ids(source: dict[str, Any], key: str) -> list[int]:
     """One id, or a list of them. A negative one, or none, means that there is none."""
     value = source.get(key)
     values = value if isinstance(value, list) else [value]
-    return [id for id in values if isinstance(id, int) and not isinstance(id, bool) and id >= 0]
+    return [
+        id for id in values if isinstance(id, int) and not isinstance(id, bool) and 0 <= id < MAX_ID
+    ]
 
 
 def _is_models(config: Path) -> bool:

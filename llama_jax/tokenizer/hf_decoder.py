@@ -6,19 +6,22 @@ The library decodes whole texts; a stream needs the bytes of each token, before 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 Spelling = Callable[[str, bool], tuple[bytes, bool]]
 """A token, and whether a text begins with it, to its bytes and whether the next one begins it."""
 
 
-def spelling_of(decoder: Any) -> Spelling | None:
-    """The spelling that a decoder of tokenizer.json means; None if it is of another kind."""
+def spelling_of(decoder: Any, added: Collection[str] = ()) -> Spelling | None:
+    """The spelling that a decoder of tokenizer.json means; None if it is of another kind.
+
+    The `added` tokens are spelled as they are, whatever the alphabet of the others.
+    """
     steps = list(_steps(decoder))
     kinds = [step.get("type") for step in steps]
     if "ByteLevel" in kinds:
-        return _byte_level if set(kinds) <= {"ByteLevel", "Fuse"} else None
+        return _byte_level(added) if set(kinds) <= {"ByteLevel", "Fuse"} else None
     return _sentencepiece(steps) if steps else None
 
 
@@ -42,11 +45,13 @@ _BYTE_OF = _alphabet()
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def _byte_level(token: str, at_start: bool) -> tuple[bytes, bool]:
-    try:
+def _byte_level(added: Collection[str]) -> Spelling:
+    def spell(token: str, at_start: bool) -> tuple[bytes, bool]:
+        if token in added or not _BYTE_OF.keys() >= set(token):
+            return token.encode(), False
         return bytes([_BYTE_OF[character] for character in token]), False
-    except KeyError:  # an added token, spelled as it is
-        return token.encode(), False
+
+    return spell
 
 
 def _sentencepiece(steps: list[dict[str, Any]]) -> Spelling | None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
-from llama_jax.tokenizer.beside import SpecialTokens
+from llama_jax.tokenizer.added import check_controls
+from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
+from llama_jax.tokenizer.hf_library import in_words, open_library, vocab_size, with_fillers
 from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
 from llama_jax.tokenizer.template_answers import (
     Located,
@@ -23,39 +24,49 @@ from llama_jax.tokenizer.template_answers import (
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer.json, from the bytes of its file, run by the library that wrote it.
 
-    Control tokens are those it calls special, and the ones that begin and end a text; they have
-    no bytes. A text gets a bos where the files give it one: `bos_id` is `eos_id` where they name
-    none.
+    The folder's added tokens are its own too. Control tokens are those called special, and the ones
+    that begin and end a text; they have no bytes. A text gets a bos where the files give it one:
+    `bos_id` is `eos_id` where they name none.
     """
 
     def __init__(
-        self, file: bytes, special: SpecialTokens, template: ChatTemplate | None = None
+        self, file: bytes, stated: Stated | None = None, template: ChatTemplate | None = None
     ) -> None:
         self._file, self._template = file, template
-        self._controls_too = _open(file)
-        ids = self._controls_too.get_vocab(with_added_tokens=True)
-        self.vocab_size: int = max(ids.values(), default=-1) + 1
-        added = self._controls_too.get_added_tokens_decoder()
+        self._stated = stated = stated or Stated()
+        base = open_library(file)
+        said = json.loads(file)
+        joining, self.notes = stated.join(base.token_to_id, vocab_size(base))
+        if said["model"].get("dropout"):
+            self.notes += ("dropout in tokenizer.json is ignored: a text has one encoding",)
+        self._joined = with_fillers(joining, vocab_size(base))
+        self._controls_too = open_library(file, self._joined) if joining else base
+        self.vocab_size: int = vocab_size(self._controls_too)
 
-        eos = self._first(special.eos)
+        id_of = self._controls_too.token_to_id
+        eos = stated.first(stated.eos, id_of, self.vocab_size)
         if eos is None:
             raise ValueError(
                 "neither tokenizer_config.json, special_tokens_map.json, generation_config.json "
                 "nor config.json names an eos token that it knows; a LLaMA tokenizer has one"
             )
-        bos = self._first(special.bos)
-        stops = [id for id in special.stop_ids if id < self.vocab_size]
+        bos = stated.first(stated.bos, id_of, self.vocab_size)
         self.eos_id: int = eos
         self.bos_id: int = eos if bos is None else bos
-        self.stop_ids = tuple(dict.fromkeys([eos, *stops]))
-        self._adds_bos = bos is not None and _adds_bos(self._controls_too, bos, special)
+        self.stop_ids = stated.stops(eos, (), self.vocab_size)
+        self._adds_bos = bos is not None and _adds_bos(self._controls_too, bos, stated)
 
+        ends = [self._controls_too.id_to_token(id) for id in {self.bos_id, self.eos_id}]
+        self._controls_too.add_special_tokens([token for token in ends if token is not None])
+        added = self._controls_too.get_added_tokens_decoder()
         controls = {id for id, token in added.items() if token.special}
         controls |= {self.bos_id, *self.stop_ids}
         self._control_ids = frozenset(controls)
-        self.special = {added[id].content: id for id in sorted(controls) if id in added}
+        fillers = {token.id for token in self._joined} - {token.id for token in joining}
+        named = sorted(controls & added.keys() - fillers)
+        self.special = {added[id].content: id for id in named}
         """The id of each control token, by name. No text encodes to them."""
-        self._spelling = spelling_of(json.loads(file).get("decoder"))
+        self._spelling = spelling_of(said.get("decoder"), {t.content for t in added.values()})
         self._spelled: dict[tuple[int, bool], tuple[bytes, bool]] = {}
 
     @staticmethod
@@ -65,7 +76,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        with _in_words():
+        with in_words():
             ids = self._text_only.encode(text, add_special_tokens=False).ids
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
@@ -76,7 +87,7 @@ class HuggingFaceTokenizer(Tokenizer):
             check_text(text)
         if threads == 1:  # the library's own threads are as many as there are cores
             return [self.encode(text, bos=bos, eos=eos) for text in texts]
-        with _in_words():
+        with in_words():
             found = self._text_only.encode_batch_fast(list(texts), add_special_tokens=False)
         first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
         return [first + one.ids + last for one in found]
@@ -90,7 +101,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return encode_answers_by_difference(messages, self._encode_dialog, self.stop_ids)
 
         def located(tokenizer: Any, text: str) -> Located:
-            with _in_words():
+            with in_words():
                 found = tokenizer.encode(text, add_special_tokens=False)
             return list(zip(found.ids, found.offsets, strict=True))
 
@@ -119,13 +130,15 @@ class HuggingFaceTokenizer(Tokenizer):
                 "the checkpoint has no chat template, neither chat_template.jinja nor one in "
                 "tokenizer_config.json; write the dialog as a text, as the model's card says"
             )
+        id_of = self._controls_too.token_to_id
+        check_controls(self._template.source, self._stated.controls, id_of)
         return self._template
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
-        id = check_id(id, self.vocab_size)
+        id = check_id(id)
         if id in self._control_ids:
             return b"", at_start
         if (id, at_start) not in self._spelled:
@@ -139,19 +152,11 @@ class HuggingFaceTokenizer(Tokenizer):
         if self._spelling is not None:
             return self._spelling(token, at_start)
         # Of a kind unknown: what the library adds to a text for it, or begins one with.
-        with _in_words():
+        with in_words():
             a = self._controls_too.encode("a", add_special_tokens=False).ids
             before = [] if at_start else a
             text, longer = (self._controls_too.decode(ids) for ids in (before, [*before, id]))
         return longer.removeprefix(text).encode(), at_start and not longer
-
-    def _first(self, names: Iterable[str | int]) -> int | None:
-        """The first of some tokens, each by name or id, that the vocabulary has."""
-        for name in names:
-            id = self._controls_too.token_to_id(name) if isinstance(name, str) else name
-            if id is not None and id < self.vocab_size:
-                return id
-        return None
 
     @functools.cached_property
     def _text_only(self) -> Any:
@@ -159,42 +164,19 @@ class HuggingFaceTokenizer(Tokenizer):
 
         A second one: the setting belongs to the tokenizer, and threads may encode at once.
         """
-        tokenizer = _open(self._file)
+        tokenizer = open_library(self._file, self._joined)
         tokenizer.add_special_tokens(list(self.special))  # those not called special in the file
         tokenizer.encode_special_tokens = True
         return tokenizer
 
 
-def _open(file: bytes) -> Any:
-    import tokenizers
-
-    with _in_words():
-        tokenizer = tokenizers.Tokenizer.from_buffer(file)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-@contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """The library's failures as ValueErrors; what Rust panics with is not even an Exception."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(
-            f"the tokenizers library cannot use tokenizer.json ({error}); copy or download it again"
-        ) from None
-
-
-def _adds_bos(tokenizer: Any, bos: int, special: SpecialTokens) -> bool:
+def _adds_bos(tokenizer: Any, bos: int, stated: Stated) -> bool:
     """As stated, or as its post-processor does; without one, as transformers' LLaMA classes do."""
-    if special.adds_bos is not None:
-        return special.adds_bos
-    with _in_words():
+    if stated.adds_bos is not None:
+        return stated.adds_bos
+    with in_words():
         bare = tokenizer.encode("a", add_special_tokens=False).ids
         processed = tokenizer.encode("a").ids
     if processed[: len(bare) + 1] == [bos, *bare]:
         return True
-    return special.is_llama and tokenizer.post_processor is None
+    return stated.is_llama and tokenizer.post_processor is None

@@ -17,7 +17,8 @@ class Tokenizer(Protocol):
     """Text to ids and back, for one vocabulary.
 
     Text never becomes a control token: "<s>" or "<|eot_id|>" in it is encoded as the characters
-    it is made of. `decode` is defined for any ids there are, whatever bytes they make.
+    it is made of. `decode` is defined for any ids there are, whatever bytes they make; an id that
+    spells nothing, as those above `vocab_size`, adds no text.
     """
 
     bos_id: int
@@ -77,12 +78,13 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def check_id(id: SupportsIndex, vocab_size: int) -> int:
-    """`id` as an int; ValueError unless it is in the vocabulary."""
+def check_id(id: SupportsIndex) -> int:
+    """`id` as an int; ValueError where it is negative.
+
+    A model may have more rows than its tokenizer has tokens, and write an id of those: one that
+    spells nothing adds no text.
+    """
     index = operator.index(id)
-    if not 0 <= index < vocab_size:
-        raise ValueError(
-            f"id {index} is no token of this tokenizer, whose ids are 0 to {vocab_size - 1}; "
-            "decode with the tokenizer that came with the model"
-        )
+    if index < 0:
+        raise ValueError(f"id {index} is no token; ids count from 0")
     return index

@@ -2,42 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
+from llama_jax.tokenizer.added import AddedTokens, check_controls
+from llama_jax.tokenizer.beside import Stated
+from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama2, encode_llama2_answers
 from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
 
 SPACE = "\u2581"  # how a piece spells a space
+_NO_PREFIX = b"\x1a\x02\x18\x00"
+"""Behind a model's file: normalizer_spec.add_dummy_prefix is false. The last word counts."""
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model, from the bytes of its file."""
 
-    def __init__(self, file: bytes) -> None:
-        import sentencepiece
-
-        model = sentencepiece.SentencePieceProcessor()
-        try:
-            model.LoadFromSerializedProto(file)
-        except RuntimeError as error:
-            raise ValueError(
-                f"SentencePiece cannot read it ({error}); it is truncated or damaged, "
-                "so copy or download it again"
-            ) from None
-        if model.bos_id() < 0 or model.eos_id() < 0:
-            raise ValueError(
-                f"its bos id is {model.bos_id()} and its eos id {model.eos_id()}, where -1 means "
-                "none; a LLaMA tokenizer has both"
-            )
-        self._model = model
-        self.bos_id: int = model.bos_id()
-        self.eos_id: int = model.eos_id()
-        self.stop_ids = (self.eos_id,)
-        self.vocab_size: int = model.vocab_size()
-
-        pieces = model.id_to_piece(list(range(self.vocab_size)))
+    def __init__(
+        self, file: bytes, stated: Stated | None = None, template: ChatTemplate | None = None
+    ) -> None:
+        stated = stated or Stated()
+        self._file, self._template, self._stated = file, template, stated
+        self._model = model = _open(file)
+        pieces = model.id_to_piece(list(range(model.vocab_size())))
+        joining, self.notes = stated.join(self._base_id, len(pieces))
+        controls = {piece: id for id, piece in enumerate(pieces) if model.is_control(id)}
+        self._added = AddedTokens(joining, controls)
+        self.special = self._added.special
+        """The id of each control token, by name. No text encodes to them."""
+        self.vocab_size: int = max([len(pieces) - 1, *self._added.by_id]) + 1
+        bos = stated.first(stated.bos, self._id_of, self.vocab_size)
+        eos = stated.first(stated.eos, self._id_of, self.vocab_size)
+        self.bos_id: int = model.bos_id() if bos is None else bos
+        self.eos_id: int = model.eos_id() if eos is None else eos
+        self.stop_ids = stated.stops(self.eos_id, (model.eos_id(),), self.vocab_size)
         self._bytes = [_bytes_of(model, id, piece) for id, piece in enumerate(pieces)]
         # Whether a text's first space is dropped, or even all of them, is the model's setting.
         # Only its protobuf states it, but decoding shows it at work.
@@ -54,9 +55,9 @@ class SentencePieceTokenizer(Tokenizer):
         return file.startswith(b"\n")
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
-        # In one piece, however long: its time is linear, and a cut would add a leading space.
         check_text(text)
-        return [self.bos_id] * bos + self._model.encode(text) + [self.eos_id] * eos
+        bos = bos and self._stated.adds_bos is not False
+        return [self.bos_id] * bos + self._encode(text) + [self.eos_id] * eos
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
@@ -67,8 +68,17 @@ class SentencePieceTokenizer(Tokenizer):
         return [[self.bos_id] * bos + ids + [self.eos_id] * eos for ids in found]
 
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog, in Llama 2's format."""
-        return encode_llama2(self, messages)
+        """The ids of a dialog: as the folder's chat template writes it, or in Llama 2's format."""
+        if self._template is None:
+            return encode_llama2(self, messages)
+        check_controls(self._template.source, self._stated.controls, self._id_of)
+        return encode_with_template(
+            self._template,
+            messages,
+            encode=lambda text: self._encode(text, controls=True),
+            encode_text=lambda text: self.encode(text, bos=False, eos=False),
+            special=self.special,
+        )
 
     def encode_answers(self, messages: Sequence[Message]) -> Answers:
         return encode_llama2_answers(self, messages)
@@ -77,11 +87,55 @@ class SentencePieceTokenizer(Tokenizer):
         return detokenize(self, ids)
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
-        id = check_id(id, self.vocab_size)
-        if at_start and id in self._at_start:
+        id = check_id(id)
+        if id >= len(self._bytes) or (id in self._added.by_id and self._added.by_id[id].special):
+            added = self._added.bytes_of(id)
+        elif at_start and id in self._at_start:
             return self._at_start[id]
-        added = self._bytes[id]
+        else:
+            added = self._bytes[id]
         return added, at_start and not added
+
+    def _encode(self, text: str, controls: bool = False) -> list[int]:
+        """The ids of a text; what follows an added token has no leading space of its own."""
+        ids: list[int] = []
+        for n, part in enumerate(self._added.split(text, controls=controls)):
+            # In one piece, however long: its time is linear, and a cut would add a leading space.
+            model = self._model if n == 0 or self._stated.legacy else self._unprefixed
+            ids += [part] if isinstance(part, int) else model.encode(part)
+        return ids
+
+    @functools.cached_property
+    def _unprefixed(self) -> Any:
+        """The model, told to put no space before a text."""
+        return _open(self._file + _NO_PREFIX)
+
+    def _base_id(self, text: str) -> int | None:
+        id = self._model.piece_to_id(text)
+        return id if self._model.id_to_piece(id) == text else None
+
+    def _id_of(self, text: str) -> int | None:
+        id = self._added.id_of(text)
+        return self._base_id(text) if id is None else id
+
+
+def _open(file: bytes) -> Any:
+    import sentencepiece
+
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.LoadFromSerializedProto(file)
+    except RuntimeError as error:
+        raise ValueError(
+            f"SentencePiece cannot read it ({error}); it is truncated or damaged, "
+            "so copy or download it again"
+        ) from None
+    if model.bos_id() < 0 or model.eos_id() < 0:
+        raise ValueError(
+            f"its bos id is {model.bos_id()} and its eos id {model.eos_id()}, where -1 means "
+            "none; a LLaMA tokenizer has both"
+        )
+    return model
 
 
 def _bytes_of(model: Any, id: int, piece: str) -> bytes:

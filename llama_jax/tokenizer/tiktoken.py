@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import SupportsIndex
 
+from llama_jax.tokenizer.added import AddedTokens, check_controls
+from llama_jax.tokenizer.beside import Stated
+from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama3, encode_llama3_answers
 from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
@@ -53,20 +56,29 @@ class TiktokenTokenizer(Tokenizer):
     special: Mapping[str, int]
     """The id of each special token, by name. No text encodes to them."""
 
-    def __init__(self, file: bytes) -> None:
+    def __init__(
+        self, file: bytes, stated: Stated | None = None, template: ChatTemplate | None = None
+    ) -> None:
         import tiktoken
 
-        ranks = _parse(file)
+        ranks, stated = _parse(file), stated or Stated()
+        self._template, self._stated = template, stated
         # tiktoken is told of no special token: it then has none to find in a text.
         self._words = tiktoken.Encoding(
             "llama3", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={}
         )
         self._bytes = [*ranks, *(name.encode() for name in SPECIAL)]
-        self.special = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}
-        self.bos_id = self.special["<|begin_of_text|>"]
-        self.eos_id = self.special["<|end_of_text|>"]
-        self.stop_ids = tuple(self.special[name] for name in STOP)
-        self.vocab_size = len(self._bytes)
+        own = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}
+        joining, self.notes = stated.join(own.get, len(self._bytes))
+        self._added = AddedTokens(joining, own)
+        self.special = self._added.special
+        self.vocab_size = max([len(self._bytes) - 1, *self._added.by_id]) + 1
+        bos = stated.first(stated.bos, self._added.id_of, self.vocab_size)
+        eos = stated.first(stated.eos, self._added.id_of, self.vocab_size)
+        stops = [own[name] for name in STOP]
+        self.bos_id = own["<|begin_of_text|>"] if bos is None else bos
+        self.eos_id = stops[0] if eos is None else eos
+        self.stop_ids = stated.stops(self.eos_id, stops, self.vocab_size)
 
     @staticmethod
     def recognizes(file: bytes) -> bool:
@@ -75,8 +87,8 @@ class TiktokenTokenizer(Tokenizer):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        ids = [id for part in _parts(text) for id in self._words.encode_ordinary(part)]
-        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+        bos = bos and self._stated.adds_bos is not False
+        return [self.bos_id] * bos + self._encode(text) + [self.eos_id] * eos
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
@@ -85,8 +97,20 @@ class TiktokenTokenizer(Tokenizer):
             return list(pool.map(lambda text: self.encode(text, bos=bos, eos=eos), texts))
 
     def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog, in Llama 3's format: `encode_llama3` says which keys it knows."""
-        return encode_llama3(self, self.special, messages)
+        """The ids of a dialog: as the folder's chat template writes it, or in Llama 3's format.
+
+        `encode_llama3` says which keys that knows.
+        """
+        if self._template is None:
+            return encode_llama3(self, self.special, messages)
+        check_controls(self._template.source, self._stated.controls, self._added.id_of)
+        return encode_with_template(
+            self._template,
+            messages,
+            encode=lambda text: self._encode(text, controls=True),
+            encode_text=lambda text: self.encode(text, bos=False, eos=False),
+            special=self.special,
+        )
 
     def encode_answers(self, messages: Sequence[Message]) -> Answers:
         return encode_llama3_answers(self, self.special, messages)
@@ -95,7 +119,17 @@ class TiktokenTokenizer(Tokenizer):
         return detokenize(self, ids)
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
-        return self._bytes[check_id(id, self.vocab_size)], False
+        id = check_id(id)
+        return self._bytes[id] if id < len(self._bytes) else self._added.bytes_of(id), False
+
+    def _encode(self, text: str, controls: bool = False) -> list[int]:
+        ids: list[int] = []
+        for part in self._added.split(text, controls=controls):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += [id for cut in _parts(part) for id in self._words.encode_ordinary(cut)]
+        return ids
 
 
 def _parts(text: str) -> Iterator[str]:

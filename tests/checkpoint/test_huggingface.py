@@ -220,7 +220,6 @@ REFUSED = {
     "another type": ({"architectures": ..., "model_type": "qwen2"}, '"qwen2"'),
     "no type": ({"architectures": ..., "model_type": ...}, "neither a model_type nor arch"),
     "gelu": ({"hidden_act": "gelu"}, 'hidden_act="gelu"'),
-    "quantized": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, '"gptq"'),
     "longrope": ({"rope_scaling": {"type": "longrope"}}, '"longrope" is not known'),
     "a list of a kind": ({"rope_scaling": {"type": ["linear"]}}, "a list is not known"),
     "no factor": ({"rope_scaling": {"type": "linear"}}, "lacks factor"),
@@ -511,8 +510,23 @@ def test_an_index_that_lies_about_a_tensor_is_told(indexed):
         open_source(folder)
 
 
-def test_a_tensor_in_two_files_is_told(indexed):
+@pytest.mark.parametrize("kept", [0, 1])
+def test_of_a_tensor_in_two_files_the_index_decides(indexed, kept):
     folder, weight_map = indexed
+    files = sorted(set(weight_map.values()))
+    tensors = tensors_of(SMALL)
+    for n, file in enumerate(files):
+        held = {name: array for name, array in tensors.items() if weight_map[name] == file}
+        write_safetensors(folder / file, held | {OUTPUT: tensors[OUTPUT] + n})
+    write_index(folder, weight_map | {OUTPUT: files[kept]})
+    source = open_source(folder)
+    np.testing.assert_array_equal(source.tensors["output", "weight"][...], tensors[OUTPUT].T + kept)
+    assert any(f"one in the index: '{OUTPUT}'" in note for note in source.notes)
+
+
+def test_a_tensor_in_two_files_that_no_index_places_is_told(indexed):
+    folder, weight_map = indexed
+    (folder / INDEX).unlink()
     first, second = sorted(set(weight_map.values()))
     (folder / second).write_bytes((folder / first).read_bytes())
     with pytest.raises(ValueError, match=f"{second}: .* lies in {first} too"):

@@ -141,8 +141,9 @@ def test_any_ids_decode(tmp_path, library):
     tokenizer, rng = load_tokenizer(folder_of(tmp_path, library)), random.Random(0)
     for _ in range(200):
         tokenizer.decode(rng.choices(range(tokenizer.vocab_size), k=8))
-    with pytest.raises(ValueError, match="is no token of this tokenizer"):
-        tokenizer.decode([tokenizer.vocab_size])
+    assert tokenizer.decode([tokenizer.vocab_size]) == ""
+    with pytest.raises(ValueError, match="id -1 is no token"):
+        tokenizer.decode([-1])
 
 
 def test_an_unknown_decoder_is_asked_what_each_token_adds(tmp_path):
@@ -273,6 +274,18 @@ def test_tokenizer_json_is_preferred_but_beside_metas_weights(tmp_path, library)
     assert find_tokenizer(folder) == folder / "tokenizer.json"
     (folder / "params.json").write_text("{}")
     assert find_tokenizer(folder) == folder / "tokenizer.model"
+
+
+@pytest.mark.parametrize("own", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize("marker", ["params.json", "consolidated.00.pth"])
+def test_a_folders_own_tokenizer_wins_over_its_parents(tmp_path, own, marker):
+    folder = tmp_path / "7B"
+    folder.mkdir()
+    (folder / marker).touch()
+    (tmp_path / "tokenizer.model").touch()
+    assert find_tokenizer(folder) == tmp_path / "tokenizer.model"
+    (folder / own).touch()
+    assert find_tokenizer(folder) == folder / own
 
 
 # Broken files

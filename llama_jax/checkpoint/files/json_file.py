@@ -14,6 +14,8 @@ _MAX_BYTES = 4 * 2**20
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; every error is a ValueError that names it."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file; {FETCH_AGAIN}")
     with file.open("rb") as opened:
         text = opened.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:

@@ -13,11 +13,14 @@ LFS_POINTER = (
     "is a Git LFS pointer, not the weights; fetch them: git lfs pull",
 )
 """How what lies in place of any file of a clone begins, and what it is."""
-NO_WEIGHT = (
-    "only float16, bfloat16 and float32 weights are read, so of a quantized model get the "
-    "bfloat16 files"
-)
-"""What to say of a tensor of any other dtype."""
+
+
+def no_weight(dtype: object) -> str:
+    """What to do about a tensor of another dtype than a weight's."""
+    known = "only float16, bfloat16 and float32 weights are read"
+    if str(dtype) == "float64":
+        return f"{known}; cast it to float32 and save it again"
+    return f"{known}, so of a quantized model get the bfloat16 files"
 
 
 class Refused(ValueError):

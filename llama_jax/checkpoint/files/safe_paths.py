@@ -1,4 +1,4 @@
-"""Links in a checkpoint's folder: none may lead out of it, to files that are not the model's."""
+"""What lies in a checkpoint's folder: files, and no link that leads out of it unasked."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN
+
+LINKS = "LLAMA_JAX_LINKS"
+"""The environment variable that names folders which links of a checkpoint may lead into."""
 
 
 def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
-    """Raises ValueError where a link leads out of the folder, but for `also`.
+    """Raises ValueError where a link leads out of the folder, but for `also` and what is allowed.
+
+    What is neither a file nor a folder is refused too: to read a pipe is to wait for ever.
 
     The Hub's cache is a folder of links, snapshots/REVISION/NAME to blobs/HASH beside snapshots;
     Meta's files may lie in a folder of it.
     """
     whole = folder.resolve()
-    within = [whole, *([also] if also else [])]
+    within = [whole, *([also] if also else []), *_allowed()]
     for snapshot in (whole, whole.parent):
         if snapshot.parent.name == "snapshots":
             within.append(snapshot.parent.parent / "blobs")
@@ -26,8 +32,11 @@ def check_inside(folder: Path, file: Path, also: Path | None = None) -> None:
         raise ValueError(f"{file} is a link that leads nowhere ({error}); {FETCH_AGAIN}") from error
     if not any(target.is_relative_to(place) for place in within):
         raise ValueError(
-            f"{file} is a link out of the folder, to {target}; put the file itself there"
+            f"{file} is a link out of the folder, to {target}; put the file itself there, or "
+            f"allow links into that folder, if you trust it: {LINKS}={target.parent}"
         )
+    if not (target.is_file() or target.is_dir()):
+        raise ValueError(_no_file(file))
 
 
 def check_tree(folder: Path, directory: Path) -> None:
@@ -36,6 +45,18 @@ def check_tree(folder: Path, directory: Path) -> None:
     for entry in _entries(directory):
         if entry.is_symlink():
             check_inside(folder, Path(entry.path))
+        elif not (entry.is_file() or entry.is_dir()):
+            raise ValueError(_no_file(entry.path))
+
+
+def _allowed() -> list[Path]:
+    """The folders that the user lets links lead into."""
+    named = os.environ.get(LINKS, "").split(os.pathsep)
+    return [given_path(folder).resolve() for folder in named if folder]
+
+
+def _no_file(path: Path | str) -> str:
+    return f"{path} is a pipe, a socket or a device, and no file; {FETCH_AGAIN}"
 
 
 def _entries(directory: Path | str) -> Iterator[os.DirEntry[str]]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from llama_jax.checkpoint.files.torch_pickle import read_pickle
 # Far above any model (405B: 0.2 MB each), far below what would hurt to parse.
 _MAX_PICKLE_BYTES = 2 * 2**20
 _MAX_DIRECTORY_BYTES = 8 * 2**20
+_CHECKED_BYTES = 16 * 2**20
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -35,6 +38,28 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
             # Damaged bytes fail wherever they please, in zipfile, pickletools or NumPy.
             what = f"{type(error).__name__}: {shorten(error)}"
             raise ValueError(f"{path} is damaged ({what}); {FETCH_AGAIN}") from error
+
+
+def is_torch_file(path: str | Path) -> bool:
+    """Whether a file begins as the zip that `torch.save` writes."""
+    with io.FileIO(path) as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def check_sums(path: str | Path) -> None:
+    """ValueError where a record's bytes are not those that `torch.save` summed up; reads all."""
+    with _BoundedReader(io.FileIO(path)) as file:
+        memory = np.memmap(file, dtype=np.uint8, mode="r")
+        for info, record in _placed_records(file, memory):
+            found = 0
+            for start in range(0, len(record), _CHECKED_BYTES):
+                found = zlib.crc32(record[start : start + _CHECKED_BYTES].data, found)
+            # torch can be told not to compute the sum, and then writes 0.
+            if info.CRC and found != info.CRC:
+                raise ValueError(
+                    f"{path}: its record {shorten(info.filename)} does not have the checksum it "
+                    f"should, so a weight is damaged; {FETCH_AGAIN}"
+                )
 
 
 class _BoundedReader(io.BufferedReader):
@@ -96,17 +121,30 @@ def _check_kind(head: bytes) -> None:
 
 def _records(file: io.BufferedReader, memory: np.ndarray) -> dict[str, np.ndarray]:
     """The bytes of every record in the archive, by name: views of `memory`."""
+    found: dict[str, np.ndarray] = {}
+    for info, record in _placed_records(file, memory):
+        if info.filename in found:
+            raise Refused(f"it holds two records {shorten(info.filename)}; {FETCH_AGAIN}")
+        found[info.filename] = record
+        if info.filename.endswith("/data.pkl"):
+            _check_pickle_record(info, record)
+    return found
+
+
+def _placed_records(
+    file: io.BufferedReader, memory: np.ndarray
+) -> Iterator[tuple[zipfile.ZipInfo, np.ndarray]]:
+    """Every record and its bytes, which no other record reaches into."""
     try:
         infos = zipfile.ZipFile(file).infolist()
     except zipfile.BadZipFile as error:
         raise Refused(
             f"its end, the archive's directory, is missing or damaged; {FETCH_AGAIN}"
         ) from error
-    found: dict[str, np.ndarray] = {}
+    begins = sorted(info.header_offset for info in infos)
+    ends = dict(itertools.zip_longest(begins, begins[1:], fillvalue=len(memory)))
     for info in infos:
         name = shorten(info.filename)
-        if info.filename in found:
-            raise Refused(f"it holds two records {name}; {FETCH_AGAIN}")
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise Refused(f"its record {name} is compressed, which torch.save never does")
         if info.flag_bits & 1:
@@ -114,10 +152,9 @@ def _records(file: io.BufferedReader, memory: np.ndarray) -> dict[str, np.ndarra
         start = _payload_start(memory, info)
         if start + info.file_size > len(memory):
             raise Refused(f"its record {name} runs past the end of the file; {FETCH_AGAIN}")
-        found[info.filename] = memory[start : start + info.file_size]
-        if info.filename.endswith("/data.pkl"):
-            _check_pickle_record(info, found[info.filename])
-    return found
+        if start + info.file_size > ends[info.header_offset]:
+            raise Refused(f"its record {name} runs into the next; {FETCH_AGAIN}")
+        yield info, memory[start : start + info.file_size]
 
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")

@@ -8,11 +8,13 @@ from pathlib import Path
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
 from llama_jax.checkpoint.files.json_file import read_object
-from llama_jax.checkpoint.files.messages import NO_WEIGHT, listed, shorten
+from llama_jax.checkpoint.files.messages import listed, no_weight, shorten
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.config import read_hf_config
-from llama_jax.checkpoint.huggingface.files import WEIGHTS, HFTensors, open_tensors
+from llama_jax.checkpoint.huggingface.files import HFTensors, has_weights, open_tensors
+from llama_jax.checkpoint.huggingface.names import check_names, zero_biases
 from llama_jax.checkpoint.names import WeightNames, names_table
+from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 
@@ -24,7 +26,7 @@ _BUFFER = re.compile(r"(model\.)?(layers\.[0-9]+\.self_attn\.)?rotary_emb\.[a-z_
 def is_hf(path: str | Path) -> bool:
     """Whether a directory holds a checkpoint in Hugging Face's format, whole or not."""
     path = Path(path)
-    if any((path / name).is_file() for name in WEIGHTS):
+    if has_weights(path):
         return True
     try:
         return (
@@ -47,7 +49,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     said = read_hf_config(path / "config.json", max_seq_len)
     found = open_tensors(path)
     buffers = [name for name in found.arrays if _BUFFER.fullmatch(name)]
-    notes = list(said.notes)
+    notes = [*said.notes, *found.notes]
     if buffers:
         notes.append(f"buffers skipped, which are no weights: {listed(buffers)}")
     config = said.config
@@ -60,10 +62,21 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     if config.tie_embeddings:
         config, note = _tied(found, config)
         notes.append(note)
-    _check_names(path, found, config, buffers)
+    notes += zero_biases(found, config)
+    check_names(path, found, said, config, buffers)
+    if said.quantized is not None:
+        notes.append(f"{said.quantized} is out of date: the weights are plain floats, and are read")
     tensors = {row.path: _stored(found, row, config) for row in names_table(config)}
+    stored = {name: found.arrays[name] for name in buffers if name.endswith("inv_freq")}
     return Source(
-        path, "huggingface", config, tensors, own_tokenizer(path), found.files, tuple(notes)
+        path,
+        "huggingface",
+        config,
+        tensors,
+        own_tokenizer(path),
+        found.files,
+        tuple(notes),
+        rope_warnings(stored, config, "config.json"),
     )
 
 
@@ -94,34 +107,10 @@ def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
     )
 
 
-def _check_names(path: Path, found: HFTensors, config: Config, buffers: list[str]) -> None:
-    rows = names_table(config)
-    said = f"config.json says num_hidden_layers={config.n_layers}"
-    if missing := [row.hf for row in rows if row.hf not in found.arrays]:
-        way_out = (
-            "add it, or if it is the embedding say so: tie_word_embeddings true in config.json"
-            if missing == [_OUTPUT]
-            else "a file is missing or damaged, or the model is not LLaMA"
-        )
-        raise ValueError(f"{path} lacks {listed(missing)}, and {said}; {way_out}")
-    known = {row.hf for row in rows} | {_OUTPUT, *buffers}
-    if unknown := [name for name in found.arrays if name not in known]:
-        biased = unknown[0].endswith(".bias")
-        way_out = (
-            "attention_bias or mlp_bias true in config.json would make it one"
-            if biased
-            else "the model is not LLaMA, or another's files lie there"
-        )
-        raise ValueError(
-            f"{found.file_of[unknown[0]]} has {listed(unknown)}, no weight of the model that "
-            f"config.json describes ({said}); {way_out}"
-        )
-
-
 def _stored(found: HFTensors, row: WeightNames, config: Config) -> StoredTensor:
     array, where = found.arrays[row.hf], f"{found.file_of[row.hf]}: {shorten(row.hf)}"
     if array.dtype not in DTYPES.values():
-        raise ValueError(f"{where} is {array.dtype}; {NO_WEIGHT}")
+        raise ValueError(f"{where} is {array.dtype}; {no_weight(array.dtype)}")
     if array.shape != row.stored_shape:
         raise ValueError(
             f"{where} has shape {list(array.shape)} where config.json says "

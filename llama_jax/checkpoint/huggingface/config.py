@@ -9,7 +9,8 @@ from llama_jax.checkpoint.files.json_file import Fields, read_object, shown
 from llama_jax.checkpoint.huggingface.rope import read_rope
 from llama_jax.config import Config, DynamicScaling
 
-_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")  # the second in the first conversions
+# The second in the first conversions, the third where the output layer was left out.
+_ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,8 @@ class HFConfig:
     config: Config
     notes: tuple[str, ...]
     """What was supplied or passed over, for a person to know."""
+    quantized: str | None
+    """How it says that the weights are quantized, which only the weights themselves decide."""
 
 
 def read_hf_config(file: Path, max_seq_len: int | None = None) -> HFConfig:
@@ -52,12 +55,6 @@ def _check_kind(fields: Fields) -> None:
     activation = fields.raw("hidden_act")
     if activation not in (None, "silu", "swish"):  # two names of one function
         raise ValueError(f"hidden_act={shown(activation)} is not LLaMA's; only silu is known")
-    if (quantized := fields.raw("quantization_config")) is not None:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ValueError(
-            f"the weights are quantized (quantization_config says {shown(method)}), which is not "
-            "read; get the model's float16 or bfloat16 files"
-        )
 
 
 def _parse(fields: Fields, max_seq_len: int | None) -> HFConfig:
@@ -96,4 +93,15 @@ def _parse(fields: Fields, max_seq_len: int | None) -> HFConfig:
         )
     if "auto_map" in fields:
         notes += ("auto_map ignored: no code that came with a checkpoint is run",)
-    return HFConfig(config, notes)
+    return HFConfig(config, notes, _quantized(fields))
+
+
+def _quantized(fields: Fields) -> str | None:
+    """What it says of quantization: `quantization_config`, or MLX's `quantization`."""
+    for key in ("quantization_config", "quantization"):
+        if (said := fields.raw(key)) is not None:
+            method = said.get("quant_method") if isinstance(said, dict) else said
+            if isinstance(said, dict) and method is None and "bits" in said:
+                return f"{key} says {shown(said['bits'])} bits"
+            return f"{key} says {shown(method)}"
+    return None

@@ -68,11 +68,12 @@ def tokenizer_config(tokenizer: Tokenizer | None) -> dict[str, Any]:
     """tokenizer_config.json, by which transformers knows what a bare SentencePiece model is."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         return {}
+    names = {id: name for name, id in tokenizer.special.items()}
     return {
         "tokenizer_config.json": {
             "tokenizer_class": "LlamaTokenizer",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
+            "bos_token": names.get(tokenizer.bos_id, "<s>"),
+            "eos_token": names.get(tokenizer.eos_id, "</s>"),
             "unk_token": "<unk>",
             "add_bos_token": True,
             "add_eos_token": False,

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from llama_jax.checkpoint.blocks import same_bits
-from llama_jax.checkpoint.files.messages import listed, shorten
+from llama_jax.checkpoint.files.messages import listed
 from llama_jax.checkpoint.files.safe_paths import check_inside
+from llama_jax.checkpoint.huggingface.files import has_weights
+from llama_jax.checkpoint.meta.names import check_count, check_names, cut_axis
 from llama_jax.checkpoint.meta.params import (
+    MULTIPLE_OF,
     MetaParams,
     asked_scaling,
     default_max_seq_len,
     read_params,
 )
 from llama_jax.checkpoint.meta.shards import (
-    ROW_PARALLEL,
     Shards,
     check_drift,
     check_dtypes,
@@ -25,6 +27,7 @@ from llama_jax.checkpoint.meta.shards import (
 )
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.published import matching
+from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
 from llama_jax.weights.table import EMBEDDING, OUTPUT, WeightPath
@@ -33,7 +36,10 @@ from llama_jax.weights.table import EMBEDDING, OUTPUT, WeightPath
 def is_meta(path: str | Path) -> bool:
     """Whether a directory holds a checkpoint of Meta's, whole or not."""
     path = Path(path)
-    return (path / "params.json").is_file() or any(path.glob("consolidated.*.pth"))
+    if any(path.glob("consolidated.*.pth")):
+        return True
+    # Mistral's params.json lies beside whole folders of Hugging Face's: the weights tell.
+    return (path / "params.json").is_file() and not has_weights(path)
 
 
 def open_meta(
@@ -54,79 +60,48 @@ def open_meta(
     if rope_factor is not None:
         config = config.replace(rope_scaling=asked_scaling(rope_factor))
     shards = open_shards(path)
-    _check_names(shards, config, params.adapted)
-    _check_count(shards, config)
+    check_names(shards, config, params.adapted)
+    config, width_notes = _with_width(shards, params, config)
+    check_count(shards, config)
     if not params.says_vocab_size:
         config = config.replace(vocab_size=_vocab_size(shards, config.dim))
     config, tensors = _tensors(shards, config)
     if max_seq_len is not None or not params.says_max_seq_len:
         supplied = default_max_seq_len(config) if max_seq_len is None else max_seq_len
         config = config.replace(max_seq_len=supplied)
-    notes = _notes(shards, params, config, max_seq_len, rope_factor)
+    notes = [*shards.notes, *params.notes, *width_notes]
+    if "vocab_size" in params.left_out:
+        notes.append(f"vocab_size {config.vocab_size}, the embedding's: params.json leaves it out")
+    notes += _notes(shards, params, config, max_seq_len, rope_factor)
     shared = path.resolve().parent / "tokenizer.model"  # LLaMA 1 and 2: one for all sizes
     tokenizer = own_tokenizer(path, shared)
-    return Source(path, "meta", config, tensors, tokenizer, shards.files, notes)
-
-
-def _check_names(shards: Shards, config: Config, adapted: bool) -> None:
-    found, file = shards.pieces, shards.files[0]
-    said = f"params.json says n_layers={config.n_layers}"
-    # Before the table is made: a number in a stranger's file must not decide how long it gets.
-    if config.n_layers > len(found):
-        raise ValueError(f"{file} holds {len(found)} tensors, too few for a model: {said}")
-    expected = {row.meta for row in names_table(config)}
-    # In the files' order, which is the model's: the first is the one to look at.
-    unknown = [name for name in found if name not in expected]
-    missing = [row.meta for row in names_table(config) if row.meta not in found]
-    if unknown and adapted:
-        raise ValueError(
-            f"{file} is quantized or carries a LoRA adapter, as its params.json says and its "
-            f"tensor {shorten(unknown[0])} shows; get the model's bfloat16 files"
-        )
-    if absent := [name for name in missing if name != "output.weight"]:
-        raise ValueError(
-            f"{file} lacks {listed(absent)}, and {said}; the file is damaged or not LLaMA"
-        )
-    if unknown:
-        raise ValueError(
-            f"{file} has {listed(unknown)}, unknown in a LLaMA model, and {said}; "
-            "remove it if the model works without it"
-        )
-
-
-def _check_count(shards: Shards, config: Config) -> None:
-    """Where the files fit each other but not their number, says how many there should be."""
-    implied: set[int | None] = set()
-    for row in names_table(config):
-        if row.path[-1] in ("wq", "wo", "w1", "w2", "w3"):
-            pieces, axis = shards.pieces[row.meta], _cut_axis(row)
-            implied |= {_times(row.stored_shape, piece.shape, axis) for piece in pieces}
-    here = len(shards.files)
-    count = implied.pop() if len(implied) == 1 else None
-    if count in (None, here):
-        return  # all is well, or some tensors have wrong shapes and are named later
-    way_out = (
-        f"consolidated.{here:02}.pth is not there; copy or download it"
-        if count is not None and count > here
-        else "remove the files that belong to another model"
-    )
-    raise ValueError(
-        f"{shards.files[0].parent} holds {here} files consolidated.NN.pth, and by the shapes in "
-        f"them and params.json the model has {count}: {way_out}"
+    if tokenizer is not None and tokenizer.parent.resolve() == shared.parent:
+        notes.append(f"the folder has no tokenizer of its own: {tokenizer}, above it, is taken")
+    return Source(
+        path,
+        "meta",
+        config,
+        tensors,
+        tokenizer,
+        shards.files,
+        tuple(notes),
+        rope_warnings(shards.frequencies, config, "params.json"),
     )
 
 
-def _cut_axis(row: WeightNames) -> int:
-    """The axis of the files' [out, in] along which a matrix that is no embedding is cut."""
-    return int(row.path[-1] in ROW_PARALLEL)
-
-
-def _times(whole: tuple[int, ...], part: tuple[int, ...], axis: int) -> int | None:
-    """How many of `part` along `axis` make the `whole`; None if no number does."""
-    if len(part) != 2 or part[1 - axis] != whole[1 - axis] or not part[axis]:
-        return None
-    count, rest = divmod(whole[axis], part[axis])
-    return None if rest else count
+def _with_width(shards: Shards, params: MetaParams, config: Config) -> tuple[Config, list[str]]:
+    """The config with the feed-forward width of the weights, where params.json leaves it open."""
+    if "multiple_of" not in params.left_out:
+        return config, []
+    pieces = shards.pieces["layers.0.feed_forward.w1.weight"]
+    rows = sum(piece.shape[0] for piece in pieces if piece.ndim == 2)
+    if rows in (0, config.hidden_dim):
+        return config, [f"multiple_of {MULTIPLE_OF} supplied, Meta's default: params.json has none"]
+    note = (
+        f"the feed-forward width is the weights', {rows}: params.json leaves multiple_of out, and "
+        f"Meta's default, {MULTIPLE_OF}, would make it {config.hidden_dim}"
+    )
+    return config.replace(hidden_dim=rows), [note]
 
 
 def _vocab_size(shards: Shards, dim: int) -> int:
@@ -181,7 +156,7 @@ def _stored(shards: Shards, row: WeightNames, config: Config) -> StoredTensor:
     if row.path == EMBEDDING:
         axis = 1 if pieces[0].shape[:1] == whole[:1] else 0
     else:
-        axis = _cut_axis(row)
+        axis = cut_axis(row)
     copies = 1
     if row.path[-1] in ("wk", "wv"):
         # With more ranks than key-value heads (405B: 16 and 8) neighbours hold the same head.

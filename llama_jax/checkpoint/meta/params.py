@@ -17,6 +17,10 @@ _KEYS = (
 )
 
 
+MULTIPLE_OF, NORM_EPS = 256, 1e-5
+"""The defaults of Meta's own `ModelArgs`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MetaParams:
     """What params.json says, checked."""
@@ -24,6 +28,9 @@ class MetaParams:
     config: Config
     """Untied; `vocab_size` and `max_seq_len` are 1 where the file does not say them."""
     says_vocab_size: bool
+    left_out: tuple[str, ...]
+    """The keys that have a default and are not there."""
+    notes: tuple[str, ...]
     says_max_seq_len: bool
     lacks_rope_factor: bool
     """Whether this is Llama 3.2 1B or 3B, whose factor of 32 neither it nor Meta's code carries."""
@@ -81,7 +88,11 @@ def _parse(given: dict[str, Any]) -> MetaParams:
     if isinstance(given.get("model"), dict):
         given = {**{key: value for key, value in given.items() if key != "model"}, **given["model"]}
     fields = Fields(given)
-    says_vocab_size = given.get("vocab_size") != -1
+    left_out = tuple(k for k in ("vocab_size", "multiple_of", "norm_eps") if k not in fields)
+    says_vocab_size = fields.raw("vocab_size") not in (None, -1)
+    notes = []
+    if "norm_eps" in left_out:
+        notes.append(f"norm_eps {NORM_EPS:g} supplied, Meta's default: params.json has none")
     scaled = fields.flag("use_scaled_rope", default=False)
     dim, heads = fields.count("dim"), fields.count("n_heads")
     if dim % heads:
@@ -95,11 +106,11 @@ def _parse(given: dict[str, Any]) -> MetaParams:
         head_dim=dim // heads,
         hidden_dim=hidden_dim(
             dim,
-            fields.count("multiple_of"),
+            fields.count("multiple_of", default=MULTIPLE_OF),
             fields.number("ffn_dim_multiplier", default=1.0),
         ),
         vocab_size=fields.count("vocab_size") if says_vocab_size else 1,
-        norm_eps=fields.number("norm_eps"),
+        norm_eps=fields.number("norm_eps", default=NORM_EPS),
         rope_theta=fields.number("rope_theta", default=10000.0),
         rope_scaling=llama3_scaling(32.0 if lacks_factor else 8.0) if scaled else None,
         tie_embeddings=False,
@@ -110,6 +121,8 @@ def _parse(given: dict[str, Any]) -> MetaParams:
     return MetaParams(
         config=config,
         says_vocab_size=says_vocab_size,
+        left_out=left_out,
+        notes=tuple(notes),
         says_max_seq_len="max_seq_len" in fields,
         lacks_rope_factor=lacks_factor,
         adapted=bool(given.get("quantization_args") or given.get("lora_args")),

@@ -12,9 +12,10 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import same_bits
 from llama_jax.checkpoint.dtypes import DTYPES
-from llama_jax.checkpoint.files.messages import NO_WEIGHT, shorten
+from llama_jax.checkpoint.files.messages import no_weight, shorten
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_file import read_state_dict
+from llama_jax.checkpoint.foreign import plain_meta_names
 
 _NAME = re.compile(r"consolidated\.([0-9]{1,6})\.pth")
 ROW_PARALLEL = ("wo", "w2")
@@ -35,12 +36,16 @@ class Shards:
     pieces: dict[str, tuple[np.ndarray, ...]]
     """By Meta's name, one memory-mapped piece per file. The buffers are left out."""
     buffers: tuple[str, ...]
+    frequencies: dict[str, np.ndarray]
+    """RoPE's, of the buffers."""
+    notes: tuple[str, ...]
 
 
 def open_shards(folder: Path) -> Shards:
     """Maps every file, and checks that none is missing and that all name the same tensors."""
     files = _files(folder)
-    states = [read_state_dict(file) for file in files]
+    named = [_plain(read_state_dict(file)) for file in files]
+    states, notes = [state for state, _ in named], [note for _, note in named if note]
     for file, state in zip(files[1:], states[1:], strict=True):
         if differing := sorted(states[0].keys() ^ state.keys()):
             lacking = file if differing[0] in states[0] else files[0]
@@ -50,7 +55,19 @@ def open_shards(folder: Path) -> Shards:
             )
     buffers = tuple(name for name in states[0] if _BUFFER.fullmatch(name))
     names = [name for name in states[0] if name not in buffers]
-    return Shards(files, {name: tuple(state[name] for state in states) for name in names}, buffers)
+    return Shards(
+        files,
+        {name: tuple(state[name] for state in states) for name in names},
+        buffers,
+        {name: states[0][name] for name in buffers if name.endswith("freqs")},
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _plain(state: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], str | None]:
+    """The tensors by Meta's own names, and a note where a prefix was taken away."""
+    names, note = plain_meta_names(state)
+    return {names[name]: array for name, array in state.items()}, note
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
@@ -79,7 +96,7 @@ def check_dtypes(shards: Shards, name: str) -> None:
     """Checks that a tensor is of one dtype in all files, and of one that is a weight's."""
     for file, piece in zip(shards.files, shards.pieces[name], strict=True):
         if piece.dtype not in DTYPES.values():
-            raise ValueError(f"{file}: {name!r} is {piece.dtype}; {NO_WEIGHT}")
+            raise ValueError(f"{file}: {name!r} is {piece.dtype}; {no_weight(piece.dtype)}")
         if piece.dtype != shards.pieces[name][0].dtype:
             raise ValueError(
                 f"{file}: {name!r} is {piece.dtype}, and {shards.pieces[name][0].dtype} in "

@@ -23,8 +23,16 @@ _ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 def is_native(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint of this project lies there, of whatever version, whole or damaged."""
-    return (Path(path) / INFO).is_file()
+    """Whether a checkpoint of this project lies there, of whatever version, whole or damaged.
+
+    A file of the name that says another format, beside no `weights/`, is somebody else's.
+    """
+    path = Path(path)
+    if not (path / INFO).is_file():
+        return False
+    with contextlib.suppress(OSError, ValueError):
+        return (path / WEIGHTS).is_dir() or _json(path / INFO).get("format") == FORMAT
+    return True
 
 
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,9 +60,19 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     read_info(path)
     file = Path(path) / CONFIG
     try:
-        return Config.from_json(_json(file))
+        config = Config.from_json(_json(file))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
+    weights = Path(path) / WEIGHTS
+    if not weights.is_dir():
+        raise ValueError(f"{path} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
+    # Before the table is made: a number in a stranger's file must not decide how long it gets.
+    if config.n_layers > (held := len(os.listdir(weights))):
+        raise ValueError(
+            f"{file} says n_layers={config.n_layers}, and {weights} lacks most of such a model: "
+            f"it holds {held} entries; one of the two is damaged or belongs to another model"
+        )
+    return config
 
 
 def extras(path: Path) -> list[Path] | None:

@@ -59,8 +59,6 @@ def stored_weights(src: str | os.PathLike[str], config: Config) -> dict[WeightPa
 
     records = read_records(src)
     directory = Path(src) / WEIGHTS
-    if not directory.is_dir():
-        raise ValueError(f"{src} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
     check_tree(Path(src), directory)
     arrays = weight_files.stored(directory)
     weights = {path: array for path, array in arrays.items() if not is_part(path, records)}

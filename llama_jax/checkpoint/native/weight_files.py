@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -165,7 +166,7 @@ def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, 
         path: ts.open(
             {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{directory / name(path)}/"},
+                "kvstore": _kvstore(directory / name(path)),
                 "store_data_equal_to_fill_value": True,
                 "fill_missing_data_reads": False,
             },
@@ -175,6 +176,11 @@ def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, 
     }
     with _unreadable(directory):
         return {path: finish(path, future) for path, future in opening.items()}
+
+
+def _kvstore(where: Path) -> dict[str, str]:
+    """TensorStore refuses "..", and the system follows a link before it goes up from it."""
+    return {"driver": "file", "path": f"{os.path.realpath(where)}/"}
 
 
 def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -188,7 +194,7 @@ def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
     parts = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": codecs}
     return {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{where}/"},
+        "kvstore": _kvstore(where),
         "dtype": np.dtype(weight.dtype).name,
         "metadata": {
             "shape": weight.shape,

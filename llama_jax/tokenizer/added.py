@@ -1,0 +1,139 @@
+"""Tokens that a folder adds to a vocabulary, each with its id, its spelling and how it is found."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+MAX_ID = 2**24
+"""Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AddedToken:
+    """One token, as `added_tokens_decoder` describes it."""
+
+    id: int
+    text: str
+    special: bool
+    """Whether it is a control token, which no text encodes to and which adds no text."""
+    lstrip: bool = False
+    rstrip: bool = False
+    """Whether it takes the white space to its left or right."""
+    single_word: bool = False
+    """Whether it is found between the ends of words alone."""
+
+
+def read_added_tokens(
+    decoder: Any, by_text: Mapping[str, Any], controls: Callable[[str], bool]
+) -> tuple[list[AddedToken], list[str]]:
+    """The tokens of `added_tokens_decoder` and of `added_tokens.json` by id, and notes.
+
+    The second says nothing but ids: there, a token is a control token where `controls` says so.
+    """
+    if decoder is not None and not isinstance(decoder, Mapping):
+        raise ValueError("added_tokens_decoder must be an object of ids and tokens")
+    found: dict[int, AddedToken] = {}
+    for id, fields in (decoder or {}).items():
+        fields = {"content": fields} if isinstance(fields, str) else fields
+        if not isinstance(fields, Mapping) or not str(id).isdecimal():
+            raise ValueError(f"added_tokens_decoder has {id!r}: {fields!r:.60}, no id and token")
+        flags = {
+            name: fields.get(name) is True
+            for name in ("special", "lstrip", "rstrip", "single_word")
+        }
+        token = AddedToken(int(id), fields.get("content"), **flags)  # type: ignore[arg-type]
+        _check(token, "added_tokens_decoder")
+        found[token.id] = token
+    ids, notes = {token.text: token.id for token in found.values()}, []
+    for text, id in by_text.items():
+        token = AddedToken(id, text, special=controls(text))
+        _check(token, "added_tokens.json")
+        if ids.get(text, id) != id or (id in found and found[id].text != text):
+            notes.append(
+                f"added_tokens.json gives {text!r} id {id}, against added_tokens_decoder in "
+                "tokenizer_config.json, which is followed"
+            )
+        else:
+            found.setdefault(id, token)
+    return [found[id] for id in sorted(found)], notes
+
+
+def _check(token: AddedToken, where: str) -> None:
+    if not isinstance(token.text, str) or not token.text:
+        raise ValueError(f"{where} gives id {token.id} the text {token.text!r:.60}; it needs one")
+    if isinstance(token.id, bool) or not isinstance(token.id, int) or not 0 <= token.id < MAX_ID:
+        raise ValueError(
+            f"{where} gives {token.text!r:.60} the id {token.id!r:.60}, which must be an integer "
+            f"from 0 to {MAX_ID - 1:,}"
+        )
+
+
+class AddedTokens:
+    """Tokens beside a vocabulary that knows none, found in a text before it is encoded.
+
+    `controls` are the vocabulary's own control tokens, by name. For example, with `<think>` added
+    as id 7, "so <think>this" is split into "so ", 7, "this".
+    """
+
+    def __init__(self, tokens: Iterable[AddedToken], controls: Mapping[str, int]) -> None:
+        self.by_id = {token.id: token for token in tokens}
+        added = {token.text: token.id for token in self.by_id.values() if token.special}
+        self.special = {**controls, **added}
+        """The id of each control token, by name."""
+        self._id_of = {token.text: token.id for token in self.by_id.values()}
+        own = [AddedToken(id, name, special=True) for name, id in controls.items()]
+        self._all = _pattern([*self.by_id.values(), *own])
+        self._plain = _pattern(token for token in self.by_id.values() if not token.special)
+
+    def id_of(self, text: str) -> int | None:
+        """The id of an added or control token."""
+        return self._id_of.get(text, self.special.get(text))
+
+    def bytes_of(self, id: int) -> bytes:
+        """What an id adds to a text: a control token nothing, nor an id that is no added token."""
+        token = self.by_id.get(id)
+        return b"" if token is None or token.special else token.text.encode()
+
+    def split(self, text: str, *, controls: bool = False) -> Iterator[str | int]:
+        """Texts and, between them, the ids of what is found; of control tokens if asked for."""
+        pattern, end = self._all if controls else self._plain, 0
+        for found in pattern.finditer(text) if pattern else ():
+            if found.start() > end:
+                yield text[end : found.start()]
+            name = next(group for group in found.groups() if group is not None)
+            yield self._id_of[name] if name in self._id_of else self.special[name]
+            end = found.end()
+        if end < len(text):
+            yield text[end:]
+
+
+def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
+    """Finds any of the tokens, of two that begin alike the longer."""
+    found = []
+    for token in sorted(tokens, key=lambda token: -len(token.text)):
+        spelled = f"({re.escape(token.text)})"
+        if token.single_word:
+            spelled = rf"(?<!\w){spelled}(?!\w)"
+        found.append(r"\s*" * token.lstrip + spelled + r"\s*" * token.rstrip)
+    return re.compile("|".join(found)) if found else None
+
+
+def check_controls(
+    source: str, named: Mapping[str, str], id_of: Callable[[str], int | None]
+) -> None:
+    """ValueError where a chat template writes a stated control token that is no token.
+
+    `named` are the stated ones: {"eos_token": "<|im_end|>", ...}. Spelled by several tokens, it
+    would be a text to the model.
+    """
+    for name, text in named.items():
+        written = text in source or re.search(rf"\b{re.escape(name)}\b", source)
+        if written and id_of(text) is None:
+            raise ValueError(
+                f"the chat template writes the control token {text!r} ({name}), and it is no token "
+                "of this tokenizer; add it with the model's id for it to added_tokens.json, "
+                f'{{"{text}": ID}}'
+            )

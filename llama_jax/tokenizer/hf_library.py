@@ -1,0 +1,72 @@
+"""The tokenizers library: opened from tokenizer.json, with the tokens that a folder adds to it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from llama_jax.tokenizer.added import AddedToken
+
+_MAX_FILLERS = 2**16
+
+
+def open_library(file: bytes, tokens: Sequence[AddedToken] = ()) -> Any:
+    """The library's tokenizer of a file, which cuts and pads no text and encodes each in one way.
+
+    `tokens` follow its own by their ids, as `with_fillers` orders them.
+    """
+    import tokenizers
+
+    with in_words():
+        tokenizer = tokenizers.Tokenizer.from_buffer(file)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None) is not None:
+            tokenizer.model.dropout = None
+        for token in tokens:
+            flags = {"lstrip": token.lstrip, "rstrip": token.rstrip}
+            flags |= {"single_word": token.single_word, "normalized": False}
+            added = tokenizers.AddedToken(token.text, special=token.special, **flags)
+            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([added])
+            if tokenizer.token_to_id(token.text) != token.id:
+                raise ValueError(f"it cannot hold {token.text!r} as id {token.id}")
+    return tokenizer
+
+
+def vocab_size(tokenizer: Any) -> int:
+    """One above the largest id."""
+    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:
+    """The tokens by id, and between them fillers: the library gives out ids without a gap.
+
+    A filler's spelling is random, so that no text has it.
+    """
+    ordered: list[AddedToken] = []
+    for token in sorted(tokens, key=lambda token: token.id):
+        if token.id - size > _MAX_FILLERS:
+            raise ValueError(
+                f"{token.text!r} is added as id {token.id:,}, far above the {size:,} ids that "
+                "there are; correct added_tokens.json or added_tokens_decoder"
+            )
+        fillers = range(size, token.id)
+        ordered += [AddedToken(id, f"<{secrets.token_hex(16)}>", special=True) for id in fillers]
+        ordered.append(token)
+        size = max(size, token.id + 1)
+    return ordered
+
+
+@contextlib.contextmanager
+def in_words() -> Iterator[None]:
+    """The library's failures as ValueErrors; what Rust panics with is not even an Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(
+            f"the tokenizers library cannot use tokenizer.json ({error}); copy or download it again"
+        ) from None
