@@ -1,4 +1,4 @@
-"""What every command shares: stderr, progress, JSON, and errors that fit on a line."""
+"""What every command shares: stderr, progress, JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,8 +18,6 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 from rich.text import Text
-
-from llama_jax import distributed
 
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -40,7 +37,8 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def status(message: str) -> contextlib.AbstractContextManager[object]:
     """Says on stderr what a wait is for: a spinner on a terminal, one line elsewhere."""
     if stderr.is_terminal:
-        return stderr.status(Text(message + " ..."))
+        spinner = "dots" if stderr.encoding.startswith("utf") else "line"
+        return stderr.status(Text(message + " ..."), spinner=spinner)
     stderr.print(message + " ...")
     return contextlib.nullcontext()
 
@@ -64,16 +62,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def plain_errors(exit_code: int = 1) -> Iterator[None]:
-    """A user's mistake ends in one line that says the way out, not in a traceback."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError) as error:
-        distributed.fail(str(error))
-        stderr.print(f"error: {error}", style="red")
-        raise typer.Exit(exit_code) from error
