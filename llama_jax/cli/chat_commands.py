@@ -147,7 +147,7 @@ COMMANDS: dict[str, tuple[Callable[[Session, str], str | None], str, str]] = {
     "/reset": (_reset, "", "forget the conversation, all but the system message"),
     "/system": (_system, "TEXT", "begin again under another system message (none without TEXT)"),
     "/help": (_help, "", "this list"),
-    "/quit": (_quit, "", "leave"),
+    "/quit": (_quit, "", "leave, as Ctrl-D does"),
 }
 """What each does, what it takes, and what /help says of it."""
 
