@@ -91,9 +91,8 @@ def generate(
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
     elif requests:
-        speed = Speed()
-        deltas = speed.watch(model.stream())
-        print_text(requests, samples, deltas, ids=reading.ids, echo=output.echo)
+        speed, deltas = Speed(), model.stream()
+        print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
         stderr.print(speed.summary(), style="dim")
     if any(one.error is not None for one in asked):
         raise typer.Exit(FAILED)
@@ -110,14 +109,12 @@ class _Model:
     samples: int
 
     def stream(self) -> Iterator[Delta]:
-        """What each row gains, as it comes."""
+        """What each row gains, as it comes, once the model is loaded."""
         import llama_jax
 
         params, ready = self._load()
         deltas = llama_jax.stream(params, *self._asked, n=self.samples)
-        yield from itertools.islice(deltas, 1)
-        ready()
-        yield from deltas
+        return itertools.chain(itertools.islice(deltas, 1), _after(ready, deltas))
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
         """Each completion once it has ended."""
@@ -157,6 +154,12 @@ class _Model:
             final_slots(one.length, one.settings.max_new_tokens, limit) for one in self.requests
         ]
         return rows, max(sizes)
+
+
+def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]:
+    """The deltas, once all is `ready`."""
+    ready()
+    yield from deltas
 
 
 def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Reading) -> None:
