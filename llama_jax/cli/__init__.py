@@ -19,8 +19,9 @@ import typer
 import llama_jax
 from llama_jax import distributed
 from llama_jax.cli.chat import chat
+from llama_jax.cli.console import FAILED
 from llama_jax.cli.convert import convert
-from llama_jax.cli.errors import FAILED, USAGE, in_plain_words
+from llama_jax.cli.errors import USAGE, in_plain_words
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command

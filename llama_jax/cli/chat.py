@@ -14,10 +14,9 @@ from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import reader
-from llama_jax.cli.console import status, stderr
+from llama_jax.cli.console import FAILED, print_error, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
-from llama_jax.cli.errors import FAILED, print_error
 from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:

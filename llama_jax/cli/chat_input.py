@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from llama_jax.cli.console import stderr
-from llama_jax.cli.errors import print_error
+from llama_jax.cli.console import print_error, stderr
 from llama_jax.cli.text_input import Line, argument, piped_lines
 
 VARIABLE = "LLAMA_JAX_HISTORY"

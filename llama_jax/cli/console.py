@@ -1,4 +1,4 @@
-"""What every command shares: stderr, progress, JSON."""
+"""What every command shares: stderr, progress, JSON, and errors that fit on a line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,9 +20,13 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from llama_jax import distributed
+
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 _SHOWN = 5
+FAILED = 1
+"""Exit code of a command that could not do what was asked; of `verify`, that models differ."""
 
 
 @contextlib.contextmanager
@@ -62,3 +67,32 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def plain_errors(
+    exit_code: int = FAILED, reword: Callable[[str], str] = lambda message: message
+) -> Iterator[None]:
+    """Prints a ValueError or an OSError as one line, and exits."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError) as error:
+        message = reword(said(error))
+        distributed.fail(message)
+        print_error(message)
+        raise typer.Exit(exit_code) from error
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, in red on a terminal."""
+    stderr.print(f"error: {message}", style="red")
+
+
+def said(error: Exception) -> str:
+    """What an exception says; of a file that the system refuses, its name comes first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name = error.filename
+        return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"
+    return str(error)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import print_warnings, progress_bar
+from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_rows
-from llama_jax.cli.errors import plain_errors
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.convert import Conversion

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import typer
 
-from llama_jax import distributed
-from llama_jax.cli.console import stderr
+from llama_jax.cli.console import FAILED, plain_errors
 
-FAILED = 1
-"""Exit code of a command that could not do what was asked; of `verify`, that models differ."""
 USAGE = 2
 """Exit code of a wrong command line, as Typer has it; of `verify`, that a file cannot be read."""
 
@@ -32,35 +28,6 @@ def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Cal
             command(**given)
 
     return run
-
-
-@contextlib.contextmanager
-def plain_errors(
-    exit_code: int = FAILED, reword: Callable[[str], str] = lambda message: message
-) -> Iterator[None]:
-    """Prints a ValueError or an OSError as one line, and exits."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except (ValueError, OSError) as error:
-        message = reword(said(error))
-        distributed.fail(message)
-        print_error(message)
-        raise typer.Exit(exit_code) from error
-
-
-def print_error(message: str) -> None:
-    """One line on stderr, in red on a terminal."""
-    stderr.print(f"error: {message}", style="red")
-
-
-def said(error: Exception) -> str:
-    """What an exception says; of a file that the system refuses, its name comes first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        name = error.filename
-        return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"
-    return str(error)
 
 
 def option_names(command: Callable[..., None]) -> dict[str, str]:

@@ -14,10 +14,9 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import status, stderr
+from llama_jax.cli.console import FAILED, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
-from llama_jax.cli.errors import FAILED
 from llama_jax.cli.prompts import Asked, Reading
 from llama_jax.cli.requests import Maker, Request
 from llama_jax.cli.sampling import Sampling
@@ -118,7 +117,7 @@ class _Model:
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
         """Each completion once it has ended."""
-        from llama_jax.generation.generate import as_finished
+        from llama_jax.generation.finished import as_finished
 
         if not self.requests:
             return

@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.cli.console import stderr
-from llama_jax.cli.errors import print_error
+from llama_jax.cli.console import print_error, stderr
 from llama_jax.cli.prompts import Asked
 
 if TYPE_CHECKING:

@@ -33,10 +33,10 @@ def generate(
 ) -> list[Completion]:
     """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
 
-    A prompt is text, which gets bos before it, a list of token ids, taken as it is, or a dialog: a
-    list of messages, written in the model's chat format. `settings` is one for all prompts or one
-    each. Any further keyword changes that field of the settings; a number given as a list is one
-    for each prompt. `n` completions of a prompt stand side by side,
+    A prompt is text, which gets bos before it, a list of token ids, taken as it is, or a dialog, a
+    list of messages, which is written in the model's chat format. `settings`
+    is one for all prompts or one each. Any further keyword changes that field of the settings; a
+    number given as a list is one for each prompt. `n` completions of a prompt stand side by side,
     and their seeds count up. With `echo` a completion's text and tokens begin with the prompt's.
     `cache` is the kind of cache that keys and values lie in.
 
@@ -62,39 +62,16 @@ def generate(
 def complete(
     params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
 ) -> list[Completion]:
-    """The rows' completions, in their order."""
-    found = {row.index: done for row, done in _as_finished(params, place, rows, tokenizer)}
-    return [found[row.index] for row in rows]
-
-
-def as_finished(
-    params: Params,
-    prompts: Sequence[Prompt],
-    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
-    *,
-    n: int = 1,
-    tokenizer: Tokenizer | None = None,
-    cache: type[Cache] = KVCache,
-    **changes: Any,
-) -> Iterator[tuple[int, Completion]]:
-    """`generate`, each completion with its place among all as soon as it has ended."""
-    tokenizer = tokenizer_of(params, tokenizer)
-    place = Placement.of(params, cache)
-    rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate=False)
-    return ((row.index, done) for row, done in _as_finished(params, place, rows, tokenizer))
-
-
-def _as_finished(
-    params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
-) -> Iterator[tuple[Row, Completion]]:
+    """The rows' completions, in their order, batch by batch."""
     scored = _prompt_logprobs(params, place, rows)
+    found: list[Completion | None] = [None] * len(rows)
     for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
         deltas: list[list[Delta]] = [[] for _ in batch.rows]
         for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
             deltas[i].append(delta)
-            if delta.finish_reason is not None:
-                row = batch.rows[i]
-                yield row, _completion(row, deltas[i], tokenizer, scored[row.index])
+        for row, parts in zip(batch.rows, deltas, strict=True):
+            found[row.index] = _completion(row, parts, tokenizer, scored[row.index])
+    return [completion for completion in found if completion is not None]
 
 
 def stream(

@@ -20,7 +20,7 @@ import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import main
 from llama_jax.cli.prompts import Reading
-from llama_jax.generation import generate as generation
+from llama_jax.generation import finished
 from llama_jax.generation.results import Completion, TokenLogprob
 
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -178,7 +178,7 @@ def test_generate_prints_one_json_object_a_prompt(native):
 def test_json_has_no_nan_and_no_infinity(native, monkeypatch):
     unlikely = TokenLogprob(5, -math.inf, {7: -0.5, 5: -math.inf})
     done = Completion(None, [5], "length", logprobs=[unlikely])
-    monkeypatch.setattr(generation, "as_finished", lambda *_, **__: iter([(0, done)]))
+    monkeypatch.setattr(finished, "as_finished", lambda *_, **__: iter([(0, done)]))
     result = run("generate", native, "--ids", "46", "-n", 1, "-t", 0, "--json", "--logprobs", 2)
     (found,) = json.loads(result.stdout, parse_constant=pytest.fail)["logprobs"]
     assert found == {"token": 5, "logprob": None, "top": {"7": -0.5, "5": None}}

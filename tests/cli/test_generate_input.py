@@ -8,7 +8,7 @@ from helpers import GOLDEN_META, run
 import llama_jax
 from llama_jax.cli.sampling import unescaped
 from llama_jax.cli.text_output import in_order
-from llama_jax.generation.generate import as_finished, generate
+from llama_jax.generation.finished import as_finished
 
 LLAMA3 = GOLDEN_META / "llama3"
 FEW = ("-n", 3, "-t", 0)
@@ -109,11 +109,11 @@ def test_a_dialog_is_a_prompt_in_python_too(talker):
     params = llama_jax.load(talker)
     dialogs = [[{"role": "user", "content": text}] for text in ("Hi", "What is it?")]
     settings = {"max_new_tokens": 4, "temperature": 0}
-    found = generate(params, dialogs, **settings)
+    found = llama_jax.generate(params, dialogs, **settings)
     assert found == [llama_jax.chat(params, dialog, **settings) for dialog in dialogs]
     assert dict(as_finished(params, dialogs, **settings)) == dict(enumerate(found))
     with pytest.raises(ValueError, match=r"prompt 0 is a dialog of .* shorten its messages"):
-        generate(params, [[{"role": "user", "content": "a" * 300}]], truncate=True)
+        llama_jax.generate(params, [[{"role": "user", "content": "a" * 300}]], truncate=True)
 
 
 def test_without_a_template_a_question_is_refused_before_the_weights_are_read(writer, monkeypatch):
@@ -132,7 +132,8 @@ def test_samples_stand_side_by_side(writer):
         ("a", 0), ("a", 1), ("b", 0), ("b", 1)
     ]  # fmt: skip
     params = llama_jax.load(writer)
-    drawn = generate(params, ["a", "b"], n=2, max_new_tokens=6, temperature=1.5, seed=[0, 2])
+    settings = {"max_new_tokens": 6, "temperature": 1.5, "seed": [0, 2]}
+    drawn = llama_jax.generate(params, ["a", "b"], n=2, **settings)
     assert [row["tokens"] for row in found] == [done.tokens for done in drawn]
 
 

@@ -9,7 +9,7 @@ from helpers import run
 import llama_jax
 from llama_jax.cli import app
 
-COMMANDS = [command.callback.__name__ for command in app.registered_commands]
+COMMANDS = list(typer.main.get_command(app).commands)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
