@@ -14,7 +14,7 @@ from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import reader
-from llama_jax.cli.console import FAILED, print_error, status, stderr
+from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
 from llama_jax.cli.text_input import argument
@@ -68,7 +68,7 @@ def _talk(conversation: Conversation) -> None:
             name, rest = command_in(text)
             question = text if name is None else run_command(session, name, rest)
         except (ValueError, OSError) as error:
-            _fail(session, str(error))
+            _fail(session, said(error))
             continue
         if session.over:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
 import re
@@ -62,4 +63,5 @@ def in_options(message: str, names: Mapping[str, str], given: Mapping[str, Any])
 
 def _spellings(value: Any) -> set[str]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return {str(value), repr(value)} | ({f"{value:g}"} if number else set())
+    plain = value.value if isinstance(value, enum.Enum) else value
+    return {str(plain), repr(plain)} | ({f"{value:g}"} if number else set())

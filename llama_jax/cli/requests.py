@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_jax.cli.console import print_error, stderr
+from llama_jax.cli.errors import in_options
 from llama_jax.cli.prompts import Asked
 
 if TYPE_CHECKING:
@@ -81,5 +82,6 @@ class Maker:
 
 def _placed(message: str, where: str) -> str:
     """A message about a list of one prompt, as one about the place that the prompt came from."""
+    message = in_options(message, {"truncate": "--truncate"}, {})
     rest = message.removeprefix("prompt 0")
     return f"{where}: {message}" if rest == message else f"{where}{rest}"
