@@ -9,7 +9,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.convert import Conversion
@@ -43,7 +43,7 @@ def convert(
     """Convert a checkpoint to the native format."""
     from llama_jax.checkpoint.convert import convert
 
-    with progress_bar(f"converting {source}") as update:
+    with progress_bar(f"converting {source.resolve().name}") as update:
         done = convert(
             source,
             destination,
@@ -73,8 +73,7 @@ def _report(done: Conversion, destination: Path) -> None:
         "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",
     }
     print_rows(rows)
-    for note in source.notes:
-        print_rows({"note": note})
+    print_notes(source.notes)
     print_warnings(written.warnings)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import print_warnings, progress_bar
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
@@ -52,7 +52,7 @@ def export(
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 
-    with progress_bar(f"exporting {checkpoint}") as update:
+    with progress_bar(f"exporting {checkpoint.resolve().name}") as update:
         done = export(
             checkpoint,
             destination,
@@ -67,6 +67,5 @@ def export(
     size = f"{in_units(done.bytes)} in {count} in {done.seconds:.1f} s"
     rows = {"dtype": " and ".join(done.dtypes), "written": f"{size} to {destination}"}
     print_rows({**model_rows(done.source.config), **rows})
-    for note in (*done.source.notes, *done.notes):
-        print_rows({"note": note})
+    print_notes((*done.source.notes, *done.notes))
     print_warnings(done.warnings)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection
@@ -59,8 +59,7 @@ def inspect(
         print(json.dumps(_as_json(found, tokenizer, asked, needed), indent=2))
         return
     print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed, here)})
-    for note in found.source.notes:
-        print_rows({"note": note})
+    print_notes(found.source.notes)
 
 
 def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:

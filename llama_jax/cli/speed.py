@@ -90,9 +90,9 @@ class Speed:
         said = f"; compiling took {compiled:.2f} s more" if compiled > _SHORTEST else ""
         if not self.tokens:
             return "no tokens" + said
-        text = (
-            f"{self.tokens} tokens; the first after {self._net(self._started, self._first):.2f} s"
-        )
+        first = self._net(self._started, self._first)
+        after = f"{first:.2f} s" if first >= 0.1 else f"{first * 1000:.0f} ms"
+        text = f"{self.tokens} tokens; the first after {after}"
         seconds = self._net(self._steady, self._last)
         if self._followed and seconds > 0:
             text += f", then {self._followed / seconds:,.1f} tokens/s"

@@ -67,7 +67,7 @@ def verify_same(a: Source, b: Source, *, as_json: bool = False) -> None:
     """Compares two opened checkpoints, prints what was found, and exits with 1 if they differ."""
     from llama_jax.verify.compare import compare
 
-    with progress_bar(f"comparing {a.path} and {b.path}") as update:
+    with progress_bar("comparing") as update:
         found = compare(a, b, update)
     if as_json:
         print_json(_of_comparison(found), indent=2)

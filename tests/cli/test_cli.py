@@ -56,7 +56,7 @@ def test_convert_says_that_it_supplied_the_factor_of_llama_3_2(tmp_path):
     assert result.exit_code == 0, result.output
     assert "Llama 3 scaling by 32" in result.stdout
     assert "note" in result.stdout
-    assert "rope_factor" in result.stdout
+    assert "`llama-jax convert` takes --rope-factor" in result.stdout
     result = run("convert", model, tmp_path / "other", "--rope-factor", 8)
     assert "Llama 3 scaling by 8" in result.stdout
 
