@@ -100,7 +100,7 @@ def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
     kinds: dict[str, list[TensorDifference]] = {}
     for tensor in tensors:
         kinds.setdefault(_kind(tensor), []).append(tensor)
-    numbers = "numbers differing", "largest difference", "relative"
+    numbers = "numbers differing", "largest gap", "relative gap"
     table = _table("tensors", "count", "same", *numbers, "worst in")
     for kind, members in kinds.items():
         worst = max(members, key=lambda t: (not t.same, t.largest, t.differing))
