@@ -91,7 +91,7 @@ class Mesh:
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
-_sampling = functools.partial(typer.Option, rich_help_panel="Sampling")
+sampling_option = functools.partial(typer.Option, rich_help_panel="Sampling")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,13 +100,13 @@ class Sampling:
 
     max_new_tokens: Annotated[
         int,
-        _sampling(
+        sampling_option(
             "--max-new-tokens", "-n", metavar="N", help="Stop after so many new tokens", min=0
         ),
     ] = 256
     temperature: Annotated[
         float,
-        _sampling(
+        sampling_option(
             "--temperature",
             "-t",
             metavar="T",
@@ -116,7 +116,7 @@ class Sampling:
     ] = 0.8
     top_p: Annotated[
         float,
-        _sampling(
+        sampling_option(
             "--top-p",
             "-p",
             metavar="P",
@@ -127,13 +127,13 @@ class Sampling:
     ] = 0.95
     top_k: Annotated[
         int,
-        _sampling(
+        sampling_option(
             "--top-k", "-k", metavar="K", help="Draw from the K likeliest; 0 keeps all", min=0
         ),
     ] = 0
     min_p: Annotated[
         float,
-        _sampling(
+        sampling_option(
             metavar="P",
             help="Draw from tokens at least P times as likely as the likeliest; 0 keeps all",
             min=0.0,
@@ -142,7 +142,7 @@ class Sampling:
     ] = 0.0
     repetition_penalty: Annotated[
         float,
-        _sampling(
+        sampling_option(
             metavar="X",
             help="Above 1, tokens already in prompt or text become less likely; 1 is none",
             min=0.0,
@@ -150,7 +150,7 @@ class Sampling:
     ] = 1.0
     seed: Annotated[
         int,
-        _sampling(
+        sampling_option(
             "--seed",
             "-s",
             metavar="N",

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[ntr0\\])")
 _MEANT = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
-_sampling = options._sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,40 +21,46 @@ class Sampling(options.Sampling):
 
     presence_penalty: Annotated[
         float,
-        _sampling(
+        options.sampling_option(
             metavar="X", help="Subtracted from the logit of every token the text has; 0 is none"
         ),
     ] = 0.0
     frequency_penalty: Annotated[
-        float, _sampling(metavar="X", help="The same, once for each time it has it; 0 is none")
+        float,
+        options.sampling_option(
+            metavar="X", help="The same, once for each time it has it; 0 is none"
+        ),
     ] = 0.0
     logit_bias: Annotated[
         list[str] | None,
-        _sampling(
+        options.sampling_option(
             metavar="ID=X",
             help="Add X to the logit of token ID; -inf forbids it; may be repeated",
         ),
     ] = None
     min_new_tokens: Annotated[
-        int, _sampling(metavar="N", help="Do not stop at a stop token before N tokens", min=0)
+        int,
+        options.sampling_option(
+            metavar="N", help="Do not stop at a stop token before N tokens", min=0
+        ),
     ] = 0
     stop: Annotated[
         list[str] | None,
-        _sampling(
+        options.sampling_option(
             metavar="TEXT",
             help=r"End before this text; \n, \t, \\ and \u00e9 are escapes; may be repeated",
         ),
     ] = None
     stop_id: Annotated[
         list[int] | None,
-        _sampling(
+        options.sampling_option(
             metavar="ID",
             help="End at this token, and not at the model's own stop tokens; may be repeated",
         ),
     ] = None
     seed: Annotated[
         int,
-        _sampling(
+        options.sampling_option(
             "--seed",
             "-s",
             metavar="N",
@@ -67,14 +72,15 @@ class Sampling(options.Sampling):
     ] = 0
     logprobs: Annotated[
         int | None,
-        _sampling(
+        options.sampling_option(
             metavar="K",
             help="With --json: each new token's log-probability, and the K likeliest, to 20",
             min=0,
         ),
     ] = None
     prompt_logprobs: Annotated[
-        int | None, _sampling(metavar="K", help="The same for the prompt's tokens", min=0)
+        int | None,
+        options.sampling_option(metavar="K", help="The same for the prompt's tokens", min=0),
     ] = None
 
     def settings(self) -> SamplingSettings:
