@@ -26,8 +26,6 @@ class Command(TyperCommand):
                 named = getattr(param, "rich_help_panel", None)
                 title = named or ("Arguments" if argument else "Options")
                 sections.setdefault(title, []).append(record)
-        last = sections.pop("Options", [])  # --help and the like
-        for title, records in {**sections, "Options": last}.items():
-            if records:
-                with formatter.section(title):
-                    formatter.write_dl(records, col_max=28)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=28)

@@ -110,7 +110,7 @@ class Sampling:
             "--temperature",
             "-t",
             metavar="T",
-            help="How much chance has a say; 0 always takes the likeliest token",
+            help="How random the draw is; 0 always takes the likeliest token",
             min=0.0,
         ),
     ] = 0.8
