@@ -12,6 +12,7 @@ from helpers import SHARED
 
 # Nothing in the user's folder; the commands tested inherit it.
 os.environ["LLAMA_JAX_CACHE"] = "off"
+os.environ["LLAMA_JAX_HISTORY"] = "off"
 
 jax.config.update("jax_num_cpu_devices", 8)
 

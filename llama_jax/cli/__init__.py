@@ -12,16 +12,22 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
 
+import llama_jax
 from llama_jax import distributed
 from llama_jax.cli.chat import chat
+from llama_jax.cli.console import FAILED
 from llama_jax.cli.convert import convert
+from llama_jax.cli.errors import USAGE, in_plain_words
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
+from llama_jax.cli.help import EXIT_CODES, Command
 from llama_jax.cli.inspect import inspect
 from llama_jax.cli.perplexity import perplexity
+from llama_jax.cli.text_input import prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
 from llama_jax.cli.train_tokenizer import train_tokenizer
@@ -29,20 +35,51 @@ from llama_jax.cli.verify import verify
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="LLaMA checkpoints in JAX: convert, verify, generate, chat, measure.",
+    epilog=EXIT_CODES,
 )
-for command in (convert, export, verify, inspect, generate, chat, perplexity):
-    app.command()(command)
-for command in (train_tokenizer, tokenize, train):
-    app.command()(command)
+COMMANDS = (
+    convert,
+    export,
+    verify,
+    inspect,
+    generate,
+    chat,
+    perplexity,
+    train_tokenizer,
+    tokenize,
+    train,
+)
+for command in COMMANDS:
+    wrong = USAGE if command is verify else FAILED
+    app.command(cls=Command)(in_plain_words(command, wrong))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"llama_jax {llama_jax.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options_of_all(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit"
+        ),
+    ] = False,
+) -> None:
+    """LLaMA checkpoints in JAX: convert, verify, generate, chat, measure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of `llama-jax` and of the scripts in tools/."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    prepare_streams()
     try:
         with _seldom_collected():
             app(args=arguments)

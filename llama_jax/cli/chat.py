@@ -12,71 +12,75 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.chat_commands import Session, command_in, run_command
+from llama_jax.cli.chat_input import reader
+from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
     from llama_jax.generation.chat import Conversation
 
-HELP = """/reset           forget the conversation
-/system TEXT     begin again under another system message (none without TEXT)
-/quit            leave, as Ctrl-D does; Ctrl-C stops an answer"""
 USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 
 @over_devices
 def chat(
     checkpoint: options.Checkpoint,
-    system: Annotated[str | None, typer.Option(help="The system message to begin with")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="The system message: how the model is to answer"),
+    ] = None,
     *,
     sampling: options.Sampling = USUAL,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
-    """Talk with an instruction-tuned model; /help lists what else can be typed."""
-    with plain_errors():
-        import llama_jax
+    """Talk with a chat model, one that was trained on dialogs.
 
-        params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
-        _talk(llama_jax.Conversation(params, system=system, settings=sampling.settings()))
+    /help lists what else can be typed. From a pipe, each line is a message, and stdout is the
+    answers alone.
+    """
+    settings = sampling.settings()
+    system = None if system is None else argument(system, "--system")
+    import llama_jax
+    from llama_jax.checkpoint.reading import open_checkpoint
+
+    source = open_checkpoint(checkpoint)
+    tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
+    check_dialogs(source, tokenizer)
+    if tokenizer is not None and (note := format_note(source, tokenizer)):
+        stderr.print(note, style="dim")
+    params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
+    _talk(llama_jax.Conversation(params, system=system, settings=settings))
 
 
 def _talk(conversation: Conversation) -> None:
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  arrow keys and history at the prompt
     if not distributed.is_first():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 says when to stop
-    stderr.print("Type a message, or /help.", style="dim")
-    while (line := distributed.from_first(_line)) is not None:
-        command, _, rest = line.partition(" ")
-        if command == "/quit":
-            return
-        if command == "/help":
-            stderr.print(HELP, style="dim")
-        elif command == "/reset":
-            first = conversation.messages[0] if conversation.messages else {}
-            conversation.reset(first["content"] if first.get("role") == "system" else None)
-            stderr.print("forgotten", style="dim")
-        elif command == "/system":
-            conversation.reset(rest.strip() or None)
-            stderr.print("a new conversation under that system message", style="dim")
-        elif command.startswith("/"):
-            stderr.print(f"{command} is no command; /help lists them", style="yellow")
-        elif line:
-            _answer(conversation, line)
-
-
-def _line() -> str | None:
-    """What the person types next, or None at the end."""
-    while True:
+    typed, session = reader(), Session(conversation)
+    if typed.is_terminal:
+        stderr.print("Type a message, or /help.", style="dim")
+    while (text := distributed.from_first(typed.message)) is not None:
         try:
-            return input("> ").strip()
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:
-            stderr.print("\nCtrl-D or /quit leaves", style="dim")
+            name, rest = command_in(text)
+            question = text if name is None else run_command(session, name, rest)
+        except (ValueError, OSError) as error:
+            _fail(session, said(error))
+            continue
+        if session.over:
+            break
+        if question and question.strip():
+            _answer(session, session.with_files(question))
+    if (session.failed or typed.failed) and not typed.is_terminal:
+        raise typer.Exit(FAILED)
+
+
+def _fail(session: Session, message: str) -> None:
+    session.failed = True
+    print_error(message)
 
 
 @contextlib.contextmanager
@@ -102,16 +106,17 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(conversation: Conversation, line: str) -> None:
+def _answer(session: Session, question: str) -> None:
+    conversation = session.conversation
     forgotten = conversation.forgotten
-    answer = conversation.ask(line)
-    tokens = 0
+    answer = conversation.ask(question)
+    tokens, reason = 0, None
     try:
         with _interrupts() as interrupts, contextlib.ExitStack() as waiting:
             waiting.enter_context(status("thinking"))
             for delta in answer:
                 waiting.close()
-                tokens += len(delta.tokens)
+                tokens, reason = tokens + len(delta.tokens), delta.finish_reason
                 sys.stdout.write(delta.text + " ..." * bool(interrupts))
                 sys.stdout.flush()
                 if distributed.from_first(lambda: bool(interrupts)):
@@ -120,12 +125,16 @@ def _answer(conversation: Conversation, line: str) -> None:
         distributed.fail("interrupted")
         sys.stdout.write(" ...")
     except ValueError as error:
-        stderr.print(f"error: {error}", style="red")
+        _fail(session, str(error))
         return
     finally:
         answer.close()
-    print()
+    print(flush=True)
     note = f"read {conversation.prefilled} tokens, wrote {tokens}"
     if conversation.forgotten > forgotten:
         note += f"; the context is full, so the {conversation.forgotten} oldest turns are forgotten"
+    if reason == "length":
+        room = conversation.settings.max_new_tokens
+        ended = f"--max-new-tokens {room}" if tokens >= room else "the end of the context"
+        note += f"; {ended} ended the answer"
     stderr.print(note, style="dim")

@@ -100,7 +100,7 @@ def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
     kinds: dict[str, list[TensorDifference]] = {}
     for tensor in tensors:
         kinds.setdefault(_kind(tensor), []).append(tensor)
-    numbers = "numbers differing", "largest difference", "as a share of the number"
+    numbers = "numbers differing", "largest gap", "relative gap"
     table = _table("tensors", "count", "same", *numbers, "worst in")
     for kind, members in kinds.items():
         worst = max(members, key=lambda t: (not t.same, t.largest, t.differing))
@@ -157,7 +157,9 @@ def _positions(positions: Sequence[int]) -> str:
 
 
 def _table(*columns: str) -> Table:
+    """A table whose columns keep whole words, and whose titles and long cells take more lines."""
     table = Table(box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, no_wrap=True)
+        longest = max(map(len, column.split()))
+        table.add_column(column, no_wrap=column is columns[0], min_width=longest, overflow="fold")
     return table

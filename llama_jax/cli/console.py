@@ -25,6 +25,8 @@ from llama_jax import distributed
 # A path may hold brackets, colons and braces: nothing of a user's is markup, emoji or a format.
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 _SHOWN = 5
+FAILED = 1
+"""Exit code of a command that could not do what was asked; of `verify`, that models differ."""
 
 
 @contextlib.contextmanager
@@ -40,7 +42,8 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 def status(message: str) -> contextlib.AbstractContextManager[object]:
     """Says on stderr what a wait is for: a spinner on a terminal, one line elsewhere."""
     if stderr.is_terminal:
-        return stderr.status(Text(message + " ..."))
+        spinner = "dots" if stderr.encoding.startswith("utf") else "line"
+        return stderr.status(Text(message + " ..."), spinner=spinner)
     stderr.print(message + " ...")
     return contextlib.nullcontext()
 
@@ -67,13 +70,29 @@ def _plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def plain_errors(exit_code: int = 1) -> Iterator[None]:
-    """A user's mistake ends in one line that says the way out, not in a traceback."""
+def plain_errors(
+    exit_code: int = FAILED, reword: Callable[[str], str] = lambda message: message
+) -> Iterator[None]:
+    """Prints a ValueError or an OSError as one line, and exits."""
     try:
         yield
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
-        distributed.fail(str(error))
-        stderr.print(f"error: {error}", style="red")
+        message = reword(said(error))
+        distributed.fail(message)
+        print_error(message)
         raise typer.Exit(exit_code) from error
+
+
+def print_error(message: str) -> None:
+    """One line on stderr, in red on a terminal."""
+    stderr.print(f"error: {message}", style="red")
+
+
+def said(error: Exception) -> str:
+    """What an exception says; of a file that the system refuses, its name comes first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name = error.filename
+        return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"
+    return str(error)

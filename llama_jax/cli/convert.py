@@ -9,22 +9,29 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.convert import Conversion
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A checkpoint: Meta's, Hugging Face's, native")],
+    source: Annotated[
+        Path, typer.Argument(help="A folder with a model: Meta's download, Hugging Face's, or ours")
+    ],
     destination: options.Destination,
     dtype: options.StoredDtype = None,
     max_seq_len: Annotated[
-        int | None, typer.Option(help="Context length, in place of what the files say", min=1)
+        int | None,
+        typer.Option(metavar="N", help="Context length, in place of what the files say", min=1),
     ] = None,
     rope_factor: Annotated[
         float | None,
-        typer.Option(help="Of Llama 3.1's RoPE scaling, 8 or 32, for Meta's files; 1 is none"),
+        typer.Option(
+            metavar="X",
+            help="For Meta's files of Llama 3.1 and later, which do not say by how much RoPE is "
+            "scaled: 8 in 3.1, 32 in 3.2 (1B, 3B), 1 for no scaling; default: by the model's size",
+        ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a checkpoint at the destination")
@@ -33,10 +40,10 @@ def convert(
         bool, typer.Option("--verify", help="Then compare what was written with what was read")
     ] = False,
 ) -> None:
-    """Convert a checkpoint to a native one, ready for `llama_jax.load`."""
+    """Convert a checkpoint to the native format."""
     from llama_jax.checkpoint.convert import convert
 
-    with plain_errors(), progress_bar(f"converting {source}") as update:
+    with progress_bar(f"converting {source.resolve().name}") as update:
         done = convert(
             source,
             destination,
@@ -66,8 +73,7 @@ def _report(done: Conversion, destination: Path) -> None:
         "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",
     }
     print_rows(rows)
-    for note in source.notes:
-        print_rows({"note": note})
+    print_notes(source.notes)
     print_warnings([*source.warnings, *written.warnings])
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_jax.config import Config
+
+_ARGUMENT = re.compile(r"pass (max_seq_len|rope_factor) to change it")
 
 
 def model_rows(c: Config) -> dict[str, str]:
@@ -42,6 +46,15 @@ def rope(c: Config) -> str:
         case DynamicScaling(original_max_seq_len=original):
             return f"{theta}, dynamic scaling, which changes nothing within {original:,} positions"
     return theta
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """What a person should know of how a checkpoint was read; options stand for arguments."""
+    for note in notes:
+        said = _ARGUMENT.sub(
+            lambda found: "`llama-jax convert` takes --" + found[1].replace("_", "-"), note
+        )
+        print_rows({"note": said})
 
 
 def print_rows(rows: dict[str, str]) -> None:

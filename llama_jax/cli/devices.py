@@ -15,7 +15,7 @@ import typer
 
 from llama_jax import distributed as job
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, status, stderr
+from llama_jax.cli.console import status, stderr
 from llama_jax.cli.loading import load_ahead
 
 if TYPE_CHECKING:
@@ -33,22 +33,32 @@ class Devices(options.Mesh):
     cpu_devices: Annotated[
         int | None,
         typer.Option(
-            help="Make so many devices of a CPU", min=1, rich_help_panel="Several devices"
+            metavar="N",
+            help="Make N devices of this machine's CPU, to try a mesh without accelerators",
+            min=1,
+            rich_help_panel="Several devices",
         ),
     ] = None
     distributed: Annotated[
         bool,
         _job(
             "--distributed",
-            help="Be one of several processes; Slurm, Open MPI or Kubernetes says which",
+            help="Run as one of several processes, each on its own devices. Slurm, Open MPI or "
+            "Kubernetes says which; elsewhere the next three options do",
         ),
     ] = False
-    coordinator: Annotated[str | None, _job(help="... or this: process 0's HOST:PORT")] = None
-    processes: Annotated[int | None, _job(help="... how many there are", min=1)] = None
-    process: Annotated[int | None, _job(help="... and which this is, from 0", min=0)] = None
-    start_timeout: Annotated[float, _job(help="Seconds to wait for the others", min=1)] = (
-        job.START_TIMEOUT
-    )
+    coordinator: Annotated[
+        str | None, _job(metavar="HOST:PORT", help="Where process 0 listens")
+    ] = None
+    processes: Annotated[
+        int | None, _job(metavar="N", help="How many processes there are", min=1)
+    ] = None
+    process: Annotated[
+        int | None, _job(metavar="N", help="Which of them this is, from 0", min=0)
+    ] = None
+    start_timeout: Annotated[
+        float, _job(metavar="SECONDS", help="How long to wait for the other processes", min=1)
+    ] = job.START_TIMEOUT
 
     def set_up(self) -> None:
         """Makes the devices of the CPU that are asked for, and joins the other processes.
@@ -163,8 +173,7 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*, devices: Devices, **given: Any) -> None:
-        with plain_errors():
-            devices.set_up()
+        devices.set_up()
         try:
             command(**given, devices=devices)
         except KeyboardInterrupt:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.console import print_warnings, progress_bar
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
@@ -31,21 +31,28 @@ def export(
     destination: options.Destination,
     format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
     shards: Annotated[
-        int | None, typer.Option(help="Weight files; default: hf 5 GB each, meta one", min=1)
+        int | None,
+        typer.Option(
+            metavar="N", help="Number of weight files; default: hf 5 GB each, meta one", min=1
+        ),
     ] = None,
     layout: Annotated[
-        Layout | None, typer.Option(help="How Meta's files cut the embedding; default: by RoPE")
+        Layout | None,
+        typer.Option(
+            help="With --format meta: whose way of cutting the embedding over several files to "
+            "follow; default: llama3 for a model with Llama 3's RoPE"
+        ),
     ] = None,
     dtype: options.StoredDtype = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint as Hugging Face's folder or as Meta's files."""
+    """Write a checkpoint in Hugging Face's or Meta's format."""
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 
-    with plain_errors(), progress_bar(f"exporting {checkpoint}") as update:
+    with progress_bar(f"exporting {checkpoint.resolve().name}") as update:
         done = export(
             checkpoint,
             destination,
@@ -60,6 +67,5 @@ def export(
     size = f"{in_units(done.bytes)} in {count} in {done.seconds:.1f} s"
     rows = {"dtype": " and ".join(done.dtypes), "written": f"{size} to {destination}"}
     print_rows({**model_rows(done.source.config), **rows})
-    for note in (*done.source.notes, *done.notes):
-        print_rows({"note": note})
+    print_notes((*done.source.notes, *done.notes))
     print_warnings(done.warnings)

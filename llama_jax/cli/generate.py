@@ -4,203 +4,172 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
-import time
-from collections import Counter
+import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, print_json, status, stderr
+from llama_jax.cli.console import FAILED, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.dialogs import check_dialogs, is_instruct
+from llama_jax.cli.prompts import Asked, Reading
+from llama_jax.cli.requests import Maker, Request
+from llama_jax.cli.sampling import Sampling
+from llama_jax.cli.speed import Speed
+from llama_jax.cli.text_output import JsonRows, print_text
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.generation.prompts import Prompt
     from llama_jax.generation.results import Completion, Delta
+    from llama_jax.generation.settings import SamplingSettings
+    from llama_jax.tokenizer import Tokenizer
     from llama_jax.weights.params import Params
+
+_output = functools.partial(typer.Option, rich_help_panel="Output")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling(options.Sampling):
-    """What can be asked of texts that a program reads, and not of a conversation."""
+class Output:
+    """What is printed."""
 
-    presence_penalty: Annotated[float, typer.Option(help="0 is none")] = 0.0
-    frequency_penalty: Annotated[float, typer.Option(help="0 is none")] = 0.0
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A string that ends the text; may be repeated")
-    ] = None
-    seed: Annotated[
-        int,
-        typer.Option("--seed", "-s", help="Of the first prompt; +1 each", min=0, max=2**32 - 1),
-    ] = 0
-    logprobs: Annotated[
-        int | None, typer.Option(help="With --json: this many likeliest at each token", min=0)
-    ] = None
+    num_samples: Annotated[int, _output(metavar="N", help="Completions of each prompt", min=1)] = 1
+    echo: Annotated[
+        bool,
+        _output("--echo/--no-echo", help="Print each prompt before its completion, if it is text"),
+    ] = True
+    as_json: Annotated[
+        bool,
+        _output(
+            "--json",
+            help="Print one JSON object a completion, in the order of the prompts",
+        ),
+    ] = False
 
 
 @over_devices
 def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[
-        list[str] | None, typer.Argument(help='One or more texts; "" starts from bos alone')
-    ] = None,
-    file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="One prompt a line; - for stdin")
+        list[str] | None,
+        typer.Argument(help='Texts to continue; "" starts from nothing. Without any, stdin is one'),
     ] = None,
     *,
+    reading: Reading,
     sampling: Sampling,
+    output: Output,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
-    ids: Annotated[
-        bool, typer.Option("--ids", help="Prompts are token ids, and so is what is printed")
-    ] = False,
-    echo: Annotated[bool, typer.Option(help="Print each prompt before its completion")] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a prompt, when all are done")
-    ] = False,
     devices: Devices,
 ) -> None:
-    """Generate text from a checkpoint, printed as it comes."""
-    with plain_errors():
-        if sampling.logprobs is not None and not as_json:
-            raise ValueError(f"--logprobs {sampling.logprobs} is printed as JSON alone; add --json")
-        texts = distributed.from_first(lambda: _read_prompts(prompts, file))
-        given = [_parse_ids(text) for text in texts] if ids else texts
-        import llama_jax
+    """Continue texts; answer questions with --chat.
 
-        seeds = [(sampling.seed + row) % 2**32 for row in range(len(texts))]
-        asked: Any = {"settings": sampling.settings(), "seed": seeds}
-
-        def prepare(shapes: Params) -> Iterator[None]:
-            from llama_jax.generation.generate import prepare
-
-            return prepare(shapes, given, **asked)
-
-        def sizes(source: Source) -> tuple[int, int]:
-            _check_tokenizer(checkpoint, source.tokenizer, ids)
-            return _cache_sizes(source, given, sampling.max_new_tokens)
-
-        params, ready = devices.load_ahead(checkpoint, dtype, sizes, prepare)
-        _check_tokenizer(checkpoint, params.tokenizer, ids)
-        if as_json:
-            ready()
-            with status("generating, compiling first"):
-                done = llama_jax.generate(params, given, **asked)
-            _print_completions(texts, done)
-        else:
-            speed = _Speed()
-            deltas = llama_jax.stream(params, given, **asked)
-            _print_text(texts, speed.watch(_once(ready, deltas)), ids, echo)
-            stderr.print(speed.summary(), style="dim")
-
-
-def _once(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]:
-    """The first of `deltas`, then, once all is `ready`, the others."""
-    for delta in deltas:
-        yield delta
-        ready()
-
-
-def _check_tokenizer(checkpoint: Path, tokenizer: Path | None, ids: bool) -> None:
-    if tokenizer is None and not ids:
-        raise ValueError(f"{checkpoint} has no tokenizer; pass token ids, and --ids")
-
-
-def _cache_sizes(source: Source, prompts: Sequence[Prompt], room: int) -> tuple[int, int]:
-    """Rows and positions of the largest cache that these prompts can need."""
-    from llama_jax.generation.limits import MAX_ROWS, final_slots, power_of_two
-    from llama_jax.generation.prompts import encode
+    Text is printed as it comes, and everything about it goes to stderr. A line of input that is
+    wrong is an error on stderr, and costs no other line.
+    """
+    as_json = output.as_json or reading.jsonl
+    for name in ("logprobs", "prompt_logprobs"):
+        if (value := getattr(sampling, name)) is not None and not as_json:
+            raise ValueError(f"{name}={value} is printed as JSON alone; add --json")
+    asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(prompts or []))]
+    from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.tokenizer import load_tokenizer
 
+    settings, samples, source = sampling.settings(), output.num_samples, open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
-    config = source.config
-    lengths = [len(encode(config, prompt, i, tokenizer)) for i, prompt in enumerate(prompts)]
-    rows = min(power_of_two(len(prompts)), MAX_ROWS)
-    return rows, final_slots(max(lengths), room, config.max_seq_len)
+    _check_tokenizer(source, tokenizer, reading)
+    maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
+    requests = list(maker.requests(asked))
+    model = _Model(checkpoint, devices, dtype, requests, samples)
+    if as_json:
+        rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
+        rows.print(model.finished())
+    elif requests:
+        speed, deltas = Speed(), model.stream()
+        print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
+        stderr.print(speed.summary(), style="dim")
+    if any(one.error is not None for one in asked):
+        raise typer.Exit(FAILED)
 
 
-def _read_prompts(prompts: list[str] | None, file: Path | None) -> list[str]:
-    found = list(prompts or [])
-    if file is not None:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-        # Not `splitlines`, to which a form feed and U+2028 are ends of a line too.
-        found += [line for line in text.split("\n") if line.strip()]
-    if not found:
-        raise ValueError('no prompt; pass one ("" starts from bos alone), or --file PROMPTS')
-    return found
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """What is asked of a model, which is loaded for it."""
 
+    checkpoint: Path
+    devices: Devices
+    dtype: str | None
+    requests: Sequence[Request]
+    samples: int
 
-def _parse_ids(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError:
-        raise ValueError(f"--ids takes token ids such as '1 15043 3186', not {text!r}") from None
+    def stream(self) -> Iterator[Delta]:
+        """What each row gains, as it comes, once the model is loaded."""
+        import llama_jax
 
+        params, ready = self._load()
+        deltas = llama_jax.stream(params, *self._asked, n=self.samples)
+        return itertools.chain(itertools.islice(deltas, 1), _after(ready, deltas))
 
-def _print_text(texts: list[str], deltas: Iterator[Delta], ids: bool, echo: bool) -> None:
-    """Prints the rows one below the other, each as it comes: a later row waits for its turn."""
-    waiting = [texts[row] if echo else "" for row in range(len(texts))]
-    ended = [False] * len(texts)
-    turn = 0
-    for delta in deltas:
-        new = "".join(f" {token}" for token in delta.tokens) if ids else delta.text
-        waiting[delta.row] += new
-        ended[delta.row] = delta.finish_reason is not None
-        while turn < len(texts):
-            sys.stdout.write(waiting[turn])
-            sys.stdout.flush()
-            waiting[turn] = ""
-            if not ended[turn]:
-                break
-            turn += 1
-            sys.stdout.write("\n\n" if turn < len(texts) else "\n")
+    def finished(self) -> Iterator[tuple[int, Completion]]:
+        """Each completion once it has ended."""
+        from llama_jax.generation.finished import as_finished
 
-
-def _print_completions(texts: list[str], completions: list[Completion]) -> None:
-    for text, done in zip(texts, completions, strict=True):
-        row = {"prompt": text, **dataclasses.asdict(done)}
-        print_json({k: v for k, v in row.items() if v is not None})
-
-
-class _Speed:
-    """Watches a stream: when the first token came, and how fast they came once all was compiled."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.first = 0.0
-        self.tokens = 0
-        self._gains: Counter[int] = Counter()  # how often each row has gained something
-        self._steady = self._last = 0.0
-        self._followed = 0
-
-    def watch(self, deltas: Iterator[Delta]) -> Iterator[Delta]:
+        if not self.requests:
+            return
+        params, ready = self._load()
+        ready()
         with contextlib.ExitStack() as waiting:
-            waiting.enter_context(status("getting the model ready for prompts of this length"))
-            for delta in deltas:
+            waiting.enter_context(status("generating, compiling first"))
+            for place, done in as_finished(params, *self._asked, n=self.samples):
                 waiting.close()
-                self._note(delta, time.perf_counter() - self.started)
-                yield delta
+                yield place, done
 
-    def _note(self, delta: Delta, now: float) -> None:
-        """The prefill gives a row's first tokens, and the loop, compiled meanwhile, its second."""
-        self.first, self._last = self.first or now, now
-        self.tokens += len(delta.tokens)
-        self._gains[delta.row] += 1
-        if self._gains[delta.row] == 2 and not self._steady:
-            self._steady = now
-        if self._gains[delta.row] > 2:
-            self._followed += len(delta.tokens)
+    @property
+    def _asked(self) -> tuple[list[Prompt], list[SamplingSettings]]:
+        return [one.prompt for one in self.requests], [one.settings for one in self.requests]
 
-    def summary(self) -> str:
-        if not self.tokens:
-            return "no tokens"
-        text = f"{self.tokens} tokens; the first after {self.first:.2f} s"
-        seconds = self._last - self._steady
-        if self._followed and seconds > 0:
-            text += f", then {self._followed / seconds:,.1f} tokens/s"
-        return text
+    def _load(self) -> tuple[Params, Callable[[], None]]:
+        return self.devices.load_ahead(self.checkpoint, self.dtype, self._sizes, self._prepare)
+
+    def _prepare(self, shapes: Params) -> Iterator[None]:
+        """Compiles for as many rows as there will be."""
+        from llama_jax.generation.generate import prepare
+
+        rows = [one for one in self.requests for _ in range(self.samples)]
+        return prepare(shapes, [one.prompt for one in rows], [one.settings for one in rows])
+
+    def _sizes(self, source: Source) -> tuple[int, int]:
+        """Rows and positions of the largest cache that the prompts can need."""
+        from llama_jax.generation.limits import MAX_ROWS, final_slots, power_of_two
+
+        rows = min(power_of_two(len(self.requests) * self.samples), MAX_ROWS)
+        limit = source.config.max_seq_len
+        sizes = [
+            final_slots(one.length, one.settings.max_new_tokens, limit) for one in self.requests
+        ]
+        return rows, max(sizes)
+
+
+def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]:
+    """The deltas, once all is `ready`."""
+    ready()
+    yield from deltas
+
+
+def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Reading) -> None:
+    """ValueError where the prompts are of a kind that the checkpoint cannot take."""
+    if reading.chat:
+        check_dialogs(source, tokenizer)
+    elif tokenizer is None and not (reading.ids or reading.jsonl):
+        raise ValueError(f"{source.path} has no tokenizer; pass token ids, and --ids")
+    elif stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source):
+        stderr.print(
+            f"warning: {source.path} is a chat model, and gets the text as it is; "
+            "--chat asks through its chat template",
+            style="yellow",
+        )

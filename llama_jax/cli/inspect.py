@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, print_warnings
-from llama_jax.cli.description import model_rows, print_rows
+from llama_jax.cli.console import print_warnings
+from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection
@@ -21,35 +21,47 @@ if TYPE_CHECKING:
 @options.grouped
 def inspect(
     checkpoint: options.Checkpoint,
-    batch: Annotated[int, typer.Option(help="Rows of the cache", min=1)] = 1,
+    batch: Annotated[
+        int, typer.Option(metavar="N", help="Texts that are to run at once", min=1)
+    ] = 1,
     context: Annotated[
-        int | None, typer.Option(help="Positions of the cache; default: all of the model's", min=1)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens that each may have, prompt included; default: all of the model's context",
+            min=1,
+        ),
     ] = None,
     *,
     mesh: options.Mesh,
-    dtype: Annotated[str, typer.Option(help="The dtype to run it in")] = "bfloat16",
+    dtype: options.Dtype = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a checkpoint is and what memory it will take; nothing is loaded."""
-    with plain_errors():
-        from llama_jax.checkpoint.dtypes import parse_dtype
-        from llama_jax.checkpoint.inspection import inspect_checkpoint
-        from llama_jax.model.memory import memory
+    """Say what a checkpoint is, and the memory it needs.
 
-        found = inspect_checkpoint(checkpoint)
-        config = found.source.config
-        context = config.max_seq_len if context is None else context
-        needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
-        tokenizer, notes = _tokenizer(found.source.tokenizer)
-        notes = [*found.source.notes, *notes]
-        dtype = parse_dtype(dtype).name
+    Nothing is loaded, and the devices need not be there.
+    """
+    import jax
+
+    from llama_jax.checkpoint.dtypes import parse_dtype
+    from llama_jax.checkpoint.inspection import inspect_checkpoint
+    from llama_jax.kernels import weight_dtype
+    from llama_jax.model.memory import memory
+
+    found = inspect_checkpoint(checkpoint)
+    config = found.source.config
+    context = config.max_seq_len if context is None else context
+    here = "" if dtype else " (what runs here)"
+    dtype = parse_dtype(dtype or weight_dtype(jax.default_backend()).name).name
+    needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
+    tokenizer, notes = _tokenizer(found.source.tokenizer)
+    notes = (*found.source.notes, *notes)
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:
         print(json.dumps(_as_json(found, tokenizer, notes, asked, needed), indent=2))
         return
-    print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed)})
-    for note in notes:
-        print_rows({"note": note})
+    print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed, here)})
+    print_notes(notes)
     print_warnings(found.source.warnings)
 
 
@@ -70,14 +82,14 @@ def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
     }
 
 
-def _needed(asked: dict[str, Any], needed: Memory) -> dict[str, str]:
+def _needed(asked: dict[str, Any], needed: Memory, here: str) -> dict[str, str]:
     rows = f"{asked['batch']} row{'s' if asked['batch'] != 1 else ''}"
     if needed.rows != asked["batch"]:
         rows += f" (padded to {needed.rows}, which data x fsdp divides)"
     axes = [f"{axis}={asked[axis]}" for axis in ("data", "fsdp", "tensor") if asked[axis] > 1]
     devices = f"{needed.devices} devices ({', '.join(axes)})" if axes else "one device"
     rows_of = {
-        "to run": f"{asked['dtype']}, {rows} of {asked['context']:,} positions, {devices}",
+        "to run": f"{asked['dtype']}{here}, {rows} of {asked['context']:,} positions, {devices}",
         "weights": _bytes(needed.weights_per_device),
         "cache": _bytes(needed.cache_per_device),
         "together": _bytes(needed.per_device),

@@ -15,11 +15,26 @@ import typer
 if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
 
-Checkpoint = Annotated[Path, typer.Argument(help="A checkpoint's directory, of any format")]
-Destination = Annotated[Path, typer.Argument(help="Directory to write: a new or an empty one")]
-Dtype = Annotated[str | None, typer.Option(help="Default: float32 on CPU, bfloat16 on a GPU")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote"
+    ),
+]
+Destination = Annotated[Path, typer.Argument(help="Folder to write: a new or an empty one")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="Number format to run in: float32, bfloat16 or float16; default: float32 on a CPU, "
+        "bfloat16 on a GPU",
+    ),
+]
 StoredDtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; default: as stored")
+    str | None,
+    typer.Option(
+        metavar="DTYPE", help="Number format: float32, bfloat16 or float16; default: as stored"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
@@ -35,21 +50,40 @@ Cache = Annotated[
     typer.Option(
         "--cache/--no-cache",
         callback=_kept,
-        help="Keep compiled programs for the next time, in $LLAMA_JAX_CACHE or the user's cache",
+        help="Keep compiled programs for the next run, in $LLAMA_JAX_CACHE or your cache folder",
     ),
 ]
 
 
-_devices = functools.partial(typer.Option, rich_help_panel="Several devices", min=1)
+_devices = functools.partial(typer.Option, metavar="N", rich_help_panel="Several devices", min=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """How many devices a model is to lie on, along each axis of the mesh."""
 
-    tensor: Annotated[int, _devices(help="Devices that split heads, width and words")] = 1
-    data: Annotated[int, _devices(help="... the texts")] = 1
-    fsdp: Annotated[int, _devices(help="... the texts and every matrix")] = 1
+    tensor: Annotated[
+        int,
+        _devices(
+            help="Split each weight matrix over N devices (tensor parallelism): for a model too "
+            "large or too slow for one device"
+        ),
+    ] = 1
+    data: Annotated[
+        int,
+        _devices(
+            help="Split the prompts over N devices, each with a whole copy of the model (data "
+            "parallelism)"
+        ),
+    ] = 1
+    fsdp: Annotated[
+        int,
+        _devices(
+            help="Split the prompts over N devices, and store only 1/N of every weight on each; a "
+            "layer's weights are put together when they are needed (fully sharded data "
+            "parallelism). The model takes data x fsdp x tensor devices"
+        ),
+    ] = 1
 
     @property
     def axes(self) -> dict[str, Any]:
@@ -57,19 +91,75 @@ class Mesh:
         return {"data": self.data, "fsdp": self.fsdp, "tensor": self.tensor}
 
 
+sampling_option = functools.partial(typer.Option, rich_help_panel="Sampling")
+
+
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """The settings that everything takes which writes text."""
 
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=0)] = 256
+    max_new_tokens: Annotated[
+        int,
+        sampling_option(
+            "--max-new-tokens", "-n", metavar="N", help="Stop after so many new tokens", min=0
+        ),
+    ] = 256
     temperature: Annotated[
-        float, typer.Option("--temperature", "-t", help="0 takes the likeliest token", min=0.0)
+        float,
+        sampling_option(
+            "--temperature",
+            "-t",
+            metavar="T",
+            help="How random the draw is; 0 always takes the likeliest token",
+            min=0.0,
+        ),
     ] = 0.8
-    top_p: Annotated[float, typer.Option("--top-p", "-p", min=0.0, max=1.0)] = 0.95
-    top_k: Annotated[int, typer.Option("--top-k", "-k", help="0 keeps all", min=0)] = 0
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0
-    repetition_penalty: Annotated[float, typer.Option(help="1 is none", min=0.0)] = 1.0
-    seed: Annotated[int, typer.Option("--seed", "-s", min=0, max=2**32 - 1)] = 0
+    top_p: Annotated[
+        float,
+        sampling_option(
+            "--top-p",
+            "-p",
+            metavar="P",
+            help="Draw from the likeliest tokens that together have probability P; 1 keeps all",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.95
+    top_k: Annotated[
+        int,
+        sampling_option(
+            "--top-k", "-k", metavar="K", help="Draw from the K likeliest; 0 keeps all", min=0
+        ),
+    ] = 0
+    min_p: Annotated[
+        float,
+        sampling_option(
+            metavar="P",
+            help="Draw from tokens at least P times as likely as the likeliest; 0 keeps all",
+            min=0.0,
+            max=1.0,
+        ),
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float,
+        sampling_option(
+            metavar="X",
+            help="Above 1, tokens already in prompt or text become less likely; 1 is none",
+            min=0.0,
+        ),
+    ] = 1.0
+    seed: Annotated[
+        int,
+        sampling_option(
+            "--seed",
+            "-s",
+            metavar="N",
+            help="Start of the random draws: the same seed gives the same text again",
+            min=0,
+            max=2**32 - 1,
+            show_default=True,
+        ),
+    ] = 0
 
     def settings(self) -> SamplingSettings:
         """The same, checked; what was not asked for is as it always is."""

@@ -9,19 +9,31 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, print_json, stderr
+from llama_jax.cli.console import print_json, stderr
 from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.text_input import name_of, read_text
 
 
 @over_devices
 def perplexity(
     checkpoint: options.Checkpoint,
-    file: Annotated[Path, typer.Argument(help="A text, UTF-8")],
+    file: Annotated[Path, typer.Argument(help="A text file in UTF-8; - is stdin")],
     context: Annotated[
-        int | None, typer.Option(help="Tokens in a window; default: the model's context", min=2)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="A longer text is read in windows of N tokens; default: the model's context",
+            min=2,
+        ),
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens from window to window; default: half one", min=1)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Each window begins N tokens after the one before; default: half a window. A "
+            "smaller one gives each token more context, and takes longer",
+            min=1,
+        ),
     ] = None,
     dtype: options.Dtype = None,
     cache: options.Cache = True,
@@ -29,27 +41,29 @@ def perplexity(
     *,
     devices: Devices,
 ) -> None:
-    """Measure how well a checkpoint predicts a text of any length."""
-    with plain_errors():
-        from rich.progress import Progress
+    """Measure how well a model predicts a text.
 
-        import llama_jax
+    The perplexity is exp of the mean negative log-likelihood of a token (nll); lower is better.
+    """
+    from rich.progress import Progress
 
-        text = distributed.from_first(lambda: file.read_text(encoding="utf-8"))
-        params = devices.load(
-            checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
-        )
-        if params.tokenizer is None:
-            raise ValueError(f"{checkpoint} has no tokenizer, and {file} is text")
-        ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
-        if len(ids) < 2:
-            raise ValueError(f"{file} holds no text to score")
-        with Progress(console=stderr, transient=True) as bar:
-            task = bar.add_task("scoring", total=len(ids) - 1)
-            for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
-                bar.update(task, completed=so_far.tokens)
-        found = {"perplexity": so_far.value, "nll": so_far.nll, "tokens": so_far.tokens}
-        if as_json:
-            print_json(found)
-        else:
-            print(f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f}, {so_far.tokens:,} tokens)")
+    import llama_jax
+
+    text = distributed.from_first(lambda: read_text(file))
+    params = devices.load(
+        checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
+    )
+    if params.tokenizer is None:
+        raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
+    ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
+    if len(ids) < 2:
+        raise ValueError(f"{name_of(file)} holds no text to score")
+    with Progress(console=stderr, transient=True) as bar:
+        task = bar.add_task("scoring", total=len(ids) - 1)
+        for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
+            bar.update(task, completed=so_far.tokens)
+    found = {"perplexity": so_far.value, "nll": so_far.nll, "tokens": so_far.tokens}
+    if as_json:
+        print_json(found)
+    else:
+        print(f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f}, {so_far.tokens:,} tokens)")

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, progress_bar
+from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
 
 
@@ -77,7 +77,7 @@ def tokenize(
     from llama_jax.train.dialog_tokens import tokenize_dialogs
     from llama_jax.train.tokens import tokenize
 
-    with plain_errors(), progress_bar("tokenizing") as update:
+    with progress_bar("tokenizing") as update:
         common: dict[str, Any] = {
             "validation_every": validation_every,
             "validation_files": validation or (),

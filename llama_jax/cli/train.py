@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llama_jax.cli.console import plain_errors
-
 if TYPE_CHECKING:
     from llama_jax.weights.params import Params
 
@@ -32,10 +30,12 @@ def train(
     from llama_jax.train.recipe_file import read_recipe
     from llama_jax.train.run import train
 
-    with plain_errors():
-        keep_programs()
+    keep_programs()
+    try:
         model = train(read_recipe(recipe, set or []), out, say=_say, sample=_sample)
-        _say(f"the model is in {model}: llama-jax generate {model}")
+    except RuntimeError as error:  # the run went wrong, and not what was asked
+        raise ValueError(str(error)) from error
+    _say(f"the model is in {model}: llama-jax generate {model}")
 
 
 def _say(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_jax.cli.console import plain_errors, progress_bar
+from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
 
 
@@ -37,7 +37,7 @@ def train_tokenizer(
     from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.train.vocabulary import train_tokenizer
 
-    with plain_errors(), progress_bar("reading") as update:
+    with progress_bar("reading") as update:
         done = train_tokenizer(
             files,
             out,

@@ -12,14 +12,14 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.comparison import print_comparison, print_model
-from llama_jax.cli.console import plain_errors, print_json, progress_bar, status
+from llama_jax.cli.console import print_json, progress_bar, status
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.verify.compare import Comparison, LogitsDifference
 
 DIFFERENT, BROKEN = 1, 2
-"""Exit codes."""
+"""Exit codes, as diff(1) has them."""
 
 
 def verify(
@@ -28,37 +28,46 @@ def verify(
         Path | None, typer.Argument(help="Another that should be the same model, of any format")
     ] = None,
     dtype: Annotated[
-        str, typer.Option(help="Without another: the dtype in which our model runs")
+        str,
+        typer.Option(
+            metavar="DTYPE",
+            help="With one checkpoint: the number format our model runs in, float32, bfloat16 or "
+            "float16",
+        ),
     ] = "float32",
     rope_factor: Annotated[
         float | None,
-        typer.Option(help="Of Llama 3.1's RoPE scaling, for Meta's files alone; 1 is none"),
+        typer.Option(
+            metavar="X",
+            help="For Meta's files of Llama 3.1 and later, which do not say by how much RoPE is "
+            "scaled: 8 in 3.1, 32 in 3.2 (1B, 3B), 1 for no scaling; default: by the model's size",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compare two checkpoints, or our model on one with a plain NumPy forward in float64.
+    """Compare two checkpoints, or one with a NumPy model.
 
+    One alone is run by our model and by a plain forward pass in float64, and the logits compared.
     Exits with 0 where they are the same, 1 where they differ, 2 where one cannot be read.
     """
-    with plain_errors(exit_code=BROKEN):
-        from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.checkpoint.reading import open_checkpoint
 
-        factors = _factors([checkpoint] if other is None else [checkpoint, other], rope_factor)
-        if other is None:
-            _verify_model(checkpoint, dtype, factors[0], as_json)
-            return
-        a, b = (
-            open_checkpoint(path, rope_factor=factor)
-            for path, factor in zip((checkpoint, other), factors, strict=True)
-        )
-        verify_same(a, b, as_json=as_json)
+    factors = _factors([checkpoint] if other is None else [checkpoint, other], rope_factor)
+    if other is None:
+        _verify_model(checkpoint, dtype, factors[0], as_json)
+        return
+    a, b = (
+        open_checkpoint(path, rope_factor=factor)
+        for path, factor in zip((checkpoint, other), factors, strict=True)
+    )
+    verify_same(a, b, as_json=as_json)
 
 
 def verify_same(a: Source, b: Source, *, as_json: bool = False) -> None:
     """Compares two opened checkpoints, prints what was found, and exits with 1 if they differ."""
     from llama_jax.verify.compare import compare
 
-    with progress_bar(f"comparing {a.path} and {b.path}") as update:
+    with progress_bar("comparing") as update:
         found = compare(a, b, update)
     if as_json:
         print_json(_of_comparison(found), indent=2)

@@ -21,7 +21,7 @@ from llama_jax.generation.limits import (
     initial_slots,
     power_of_two,
 )
-from llama_jax.generation.prompts import Prompt, encode
+from llama_jax.generation.prompts import Prompt, encode, is_dialog
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import ON_DEVICE, SamplingSettings
 from llama_jax.model.placement import Placement
@@ -77,9 +77,10 @@ def rows_of(
             stop_ids = () if tokenizer is None else tokenizer.stop_ids
         _check_leaves_a_token(config, wanted, stop_ids)
         room = min(wanted.max_new_tokens, config.max_seq_len - len(ids))
+        context = () if is_dialog(prompt) else ids  # an answer to a dialog stands alone
         for j in range(n):
             seeded = wanted.replace(seed=(int(wanted.seed) + j) % 2**32)
-            found.append(Row(len(found), ids, seeded, ids, room, tuple(stop_ids)))
+            found.append(Row(len(found), ids, seeded, context, room, tuple(stop_ids)))
     return found
 
 

@@ -33,7 +33,8 @@ def generate(
 ) -> list[Completion]:
     """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
 
-    A prompt is text, which gets bos before it, or a list of token ids, taken as it is. `settings`
+    A prompt is text, which gets bos before it, a list of token ids, taken as it is, or a dialog, a
+    list of messages, which is written in the model's chat format. `settings`
     is one for all prompts or one each. Any further keyword changes that field of the settings; a
     number given as a list is one for each prompt. `n` completions of a prompt stand side by side,
     and their seeds count up. With `echo` a completion's text and tokens begin with the prompt's.

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from llama_jax.config import Config
-from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.tokenizer import Message, Tokenizer, load_tokenizer
 from llama_jax.tokenizer.beside import tokenizer_state
 from llama_jax.weights.params import Params
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | Sequence[Message]
+"""A text, a list of token ids, or a dialog that ends with its user."""
 
 
 def encode(
     config: Config, prompt: Prompt, index: int, tokenizer: Tokenizer | None, truncate: bool = False
 ) -> list[int]:
     """A prompt's ids, every one of them the model's; text gets bos before it."""
-    if isinstance(prompt, str):
+    dialog = is_dialog(prompt)
+    if dialog or isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError(
-                f"prompt {index} is text and these params have no tokenizer; pass lists of ids, "
-                "or tokenizer=llama_jax.load_tokenizer(path)"
+                f"prompt {index} is {'a dialog' if dialog else 'text'} and these params have no "
+                "tokenizer; pass lists of ids, or tokenizer=llama_jax.load_tokenizer(path)"
             )
-        prompt = tokenizer.encode(prompt, bos=True, eos=False)
-    ids = checked_ids(config, prompt, index)
+        prompt = _encoded(tokenizer, prompt)
+    ids = checked_ids(config, prompt, index)  # type: ignore[arg-type]
     if len(ids) > config.max_seq_len:
+        if dialog:  # a cut would take away the format that the model was trained on
+            raise ValueError(
+                f"prompt {index} is a dialog of {len(ids)} tokens and the context ends at "
+                f"max_seq_len={config.max_seq_len}; shorten its messages"
+            )
         if not truncate:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens and the context ends at "
@@ -45,6 +52,17 @@ def encode(
         bos = tokenizer is not None and ids[0] == tokenizer.bos_id
         ids = [ids[0], *kept[1:]] if bos else kept
     return ids
+
+
+def is_dialog(prompt: Any) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a list of messages."""
+    return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def _encoded(tokenizer: Tokenizer, prompt: Any) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt, bos=True, eos=False)
+    return tokenizer.encode_dialog(prompt)
 
 
 def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:

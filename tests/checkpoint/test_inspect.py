@@ -80,7 +80,7 @@ def test_a_context_that_the_model_has_not_is_refused():
         memory(WIDE.replace(max_seq_len=64), dtype="float32", batch=1, context=1000)
     result = run("inspect", GOLDEN_META / "llama1", "--context", 2049)
     assert result.exit_code == 1
-    assert "context=2049 is beyond max_seq_len=2048" in result.stderr
+    assert "--context 2049 is beyond max_seq_len=2048" in result.stderr
 
 
 def test_a_mesh_that_cannot_be_is_refused_with_the_rule():
@@ -110,7 +110,8 @@ def test_files_and_dtypes_are_counted(tmp_path):
 
 
 def test_the_command_says_all_there_is_to_know():
-    result = run("inspect", GOLDEN_META / "llama3.1", "--batch", 4, "--context", 1000, "--fsdp", 2)
+    sizes = ("--batch", 4, "--context", 1000, "--fsdp", 2, "--dtype", "bfloat16")
+    result = run("inspect", GOLDEN_META / "llama3.1", *sizes)
     assert result.exit_code == 0, result.output
     for shown in (
         "unpublished LLaMA with 326,112 parameters",
@@ -141,6 +142,14 @@ def test_a_cache_of_float32_is_the_same_on_a_cpu():
     assert "twice" not in run("inspect", GOLDEN_META / "llama3", "--dtype", "fp32").stdout
 
 
+def test_without_a_dtype_it_is_what_would_run_here():
+    model = GOLDEN_META / "llama3"
+    assert "to run  float32 (what runs here), 1 row of" in run("inspect", model).stdout
+    asked, given = (run("inspect", model, "--json", *more) for more in ((), ("--dtype", "float32")))
+    assert asked.stdout == given.stdout
+    assert llama_jax.load(model).dtype == json.loads(asked.stdout)["asked"]["dtype"]
+
+
 def test_the_tokenizers_kind_is_told(shared):
     result = run("inspect", shared / "models/stories260K-meta")
     assert "tokenizer  SentencePiece, 512 tokens, tokenizer.model" in result.stdout
@@ -149,7 +158,7 @@ def test_the_tokenizers_kind_is_told(shared):
 def test_a_mistake_is_one_line(tmp_path):
     for arguments, message in (
         ((tmp_path / "nothing",), "does not exist"),
-        ((GOLDEN_META / "llama3", "--tensor", 3), "tensor=3 does not divide"),
+        ((GOLDEN_META / "llama3", "--tensor", 3), "--tensor 3 does not divide"),
     ):
         result = run("inspect", *arguments)
         assert result.exit_code == 1

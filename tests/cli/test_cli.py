@@ -19,7 +19,8 @@ from meta_folder import small_1b
 import llama_jax
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import main
-from llama_jax.cli.generate import _read_prompts
+from llama_jax.cli.prompts import Reading
+from llama_jax.generation import finished
 from llama_jax.generation.results import Completion, TokenLogprob
 
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -55,7 +56,7 @@ def test_convert_says_that_it_supplied_the_factor_of_llama_3_2(tmp_path):
     assert result.exit_code == 0, result.output
     assert "Llama 3 scaling by 32" in result.stdout
     assert "note" in result.stdout
-    assert "rope_factor" in result.stdout
+    assert "`llama-jax convert` takes --rope-factor" in result.stdout
     result = run("convert", model, tmp_path / "other", "--rope-factor", 8)
     assert "Llama 3 scaling by 8" in result.stdout
 
@@ -177,7 +178,7 @@ def test_generate_prints_one_json_object_a_prompt(native):
 def test_json_has_no_nan_and_no_infinity(native, monkeypatch):
     unlikely = TokenLogprob(5, -math.inf, {7: -0.5, 5: -math.inf})
     done = Completion(None, [5], "length", logprobs=[unlikely])
-    monkeypatch.setattr(llama_jax, "generate", lambda *_, **__: [done])
+    monkeypatch.setattr(finished, "as_finished", lambda *_, **__: iter([(0, done)]))
     result = run("generate", native, "--ids", "46", "-n", 1, "-t", 0, "--json", "--logprobs", 2)
     (found,) = json.loads(result.stdout, parse_constant=pytest.fail)["logprobs"]
     assert found == {"token": 5, "logprob": None, "top": {"7": -0.5, "5": None}}
@@ -199,7 +200,8 @@ def test_a_prompt_of_a_file_ends_at_a_newline_alone(tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_bytes(text.encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8"))
     for file in (tmp_path / "prompts.txt", Path("-")):
-        assert _read_prompts(None, file) == ["one\x0ctwo\u2028three\x85", "four"]
+        asked = Reading(file=file).read([])
+        assert [one["prompt"] for one in asked] == ["one\x0ctwo\u2028three\x85", "four"]
 
 
 def test_a_seed_gives_the_same_text_again_and_each_prompt_its_own(native):

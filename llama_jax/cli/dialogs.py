@@ -1,0 +1,47 @@
+"""Whether a checkpoint is one to talk with, asked before any weight is read."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llama_jax.checkpoint.source import Source
+    from llama_jax.tokenizer import Tokenizer
+
+_NAMED = re.compile(r"instruct|chat", re.IGNORECASE)
+
+
+def is_instruct(source: Source) -> bool:
+    """Whether a checkpoint has a chat template, or is called what Meta calls its chat models."""
+    from llama_jax.tokenizer.chat_template import read_chat_template
+
+    if source.tokenizer is None:
+        return False
+    if _NAMED.search(source.path.resolve().name):
+        return True
+    try:
+        return read_chat_template(source.tokenizer.parent) is not None
+    except (ValueError, OSError):
+        return False  # whoever uses the template says what is wrong with it
+
+
+def check_dialogs(source: Source, tokenizer: Tokenizer | None) -> None:
+    """ValueError unless the checkpoint says how it writes a dialog."""
+    if tokenizer is None:
+        raise ValueError(f"{source.path} has no tokenizer, and a dialog is text")
+    try:
+        tokenizer.encode_dialog([{"role": "user", "content": "Hello"}])
+    except ValueError as error:
+        raise ValueError(
+            f"{source.path} is no chat model: {error}. To continue a text, use `llama-jax generate`"
+        ) from None
+
+
+def format_note(source: Source, tokenizer: Tokenizer) -> str | None:
+    """What to know of a model of which only its maker can say that it was trained on dialogs."""
+    kind = type(tokenizer).__name__.removesuffix("Tokenizer")
+    name = {"SentencePiece": "Llama 2", "Tiktoken": "Llama 3"}.get(kind)
+    if name is None or is_instruct(source):
+        return None
+    return f"dialogs are written in {name}'s format; a model that never saw it answers poorly"

@@ -1,0 +1,31 @@
+"""`--help` in plain lines: every option whole at 80 columns, under the heading of its group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+EXIT_CODES = """Exit codes: 0 done; 1 failed, or some lines of the input did; 2 the command line
+is wrong; 130 interrupted by Ctrl-C."""
+
+
+class Command(TyperCommand):
+    """A command whose help has a section for each `rich_help_panel` of its options.
+
+    Typer's own tables cut long options short, and its plain help has one section for all.
+    """
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):  # type: ignore[arg-type]
+            record = param.get_help_record(ctx)  # type: ignore[arg-type]
+            if record is not None:
+                argument = param.param_type_name == "argument"
+                named = getattr(param, "rich_help_panel", None)
+                title = named or ("Arguments" if argument else "Options")
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records, col_max=28)

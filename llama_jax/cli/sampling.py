@@ -1,0 +1,119 @@
+"""The sampling options of `generate`: all that `SamplingSettings` knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from llama_jax.cli import options
+
+if TYPE_CHECKING:
+    from llama_jax.generation.settings import SamplingSettings
+
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[ntr0\\])")
+_MEANT = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling(options.Sampling):
+    """What can be asked of texts that a program reads, and not of a conversation."""
+
+    presence_penalty: Annotated[
+        float,
+        options.sampling_option(
+            metavar="X", help="Subtracted from the logit of every token the text has; 0 is none"
+        ),
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float,
+        options.sampling_option(
+            metavar="X", help="The same, once for each time it has it; 0 is none"
+        ),
+    ] = 0.0
+    logit_bias: Annotated[
+        list[str] | None,
+        options.sampling_option(
+            metavar="ID=X",
+            help="Add X to the logit of token ID; -inf forbids it; may be repeated",
+        ),
+    ] = None
+    min_new_tokens: Annotated[
+        int,
+        options.sampling_option(
+            metavar="N", help="Do not stop at a stop token before N tokens", min=0
+        ),
+    ] = 0
+    stop: Annotated[
+        list[str] | None,
+        options.sampling_option(
+            metavar="TEXT",
+            help=r"End before this text; \n, \t, \\ and \u00e9 are escapes; may be repeated",
+        ),
+    ] = None
+    stop_id: Annotated[
+        list[int] | None,
+        options.sampling_option(
+            metavar="ID",
+            help="End at this token, and not at the model's own stop tokens; may be repeated",
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        options.sampling_option(
+            "--seed",
+            "-s",
+            metavar="N",
+            help="Start of the random draws: the same seed gives the same text again. Each "
+            "further prompt or sample takes the next number",
+            min=0,
+            max=2**32 - 1,
+        ),
+    ] = 0
+    logprobs: Annotated[
+        int | None,
+        options.sampling_option(
+            metavar="K",
+            help="With --json: each new token's log-probability, and the K likeliest, to 20",
+            min=0,
+        ),
+    ] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        options.sampling_option(metavar="K", help="The same for the prompt's tokens", min=0),
+    ] = None
+
+    def settings(self) -> SamplingSettings:
+        """The same, checked; what was not asked for is as it always is."""
+        from llama_jax.generation.settings import SamplingSettings
+
+        given = {k: v for k, v in vars(self).items() if v not in (None, [], ())}
+        stop_ids = given.pop("stop_id", None)
+        given["stop"] = [unescaped(text) for text in given.pop("stop", ())]
+        given["logit_bias"] = dict(map(_bias, given.pop("logit_bias", ())))
+        return SamplingSettings(stop_ids=stop_ids, **given)
+
+
+def unescaped(text: str) -> str:
+    r"""The text with \n, \t, \r, \0, \\, \xNN, \uNNNN and \UNNNNNNNN as what they stand for."""
+
+    def meant(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in _MEANT:
+            return _MEANT[name]
+        try:
+            return chr(int(name[1:], 16))
+        except ValueError:
+            raise ValueError(f"--stop has {found[0]}, which is beyond Unicode") from None
+
+    return _ESCAPE.sub(meant, text)
+
+
+def _bias(given: str) -> tuple[int, float]:
+    id, _, bias = given.partition("=")
+    try:
+        return int(id), float(bias)
+    except ValueError:
+        raise ValueError(
+            f"--logit-bias {given!r} must be a token id and a number, such as 42=-1.5 or 42=-inf"
+        ) from None

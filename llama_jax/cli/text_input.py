@@ -1,0 +1,101 @@
+"""The one door by which text comes in: files, stdin and arguments, as UTF-8.
+
+A byte order mark is dropped, and a file that begins with UTF-16's is read as that. Lines end at
+"\\n" or "\\r\\n", and at "\\r" in a text that has no "\\n". The locale decides nothing.
+"""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+STDIN = Path("-")
+"""As a file's name: standard input."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a file, and what is wrong with it, if anything is."""
+
+    number: int
+    text: str
+    """Without its end; bytes that are not UTF-8 are U+FFFD in it."""
+    error: str | None = None
+
+
+def name_of(file: Path) -> str:
+    """What errors call a file."""
+    return "stdin" if file == STDIN else str(file)
+
+
+def read_text(file: Path) -> str:
+    """The whole text of a file, or of stdin; ValueError names the first line that is not UTF-8."""
+    lines = read_lines(file)
+    for line in lines:
+        if line.error is not None:
+            raise ValueError(line.error)
+    return "\n".join(line.text for line in lines)
+
+
+def read_lines(file: Path) -> list[Line]:
+    """The lines of a file, or of stdin; what follows the last line end is one too, if empty."""
+    data = sys.stdin.buffer.read() if file == STDIN else file.read_bytes()
+    for mark, encoding in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if data.startswith(mark):  # PowerShell's `>`; no UTF-8 begins so
+            try:
+                data = data[2:].decode(encoding).encode()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{name_of(file)} begins as UTF-16 does, and is broken at byte "
+                    f"{error.start + 3}; save it as UTF-8"
+                ) from None
+    data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    if b"\n" not in data:
+        data = data.replace(b"\r", b"\n")
+    return [decoded(part, file, number) for number, part in enumerate(data.split(b"\n"), start=1)]
+
+
+def piped_lines() -> Iterator[Line]:
+    """The lines of stdin, each as it comes: what writes to the pipe may wait for an answer."""
+    for number, data in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
+        if number == 1:
+            data = data.removeprefix(codecs.BOM_UTF8)
+        yield decoded(data.removesuffix(b"\n").removesuffix(b"\r"), STDIN, number)
+
+
+def decoded(data: bytes, file: Path, number: int) -> Line:
+    """One line, from its bytes."""
+    try:
+        return Line(number, data.decode())
+    except UnicodeDecodeError as error:
+        return Line(
+            number,
+            data.decode(errors="replace"),
+            f"{name_of(file)}, line {number}: byte {error.start + 1} of the line, "
+            f"0x{data[error.start]:02X}, is not UTF-8; save the text as UTF-8",
+        )
+
+
+def argument(text: str, where: str) -> str:
+    """An argument's text: what the locale could not decode is decoded as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        try:
+            return os.fsencode(text).decode()
+        except UnicodeError:
+            raise ValueError(f"{where} is not UTF-8: {text!a}; give it in a file") from None
+    return text
+
+
+def prepare_streams() -> None:
+    """Text typed is UTF-8 too, and what stdout's encoding lacks is "?" there, and ends nothing."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

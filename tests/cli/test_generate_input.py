@@ -1,0 +1,205 @@
+"""Prompts of `generate`: whole files, lines, JSON lines, stdin, questions."""
+
+import json
+
+import pytest
+from helpers import GOLDEN_META, run
+
+import llama_jax
+from llama_jax.cli.sampling import unescaped
+from llama_jax.cli.text_output import in_order
+from llama_jax.generation.finished import as_finished
+
+LLAMA3 = GOLDEN_META / "llama3"
+FEW = ("-n", 3, "-t", 0)
+
+
+def rows(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_whole_file_is_one_prompt_and_its_lines_are_several(writer, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_text("Q: one?\nA: two\n\nQ:\n")
+    whole = run("generate", writer, "-f", file, "--whole", *FEW, "--json")
+    assert [row["prompt"] for row in rows(whole)] == ["Q: one?\nA: two\n\nQ:"]
+    lines = run("generate", writer, "-f", file, "--lines", *FEW, "--json")
+    assert [row["prompt"] for row in rows(lines)] == ["Q: one?", "A: two", "Q:"]
+    usual = run("generate", writer, "-f", file, *FEW, "--json")
+    assert usual.stdout == lines.stdout
+    assert "3 prompts, one a line; --whole makes it one" in usual.stderr
+    assert "--whole" not in lines.stderr
+
+
+@pytest.mark.parametrize("text", ["one\ntwo\n", "  a  ", "é\n\n"])
+def test_what_a_pipe_brings_is_the_prompt(writer, text):
+    (row,) = rows(run("generate", writer, *FEW, "--json", input=text.encode()))
+    assert row["prompt"] == text.removesuffix("\n")
+    lines = rows(run("generate", writer, *FEW, "--json", "--lines", input=text.encode()))
+    assert [row["prompt"] for row in lines] == [line for line in text.split("\n") if line]
+
+
+def test_a_wrong_line_costs_that_line(writer, tmp_path):
+    file = tmp_path / "p.txt"
+    file.write_bytes(b"one\ncaf\xe9\n" + b"long" * 100 + b"\ntwo\n")
+    result = run("generate", writer, "-f", file, *FEW, "--json")
+    assert result.exit_code == 1
+    one, bytes_, long, two = rows(result)
+    assert (len(one["tokens"]), len(two["tokens"])) == (3, 3)
+    assert "p.txt, line 2: byte 4 of the line, 0xE9" in bytes_["error"]
+    assert f"{file}, line 3 has 401 tokens and the context ends at max_seq_len=256" in long["error"]
+    assert "pass --truncate" in result.stderr
+    assert long["error"].replace("truncate=True", "--truncate") in result.stderr
+    # The others are what they are without it.
+    alone = rows(run("generate", writer, "one", *FEW, "--json"))
+    assert alone[0]["tokens"] == one["tokens"]
+
+
+def test_a_seed_is_of_the_place_whatever_stands_before(writer, tmp_path):
+    sound, broken = tmp_path / "sound.txt", tmp_path / "broken.txt"
+    sound.write_bytes(b"one\ntwo\n")
+    broken.write_bytes(b"\xff\ntwo\n")
+    options = ("-n", 8, "-t", 1.5, "--json")
+    one, other = (rows(run("generate", writer, "-f", file, *options)) for file in (sound, broken))
+    assert one[1]["tokens"] == other[1]["tokens"]
+
+
+def test_json_lines_come_back_by_their_place(writer):
+    lines = [
+        json.dumps("one"),
+        json.dumps([1, 2, 3]),
+        json.dumps({"prompt": "two", "max_new_tokens": 1, "id": "b"}),
+        "{",
+        json.dumps({"prompt": "x", "heat": 3}),
+        json.dumps({"prompt": "x", "top_p": 7}),
+        json.dumps({"id": 4}),
+        json.dumps({"prompt": "y", "logit_bias": {"65": 100}}),
+    ]
+    result = run("generate", writer, "--jsonl", *FEW, input="\n".join(lines))
+    assert result.exit_code == 1
+    found = {row["index"]: row for row in rows(result)}
+    assert sorted(found) == list(range(len(lines)))
+    assert [len(found[i]["tokens"]) for i in (0, 1, 2, 7)] == [3, 3, 1, 3]
+    assert found[2]["id"] == "b"
+    assert found[7]["tokens"] == [65, 65, 65]
+    for i, said in (
+        (3, "no JSON"),
+        (4, "'heat' is no setting"),
+        (5, "top_p=7"),
+        (6, "needs either"),
+    ):
+        assert found[i]["error"].startswith(f"stdin, line {i + 1}: ")
+        assert said in found[i]["error"]
+
+
+def test_a_question_goes_through_the_template(talker):
+    params = llama_jax.load(talker)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    told = llama_jax.chat(params, messages, max_new_tokens=3, temperature=0)
+    by_option = run("generate", talker, "Hi", "--chat", "--system", "Be brief.", *FEW, "--json")
+    by_line = run("generate", talker, "--jsonl", *FEW, input=json.dumps({"messages": messages}))
+    assert rows(by_option)[0]["tokens"] == rows(by_line)[0]["tokens"] == told.tokens
+    assert rows(by_option)[0]["text"] == told.text
+    assert run("generate", talker, "Hi", "--chat", "--system", "Be brief.", *FEW).stdout == (
+        told.text + "\n"
+    )
+
+
+def test_a_dialog_is_a_prompt_in_python_too(talker):
+    params = llama_jax.load(talker)
+    dialogs = [[{"role": "user", "content": text}] for text in ("Hi", "What is it?")]
+    settings = {"max_new_tokens": 4, "temperature": 0}
+    found = llama_jax.generate(params, dialogs, **settings)
+    assert found == [llama_jax.chat(params, dialog, **settings) for dialog in dialogs]
+    assert dict(as_finished(params, dialogs, **settings)) == dict(enumerate(found))
+    with pytest.raises(ValueError, match=r"prompt 0 is a dialog of .* shorten its messages"):
+        llama_jax.generate(params, [[{"role": "user", "content": "a" * 300}]], truncate=True)
+
+
+def test_without_a_template_a_question_is_refused_before_the_weights_are_read(writer, monkeypatch):
+    monkeypatch.setattr(llama_jax, "load", None)
+    for arguments in (("generate", writer, "Hi", "--chat"), ("chat", writer)):
+        result = run(*arguments)
+        assert result.exit_code == 1
+        assert "is no chat model" in result.stderr
+        assert "llama-jax generate" in result.stderr
+
+
+def test_samples_stand_side_by_side(writer):
+    options = ("-n", 6, "-t", 1.5, "--json")
+    found = rows(run("generate", writer, "a", "b", "--num-samples", 2, *options))
+    assert [(row["prompt"], row["sample"]) for row in found] == [
+        ("a", 0), ("a", 1), ("b", 0), ("b", 1)
+    ]  # fmt: skip
+    params = llama_jax.load(writer)
+    settings = {"max_new_tokens": 6, "temperature": 1.5, "seed": [0, 2]}
+    drawn = llama_jax.generate(params, ["a", "b"], n=2, **settings)
+    assert [row["tokens"] for row in found] == [done.tokens for done in drawn]
+
+
+def test_the_context_that_is_full_is_said(writer):
+    result = run(
+        "generate", writer, "a" * 250, "-n", 50, "-t", 0, "--logit-bias", "257=-inf", "--json"
+    )
+    (row,) = rows(result)
+    assert row["context_full"] is True
+    assert "the context of 256 tokens is full" in result.stderr
+    result = run("generate", writer, "a" * 250, "-n", 50, "-t", 0, "--logit-bias", "257=-inf")
+    assert "the context of 256 tokens is full" in result.stderr
+    result = run("generate", writer, "a" * 300, "-n", 1, "-t", 0, "--truncate")
+    assert result.exit_code == 0, result.output
+    assert "prompt 1 is cut to its last 255 tokens" in result.stderr
+    assert "is full" not in result.stderr
+
+
+def test_options_are_the_settings_of_python(writer):
+    given = (
+        "--stop-id",
+        70,
+        "--logit-bias",
+        "70=50",
+        "--min-new-tokens",
+        2,
+        "--prompt-logprobs",
+        1,
+    )
+    (row,) = rows(
+        run("generate", writer, "ab", "-n", 8, "-t", 0, *given, "--logprobs", 2, "--json")
+    )
+    (done,) = llama_jax.generate(
+        llama_jax.load(writer),
+        ["ab"],
+        max_new_tokens=8,
+        temperature=0,
+        stop_ids=[70],
+        logit_bias={70: 50},
+        min_new_tokens=2,
+        prompt_logprobs=1,
+        logprobs=2,
+    )
+    assert (row["tokens"], row["finish_reason"]) == (done.tokens, "stop")
+    assert len(row["prompt_logprobs"]) == 3
+    assert row["token_texts"] == [entry["text"] for entry in row["logprobs"]]
+    assert row["logprobs"][0]["top_texts"].keys() == row["logprobs"][0]["top"].keys()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"\n", "\n"),
+        (r"a\tb", "a\tb"),
+        (r"\\n", r"\n"),
+        (r"\u00e9\x41", "éA"),
+        (r"\q", r"\q"),
+        ("é", "é"),
+    ],
+)
+def test_a_stop_string_has_escapes(typed, meant):
+    assert unescaped(typed) == meant
+
+
+def test_what_is_found_out_of_order_waits_for_its_turn():
+    found = in_order("abc", [("b", 2), ("a", 1), ("c", 3)])
+    assert list(found) == [1, 2, 3]
+    seen = in_order("ab", iter([("a", 1)]))
+    assert next(seen) == 1

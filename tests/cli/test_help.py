@@ -1,0 +1,55 @@
+"""`--help` at 80 columns, `--version`, completion."""
+
+import re
+
+import pytest
+import typer
+from helpers import run
+
+import llama_jax
+from llama_jax.cli import app
+
+COMMANDS = list(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_whole_at_80_columns(name, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run(name, "--help").stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    command = typer.main.get_command(app).commands[name]
+    for param in command.params:
+        for option in (*param.opts, *param.secondary_opts):
+            if option.startswith("-"):
+                assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), option
+        assert getattr(param, "help", None), f"{name} does not say what {param.name} does"
+    assert "…" not in shown
+    assert "..." not in shown.replace("[prompts]...", "").replace("prompts...", "")
+
+
+def test_options_stand_under_the_heading_of_their_group():
+    shown = run("generate", "--help").stdout
+    places = [shown.index(f"\n{title}:") for title in ("Prompts", "Sampling", "Output")]
+    assert places == sorted(places)
+    assert shown.index("--fsdp") > shown.index("\nSeveral devices:")
+
+
+def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = run("--help").stdout
+    assert "..." not in shown.replace("[ARGS]...", "")
+    assert "Exit codes: 0 done; 1 failed" in shown
+    assert "--install-completion" in shown
+
+
+def test_the_version_is_printed():
+    result = run("--version")
+    assert (result.exit_code, result.stdout) == (0, f"llama_jax {llama_jax.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [((), 2), (("nonsense",), 2), (("generate", "--nonsense"), 2), (("inspect", "nowhere"), 1)],
+)
+def test_exit_codes_are_those_of_the_help(arguments, code):
+    assert run(*arguments).exit_code == code
