@@ -9,7 +9,7 @@ from programs import LLAMA_8B, cache_of, compiled_step, mesh_of, nbytes, params_
 LAYERS, TIME, SLOTS = 2, 512, 4096
 KERNELS_A_LAYER = 72 if jax.__version_info__ >= (0, 12) else 71
 """Of one row, with those that a layer runs for each block of its past. It may fall. From JAX
-0.12 on, XLA copies the sums of the softmax, 64 KB, once a block, and begins them with three less."""
+0.12 on, XLA copies the sums of the softmax, 64 KB, once a block. It begins them with three less."""
 CACHE = 1, LLAMA_8B.n_kv_heads, SLOTS, LLAMA_8B.head_dim
 PAST = f"bf16[1,{LLAMA_8B.n_kv_heads},{SLOTS},{LLAMA_8B.head_dim}]"
 ALL_SCORES = LLAMA_8B.n_heads * TIME * SLOTS * 4
