@@ -247,7 +247,7 @@ HAS_TORCH = importlib.util.find_spec("torch") and importlib.util.find_spec("tran
 @pytest.mark.slow
 def test_the_dry_run_is_whole(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "bench/gpu.py", "--out", str(out), "--dry"]
+    command = [sys.executable, "bench/gpu.py", "--out", str(out), "--dry", "--minutes", "20"]
     done = subprocess.run(
         [*command, "--scratch", str(tmp_path / "scratch")],
         cwd=runner.ROOT,
