@@ -9,6 +9,7 @@ the steps wrote. `--dry` runs every step at toy size on a CPU.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -26,12 +27,17 @@ from bench.gpu_steps.report import table
 from bench.gpu_steps.runner import ROOT, SCRATCH, keep_whole, run_steps
 from bench.record import source
 
+DRY_LIMITS = 4
+"""How much longer a dry step may take than the card's: a few cores that others use run it."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the steps that there is time for, and prints the table."""
     options = _parser().parse_args(arguments)
     try:
         steps = chosen(options.only)
+        if options.dry:
+            steps = [dataclasses.replace(step, limit=DRY_LIMITS * step.limit) for step in steps]
         options.out.mkdir(parents=True, exist_ok=True)
         options.scratch.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.gpu_steps.compiling import made_together
 from bench.gpu_steps.memory import memory_stats
 from bench.gpu_steps.models import config_of, greedy_rows, random_ids, random_params
 from bench.gpu_steps.telling import Telling
@@ -16,7 +18,7 @@ from bench.gpu_steps.timing import timed
 from bench.gpu_steps.trace import summary, traced
 from bench.shapes import prefill_flops
 from llama_jax.generation import driver
-from llama_jax.generation.batch import Batch, batches_of
+from llama_jax.generation.batch import batches_of
 from llama_jax.model.memory import memory
 from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params
@@ -30,33 +32,30 @@ def run(telling: Telling, model: str) -> None:
     config = config_of(model, dry=telling.dry)
     params = random_params(config, jnp.bfloat16, seed=time.time_ns() % 2**31)
     telling.tell("loaded", memory_stats())
-    for length in TOY_LENGTHS if telling.dry else LENGTHS:
+    lengths, start = TOY_LENGTHS if telling.dry else LENGTHS, time.perf_counter()
+    makers = {length: functools.partial(_Reading, params, length) for length in lengths}
+    readings = made_together({f"{length} tokens": make for length, make in makers.items()})
+    telling.tell("compile_s of all", round(time.perf_counter() - start, 1))
+    for length in lengths:
         with telling.part(f"{length} tokens"):
-            _case(telling, params, length)
+            _case(telling, readings.pop(f"{length} tokens").result(), length)
 
 
-def _case(telling: Telling, params: Params, length: int) -> None:
-    rng = np.random.default_rng(time.time_ns())
-    place = Placement.of(params)
-    (batch,) = batches_of(params.config, place, greedy_rows(params.config, rng, 1, length))
-    start = time.perf_counter()
-    reading = _Reading(params, place, batch, rng)
-    compile_s = round(time.perf_counter() - start, 1)
+def _case(telling: Telling, reading: _Reading, length: int) -> None:
+    config = reading.params.config
     times = timed(reading.run, repeats=7, warm=2, before=reading.renew)
-    asked = prefill_flops(params.config, length)
+    asked = prefill_flops(config, length)
     telling.tell(
         f"{length} tokens",
         {
-            "compile_s": compile_s,
             "ms": {of: 1e3 * seconds for of, seconds in times.items()},
             "tokens/s": length / times["median"],
             "flop/s": asked / times["median"],
             "tokens read at once": reading.width,
-            "flop/s of all that is read": prefill_flops(params.config, reading.width)
-            / times["median"],
-            "slots": batch.slots,
+            "flop/s of all that is read": prefill_flops(config, reading.width) / times["median"],
+            "slots": reading.batch.slots,
             "temporaries": reading.program.memory_analysis().temp_size_in_bytes,
-            "memory": {**memory_stats(), "predicted": _predicted(params, place, batch)},
+            "memory": {**memory_stats(), "predicted": reading.predicted()},
         },
     )
     with telling.part(f"{length} tokens trace"):
@@ -68,25 +67,27 @@ def _case(telling: Telling, params: Params, length: int) -> None:
 class _Reading:
     """The program that reads one prompt, as `generate` has it compiled. Host state."""
 
-    def __init__(
-        self, params: Params, place: Placement, batch: Batch, rng: np.random.Generator
-    ) -> None:
-        self.config, self.rng = params.config, rng
-        given = driver.prefill_arguments(params, place, batch)
+    def __init__(self, params: Params, length: int) -> None:
+        self.params, self.rng = params, np.random.default_rng(time.time_ns() + length)
+        self.place = Placement.of(params)
+        rows = greedy_rows(params.config, self.rng, 1, length)
+        (self.batch,) = batches_of(params.config, self.place, rows)
+        given = driver.prefill_arguments(params, self.place, self.batch)
         self.program = driver.prefill.lower(**given).compile()
         self.width = given.pop("tokens_per_read")
         self.given: dict[str, Any] = given
 
     def renew(self) -> None:
         """Another random prompt of the same length."""
-        texts = random_ids(self.rng, self.config, *self.given["texts"].shape)
+        texts = random_ids(self.rng, self.params.config, *self.given["texts"].shape)
         self.given = {**self.given, "texts": texts}
 
     def run(self) -> None:
         """Reads it, and waits for the first new token."""
         jax.block_until_ready(self.program(**self.given))
 
-
-def _predicted(params: Params, place: Placement, batch: Batch) -> int:
-    asked = {"dtype": params.dtype, "cache_dtype": place.cache_dtype}
-    return memory(params.config, batch=1, context=batch.slots, **asked).per_device
+    def predicted(self) -> int:
+        """The bytes that `memory` predicts for weights and cache."""
+        asked = {"dtype": self.params.dtype, "cache_dtype": self.place.cache_dtype}
+        config, slots = self.params.config, self.batch.slots
+        return memory(config, batch=1, context=slots, **asked).per_device

@@ -230,10 +230,12 @@ def _write(
     slots: Slots, new: Float[Array, "batch kv_heads time head_dim"], positions: Positions
 ) -> Slots:
     def write(slots: Array, new: Array, positions: Array) -> Array:
-        return slots.at[:, positions].set(new, mode="drop", unique_indices=True)
+        return slots.at[positions].set(new, mode="drop", unique_indices=True)
 
-    # Row by row, so that XLA sees that rows stay where they are when the batch is cut.
-    return jax.vmap(write)(slots, new.astype(slots.dtype), positions)
+    # Row by row and head by head, so that XLA sees that both stay where they are when they are
+    # cut. XLA for a GPU turns a cache around to write all heads of a position at once.
+    places = jnp.broadcast_to(positions[:, None], new.shape[:3])
+    return jax.vmap(jax.vmap(write))(slots, new.astype(slots.dtype), places)
 
 
 def _known_after(positions: Positions, after: Array) -> Positions:

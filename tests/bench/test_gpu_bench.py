@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 
 from bench import gpu
 from bench.gpu_steps import exact, report, runner, trace
+from bench.gpu_steps.compiling import made_together
 from bench.gpu_steps.plan import STEPS, Step, chosen
 from bench.gpu_steps.sizes import heads_of_the_family, sizes_of
 from llama_jax.config import Config
@@ -107,6 +109,25 @@ def test_steps_are_chosen_by_name_in_the_order_of_their_worth():
     assert chosen(None) == list(STEPS)
     with pytest.raises(ValueError, match="there is no step 'gold'; choose of card, "):
         chosen(["gold"])
+
+
+def test_eight_minutes_begin_every_kind_of_result_at_the_longest():
+    modules = [step.module for step in STEPS]
+    last = max(map(modules.index, modules))
+    assert sum(step.limit for step in STEPS[: last + 1]) <= 8 * 60
+
+
+def test_what_is_made_together_fails_alone():
+    gate = threading.Barrier(2)  # which no one passes alone
+
+    def fails():
+        gate.wait(60)
+        raise ValueError("why it fails")
+
+    made = made_together({"fails": fails, "works": lambda: gate.wait(60) is not None})
+    assert made["works"].result()
+    with pytest.raises(ValueError, match="why it fails"):
+        made["fails"].result()
 
 
 def test_every_step_is_a_module():
@@ -226,7 +247,7 @@ HAS_TORCH = importlib.util.find_spec("torch") and importlib.util.find_spec("tran
 @pytest.mark.slow
 def test_the_dry_run_is_whole(tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "bench/gpu.py", "--out", str(out), "--dry"]
+    command = [sys.executable, "bench/gpu.py", "--out", str(out), "--dry", "--minutes", "20"]
     done = subprocess.run(
         [*command, "--scratch", str(tmp_path / "scratch")],
         cwd=runner.ROOT,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from compiled_text import Instruction, Program
+from compiled_text import ARRAY, FREE, Instruction, Program
 
 KERNELS_A_LAYER = {1: 22, 8: 17}
 """Of a step of 8B, by the rows of its batch."""
@@ -55,6 +55,30 @@ def caches_read_by_xla(text: Program, smallest: int) -> list[str]:
         for i in read
         if i.op != "custom-call" or "xla.gpu.triton" not in i.rest
     ]
+
+
+def copies_of_caches(text: Program, cache: Sequence[int]) -> list[str]:
+    """Kernels that give a cache's numbers once more, in whatever order of axes and dtype.
+
+    Such a kernel takes an array of the cache's sizes and gives another, and not by an update in
+    place. A new cache's zeros are no copy.
+    """
+
+    def has_sizes(shape: str) -> bool:
+        found = [sizes.split(",") for _, sizes in ARRAY.findall(shape)]
+        return any(sorted(n for n in sizes if n != "1") == wanted for sizes in found)
+
+    wanted = sorted(str(n) for n in cache if n != 1)
+    copies = []
+    for part in text.executed.values():
+        of_sizes = {i.name for i in part if has_sizes(i.shape)}
+        copies += [
+            f"{i.name} writes {i.shape}"
+            for i in part
+            if i.op not in FREE and i.name in of_sizes and of_sizes & set(i.operands)
+            if not text.updates_in_place(i)
+        ]
+    return copies
 
 
 def taken_by_loops(text: Program, smallest: int) -> list[str]:

@@ -18,7 +18,6 @@ from programs import (
     SMALLEST,
     cache_of,
     compiled_loop,
-    compiled_step,
     mesh_of,
     nbytes,
     params_of,
@@ -33,9 +32,10 @@ from llama_jax.model.placement import Placement
 
 CONFIG, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers
-CHOICE = {1: 17, 8: 14}
-"""The kernels of a greedy token, beyond the model's, by the rows: the choice, the stops, the
-state. They may fall."""
+KERNELS_A_TOKEN = {1: 64, 8: 54 if jax.__version_info__ >= (0, 12) else 52}
+"""Of a greedy token of two layers, by the rows: the model's, the choice, the stops, the state. They
+may fall. From JAX 0.12 on, XLA copies two numbers of each of 8 rows: how many tokens it has, and
+whether it ended."""
 
 SAYS_MORE = {"all-reduce": 1, "all-gather": 1}, {"all-reduce": 10, "all-gather": 2}
 """What eight cards say about a token beyond the model: a greedy one, and one by settings."""
@@ -112,15 +112,10 @@ def test_on_eight_cards_a_token_keeps_to_the_same(h100s, rows, sizes):
         assert Counter(token.collectives()) <= Counter(model) + Counter(more)
 
 
-def test_the_likeliest_token_costs_few_kernels(tokens, h100s, batch):
-    mesh = mesh_of(h100s)
-    cache = cache_of(CONFIG, mesh, batch=batch, slots=SLOTS)
-    model = program(compiled_step(params_of(CONFIG, mesh), cache, mesh, time=1).as_text())
-    argmax = min(tokens, key=lambda token: len(token.kernels))
-    print(
-        *(len(part.kernels) for part in (model, *tokens)), "kernels: a step; a token of each loop"
-    )
-    assert len(argmax.kernels) <= len(model.kernels) + CHOICE[batch]
+def test_the_likeliest_token_costs_few_kernels(tokens, batch):
+    found = sorted(len(token.kernels) for token in tokens)
+    print(f"{batch} rows: {found} kernels a token, the likeliest and by settings")
+    assert found[0] <= KERNELS_A_TOKEN[batch]
 
 
 def test_a_loop_whose_state_is_not_donated_is_caught(h100s):

@@ -92,8 +92,9 @@ def test_a_weight_that_is_read_twice_is_caught(h100s):
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("run", [looks_at_the_past, looks_at_what_it_wrote])
 def test_a_second_reader_of_a_cache_is_caught(h100s, run, batch):
+    """As a second kernel that takes it, or as the copy that XLA makes for that kernel."""
     text = planted_step(h100s, run, batch)
-    assert text.large_outputs(SMALLEST) == []
+    assert all("copy" in fault for fault in text.large_outputs(SMALLEST))
     (found,) = caches_misused(text, 2 * CONFIG.n_layers, SMALLEST)
     assert found.startswith("cache_k_0_")
 

@@ -4,19 +4,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 from compiled_text import program
-from contracts import arrays_of, cudnn_calls
+from contracts import arrays_of, copies_of_caches, cudnn_calls
 from programs import (
     LLAMA_8B,
     cache_of,
     compiled_prefill,
     compiled_step,
     mesh_of,
+    nbytes,
     params_of,
     shallow,
 )
 
 from llama_jax import kernels
 from llama_jax.generation.limits import ACCELERATOR
+from llama_jax.model import cache as cache_room
 
 LAYERS, TIME = 2, 65_536
 A_HEAD = TIME * TIME
@@ -75,6 +77,55 @@ def test_generate_reads_a_whole_prompt_by_cudnn(h100s):
     text = program(compiled.as_text())
     assert cudnn_calls(text) == LAYERS
     assert arrays_of(text, time * time) == []
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize(
+    ("rows", "sizes"), [(1, {}), (8, {}), (1, {"tensor": 2}), (8, {"data": 4, "tensor": 2})]
+)
+@pytest.mark.parametrize("time", [512, 2048])
+def test_a_fresh_prompt_copies_no_cache(h100s, rows, sizes, time):
+    config, mesh = shallow(LLAMA_8B, 1), mesh_of(h100s, **sizes)
+    cache = cache_of(config, mesh, batch=rows, slots=2 * time, fresh=True)
+    compiled = compiled_step(params_of(config, mesh), cache, mesh, time=time)
+    (one, *_) = cache.k
+    text = program(compiled.as_text())
+    assert copies_of_caches(text, one.sharding.shard_shape(one.shape)) == []
+    held = nbytes(cache, of_a_device=True)
+    assert compiled.memory_analysis().alias_size_in_bytes == held
+
+
+@pytest.mark.usefixtures("cudnn")
+@pytest.mark.parametrize(("rows", "time"), [(1, ACCELERATOR.prefill_tokens), (4, 4096)])
+def test_generate_copies_no_cache_of_a_fresh_prompt(h100s, rows, time):
+    config = shallow(LLAMA_8B, 1)
+    compiled = compiled_prefill(config, mesh_of(h100s), batch=rows, time=time)
+    cache = rows, config.n_kv_heads, 2 * time, config.head_dim
+    assert copies_of_caches(program(compiled.as_text()), cache) == []
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_a_cache_that_a_fresh_prompt_copies_is_caught(h100s):
+    """One that is not donated."""
+    config, mesh = shallow(LLAMA_8B, 1), mesh_of(h100s)
+    cache = cache_of(config, mesh, batch=1, slots=4096, fresh=True)
+    compiled = compiled_step(params_of(config, mesh), cache, mesh, time=2048, donate=())
+    assert len(copies_of_caches(program(compiled.as_text()), cache.k[0].shape)) == 2
+
+
+@pytest.mark.usefixtures("cudnn")
+def test_a_cache_that_a_fresh_prompt_turns_around_is_caught(h100s, replace):
+    """Its last slot first, to be written, and then as it was."""
+    write = cache_room._write
+
+    def turned(slots, new, positions):
+        return jnp.flip(write(jnp.flip(slots, 2), new, positions), 2)
+
+    replace("llama_jax.model.cache._write", turned)
+    config, mesh = shallow(LLAMA_8B, 1), mesh_of(h100s)
+    cache = cache_of(config, mesh, batch=1, slots=4096, fresh=True)
+    text = program(compiled_step(params_of(config, mesh), cache, mesh, time=2048).as_text())
+    assert len(copies_of_caches(text, cache.k[0].shape)) >= 2
 
 
 def test_nor_does_xlas_own_attention(h100s, replace):
