@@ -24,7 +24,12 @@ Positions = Int[Array, "batch time"]
 
 
 class Past(Protocol):
-    """One layer of a cache. All layers have one structure, so that one trace serves them all."""
+    """One layer of a cache. All layers have one structure, so that one trace serves them all.
+
+    To inspect attention, give `block` a past of your own that attends as `Uncached` does and
+    returns, as its step, what you want to see: `examples/look_inside.py` does. What a cache holds
+    is in its arrays: `cache.layer(0).k` of a `KVCache` is [batch, n_kv_heads, slots, head_dim].
+    """
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions

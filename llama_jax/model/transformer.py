@@ -3,7 +3,7 @@
     tokens [batch, time] -> embed -> x [batch, time, dim]
     each layer              x = x + attention(rms_norm(x))
                             x = x + feed_forward(rms_norm(x))
-    logits [batch, time, vocab] = output(rms_norm(x))
+    logits [batch, time, vocab] = output(x), which is a norm and a product
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
 `linear` and `embed`, and the cache attends and remembers by itself. So the model never asks whether
@@ -89,13 +89,10 @@ def transformer(
     cache: ModelCache,
     at: Int[Array, "batch wanted"] | None = None,
 ) -> tuple[Logits, Any]:
-    """Embedding, `n_layers` blocks, norm, output; then the cache is written."""
+    """Embedding, `n_layers` blocks, the cache's new keys and values, output."""
     w = w | gather(w, model_specs(c))
-    embedding = w["tok_embeddings"]["weight"]
-    x = constrain(embed(embedding, tokens), ACTIVATION)
-    rotation = rotations(positions, rope_frequencies(c))
-    if isinstance(c.rope_scaling, YarnScaling):
-        rotation = rotation * c.rope_scaling.attention_factor
+    x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
+    rotation = rotations_of(c, positions)
     steps = []
     for i in range(c.n_layers):
         x, step = block(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
@@ -103,12 +100,7 @@ def transformer(
     cache = cache.commit(steps, positions, after=x)
     if at is not None:
         x = jnp.take_along_axis(x, at[:, :, None], axis=1)
-    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
-    logits = (
-        linear_transposed(x, embedding) if c.tie_embeddings else linear(x, w["output"]["weight"])
-    )
-    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
-    return constrain(logits.astype(jnp.float32), LOGITS), cache
+    return output(c, w, x), cache
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced and lowered once, not once a layer
@@ -146,6 +138,25 @@ def feed_forward(w: Weights, x: Hidden) -> Hidden:
     """`w2(swiglu(w1(x), w3(x)))`, through a width of `hidden_dim`."""
     h = swiglu(_plus(linear(x, w["w1"]), w, "b1"), _plus(linear(x, w["w3"]), w, "b3"))
     return _plus(linear(h, w["w2"]), w, "b2")
+
+
+def output(c: Config, w: Weights, x: Hidden) -> Logits:
+    """The logits of a residual stream: the last norm, then the output weight, or the embedding."""
+    h = rms_norm(x, w["norm"]["scale"], c.norm_eps)
+    if c.tie_embeddings:
+        logits = linear_transposed(h, w["tok_embeddings"]["weight"])
+    else:
+        logits = linear(h, w["output"]["weight"])
+    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
+    return constrain(logits.astype(jnp.float32), LOGITS)
+
+
+def rotations_of(c: Config, positions: Positions) -> Rotations:
+    """How each pair of a head rotates at each position; YaRN makes queries and keys longer too."""
+    rotation = rotations(positions, rope_frequencies(c))
+    if isinstance(c.rope_scaling, YarnScaling):
+        rotation = rotation * c.rope_scaling.attention_factor
+    return rotation
 
 
 def gather(w: Weights, specs: Specs) -> Weights:

@@ -41,6 +41,23 @@ class Params:
         """These params with some fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def with_weight(self, path: WeightPath, weight: Any) -> Params:
+        """These params with another weight in one place; they stay as they are.
+
+        `params.with_weight(("layers_0", "attention", "wq"), wq)` shares every other weight.
+        ValueError where there is no such place, or its weight has another shape.
+        """
+        if path not in _rows(self.config):
+            known = ", ".join(map(repr, _rows(self.config)))
+            raise ValueError(f"path={path!r} is not the path of a weight; the paths are {known}")
+        shape = weight_at(self.weights, path).shape
+        if getattr(weight, "shape", None) != shape:
+            raise ValueError(
+                f"the weight at {path!r} has shape {list(shape)}, and the new one "
+                f"{list(np.shape(weight))}; give an array of the same shape"
+            )
+        return self.replace(weights=_replaced(self.weights, path, weight))
+
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the embedding, and so of the activations."""
@@ -100,6 +117,12 @@ def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return tree
+
+
+def _replaced(weights: Weights, path: WeightPath, weight: Any) -> Weights:
+    """New dicts along the path, and the same arrays."""
+    first, *rest = path
+    return weights | {first: _replaced(weights[first], tuple(rest), weight) if rest else weight}
 
 
 _rows = functools.lru_cache(maxsize=8)(weight_table)
