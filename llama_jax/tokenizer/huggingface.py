@@ -48,8 +48,8 @@ class HuggingFaceTokenizer(Tokenizer):
         controls = {id for id, token in added.items() if token.special}
         controls |= {self.bos_id, *self.stop_ids}
         self._control_ids = frozenset(controls)
+        # Not a word of the vocabulary that the files make an end: it may stand in any text.
         self.special = {added[id].content: id for id in sorted(controls) if id in added}
-        """The id of each control token, by name. No text encodes to them."""
         self._spelling = spelling_of(json.loads(file).get("decoder"))
         self._spelled: dict[tuple[int, bool], tuple[bytes, bool]] = {}
 

@@ -38,6 +38,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size: int = model.vocab_size()
 
         pieces = model.id_to_piece(list(range(self.vocab_size)))
+        self.special = {piece: id for id, piece in enumerate(pieces) if model.is_control(id)}
         self._bytes = [_bytes_of(model, id, piece) for id, piece in enumerate(pieces)]
         # Whether a text's first space is dropped, or even all of them, is the model's setting.
         # Only its protobuf states it, but decoding shows it at work.

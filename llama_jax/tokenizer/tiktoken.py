@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
@@ -49,9 +49,6 @@ _RUN = re.compile(r"\s+|\S+")
 class TiktokenTokenizer(Tokenizer):
     """Byte-pair merges by rank, from the bytes of their file; the special ids follow the ranks."""
 
-    special: Mapping[str, int]
-    """The id of each special token, by name. No text encodes to them."""
-
     def __init__(self, file: bytes) -> None:
         import tiktoken
 
@@ -60,7 +57,7 @@ class TiktokenTokenizer(Tokenizer):
         self._words = tiktoken.Encoding(
             "llama3", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={}
         )
-        self._bytes = [*ranks, *(name.encode() for name in SPECIAL)]
+        self._bytes = [*ranks, *(b"" for _ in SPECIAL)]
         self.special = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}
         self.bos_id = self.special["<|begin_of_text|>"]
         self.eos_id = self.special["<|end_of_text|>"]
@@ -85,7 +82,8 @@ class TiktokenTokenizer(Tokenizer):
         return detokenize(self, ids)
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
-        return self._bytes[check_id(id, self.vocab_size)], False
+        added = self._bytes[check_id(id, self.vocab_size)]
+        return added, at_start and not added
 
 
 def _parts(text: str) -> Iterator[str]:
