@@ -1,11 +1,13 @@
-"""Compiled programs kept between processes: JAX's persistent cache, in the user's cache folder."""
+"""How JAX traces and compiles our programs, whatever a process has set, and where it keeps them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,28 @@ SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what w
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
 }
+
+
+@contextlib.contextmanager
+def traced_as_written() -> Iterator[None]:
+    """A context in which arrays are promoted and multiplied as our functions are written for.
+
+    It may be entered inside a trace of the user's. JAX's settings of a process may refuse what is
+    written here, or compute it otherwise.
+    """
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.default_matmul_precision(None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def run_as_written() -> Iterator[None]:
+    """A context in which our own programs are one and the same, whatever a process has set."""
+    with traced_as_written(), jax.enable_x64(False), jax.disable_jit(False):
+        yield
 
 
 def keep_programs() -> None:
