@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
+from llama_jax.field_docs import with_field_docs
 from llama_jax.kernels import attention
 from llama_jax.ops.attention import NewKeys, Queries, Slots
 from llama_jax.sharding.specs import CACHE
@@ -130,6 +131,7 @@ class KVLayer:
         return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
+@with_field_docs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
@@ -187,7 +189,7 @@ class KVCache:
         """How each array is cut over a mesh: rows over the batch axes, key heads over `tensor`."""
         return jax.tree.map(lambda _: CACHE, self)
 
-    def layer(self, layer: int) -> KVLayer:
+    def layer(self, layer: int) -> Past:
         """The past of one layer."""
         return KVLayer(self.k[layer], self.v[layer], self.fresh)
 

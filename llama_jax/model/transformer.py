@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
+from llama_jax.compilation import traced_as_written
 from llama_jax.config import Config, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
+from llama_jax.model.inputs import check_inputs
 from llama_jax.ops import rope
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
@@ -39,7 +41,7 @@ Logits = Float32[Array, "batch wanted vocab"]
 def forward(
     params: Params,
     tokens: Tokens,
-    positions: Positions,
+    positions: Positions | None = None,
     cache: ModelCache | None = None,
     *,
     at: Int[Array, "batch wanted"] | None = None,
@@ -53,11 +55,11 @@ def forward(
     and the causal mask, so padding on the right needs no mask. `at` [batch, wanted] picks the time
     indices whose logits are returned: a prompt's last, say.
 
-    Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError if `tokens` is
-    empty.
+    Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError where an argument is
+    no array of such a shape, or there are no positions.
     """
-    if not tokens.size:
-        raise ValueError(f"tokens of shape {list(tokens.shape)}: pass at least one, in each row")
+    check_inputs(params, tokens, positions, at)
+    assert positions is not None
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
         weights = gather_every_step(params.weights, positions)
@@ -81,6 +83,7 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
 
 
 @jax.named_scope("transformer")  # the name in profiles
+@traced_as_written()
 def transformer(
     c: Config,
     w: Weights,

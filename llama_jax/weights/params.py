@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from llama_jax.config import Config
+from llama_jax.field_docs import with_field_docs
 from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import is_value, stored_bytes
 
@@ -22,6 +24,7 @@ Weights = dict[str, Any]
 {"tok_embeddings": {"weight": [vocab, dim]}, "layers_0": {"attention": {"wq": ...}, ...}, ...}"""
 
 
+@with_field_docs
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Params:
@@ -92,6 +95,18 @@ class Params:
     def tree_unflatten(cls, static: Any, children: Any) -> Params:
         (weights,), (config, tokenizer) = children, static
         return cls(weights, config, tokenizer.value)
+
+
+def check_params(params: Any) -> None:
+    """ValueError unless `params` is a model's, loaded or made."""
+    if isinstance(params, Params):
+        return
+    if isinstance(params, str | PathLike):
+        raise ValueError(f"params={str(params)!r} is a path; load it first: llama_jax.load(path)")
+    raise ValueError(
+        f"params is a {type(params).__name__} and must be a Params, which llama_jax.load and "
+        "init_params return; of a tuple of them and other state, pass the Params alone"
+    )
 
 
 def weight_at(weights: Weights, path: WeightPath) -> Any:
