@@ -90,7 +90,11 @@ def generate(
         if as_json:
             ready()
             with status("generating, compiling first"):
-                done = llama_jax.generate(params, given, **asked)
+                try:
+                    done = llama_jax.generate(params, given, **asked)
+                except llama_jax.NaNLogitsError as error:
+                    _print_completions(texts, error.results)
+                    raise
             _print_completions(texts, done)
         else:
             speed = _Speed()

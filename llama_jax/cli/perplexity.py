@@ -29,7 +29,14 @@ def perplexity(
     *,
     devices: Devices,
 ) -> None:
-    """Measure how well a checkpoint predicts a text of any length."""
+    """Measure how well a checkpoint predicts a text of any length.
+
+    The number is the perplexity of a token: exp of the mean negative log-likelihood of every token
+    after the first, which is bos where the tokenizer gives one. The text is read by windows of
+    --context tokens, each of which begins with bos again, and a token counts in the first window
+    that reaches it, with at least context - stride tokens before it. It depends on the tokenizer
+    and on the windows: compare only numbers of the same.
+    """
     with plain_errors():
         from rich.progress import Progress
 

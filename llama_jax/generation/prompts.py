@@ -9,9 +9,10 @@ from pathlib import Path
 
 from llama_jax.config import Config
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
-from llama_jax.weights.params import Params
+from llama_jax.weights.params import Params, check_params
 
 Prompt = str | Sequence[int]
+"""A text, or a list of token ids."""
 
 
 def encode(
@@ -67,6 +68,7 @@ def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
 
 def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
     """The tokenizer given, or the checkpoint's, or None where it has none."""
+    check_params(params)
     if tokenizer is None and params.tokenizer is not None:
         return _cached_tokenizer(params.tokenizer)
     return tokenizer
