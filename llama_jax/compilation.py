@@ -24,25 +24,27 @@ SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what w
 }
 
 
+AS_TRACED: dict[str, tuple[Any, Any]] = {
+    "jax_numpy_rank_promotion": ("allow", jax.numpy_rank_promotion),
+    "jax_numpy_dtype_promotion": ("standard", jax.numpy_dtype_promotion),
+    "jax_default_matmul_precision": (None, jax.default_matmul_precision),
+}
+"""Settings of JAX that refuse what our functions do, or compute it otherwise: the value for which
+they are written, and how to set it for a while. A user's trace may be under way."""
+AS_RUN = AS_TRACED | {
+    "jax_enable_x64": (False, jax.enable_x64),
+    "jax_disable_jit": (False, jax.disable_jit),
+}
+"""The same for programs that are our own from beginning to end."""
+
+
 @contextlib.contextmanager
-def traced_as_written() -> Iterator[None]:
-    """A context in which arrays are promoted and multiplied as our functions are written for.
-
-    It may be entered inside a trace of the user's. JAX's settings of a process may refuse what is
-    written here, or compute it otherwise.
-    """
-    with (
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-        jax.default_matmul_precision(None),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def run_as_written() -> Iterator[None]:
-    """A context in which our own programs are one and the same, whatever a process has set."""
-    with traced_as_written(), jax.enable_x64(False), jax.disable_jit(False):
+def as_written(settings: dict[str, tuple[Any, Any]]) -> Iterator[None]:
+    """A context in which JAX has these settings, whatever a process has set."""
+    with contextlib.ExitStack() as stack:
+        for name, (wanted, setting) in settings.items():
+            if _setting(name) != wanted:
+                stack.enter_context(setting(wanted))
         yield
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from llama_jax.compilation import run_as_written
+from llama_jax.compilation import AS_RUN, as_written
 from llama_jax.kernels import cache_dtype
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import mesh_of
@@ -57,7 +57,7 @@ class Placement:
     def use_mesh(self) -> Iterator[None]:
         """A context in which the model's programs run: as written, and in its mesh, if any."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(run_as_written())
+            stack.enter_context(as_written(AS_RUN))
             if self.mesh is not None:
                 stack.enter_context(jax.set_mesh(self.mesh))
             yield

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.compilation import traced_as_written
+from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.config import Config, LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
@@ -83,7 +83,7 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
 
 
 @jax.named_scope("transformer")  # the name in profiles
-@traced_as_written()
+@as_written(AS_TRACED)
 def transformer(
     c: Config,
     w: Weights,
