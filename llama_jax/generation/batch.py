@@ -71,10 +71,14 @@ def rows_of(
     """One row per completion: `n` of each prompt, whose seeds count up from its settings'."""
     check_count("n", n)
     found: list[Row] = []
+    stops: dict[Any, tuple[int, ...]] = {}  # mostly one for all prompts
     drawn = _drawn_seeds(settings)
     for i, (prompt, wanted) in enumerate(zip(prompts, settings, strict=True)):
         ids = encode(config, prompt, i, tokenizer, truncate)
-        stop_ids = _stop_ids(wanted, tokenizer)
+        given = wanted.stop, wanted.stop_ids
+        if given not in stops:
+            stops[given] = _stop_ids(wanted, tokenizer)
+        stop_ids = stops[given]
         seed = drawn[i] if wanted.seed is None else int(wanted.seed)
         _check_leaves_a_token(config, wanted, stop_ids)
         room = min(wanted.max_new_tokens, config.max_seq_len - len(ids))
@@ -87,7 +91,7 @@ def rows_of(
 def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[int, ...]:
     """The tokens that end a row, those whose names are among its stop strings included.
 
-    A control token is no part of a text, so its name in a stop string is met as an id, or never.
+    A control token is no part of a text, so no text has its name where the model wrote the token.
     """
     if tokenizer is None:
         if settings.stop:
