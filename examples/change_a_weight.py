@@ -30,13 +30,6 @@ def next_logprobs(params):
     return jax.nn.log_softmax(logits[0, 0])
 
 
-def with_weight(layer, group, name, weight):
-    """The params with another weight in one place."""
-    weights = jax.tree.map(lambda w: w, params.weights)  # new dicts, the same arrays
-    weights[layer][group][name] = weight
-    return params.replace(weights=weights)
-
-
 before = next_logprobs(params)
 token = int(jnp.argmax(before))
 print(f"The next token is {token}, with log-probability {before[token]:.3f}.")
@@ -53,14 +46,17 @@ def report(name, changed):
 layer = f"layers_{c.n_layers - 1}"
 w2 = params.weights[layer]["feed_forward"]["w2"]  # [hidden_dim, dim]
 for scale in (1.0, 0.9, 0.5, 0.0):
-    report(f"w2 of {layer} times {scale}", with_weight(layer, "feed_forward", "w2", w2 * scale))
+    report(
+        f"w2 of {layer} times {scale}",
+        params.with_weight((layer, "feed_forward", "w2"), w2 * scale),
+    )
 
 # Head h writes to the residual stream through rows h * head_dim to (h + 1) * head_dim of `wo`.
 wo = params.weights[layer]["attention"]["wo"]  # [n_heads * head_dim, dim]
 for head in range(c.n_heads):
     rows = slice(head * c.head_dim, (head + 1) * c.head_dim)
     ablated = wo.at[rows].set(0)
-    report(f"{layer} without head {head}", with_weight(layer, "attention", "wo", ablated))
+    report(f"{layer} without head {head}", params.with_weight((layer, "attention", "wo"), ablated))
 
 assert jnp.array_equal(next_logprobs(params), before)
 print("\nThe model itself is as it was.")

@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 import llama_jax
-from llama_jax.kernels import embed, linear, linear_transposed, rotations
+from llama_jax.kernels import embed
 from llama_jax.model.cache import Uncached
-from llama_jax.model.transformer import block, rope_frequencies
+from llama_jax.model.transformer import block, output, rotations_of
 from llama_jax.ops.attention import attention_weights
-from llama_jax.ops.norm import rms_norm
 
 
 @jax.tree_util.register_dataclass
@@ -39,17 +38,8 @@ if params.tokenizer is not None:
 tokens, positions = jnp.array([ids]), jnp.arange(len(ids))[None]  # both [batch, time]
 
 
-def logits_of(x):
-    """The logits of a residual stream: the model's last norm, then its output weight."""
-    h = rms_norm(x, w["norm"]["scale"], c.norm_eps)
-    if c.tie_embeddings:
-        return linear_transposed(h, w["tok_embeddings"]["weight"])
-    return linear(h, w["output"]["weight"])  # [batch, time, vocab]
-
-
 x = embed(w["tok_embeddings"]["weight"], tokens)  # [batch, time, dim]
-rotation = rotations(positions, rope_frequencies(c))  # [batch, time, head_dim / 2]
-rotation *= getattr(c.rope_scaling, "attention_factor", 1.0)  # only YaRN has one
+rotation = rotations_of(c, positions)  # [batch, time, head_dim / 2]
 residuals, attentions = [x], []
 for i in range(c.n_layers):
     x, weights = block(c, w[f"layers_{i}"], x, rotation, positions, Watched())
@@ -58,7 +48,7 @@ for i in range(c.n_layers):
 
 print("The residual stream at the last token, and the next token that it gives (logit lens):")
 for i, x in enumerate(residuals):
-    probs = jax.nn.softmax(logits_of(x)[0, -1])  # [vocab]
+    probs = jax.nn.softmax(output(c, w, x)[0, -1])  # [vocab]
     norm, best = jnp.linalg.norm(x[0, -1]), int(jnp.argmax(probs))
     print(f"  after {i:>2} layers: norm {norm:7.2f}, token {best:>6} with {probs[best]:.3f}")
 
@@ -66,5 +56,5 @@ print("\nLayer 0, head 1: how much each token (row) attends to each (column)")
 print(jnp.array_str(attentions[0][0, 1], precision=2, suppress_small=True))  # [time, keys]
 
 logits, _ = llama_jax.forward(params, tokens, positions)
-assert jnp.allclose(logits_of(x), logits, rtol=1e-4, atol=1e-4)  # `x` is the last residual
+assert jnp.allclose(output(c, w, x), logits, rtol=1e-4, atol=1e-4)  # `x` is the last residual
 print("\nThe last layer's logits are those of llama_jax.forward.")

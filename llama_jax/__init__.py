@@ -21,16 +21,36 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.generation.chat import chat as chat
     from llama_jax.generation.generate import generate as generate
     from llama_jax.generation.generate import stream as stream
+    from llama_jax.generation.prompts import Prompt as Prompt
     from llama_jax.generation.results import Completion as Completion
+    from llama_jax.generation.results import Delta as Delta
+    from llama_jax.generation.results import FinishReason as FinishReason
+    from llama_jax.generation.results import NaNLogitsError as NaNLogitsError
+    from llama_jax.generation.results import Perplexity as Perplexity
+    from llama_jax.generation.results import Score as Score
+    from llama_jax.generation.results import TokenLogprob as TokenLogprob
     from llama_jax.generation.score import perplexity as perplexity
     from llama_jax.generation.score import score as score
     from llama_jax.generation.settings import SamplingSettings as SamplingSettings
+    from llama_jax.model.cache import Cache as Cache
     from llama_jax.model.cache import KVCache as KVCache
+    from llama_jax.model.cache import ModelCache as ModelCache
+    from llama_jax.model.cache import Past as Past
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
+    from llama_jax.rope_scaling import RopeScaling as RopeScaling
     from llama_jax.sharding.arrays import shard_params as shard_params
     from llama_jax.sharding.mesh import make_mesh as make_mesh
+    from llama_jax.tokenizer import Tokenizer as Tokenizer
     from llama_jax.tokenizer import load_tokenizer as load_tokenizer
+    from llama_jax.tokenizer.protocol import Message as Message
     from llama_jax.weights.params import Params as Params
+    from llama_jax.weights.params import Weights as Weights
 
+del _epy
 __all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # type: ignore[name-defined]  # noqa: F821
+
+
+def __dir__() -> list[str]:
+    """The public names, and Python's own; not the rooms, which show once they are imported."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -1,11 +1,13 @@
-"""Compiled programs kept between processes: JAX's persistent cache, in the user's cache folder."""
+"""How JAX traces and compiles our programs, whatever a process has set, and where it keeps them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,30 @@ SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what w
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
 }
+
+
+AS_TRACED: dict[str, tuple[Any, Any]] = {
+    "jax_numpy_rank_promotion": ("allow", jax.numpy_rank_promotion),
+    "jax_numpy_dtype_promotion": ("standard", jax.numpy_dtype_promotion),
+    "jax_default_matmul_precision": (None, jax.default_matmul_precision),
+}
+"""Settings of JAX that refuse what our functions do, or compute it otherwise: the value for which
+they are written, and how to set it for a while. A user's trace may be under way."""
+AS_RUN = AS_TRACED | {
+    "jax_enable_x64": (False, jax.enable_x64),
+    "jax_disable_jit": (False, jax.disable_jit),
+}
+"""The same for programs that are our own from beginning to end."""
+
+
+@contextlib.contextmanager
+def as_written(settings: dict[str, tuple[Any, Any]]) -> Iterator[None]:
+    """A context in which JAX has these settings, whatever a process has set."""
+    with contextlib.ExitStack() as stack:
+        for name, (wanted, setting) in settings.items():
+            if _setting(name) != wanted:
+                stack.enter_context(setting(wanted))
+        yield
 
 
 def keep_programs() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from llama_jax.field_docs import with_field_docs
 from llama_jax.rope_scaling import (
     SCALINGS,
     DynamicScaling,
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 
+@with_field_docs
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Config:

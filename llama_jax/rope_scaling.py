@@ -110,6 +110,7 @@ class DynamicScaling:
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling
+"""Any of the kinds."""
 SCALINGS: dict[str, type[RopeScaling]] = {
     "linear": LinearScaling,
     "llama3": Llama3Scaling,

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +31,7 @@ class Letters:
     """A tokenizer whose ids are bytes, with bos 1 and stop 2."""
 
     bos_id, eos_id, stop_ids, vocab_size = 1, 2, (2,), 256
+    special = MappingProxyType({"<s>": 1, "</s>": 2})
 
     def encode(self, text, *, bos, eos):
         return [1] * bos + list(text.encode()) + [2] * eos

@@ -2,12 +2,16 @@
 
 import ast
 import inspect
+import pydoc
 import subprocess
 import sys
+import typing
 
+import pytest
 from helpers import ROOT
 
 import llama_jax
+from llama_jax.field_docs import with_field_docs
 
 
 def modules_after(code, *arguments):
@@ -63,3 +67,63 @@ def test_a_star_import_brings_the_public_names_and_no_module_hides_one():
         "assert all(map(callable, (generate, chat, score, load, forward)))"
     )
     assert "llama_jax.generation.chat" in modules_after(code)
+
+
+def named_types(value):
+    """The types of ours that an annotation names, itself or inside another."""
+    if isinstance(value, type) and value.__module__.startswith("llama_jax."):
+        return {value}
+    inner = [*typing.get_args(value), *getattr(value, "__constraints__", ())]
+    return set().union(*map(named_types, inner)) if inner else set()
+
+
+def public_signatures():
+    """Every public function, and every public method and field of a public class."""
+    for name in llama_jax.__all__:
+        value = getattr(llama_jax, name)
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            yield name, value
+            for method, function in inspect.getmembers(value, inspect.isroutine):
+                ours = getattr(function, "__module__", None) == value.__module__
+                if ours and not method.startswith("_"):
+                    yield f"{name}.{method}", function
+
+
+def test_every_type_that_a_public_signature_names_is_public():
+    public = {getattr(llama_jax, name) for name in llama_jax.__all__ if name[0].isupper()}
+    found = {}
+    for where, function in public_signatures():
+        for hint in typing.get_type_hints(function).values():
+            found |= dict.fromkeys(named_types(hint) - public, where)
+    assert found == {}
+    assert {"Cache", "Delta", "Message", "Score", "Tokenizer"} <= set(llama_jax.__all__)
+
+
+def test_dir_lists_the_public_names_and_pythons_own():
+    assert {name for name in dir(llama_jax) if not name.startswith("__")} == set(llama_jax.__all__)
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (llama_jax.Config, "hidden_dim: Width of the feed-forward layer."),
+        (
+            llama_jax.SamplingSettings,
+            "top_k: Keeps this many of the likeliest tokens; 0 keeps all.",
+        ),
+        (llama_jax.Params, "tokenizer: The tokenizer's file"),
+        (llama_jax.Completion, "tokens: The new tokens, without the prompt's"),
+    ],
+)
+def test_help_shows_what_is_written_under_the_fields(cls, said):
+    text = pydoc.render_doc(cls, renderer=pydoc.plaintext)
+    assert said in text
+    assert text.index("Fields:") < text.index("Methods defined here")
+
+
+def test_a_class_whose_source_nobody_has_keeps_its_docstring():
+    made = {}
+    exec("class Made:\n    'One.'\n    x: int\n    'The x.'", made)
+    assert with_field_docs(made["Made"]).__doc__ == "One."

@@ -24,7 +24,7 @@ from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.kernels import weight_dtype
 from llama_jax.sharding.arrays import weight_shardings
-from llama_jax.weights.params import Params, Weights, nested, weight_at
+from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 from llama_jax.weights.weight import (
     ARRAY,
@@ -94,6 +94,7 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
     is empty, or a checkpoint and `overwrite` is set.
     """
+    check_params(params)
     weights = {
         path: _unpadded(weight_at(params.weights, path), row.shape)
         for path, row in weight_table(params.config).items()

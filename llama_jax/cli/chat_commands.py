@@ -90,7 +90,8 @@ def _retry(session: Session, _: str) -> str:
     settings = conversation.settings
     if settings.temperature == 0:
         stderr.print("at temperature 0 the answer is the same again", style="yellow")
-    conversation.settings = settings.replace(seed=(settings.seed + 1) % 2**32)
+    if settings.seed is not None:  # None draws a new one by itself
+        conversation.settings = settings.replace(seed=(settings.seed + 1) % 2**32)
     return question
 
 

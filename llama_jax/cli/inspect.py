@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -105,7 +106,7 @@ def _needed(asked: dict[str, Any], needed: Memory, here: str) -> dict[str, str]:
 
 
 def _as_json(
-    found: Inspection, tokenizer: str, notes: list[str], asked: dict[str, Any], needed: Memory
+    found: Inspection, tokenizer: str, notes: Sequence[str], asked: dict[str, Any], needed: Memory
 ) -> dict[str, Any]:
     from llama_jax.checkpoint.published import family, parameter_count
 

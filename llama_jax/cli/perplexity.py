@@ -41,9 +41,13 @@ def perplexity(
     *,
     devices: Devices,
 ) -> None:
-    """Measure how well a model predicts a text.
+    """Measure how well a model predicts a text of any length.
 
-    The perplexity is exp of the mean negative log-likelihood of a token (nll); lower is better.
+    The number is the perplexity of a token: exp of the mean negative log-likelihood (nll) of every
+    token after the first, which is bos where the tokenizer gives one; lower is better. The text is
+    read by windows of --context tokens, each of which begins with bos again, and a token counts in
+    the first window that reaches it, with at least context - stride tokens before it. It depends on
+    the tokenizer and on the windows: compare only numbers of the same.
     """
     from rich.progress import Progress
 

@@ -71,7 +71,9 @@ class Maker:
 
     def _settings(self, index: int, own: dict[str, Any]) -> SamplingSettings:
         """The command's settings, with what the line sets for itself."""
-        seed = (self.settings.seed + index * self.num_samples) % 2**32
+        seed = self.settings.seed
+        if seed is not None:
+            seed = (seed + index * self.num_samples) % 2**32
         if isinstance(biases := own.get("logit_bias"), dict):  # JSON's keys are texts
             try:
                 own = {**own, "logit_bias": {int(id): bias for id, bias in biases.items()}}

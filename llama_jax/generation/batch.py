@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from llama_jax.config import Config, check_count
+from llama_jax.distributed import from_first
 from llama_jax.generation.limits import (
     MAX_CACHE_BYTES,
     MAX_ROWS,
@@ -68,20 +70,50 @@ def rows_of(
     """One row per completion: `n` of each prompt, whose seeds count up from its settings'."""
     check_count("n", n)
     found: list[Row] = []
+    stops: dict[Any, tuple[int, ...]] = {}  # mostly one for all prompts
+    drawn = _drawn_seeds(settings)
     for i, (prompt, wanted) in enumerate(zip(prompts, settings, strict=True)):
         ids = encode(config, prompt, i, tokenizer, truncate)
-        if wanted.stop and tokenizer is None:
-            raise ValueError(f"stop={list(wanted.stop)} needs a tokenizer; use stop_ids")
-        stop_ids = wanted.stop_ids
-        if stop_ids is None:
-            stop_ids = () if tokenizer is None else tokenizer.stop_ids
+        given = wanted.stop, wanted.stop_ids
+        if given not in stops:
+            stops[given] = _stop_ids(wanted, tokenizer)
+        stop_ids = stops[given]
+        seed = drawn[i] if wanted.seed is None else int(wanted.seed)
         _check_leaves_a_token(config, wanted, stop_ids)
         room = min(wanted.max_new_tokens, config.max_seq_len - len(ids))
         context = () if is_dialog(prompt) else ids  # an answer to a dialog stands alone
         for j in range(n):
-            seeded = wanted.replace(seed=(int(wanted.seed) + j) % 2**32)
-            found.append(Row(len(found), ids, seeded, context, room, tuple(stop_ids)))
+            seeded = wanted.replace(seed=(seed + j) % 2**32)
+            found.append(Row(len(found), ids, seeded, context, room, stop_ids))
     return found
+
+
+def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[int, ...]:
+    """The tokens that end a row, those whose names are among its stop strings included.
+
+    A control token is no part of a text, so no text has its name where the model wrote the token.
+    """
+    if tokenizer is None:
+        if settings.stop:
+            raise ValueError(f"stop={list(settings.stop)} needs a tokenizer; use stop_ids")
+        return tuple(settings.stop_ids or ())
+    names = tokenizer.special if settings.stop else {}
+    for text in settings.stop:
+        if inside := [name for name in names if name in text and name != text]:
+            name = max(inside, key=len)
+            raise ValueError(
+                f"stop={text!r} holds {name!r}, which is a control token and no part of a text; "
+                f"pass {name!r} as a stop string of its own, or {names[name]} in stop_ids"
+            )
+    ids = tokenizer.stop_ids if settings.stop_ids is None else settings.stop_ids
+    return tuple(dict.fromkeys([*ids, *(names[text] for text in settings.stop if text in names)]))
+
+
+def _drawn_seeds(settings: Sequence[SamplingSettings]) -> list[int]:
+    """A new seed for each prompt, the same in all processes; none is drawn if none is wanted."""
+    if all(one.seed is not None for one in settings):
+        return []
+    return from_first(lambda: [secrets.randbits(32) for _ in settings])
 
 
 def batches_of(config: Config, place: Placement, rows: Sequence[Row]) -> Iterator[Batch]:

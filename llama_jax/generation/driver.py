@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from llama_jax.generation import loop
-from llama_jax.generation.batch import Batch, Row
+from llama_jax.generation.batch import Batch
 from llama_jax.generation.limits import (
     NO_LIMIT,
     PREFILL_TOKENS_A_ROW,
@@ -18,11 +19,12 @@ from llama_jax.generation.limits import (
     doubled_slots,
     limits_on,
     tokens_per_read,
+    tokens_per_round,
 )
-from llama_jax.generation.results import Delta, FinishReason, TokenLogprob
+from llama_jax.generation.results import Delta, NaNLogitsError, TokenLogprob
+from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.state import DecodeState, NewCache, TokenBuffer
-from llama_jax.generation.text import TextStream
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.cache import Cache
 from llama_jax.model.placement import Placement
@@ -117,44 +119,6 @@ def decode_batch(
         yield i, delta
 
 
-class RowWriter:
-    """One row's text as it grows. Host state."""
-
-    def __init__(self, row: Row, tokenizer: Tokenizer | None) -> None:
-        self.row = row
-        self.text = TextStream(tokenizer, row.context_ids, row.settings.stop)
-        self.count = 0
-        """Tokens that the device decided, whether or not they are kept."""
-        self.ended = False
-
-    def take(self, buffer: TokenBuffer, i: int) -> Delta:
-        """What the row gained since it was last asked, where it is row `i` of the buffer."""
-        size, self.count = int(buffer.count[i]) - self.count, int(buffer.count[i])
-        text, size = self.text.push_all(buffer.tokens[i, :size].tolist())
-        stopped = bool(buffer.stopped[i])
-        self.ended = stopped or self.text.stopped or self.count >= self.row.max_new_tokens
-        text += self.text.finish() if self.ended else ""
-        stopped |= self.text.stopped  # the end of a text may be a stop string too
-        reason: FinishReason = "stop" if stopped else "length"
-        tokens = buffer.tokens[i, :size].tolist()
-        logprobs = self._logprobs(buffer, i, size)
-        return Delta(self.row.index, text, tokens, logprobs, reason if self.ended else None)
-
-    def _logprobs(self, buffer: Any, i: int, size: int) -> list[TokenLogprob] | None:
-        k = self.row.settings.logprobs
-        if k is None:
-            return None
-        return [
-            TokenLogprob.of(
-                buffer.tokens[i, j],
-                buffer.logprobs[i, j],
-                buffer.top_ids[i, j, :k],
-                buffer.top_logprobs[i, j],
-            )
-            for j in range(size)
-        ]
-
-
 def decode_rows(
     params: Params,
     place: Placement,
@@ -167,10 +131,11 @@ def decode_rows(
     """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
 
     With `stream` the prefill's token is given out before the loop is compiled.
+    `NaNLogitsError`, once all rows have ended, where the logits of some were no numbers.
     """
-    check = limits_on(place.platform).tokens_per_check
-    most = max(writer.row.max_new_tokens for writer in writers)
-    pause, until = _pauses(writers, check, most, stream=stream)
+    limits = limits_on(place.platform)
+    check, often = limits.tokens_per_check, tokens_per_round(limits, params.nbytes)
+    pause, until = (check, 1) if stream else _pauses(writers, often)
     taken: Any = np.zeros(len(settings.max_new_tokens), np.int32)
     while not all(writer.ended for writer in writers):
         if until > 1:
@@ -178,6 +143,8 @@ def decode_rows(
                 state = decode(
                     params, state, settings, taken, np.int32(until), tokens_per_check=check
                 )
+        if not taken.any():  # long prompts may still be read, and rounds are short
+            _wait_for(state.buffer)
         buffer: TokenBuffer = jax.device_get(state.buffer)
         for i, writer in enumerate(writers):
             if not writer.ended:
@@ -189,20 +156,27 @@ def decode_rows(
         if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
             slots = doubled_slots(state.cache.slots, params.config.max_seq_len)
             state = dataclasses.replace(state, cache=grow(place, state.cache, slots))
+    if failed := [writer.row.index for writer in writers if writer.failed]:
+        # A NaN in a slot that is masked still makes a NaN, so nobody may go on from this cache.
+        jax.tree.map(lambda x: x.delete(), state.cache)
+        raise NaNLogitsError("row", failed)
 
 
-def _pauses(
-    writers: Sequence[RowWriter], check: int, most: int, *, stream: bool
-) -> tuple[int, int]:
+def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
     """After how many tokens the host looks: each time, and the first time.
 
     For stop strings it looks often, because only the text tells where one is.
     """
-    if stream:
-        return check, 1
     if any(writer.row.settings.stop for writer in writers):
-        return STOP_STRING_TOKENS, min(most, STOP_STRING_TOKENS)
-    return NO_LIMIT, NO_LIMIT if most > 1 else 1
+        often = min(often, STOP_STRING_TOKENS)
+    return often, min(often, max(writer.row.max_new_tokens for writer in writers))
+
+
+def _wait_for(buffer: TokenBuffer) -> None:
+    """Waits for the device in Python, where Ctrl-C is heard; JAX's own wait is deaf to it."""
+    started, last = time.monotonic(), buffer.count  # all are ready at once
+    while not last.is_ready():  # type: ignore[attr-defined]  # a jax.Array, to mypy without it
+        time.sleep((time.monotonic() - started) / 200)  # half a percent too long at most
 
 
 def _without_ended(

@@ -10,8 +10,8 @@ from typing import Any
 from llama_jax.generation.batch import Batch, Row, batches_of, rows_of
 from llama_jax.generation.driver import compile_ahead, decode_batch
 from llama_jax.generation.prompts import Prompt, tokenizer_of
-from llama_jax.generation.results import Completion, Delta, TokenLogprob
-from llama_jax.generation.score import prompt_logprobs
+from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
+from llama_jax.generation.score import has_nan, prompt_logprobs
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
@@ -41,7 +41,10 @@ def generate(
     `cache` is the kind of cache that keys and values lie in.
 
     In float32 a completion depends on its prompt, settings and seed alone. In bfloat16 a batch of
-    another size can change a token (docs/promises.md).
+    another size can change a token (docs/promises.md). A prompt that is given twice with one seed
+    has one completion: for others ask for `n`, give a seed each, or `seed=None`, which draws a seed
+    for each prompt.
+
     Prompts of like length run together, at most 32 a batch. Where there are several batches, a
     terminal shows a progress bar.
 
@@ -49,30 +52,39 @@ def generate(
     and length, both rounded up to a power of two. No setting compiles anything.
 
     ValueError where a prompt is empty, has ids that the model does not know, or is longer than
-    `params.config.max_seq_len`; with `truncate` it loses its beginning instead.
+    `params.config.max_seq_len`; with `truncate` it loses its beginning instead. `NaNLogitsError`,
+    after all other rows have ended, where a row's logits are NaN or infinite; it has all results.
     """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
-    completions = complete(params, place, rows, tokenizer)
-    if not echo:
-        return completions
-    return [_echoed(done, row, tokenizer) for done, row in zip(completions, rows, strict=True)]
+    return complete(params, place, rows, tokenizer, echo=echo)
 
 
 def complete(
-    params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
+    params: Params,
+    place: Placement,
+    rows: list[Row],
+    tokenizer: Tokenizer | None,
+    *,
+    echo: bool = False,
 ) -> list[Completion]:
-    """The rows' completions, in their order, batch by batch."""
+    """The rows' completions, in their order, batch by batch; NaNLogitsError where some failed."""
     scored = _prompt_logprobs(params, place, rows)
     found: list[Completion | None] = [None] * len(rows)
     for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
         deltas: list[list[Delta]] = [[] for _ in batch.rows]
-        for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
-            deltas[i].append(delta)
+        with contextlib.suppress(NaNLogitsError):  # the deltas say so too
+            for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
+                deltas[i].append(delta)
         for row, parts in zip(batch.rows, deltas, strict=True):
-            found[row.index] = _completion(row, parts, tokenizer, scored[row.index])
-    return [completion for completion in found if completion is not None]
+            done = _completion(row, parts, tokenizer, scored[row.index])
+            found[row.index] = _echoed(done, row, tokenizer) if echo else done
+    completions = [completion for completion in found if completion is not None]
+    failed = [i for i, done in enumerate(completions) if done.finish_reason == "error"]
+    if failed:
+        raise NaNLogitsError("completion", failed, completions)
+    return completions
 
 
 def stream(
@@ -96,9 +108,15 @@ def stream(
     rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
 
     def deltas() -> Iterator[Delta]:
+        failed: list[int] = []
         for batch in batches_of(params.config, place, rows):
-            for _, delta in decode_batch(params, place, batch, tokenizer, stream=True):
-                yield delta
+            try:
+                for _, delta in decode_batch(params, place, batch, tokenizer, stream=True):
+                    yield delta
+            except NaNLogitsError as error:  # the other rows go on
+                failed += error.rows
+        if failed:
+            raise NaNLogitsError("row", failed)
 
     return deltas()
 
@@ -145,12 +163,15 @@ def _completion(
 ) -> Completion:
     text = "".join(part.text for part in parts)
     logprobs = [entry for part in parts for entry in part.logprobs or []]
+    failed = scored is not None and has_nan(entry for entry in scored if entry is not None)
     return Completion(
         text=None if tokenizer is None else text,
         tokens=[token for part in parts for token in part.tokens],
-        finish_reason=parts[-1].finish_reason or "length",
+        finish_reason="error" if failed else parts[-1].finish_reason or "length",
         logprobs=None if row.settings.logprobs is None else logprobs,
         prompt_logprobs=scored,
+        stop_token=parts[-1].stop_token,
+        stop_logprob=parts[-1].stop_logprob,
     )
 
 
@@ -158,11 +179,9 @@ def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Co
     tokens = [*row.prompt, *completion.tokens]
     if tokenizer is None:
         return dataclasses.replace(completion, tokens=tokens)
-    # Some tokenizers have text for bos, which is no part of the text that was given.
-    ids = tokens[row.prompt[0] == tokenizer.bos_id :]
     stopped = len(detokenize(tokenizer, completion.tokens, row.prompt)) - len(completion.text or "")
     # Both at once: a prompt of ids may end inside a character, which the completion ends.
-    whole = detokenize(tokenizer, ids)
+    whole = detokenize(tokenizer, tokens)
     text = whole[: len(whole) - stopped]
     return dataclasses.replace(completion, text=text, tokens=tokens)
 

@@ -20,6 +20,8 @@ HEADROOM = 64
 """New tokens for which a cache has room from the beginning."""
 ROUND_TOKENS = 256
 """Tokens that the device keeps of a row before the host takes them."""
+ROUND_SECONDS = 0.5
+"""How long the device may decode before the host looks: Python hears Ctrl-C between two looks."""
 STOP_STRING_TOKENS = 16
 """Tokens between two looks for stop strings, which the host finds in the text. A row decodes at
 most as many beyond its stop; they are dropped."""
@@ -42,19 +44,29 @@ class Limits:
     """Read at once of a conversation's turn: one program serves long turns and short."""
     score_tokens: int
     """Positions of all texts whose logits exist at once, at least SCORE_TOKENS_A_ROW of each."""
+    bytes_per_second: int
+    """How fast a slow one reads weights, by which a round's tokens are counted. It is no clock,
+    because all processes of a job must count alike."""
 
 
 PREFILL_TOKENS_A_ROW = 512
 """Read at once of each prompt at least. It bounds the scores that attention holds."""
 SCORE_TOKENS_A_ROW = 128
 
-CPU = Limits(tokens_per_check=1, prefill_tokens=0, turn_tokens=64, score_tokens=0)
+CPU = Limits(
+    tokens_per_check=1,
+    prefill_tokens=0,
+    turn_tokens=64,
+    score_tokens=0,
+    bytes_per_second=5 * 10**9,
+)
 """A question costs a CPU nothing, and it reads weights as fast for 64 tokens as it multiplies."""
 ACCELERATOR = Limits(
     tokens_per_check=8,
     prefill_tokens=1 << 14,
     turn_tokens=PREFILL_TOKENS_A_ROW,
     score_tokens=SCORE_TOKENS_A_ROW * SCORE_TEXTS,
+    bytes_per_second=10**12,
 )
 """A question stalls a GPU. cuDNN's kernel holds no scores, but serves only the first tokens that
 are read of a prompt, so it gets as many as possible."""
@@ -63,6 +75,12 @@ are read of a prompt, so it gets as many as possible."""
 def limits_on(platform: str) -> Limits:
     """The sizes for a platform, as JAX names it."""
     return CPU if platform == "cpu" else ACCELERATOR
+
+
+def tokens_per_round(limits: Limits, nbytes: int) -> int:
+    """How many tokens a model of so many bytes decodes before the host looks."""
+    wanted = int(ROUND_SECONDS * limits.bytes_per_second / max(nbytes, 1))
+    return min(max(wanted, limits.tokens_per_check), ROUND_TOKENS)
 
 
 def power_of_two(wanted: int, least: int = 1) -> int:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.generation.limits import MAX_LOGPROBS, ROUND_TOKENS
 from llama_jax.generation.sample import (
+    NO_TOKEN,
     BatchSettings,
     Branch,
     History,
@@ -166,14 +167,17 @@ def _decided(
     until: Int[Array, ""],
     branch: Branch = jax.lax.cond,
 ) -> DecodeState:
-    """The state with a token more in each running row, or the row ended if it is a stop id."""
+    """The state with a token more in each running row, or the row ended.
+
+    It ends at a stop id, and where its logits are NaN or infinite, so that there is no next token.
+    """
     history, buffer = state.history, state.buffer
     token = sample(logits, settings, history, branch=branch)
     running = _is_wanted(state, settings, taken, until) & state.cache.fits(_position(state))
     is_stop = jnp.take_along_axis(settings.stop_id_mask, token[:, None], axis=1)[:, 0]
-    keeps = running & ~is_stop
-    # A row that keeps nothing writes beyond the end, which drops it.
-    place = jnp.where(keeps, history.count - taken, ROUND_TOKENS)
+    keeps = running & ~is_stop & (token != NO_TOKEN)
+    # A row that is over writes beyond the end, which drops it. What ends a row is written too.
+    place = jnp.where(running, history.count - taken, ROUND_TOKENS)
     chosen, top_ids, top_logprobs = branch(
         settings.logprobs,
         lambda: logprobs_of(logits, token, buffer.top_ids.shape[-1]),
@@ -191,7 +195,7 @@ def _decided(
             top_ids=_put(buffer.top_ids, place, top_ids),
             top_logprobs=_put(buffer.top_logprobs, place, top_logprobs),
             count=count,
-            stopped=buffer.stopped | (running & is_stop),
+            stopped=buffer.stopped | (running & ~keeps),
         ),
     )
 

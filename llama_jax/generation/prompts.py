@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from llama_jax.config import Config
 from llama_jax.tokenizer import Message, Tokenizer, load_tokenizer
 from llama_jax.tokenizer.beside import tokenizer_state
-from llama_jax.weights.params import Params
+from llama_jax.weights.params import Params, check_params
 
 Prompt = str | Sequence[int] | Sequence[Message]
 """A text, a list of token ids, or a dialog that ends with its user."""
@@ -87,6 +87,7 @@ def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
 
 def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
     """The tokenizer given, or the checkpoint's, or None where it has none."""
+    check_params(params)
     if tokenizer is None and params.tokenizer is not None:
         return _cached_tokenizer(params.tokenizer, tokenizer_state(params.tokenizer))
     return tokenizer

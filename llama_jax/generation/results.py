@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-FinishReason = Literal["stop", "length"]
+from llama_jax.field_docs import with_field_docs
+
+FinishReason = Literal["stop", "length", "error"]
+"""A stop id or a stop string; `max_new_tokens` or the context's end; logits that are no numbers."""
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob:
     """How likely a token was where it stands, under the raw logits."""
@@ -31,6 +36,7 @@ class TokenLogprob:
         return dataclasses.replace(self, top=dict(list(self.top.items())[:k]))
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class Delta:
     """What one row of a stream gained."""
@@ -42,8 +48,13 @@ class Delta:
     logprobs: list[TokenLogprob] | None
     finish_reason: FinishReason | None
     """Set on a row's last delta alone."""
+    stop_token: int | None = None
+    """The stop id at which the row ended; set on its last delta alone."""
+    stop_logprob: TokenLogprob | None = None
+    """Of `stop_token`, if the settings asked for log-probabilities."""
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class Completion:
     """What a model wrote after one prompt."""
@@ -53,13 +64,19 @@ class Completion:
     tokens: list[int]
     """The new tokens, without the prompt's and without a stop token."""
     finish_reason: FinishReason
-    """Why it ended: at a stop, or at `max_new_tokens` or the context's end ("length")."""
+    """Why it ended: at a stop, at `max_new_tokens` or the context's end ("length"), or because its
+    logits were NaN or infinite ("error", in a `NaNLogitsError` alone)."""
     logprobs: list[TokenLogprob] | None = None
     """Of the new tokens, one each, if the settings asked for them."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
     """Of the prompt's tokens; the first follows nothing and has None."""
+    stop_token: int | None = None
+    """The stop id at which it ended, if one did. It is none of `tokens`."""
+    stop_logprob: TokenLogprob | None = None
+    """Of `stop_token`, if the settings asked for log-probabilities."""
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class Score:
     """How likely a model holds a text."""
@@ -80,6 +97,7 @@ class Score:
         return exp_of_mean(self.nll, len(self.logprobs))
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
     """The likelihood of a long text that is read by windows."""
@@ -101,3 +119,26 @@ def exp_of_mean(nll: float, tokens: int) -> float:
         return math.exp(nll / tokens) if tokens else math.nan
     except OverflowError:
         return math.inf
+
+
+class NaNLogitsError(ValueError):
+    """A model gave logits that are NaN or infinite, which say nothing of a token.
+
+    The other rows are computed to their ends all the same, and are in `results`.
+    """
+
+    def __init__(self, what: str, rows: Sequence[int], results: Sequence[Any] = ()) -> None:
+        named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if rows[5:] else "")
+        super().__init__(
+            f"the logits of {what} {named} are NaN or infinite; the weights are damaged, or too "
+            "large for float16: compare the checkpoint with its original by `llama-jax verify`, "
+            'or load it with dtype="float32"'
+        )
+        self.rows = list(rows)
+        """The places of those that failed."""
+        self.results = list(results)
+        """What `generate` or `score` would have returned, those that failed as far as they came."""
+        self._what = what
+
+    def __reduce__(self) -> Any:  # a pool of processes sends its errors pickled
+        return type(self), (self._what, self.rows, self.results)

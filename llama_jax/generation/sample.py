@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from llama_jax.kernels import argmax, top_k, top_k_keeps, top_p_keeps
+from llama_jax.kernels import argmax, max_and_argmax, top_k, top_k_keeps, top_p_keeps
 from llama_jax.ops.sampling import LARGEST, min_p_keeps, penalized, with_noise
 
 
@@ -54,6 +54,10 @@ Branch = Callable[..., Any]
 wait for the device; `both` and `second` do not."""
 
 
+NO_TOKEN = -1
+"""What is drawn from logits that are NaN or infinite."""
+
+
 def both(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
     """Computes both branches, and picks one."""
     return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), then(*x), otherwise(*x))
@@ -76,18 +80,23 @@ def sample(
     *,
     branch: Branch = jax.lax.cond,
 ) -> Int[Array, " batch"]:
-    """The next token of each row, in the order that `SamplingSettings` states."""
+    """The next token of each row, in the order that `SamplingSettings` states.
+
+    It is NO_TOKEN where a logit of the row is NaN or infinite.
+    """
     penalize = functools.partial(_penalized, settings=settings, history=history)
     logits = branch(jnp.any(_is_penalized(settings)), penalize, _unchanged, logits)
+    is_number = logits < jnp.inf  # false of NaN, true of minus infinity
     logits = jnp.minimum(logits + settings.bias, LARGEST)
     early = (history.count < settings.min_new_tokens)[:, None]
     logits = jnp.where(settings.stop_id_mask & early, -jnp.inf, logits)
-    greedy = argmax(logits)
+    # What is no number is the largest, which a NaN need not be: XLA's maximum on a CPU drops some.
+    largest, greedy = max_and_argmax(jnp.where(is_number, logits, jnp.inf))
     temperature = settings["temperature"]
 
     def drawn(_: None) -> Int[Array, " batch"]:
         # Below the peak first: a small temperature would make infinities of large logits.
-        below = logits - jnp.max(logits, axis=-1, keepdims=True)
+        below = logits - largest[:, None]
         warm = below / jnp.where(temperature > 0, temperature, 1)[:, None]
         warm = jnp.where(below > -jnp.inf, warm, -jnp.inf)  # not 0 / 0 where 1 / temperature is 0
         for wanted, keeps in (
@@ -100,7 +109,8 @@ def sample(
         tokens = argmax(with_noise(warm, settings["seed"], position))
         return jnp.where(temperature > 0, tokens, greedy)
 
-    return branch(jnp.any(temperature > 0), drawn, lambda _: greedy, None)
+    tokens = branch(jnp.any(temperature > 0), drawn, lambda _: greedy, None)
+    return jnp.where(largest < jnp.inf, tokens, NO_TOKEN)
 
 
 def logprobs_of(

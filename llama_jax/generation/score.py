@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,7 @@ from llama_jax.generation.limits import (
     tokens_per_read,
 )
 from llama_jax.generation.prompts import Prompt, checked_ids, encode, tokenizer_of
-from llama_jax.generation.results import Perplexity, Score, TokenLogprob
+from llama_jax.generation.results import NaNLogitsError, Perplexity, Score, TokenLogprob
 from llama_jax.generation.sample import logprobs_of
 from llama_jax.generation.state import NewCache
 from llama_jax.kernels import COMPILER_OPTIONS
@@ -38,16 +38,27 @@ from llama_jax.weights.table import REPLICATED
 def score(
     params: Params, texts: Sequence[Prompt], *, tokenizer: Tokenizer | None = None
 ) -> list[Score]:
-    """The log-probability of every token of each text (or list of ids) after its first."""
+    """The log-probability of every token of each text (or list of ids) after its first.
+
+    `NaNLogitsError` where the logits of some texts are NaN or infinite; it has all scores.
+    """
     if isinstance(texts, str):
         raise ValueError(f"texts={texts[:40]!r} is one text; pass a list: [text]")
     tokenizer = tokenizer_of(params, tokenizer)
     ids = [encode(params.config, text, i, tokenizer) for i, text in enumerate(texts)]
     entries = prompt_logprobs(params, Placement.of(params), ids)
-    return [
+    scores = [
         Score(one, [entry.logprob for entry in found])
         for one, found in zip(ids, entries, strict=True)
     ]
+    if failed := [i for i, found in enumerate(entries) if has_nan(found)]:
+        raise NaNLogitsError("text", failed, scores)
+    return scores
+
+
+def has_nan(entries: Iterable[TokenLogprob]) -> bool:
+    """Whether a log-probability is NaN: of logits that are NaN or infinite."""
+    return any(math.isnan(entry.logprob) for entry in entries)
 
 
 def prompt_logprobs(
@@ -66,13 +77,24 @@ def prompt_logprobs(
 
 
 def perplexity(
-    params: Params, ids: Sequence[int], *, context: int | None = None, stride: int | None = None
+    params: Params,
+    ids: Sequence[int],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[Perplexity]:
     """The perplexity of a text of any length, so far, after each window of `context` tokens.
 
     A window begins `stride` tokens after the one before it (half a context by default) and scores
-    the tokens that the one before did not: each has at least `context - stride` before it.
+    the tokens that the one before did not, so that each token after the first is scored once, with
+    at least `context - stride` tokens before it.
+
+    Where the text begins with the tokenizer's bos, every window does: bos takes the place of the
+    window's first token. The model saw no text without it. `tokenizer` is the checkpoint's, if none
+    is given. `NaNLogitsError` where the logits are NaN or infinite.
     """
+    tokenizer = tokenizer_of(params, tokenizer)
     limit = params.config.max_seq_len
     context = limit if context is None else context
     stride = max(1, context // 2) if stride is None else stride
@@ -83,13 +105,18 @@ def perplexity(
     if isinstance(ids, str):
         raise ValueError(f"ids={ids[:40]!r} is a text; encode it: load_tokenizer(path).encode")
     ids = checked_ids(params.config, ids, 0)
+    begins_with_bos = tokenizer is not None and ids[0] == tokenizer.bos_id
     place = Placement.of(params)
     nll, scored, start = 0.0, 1, 0
     while scored < len(ids):
         window = ids[start : start + context]
+        if begins_with_bos:
+            window[0] = ids[0]
         (entries,) = prompt_logprobs(params, place, [window])
-        fresh = [entry.logprob for entry in entries[scored - start - 1 :]]
-        nll, scored = nll - math.fsum(fresh), start + len(window)
+        fresh = entries[scored - start - 1 :]
+        if has_nan(fresh):
+            raise NaNLogitsError("the window at token", [start])
+        nll, scored = nll - math.fsum(entry.logprob for entry in fresh), start + len(window)
         start += stride
         yield Perplexity(nll, scored - 1)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.field_docs import with_field_docs
 from llama_jax.generation.limits import MAX_LOGPROBS
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -22,6 +23,7 @@ def _number(
     high: float = math.inf,
     *,
     integer: bool = False,
+    optional: bool = False,
     on_device: str | None = None,
     neutral: float = 0,
 ) -> Any:
@@ -30,11 +32,12 @@ def _number(
     With a dtype `on_device`, each batch has it as an array of one number a row; rows that only pad
     the batch have the `neutral` value, which changes nothing.
     """
-    bounds = {"low": low, "high": high, "integer": integer}
+    bounds = {"low": low, "high": high, "integer": integer, "optional": optional}
     device = {"on_device": on_device, "neutral": neutral}
     return dataclasses.field(default=default, metadata={**bounds, **device})
 
 
+@with_field_docs
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
     """What one completion asks for. Checked when made; on the device all of it is traced.
@@ -53,8 +56,10 @@ class SamplingSettings:
     """Keeps this many of the likeliest tokens; 0 keeps all."""
     min_p: float = _number(0.0, 0, 1, on_device="float32", neutral=0)
     """Keeps tokens at least this many times as likely as the likeliest; 0 keeps all."""
-    seed: int = _number(0, 0, 2**32 - 1, integer=True, on_device="uint32", neutral=0)
-    """With the position in the text, all that a draw depends on."""
+    seed: int | None = _number(
+        0, 0, 2**32 - 1, integer=True, optional=True, on_device="uint32", neutral=0
+    )
+    """With the position in the text, all that a draw depends on; None draws a new one each time."""
     repetition_penalty: float = _number(1.0, 0, on_device="float32", neutral=1)
     """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
     presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
@@ -66,14 +71,16 @@ class SamplingSettings:
     forbidden_ids: Sequence[int] = ()
     """Tokens that are never drawn."""
     min_new_tokens: int = _number(0, 0, integer=True)
-    """Until a completion has this many tokens, the stop ids are forbidden."""
+    """Until a completion has this many tokens, the stop ids are forbidden, and stop strings are
+    text like any other."""
     stop_ids: Sequence[int] | None = None
     """Tokens that end a completion and are not part of it; None means the tokenizer's."""
     stop: Sequence[str] = ()
-    """Strings that end a completion; its text ends before them, its tokens with them."""
-    logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True)
+    """Strings that end a completion; its text ends before them, its tokens with them. The name of a
+    control token, "<|eot_id|>" say, counts among `stop_ids` too."""
+    logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True, optional=True)
     """Log-probabilities of the new tokens, and of this many likeliest at each; None is none."""
-    prompt_logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True)
+    prompt_logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True, optional=True)
     """The same for the prompt's tokens, of which the first has none."""
 
     def __post_init__(self) -> None:
@@ -139,7 +146,7 @@ _LISTS = {"logit_bias", "forbidden_ids", "stop_ids", "stop"}
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     name, low, high = field.name, field.metadata["low"], field.metadata["high"]
-    if value is None and field.default is None:
+    if value is None and field.metadata["optional"]:
         return
     if field.metadata["integer"]:
         if not low <= _integer(name, value) <= high:

@@ -41,7 +41,7 @@ class TokenBuffer:
     count: Int[Array, " batch"]
     """How many tokens a row has, those that the host took included."""
     stopped: Bool[Array, " batch"]
-    """Whether a row met a stop id."""
+    """Whether a row met a stop id, or had no next token. What it met lies after its tokens."""
 
 
 @jax.tree_util.register_dataclass

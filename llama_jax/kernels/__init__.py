@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, causal, cpu, gpu, select
+from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
@@ -31,6 +31,7 @@ __all__ = [
     "embed",
     "linear",
     "linear_transposed",
+    "max_and_argmax",
     "rotations",
     "top_k",
     "top_k_keeps",
@@ -51,10 +52,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "default": functools.partial(gpu.product, over=1),
     },
     "embed": {"cpu": cpu.widen_late, "default": embedding.embed},
-    "argmax": {
-        "cpu": cpu.argmax,
-        "default": lambda x: jnp.argmax(x, axis=-1).astype(jnp.int32),
-    },
+    "max_and_argmax": {"cpu": cpu.max_and_argmax, "default": largest.max_and_argmax},
     # On a CPU one bit a pass is cheapest. On a GPU a pass costs more than the 15 sums of 4 bits.
     "leads": {
         "cpu": functools.partial(select.leads, bits=1),
@@ -163,9 +161,16 @@ def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: causal.First = N
     return otherwise()
 
 
+def max_and_argmax(
+    logits: Float[Array, "batch vocab"],
+) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
+    """Each row's largest logit and its id, of equals the first. No row may hold a NaN."""
+    return jax.lax.platform_dependent(logits, **FORMS["max_and_argmax"])
+
+
 def argmax(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The id of each row's largest logit, of equals the first."""
-    return jax.lax.platform_dependent(logits, **FORMS["argmax"])
+    return max_and_argmax(logits)[1]
 
 
 def top_k_keeps(

@@ -148,7 +148,8 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
         return jax.lax.platform_dependent(cpu=asked, default=add), None
 
     one = (*rows.shape[:3], 1)
-    nothing = Partial(jnp.full(one, LOWEST), jnp.zeros(one), jnp.zeros(rows.shape))
+    sizes = (one, LOWEST), (one, 0), (rows.shape, 0)
+    nothing = Partial(*[jnp.full(shape, value, jnp.float32) for shape, value in sizes])
     return jax.lax.scan(step, nothing, jnp.arange(0, positions.shape[1], KEY_BLOCK))[0]
 
 

@@ -46,11 +46,11 @@ def widen_late(table: Array, ids: Array) -> Array:
     return embed(*jax.lax.optimization_barrier((table, ids)))
 
 
-def argmax(x: Array) -> Array:
-    """`jnp.argmax` as a maximum and a minimum over indices: these vectorize, its loop does not."""
-    below = x < jnp.max(x, axis=-1, keepdims=True)
-    ids = jnp.arange(x.shape[-1], dtype=jnp.int32)
-    return jnp.min(jnp.where(below, x.shape[-1], ids), axis=-1)
+def max_and_argmax(x: Array) -> tuple[Array, Array]:
+    """As a maximum and a minimum over indices: these vectorize, XLA's own argmax does not."""
+    largest = jnp.max(x, axis=-1, keepdims=True)
+    ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return largest[..., 0], jnp.min(jnp.where(x < largest, x.shape[-1], ids), axis=-1)
 
 
 def _is_large(w: Array, axis: int, parts: int) -> bool:
@@ -105,7 +105,7 @@ def _by_partial_sums(x: Array, w: Array, over: int) -> Array:
     along = (lambda part: part[:, None]) if over == 0 else (lambda part: part)
     terms = (along(row) * _widened(part) for row, part in zip(each, parts, strict=True))
     sums = functools.reduce(jnp.add, terms)
-    return dot(jnp.ones((1, sums.shape[over])), sums, over).astype(x.dtype)
+    return dot(jnp.ones((1, sums.shape[over]), sums.dtype), sums, over).astype(x.dtype)
 
 
 @_by_partial_sums.defjvp

@@ -1,4 +1,4 @@
-"""The `k` largest of a long row: by blocks, and on a mesh that cuts the row."""
+"""The largest of a long row, or the `k` largest: by blocks, and on a mesh that cuts the row."""
 
 from __future__ import annotations
 
@@ -13,6 +13,21 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax.weights.table import BATCH, TENSOR
 from llama_jax.weights.weight import padded_shape
+
+
+def max_and_argmax(x: Float[Array, "*batch vocab"]) -> tuple[Array, Array]:
+    """The largest of each row and its id, of equals the first, in one reduction.
+
+    `jnp.argmax` is the same and gives the id alone.
+    """
+
+    def larger(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (x, i), (y, j) = one, other
+        return jnp.where(x > y, x, y), jnp.where((x > y) | ((x == y) & (i < j)), i, j)
+
+    ids = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    least = jnp.array(-jnp.inf, x.dtype), jnp.array(0, jnp.int32)
+    return jax.lax.reduce((x, ids), least, larger, (x.ndim - 1,))
 
 
 def top_k(x: Array, k: int) -> tuple[Array, Array]:

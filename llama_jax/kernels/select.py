@@ -67,7 +67,7 @@ def _first(
     parts = jnp.arange(1, 2**bits, dtype=jnp.uint32)
 
     def narrow(i: Array, start: Array) -> Array:
-        shift = (width - bits * (i + 1)).astype(jnp.uint32)
+        shift = jnp.asarray(width - bits * (i + 1), jnp.uint32)
         ends = start[:, None] + (parts << shift) - 1
         return start + (jnp.sum(~holds(ends), axis=-1).astype(jnp.uint32) << shift)
 

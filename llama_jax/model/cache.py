@@ -9,90 +9,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
+from llama_jax.field_docs import with_field_docs
 from llama_jax.kernels import attention, causal_attention
+from llama_jax.model.cache_protocol import Cache as Cache
+from llama_jax.model.cache_protocol import ModelCache as ModelCache
+from llama_jax.model.cache_protocol import Past as Past
+from llama_jax.model.cache_protocol import Positions as Positions
 from llama_jax.ops.attention import NewKeys, Queries, Slots
 from llama_jax.sharding.specs import CACHE
-
-Positions = Int[Array, "batch time"]
-
-
-class Past(Protocol):
-    """One layer of a cache. Every layer has one pytree structure, so a block is traced once."""
-
-    def attend(
-        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, Any]:
-        """Attention of `q` over the cached keys and values and the step's own `k` and `v`.
-
-        Returns the output [batch, time, heads, head_dim], and a value that `commit` stores.
-        Positions ascend by one along time.
-        """
-        ...
-
-
-class ModelCache(Protocol):
-    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing."""
-
-    def layer(self, layer: int) -> Past:
-        """The past of one layer."""
-        ...
-
-    def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Self:
-        """The cache with every layer's new keys and values, written at `positions`.
-
-        `after` is the last layer's output: the writes wait for it, so they follow every read.
-        """
-        ...
-
-
-class Cache(ModelCache, Protocol):
-    """The cache interface of generation: a contiguous, paged or quantized cache implements it.
-
-    Nothing outside this file reads a cache's arrays.
-    """
-
-    @classmethod
-    def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> Self:
-        """A cache for `batch` rows of up to `slots` positions."""
-        ...
-
-    @classmethod
-    def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
-        """The bytes of `empty(...)` with these arguments."""
-        ...
-
-    @property
-    def fresh(self) -> bool:
-        """True until the first `commit`: the first step then reads no slots. Static."""
-        ...
-
-    @property
-    def slots(self) -> int:
-        """How many positions a row has room for. Static."""
-        ...
-
-    def fits(self, positions: Int[Array, " batch"]) -> Bool[Array, " batch"]:
-        """Which rows have room for a token at these positions."""
-        ...
-
-    def grown(self, slots: int) -> Self:
-        """The same past with room for `slots` positions a row."""
-        ...
-
-    def continued(self) -> Self:
-        """The cache with `fresh=False`: one program then serves empty and filled caches."""
-        ...
-
-    def specs(self) -> Any:
-        """How its arrays are sharded: the same pytree with a `PartitionSpec` for each."""
-        ...
 
 
 @jax.tree_util.register_dataclass
@@ -151,6 +82,7 @@ class KVLayer:
         return out, (k.swapaxes(1, 2), v.swapaxes(1, 2))
 
 
+@with_field_docs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
@@ -207,7 +139,7 @@ class KVCache:
         """Every array is sharded alike: rows over `data` and `fsdp`, key heads over `tensor`."""
         return jax.tree.map(lambda _: CACHE, self)
 
-    def layer(self, layer: int) -> KVLayer:
+    def layer(self, layer: int) -> Past:
         """The past of one layer."""
         return KVLayer(self.k[layer], self.v[layer], self.fresh)
 

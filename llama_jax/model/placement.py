@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from llama_jax.compilation import AS_RUN, as_written
 from llama_jax.kernels import cache_dtype
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import mesh_of
-from llama_jax.weights.params import Params
+from llama_jax.weights.params import Params, check_params
 from llama_jax.weights.table import BATCH, REPLICATED
 
 
@@ -32,6 +34,7 @@ class Placement:
     @classmethod
     def of(cls, params: Params, cache: type[Cache] = KVCache) -> Placement:
         """The placement of these params, whose weights may be shapes."""
+        check_params(params)
         leaf = jax.tree.leaves(params.weights)[0]
         sharding = getattr(leaf, "sharding", None)
         devices = None if sharding is None else sharding.device_set
@@ -50,6 +53,11 @@ class Placement:
         """Puts NumPy arrays on the model's devices, replicated."""
         return jax.device_put(tree, self.mesh and NamedSharding(self.mesh, REPLICATED))
 
-    def use_mesh(self) -> contextlib.AbstractContextManager[Any]:
-        """A context in which the model's mesh is the current one, if it has a mesh."""
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+    @contextlib.contextmanager
+    def use_mesh(self) -> Iterator[None]:
+        """A context in which the model's programs run: as written, and in its mesh, if any."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(as_written(AS_RUN))
+            if self.mesh is not None:
+                stack.enter_context(jax.set_mesh(self.mesh))
+            yield

@@ -3,7 +3,7 @@
     tokens [batch, time] -> embed -> x [batch, time, dim]
     each layer              x = x + attention(rms_norm(x))
                             x = x + feed_forward(rms_norm(x))
-    logits [batch, time, vocab] = output(rms_norm(x))
+    logits [batch, time, vocab] = output(x), which is a norm and a product
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
 `linear` and `embed`, and the cache computes attention and stores keys and values. So the model
@@ -20,9 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
+from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.config import Config, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
+from llama_jax.model.inputs import check_inputs
 from llama_jax.ops import rope
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
@@ -41,7 +43,7 @@ Block = Callable[..., tuple[Hidden, Any]]
 def forward(
     params: Params,
     tokens: Tokens,
-    positions: Positions,
+    positions: Positions | None = None,
     cache: ModelCache | None = None,
     *,
     at: Int[Array, "batch wanted"] | None = None,
@@ -55,11 +57,11 @@ def forward(
     and the causal mask, so padding on the right needs no mask. `at` [batch, wanted] picks the time
     indices whose logits are returned: a prompt's last, say.
 
-    Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError if `tokens` is
-    empty.
+    Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError where an argument is
+    no array of such a shape, or there are no positions.
     """
-    if not tokens.size:
-        raise ValueError(f"tokens have the shape {list(tokens.shape)}; pass at least one a row")
+    check_inputs(params, tokens, positions, at)
+    assert positions is not None
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
         weights = gather_every_step(params.weights, positions)
@@ -83,6 +85,7 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
 
 
 @jax.named_scope("transformer")  # the name in profiles
+@as_written(AS_TRACED)
 def transformer(
     c: Config,
     w: Weights,
@@ -91,7 +94,7 @@ def transformer(
     cache: ModelCache,
     at: Int[Array, "batch wanted"] | None = None,
 ) -> tuple[Logits, Any]:
-    """Embedding, `n_layers` blocks, norm, output; then the cache is written."""
+    """Embedding, `n_layers` blocks, the cache's new keys and values, output."""
     w = w | gather(w, model_specs(c))
     x, steps = residual_stream(c, w, tokens, positions, cache)
     cache = cache.commit(steps, positions, after=x)
@@ -113,7 +116,7 @@ def residual_stream(
     Training passes a `remat`, such as `jax.checkpoint`, under which each block runs.
     """
     x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
-    rotation, run, steps = rotations_at(c, positions), remat(block), []
+    rotation, run, steps = rotations_of(c, positions), remat(block), []
     for i in range(c.n_layers):
         x, step = run(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
         steps.append(step)
@@ -131,17 +134,6 @@ def block(
     x = constrain(x + h, ACTIVATION)
     h = rms_norm(x, w["ffn_norm"]["scale"], c.norm_eps)
     return constrain(x + feed_forward(w["feed_forward"], h), ACTIVATION), step
-
-
-def output(c: Config, w: Weights, x: Hidden) -> Logits:
-    """The last norm, and the product that gives each token of the vocabulary its logit."""
-    x = rms_norm(x, w["norm"]["scale"], c.norm_eps)
-    if c.tie_embeddings:
-        logits = linear_transposed(x, w["tok_embeddings"]["weight"])
-    else:
-        logits = linear(x, w["output"]["weight"])
-    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
-    return constrain(logits.astype(jnp.float32), LOGITS)
 
 
 @jax.named_scope("attention")
@@ -168,20 +160,31 @@ def feed_forward(w: Weights, x: Hidden) -> Hidden:
     return _plus(linear(h, w["w2"]), w, "b2")
 
 
+def output(c: Config, w: Weights, x: Hidden) -> Logits:
+    """The logits of a residual stream: the last norm, then the output weight, or the embedding."""
+    h = rms_norm(x, w["norm"]["scale"], c.norm_eps)
+    if c.tie_embeddings:
+        logits = linear_transposed(h, w["tok_embeddings"]["weight"])
+    else:
+        logits = linear(h, w["output"]["weight"])
+    logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
+    return constrain(logits.astype(jnp.float32), LOGITS)
+
+
+def rotations_of(c: Config, positions: Positions) -> Rotations:
+    """How each pair of a head rotates at each position; YaRN makes queries and keys longer too."""
+    rotation = rotations(positions, rope_frequencies(c))
+    if isinstance(c.rope_scaling, YarnScaling):
+        rotation = rotation * c.rope_scaling.attention_factor
+    return rotation
+
+
 def gather(w: Weights, specs: Specs) -> Weights:
     """All-gathers weights over `fsdp`. They stay sharded over `tensor`."""
     return {
         group: {name: gather_fsdp(w[group][name], spec) for name, spec in names.items()}
         for group, names in specs.items()
     }
-
-
-def rotations_at(c: Config, positions: Positions) -> Rotations:
-    """The rotation of queries and keys at these positions, the same in every layer."""
-    rotation = rotations(positions, rope_frequencies(c))
-    if isinstance(c.rope_scaling, YarnScaling):
-        rotation = rotation * c.rope_scaling.attention_factor
-    return rotation
 
 
 @functools.cache

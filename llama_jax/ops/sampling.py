@@ -74,14 +74,17 @@ def with_noise(
 ) -> Float[Array, "batch vocab"]:
     """Logits plus Gumbel noise, whose argmax is a draw of the logits' softmax.
 
-    The noise is a function of a row's seed and position alone.
+    The noise is a function of a row's seed and position alone, and not of the generator that a
+    process has JAX take.
     """
 
     def noise(seed: Array, position: Array) -> Array:
-        key = jax.random.fold_in(jax.random.key(seed), position)
-        return jax.random.gumbel(key, logits.shape[1:], logits.dtype)
+        data = jnp.stack([jnp.zeros_like(seed), seed])  # as `jax.random.key` makes it of a seed
+        key = jax.random.wrap_key_data(data, impl="threefry2x32")
+        return jax.random.gumbel(jax.random.fold_in(key, position), logits.shape[1:], logits.dtype)
 
-    return logits + jax.vmap(noise)(seeds, positions)
+    with jax.threefry_partitionable(True):
+        return logits + jax.vmap(noise)(seeds, positions)
 
 
 def _rank(values: Float[Array, "batch vocab"]) -> Int[Array, "batch vocab"]:

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from llama_jax.config import Config
 from llama_jax.sharding.mesh import mesh_for
-from llama_jax.weights.params import Params, Weights, nested, true_shape, weight_at
+from llama_jax.weights.params import Params, Weights, check_params, nested, true_shape, weight_at
 from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import (
     PartAxis,
@@ -44,6 +44,7 @@ def shard_params(params: Params, mesh: Mesh) -> Params:
 
     ValueError where the mesh does not fit the model: see `make_mesh`.
     """
+    check_params(params)
     weights = {}
     for path, sharding in weight_shardings(params.config, mesh).items():
         weight = weight_at(params.weights, path)

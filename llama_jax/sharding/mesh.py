@@ -24,7 +24,8 @@ def make_mesh(*, data: int = 1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if wanted > len(devices):
         raise ValueError(
             f"data={data} x fsdp={fsdp} x tensor={tensor} needs {wanted} devices and there are "
-            f"{len(devices)}; lower one of the three"
+            f"{len(devices)}; lower one of the three, or, to try it on a CPU, make as many of it "
+            f'before JAX is first used: jax.config.update("jax_num_cpu_devices", {wanted})'
         )
     types = (AxisType.Auto,) * 3
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), types, devices=devices[:wanted])

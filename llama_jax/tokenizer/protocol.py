@@ -17,8 +17,9 @@ class Tokenizer(Protocol):
     """Text to ids and back, for one vocabulary.
 
     Text never becomes a control token: "<s>" or "<|eot_id|>" in it is encoded as the characters
-    it is made of. `decode` is defined for any ids there are, whatever bytes they make; an id that
-    spells nothing, as those above `vocab_size`, adds no text.
+    it is made of. And a control token never becomes text: it adds no bytes. `decode` is defined for
+    any ids there are, whatever bytes they make; an id that spells nothing, as those above
+    `vocab_size`, adds no text.
     """
 
     bos_id: int
@@ -26,6 +27,8 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]
     """The tokens that end a completion; `eos_id` is the first."""
     vocab_size: int
+    special: Mapping[str, int]
+    """The id of each control token, by name."""
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         """The ids of `text`, between a `bos_id` and an `eos_id` where asked for."""

@@ -67,7 +67,7 @@ class TiktokenTokenizer(Tokenizer):
         self._words = tiktoken.Encoding(
             "llama3", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={}
         )
-        self._bytes = [*ranks, *(name.encode() for name in SPECIAL)]
+        self._bytes = [*ranks, *(b"" for _ in SPECIAL)]
         own = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}
         joining, self.notes = stated.join(own.get, len(self._bytes))
         self._added = AddedTokens(joining, own)
@@ -120,7 +120,8 @@ class TiktokenTokenizer(Tokenizer):
 
     def token_bytes(self, id: SupportsIndex, *, at_start: bool) -> tuple[bytes, bool]:
         id = check_id(id)
-        return self._bytes[id] if id < len(self._bytes) else self._added.bytes_of(id), False
+        added = self._bytes[id] if id < len(self._bytes) else self._added.bytes_of(id)
+        return added, at_start and not added
 
     def _encode(self, text: str, controls: bool = False) -> list[int]:
         ids: list[int] = []

@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from llama_jax.config import Config
+from llama_jax.field_docs import with_field_docs
 from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import is_value, stored_bytes
 
@@ -22,6 +24,7 @@ Weights = dict[str, Any]
 {"tok_embeddings": {"weight": [vocab, dim]}, "layers_0": {"attention": {"wq": ...}, ...}, ...}"""
 
 
+@with_field_docs
 @jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True)
 class Params:
@@ -40,6 +43,23 @@ class Params:
     def replace(self, **changes: Any) -> Params:
         """These params with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def with_weight(self, path: WeightPath, weight: Any) -> Params:
+        """These params with another weight in one place; they stay as they are.
+
+        `params.with_weight(("layers_0", "attention", "wq"), wq)` shares every other weight.
+        ValueError where there is no such place, or its weight has another shape.
+        """
+        if path not in _rows(self.config):
+            known = ", ".join(map(repr, _rows(self.config)))
+            raise ValueError(f"path={path!r} is not the path of a weight; the paths are {known}")
+        shape = weight_at(self.weights, path).shape
+        if getattr(weight, "shape", None) != shape:
+            raise ValueError(
+                f"the weight at {path!r} has shape {list(shape)}, and the new one "
+                f"{list(np.shape(weight))}; give an array of the same shape"
+            )
+        return self.replace(weights=_replaced(self.weights, path, weight))
 
     @property
     def dtype(self) -> np.dtype:
@@ -77,6 +97,18 @@ class Params:
         return cls(weights, config, tokenizer.value)
 
 
+def check_params(params: Any) -> None:
+    """ValueError unless `params` is a model's, loaded or made."""
+    if isinstance(params, Params):
+        return
+    if isinstance(params, str | PathLike):
+        raise ValueError(f"params={str(params)!r} is a path; load it first: llama_jax.load(path)")
+    raise ValueError(
+        f"params is a {type(params).__name__} and must be a Params, which llama_jax.load and "
+        "init_params return; of a tuple of them and other state, pass the Params alone"
+    )
+
+
 def weight_at(weights: Weights, path: WeightPath) -> Any:
     """The weight, or the group of weights, at a path."""
     return functools.reduce(operator.getitem, path, weights)
@@ -100,6 +132,12 @@ def nested(flat: Mapping[WeightPath, Any]) -> dict[str, Any]:
             node = node.setdefault(key, {})
         node[path[-1]] = value
     return tree
+
+
+def _replaced(weights: Weights, path: WeightPath, weight: Any) -> Weights:
+    """New dicts along the path, and the same arrays."""
+    first, *rest = path
+    return weights | {first: _replaced(weights[first], tuple(rest), weight) if rest else weight}
 
 
 _rows = functools.lru_cache(maxsize=8)(weight_table)

@@ -188,12 +188,13 @@ def test_what_cannot_be_scored_is_said(params):
 # Perplexity of a text of any length
 
 
-def windows_in_numpy(params, ids, context, stride):
+def windows_in_numpy(params, ids, context, stride, bos=None):
     """The sum over windows, each token counted by the first window that reaches it."""
     nll, scored, start = 0.0, 1, 0
     while scored < len(ids):
         end = min(start + context, len(ids))
-        window = raw_logprobs(params, ids[start:end])
+        first = ids[start] if bos is None else bos
+        window = raw_logprobs(params, [first, *ids[start + 1 : end]])
         nll -= sum(window[i - start - 1, ids[i]] for i in range(scored, end))
         scored, start = end, start + stride
     return nll
@@ -209,6 +210,23 @@ def test_every_token_but_the_first_counts_once(params, context, stride):
         assert found[0].tokens == context - 1
     assert last.nll == pytest.approx(windows_in_numpy(params, ids, context, stride), abs=1e-3)
     assert last.value == pytest.approx(math.exp(last.nll / 49))
+
+
+@pytest.mark.parametrize(("context", "stride"), [(16, 8), (16, 15), (16, 1), (2, 1), (33, 17)])
+def test_each_window_begins_with_bos_where_the_text_does(params, context, stride):
+    ids = np.random.default_rng(2).integers(3, 256, 50).tolist()
+    windows = {"context": context, "stride": stride}
+    plain = windows_in_numpy(params, ids, context, stride)
+    *_, last = perplexity(params, ids, **windows, tokenizer=Letters())
+    assert last.nll == pytest.approx(plain, abs=1e-3)  # it begins with no bos, so no window does
+
+    ids[0] = Letters.bos_id
+    wanted = windows_in_numpy(params, ids, context, stride, bos=Letters.bos_id)
+    *_, last = perplexity(params, ids, **windows, tokenizer=Letters())
+    assert (last.nll, last.tokens) == (pytest.approx(wanted, abs=1e-3), 49)
+    *_, last = perplexity(params, ids, **windows)  # which token is bos, nobody says
+    assert last.nll == pytest.approx(windows_in_numpy(params, ids, context, stride), abs=1e-3)
+    assert last.nll != pytest.approx(wanted, abs=1e-3)
 
 
 def test_a_text_of_one_window_has_the_perplexity_of_its_score(params):

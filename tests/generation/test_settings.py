@@ -166,3 +166,25 @@ def test_what_a_model_cannot_obey_is_refused_at_once(params, settings, message):
     for call in (generate, stream):
         with pytest.raises(ValueError, match=message):
             call(params, [[1]], **settings)
+
+
+def test_a_seed_of_none_is_a_new_one_for_each_prompt_and_each_call(params):
+    asked = {"temperature": 1.0, "max_new_tokens": 24, "stop_ids": ()}
+    found = [generate(params, [[1, 2]] * 3, seed=None, **asked) for _ in range(2)]
+    texts = {tuple(done.tokens) for each in found for done in each}
+    assert len(texts) == 6
+    given = generate(params, [[1, 2]] * 3, seed=[None, 5, None], **asked)
+    assert given[1] == generate(params, [[1, 2]], seed=5, **asked)[0]
+    assert len({tuple(done.tokens) for done in given}) == 3
+    for seed in (0, 7):  # as `generate` says of prompts given alike
+        one, other = generate(params, [[1, 2]] * 2, seed=seed, **asked)
+        assert one == other
+    assert "seed=None" in generate.__doc__
+
+
+def test_the_completions_of_a_new_seed_count_up_from_it(params, monkeypatch):
+    drawn = iter([5, 2**32 - 1])
+    monkeypatch.setattr("llama_jax.generation.batch.secrets.randbits", lambda bits: next(drawn))
+    asked = {"temperature": 1.0, "max_new_tokens": 9, "stop_ids": (), "n": 2}
+    found = generate(params, [[1, 2], [3]], seed=None, **asked)
+    assert found == generate(params, [[1, 2], [3]], seed=[5, 2**32 - 1], **asked)

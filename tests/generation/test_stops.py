@@ -1,6 +1,12 @@
 """Stop strings, and text that comes piece by piece: nothing is shown that has to be taken back."""
 
+import dataclasses
+import math
 import random
+import signal
+import time
+import types
+from types import MappingProxyType
 
 import pytest
 from helpers import Letters
@@ -8,7 +14,14 @@ from helpers import Letters
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
 from llama_jax.generation import driver
-from llama_jax.generation.limits import STOP_STRING_TOKENS
+from llama_jax.generation import text as text_module
+from llama_jax.generation.limits import (
+    ACCELERATOR,
+    CPU,
+    ROUND_TOKENS,
+    STOP_STRING_TOKENS,
+    tokens_per_round,
+)
 from llama_jax.generation.text import TextStream
 from llama_jax.tokenizer import detokenize
 
@@ -23,7 +36,7 @@ SENTENCES = [
 class Pieces:
     """A tokenizer whose tokens are any bytes at all: the ids are places in a list."""
 
-    bos_id, eos_id, stop_ids, vocab_size = -1, -1, (), 0
+    bos_id, eos_id, stop_ids, vocab_size, special = -1, -1, (), 0, MappingProxyType({})
 
     def __init__(self, pieces):
         self.pieces = pieces
@@ -111,6 +124,43 @@ def test_an_unfinished_character_is_a_replacement_that_may_itself_be_a_stop():
     assert spelled(tokenizer, range(2), [])[0] == ["", "a", "a", "a�"]
     shown, stopped = spelled(tokenizer, range(2), ["�"])
     assert (shown[-1], stopped) == ("a", True)
+
+
+@pytest.mark.parametrize("least", range(0, 14))
+def test_a_stop_string_that_is_whole_too_early_is_text_like_any_other(least):
+    """Of "ENDENDxEND", one token a character, "END" is whole after 3, 6 and 10 tokens."""
+    tokenizer = Pieces([bytes([byte]) for byte in b"ENDENDxEND"])
+    text = TextStream(tokenizer, (), ["END", "DE"], least)
+    found, taken = text.push_all(range(10))
+    ends = {3: "", 4: "EN", 6: "END", 10: "ENDENDx"}  # "DE" is whole after 4
+    end = next((end for end in sorted(ends) if end >= least), None)
+    if end is None:
+        assert (found + text.finish(), taken, text.stopped) == ("ENDENDxEND", 10, False)
+    else:
+        assert (found, taken, text.stopped) == (ends[end], end, True)
+
+
+def test_a_token_costs_no_more_beside_a_long_stop_string():
+    """Counted in steps of the matcher, not in seconds: a few a character, whatever the length."""
+    steps = 0
+
+    class Counted(str):
+        __slots__ = ()
+
+        def __getitem__(self, place):
+            nonlocal steps
+            steps += 1
+            return str.__getitem__(self, place)
+
+    for stop, text in (("z" * 4000, "z" * 3999 + "a"), ("ab" * 2000, "ab" * 1999 + "aab" * 900)):
+        text_module._shorter(stop)  # once a stop string, not once a text
+        steps = 0
+        matcher = text_module._Stop(stop)
+        matcher.text = Counted(stop)
+        assert not any(map(matcher.is_whole_after, text))
+        assert steps <= 4 * len(text) + 4
+    shown, stopped = spelled(Pieces([b"z"] * 5000), range(5000), ["z" * 4000])
+    assert (set(shown), stopped) == ({""}, True)
 
 
 # Characters of many bytes
@@ -254,3 +304,120 @@ def test_a_stop_that_only_text_can_show_ends_its_row_and_no_other(params, monkey
         assert found[1] == alone
     (one,) = generate(params, prompts[:1], broken, tokenizer=Letters(), max_new_tokens=1)
     assert (one.text, one.finish_reason) == ("", "stop")
+
+
+# Control tokens, whose names are no part of a text
+
+
+class Named(Letters):
+    special = MappingProxyType({"<s>": 1, "</s>": 2, "<|eot|>": 7, "<|eot_id|>": 8})
+
+
+@pytest.mark.parametrize(("name", "id"), [("<|eot|>", 7), ("<|eot_id|>", 8), ("</s>", 2)])
+def test_the_name_of_a_control_token_is_a_stop_id(params, name, id):
+    to_it = {"logit_bias": {id: 1e6}, "temperature": 0, "max_new_tokens": 5}
+    for stop_ids in (None, [], [100]):
+        given = {"stop_ids": stop_ids, "stop": ["never", name], "tokenizer": Named()}
+        (done,) = generate(params, [[1, 3]], **to_it, **given)
+        assert (done.tokens, done.finish_reason, done.stop_token) == ([], "stop", id)
+    (free,) = generate(params, [[1, 3]], stop_ids=[], tokenizer=Named(), **to_it)
+    assert free.tokens == [id] * 5
+
+
+@pytest.mark.parametrize("stop", ["a<|eot_id|>", "<|eot_id|>\n", "<|eot_id|><|eot_id|>"])
+def test_a_stop_string_that_holds_such_a_name_is_refused_with_the_way_out(params, stop):
+    message = r"holds '<\|eot_id\|>', which is a control token .* or 8 in stop_ids"
+    for how in (generate, stream):
+        with pytest.raises(ValueError, match=message):
+            how(params, [[1, 3]], tokenizer=Named(), stop=[stop])
+
+
+def test_the_characters_of_a_control_tokens_name_are_text(params):
+    """A model may write them one by one, and a stop string finds them too."""
+    text = TextStream(Named(), (), ["</s>"])
+    assert text.push_all(b"a</s>b") == ("a", 5)
+
+
+# What ended a text
+
+
+def test_the_stop_id_that_ended_a_row_is_told_with_its_logprob(params):
+    base = SamplingSettings(temperature=0, max_new_tokens=300, stop_ids=[])
+    long = params.replace(config=params.config.replace(max_seq_len=512))
+    for prompt in ([1, 2, 3], [9, 8]):
+        (free,) = generate(long, [prompt], base, logprobs=3)
+        seen = {token: i for i, token in reversed(list(enumerate(free.tokens)))}
+        for token, first in [min(seen.items(), key=lambda x: x[1]), *sorted(seen.items())[:3]]:
+            (done,) = generate(long, [prompt], base, stop_ids=[token], logprobs=2)
+            assert (done.tokens, done.stop_token) == (free.tokens[:first], token)
+            assert done.stop_logprob.token == token
+            assert done.stop_logprob.logprob == pytest.approx(
+                free.logprobs[first].logprob, abs=1e-5
+            )
+            assert len(done.stop_logprob.top) == 2
+            *rest, last = list(stream(long, [prompt], base, stop_ids=[token], logprobs=2))
+            assert (last.stop_token, last.stop_logprob) == (token, done.stop_logprob)
+            assert {delta.stop_token for delta in rest} <= {None}
+            (done,) = generate(long, [prompt], base, stop_ids=[token])
+            assert (done.stop_token, done.stop_logprob) == (token, None)
+        assert (free.stop_token, free.stop_logprob) == (None, None)
+
+
+def test_a_stop_string_hides_a_stop_id_that_comes_after_it(params):
+    to_it = {"logit_bias": {ord("b"): 1e6}, "temperature": 0, "tokenizer": Letters()}
+    (done,) = generate(params, [[1, 3]], stop=["bb"], max_new_tokens=9, **to_it)
+    assert (done.text, done.tokens, done.stop_token) == ("", [*b"bb"], None)
+
+
+@pytest.mark.parametrize("least", [1, 5, 20])
+def test_min_new_tokens_holds_back_stop_strings_as_it_does_stop_ids(params, least):
+    to_it = {"logit_bias": {ord("b"): 1e6}, "temperature": 0, "max_new_tokens": 24}
+    (done,) = generate(
+        params, [[1, 3]], stop=["b"], min_new_tokens=least, tokenizer=Letters(), **to_it
+    )
+    assert (done.tokens, done.text) == ([*b"b"] * least, "b" * (least - 1))
+    assert done.finish_reason == "stop"
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("nbytes", [10**6, 10**9, 16 * 10**9, 140 * 10**9])
+def test_a_round_is_shorter_than_a_second_for_a_model_of_any_size(nbytes):
+    for limits in (CPU, ACCELERATOR):
+        tokens = tokens_per_round(limits, nbytes)
+        assert limits.tokens_per_check <= tokens <= ROUND_TOKENS
+        if tokens > limits.tokens_per_check:
+            assert tokens * nbytes / limits.bytes_per_second <= 0.5
+
+
+def test_the_host_looks_as_often_as_a_large_model_needs_and_the_tokens_are_the_same(
+    params, monkeypatch
+):
+    asked = {"max_new_tokens": 50, "temperature": 1, "stop_ids": ()}
+    whole = generate(params, [[1, 2, 3], [4]], **asked)
+    looks, take = [], driver.RowWriter.take
+    monkeypatch.setattr(
+        driver.RowWriter, "take", lambda self, *given: looks.append(1) or take(self, *given)
+    )
+    slow = dataclasses.replace(CPU, bytes_per_second=14 * params.nbytes)
+    monkeypatch.setattr(driver, "limits_on", lambda _: slow)
+    assert generate(params, [[1, 2, 3], [4]], **asked) == whole
+    assert len(looks) == 2 * math.ceil(50 / 7)
+
+
+def test_ctrl_c_is_heard_while_the_device_works():
+    class Never:
+        def is_ready(self):
+            return False
+
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            driver._wait_for(types.SimpleNamespace(count=Never()))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 2

@@ -1,12 +1,14 @@
 """The forward pass: cached = whole, padded = alone, and what each axis may depend on."""
 
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import llama_jax
 from llama_jax.config import Config
 from llama_jax.model import transformer as model
 from llama_jax.model.cache import KVCache
@@ -206,3 +208,60 @@ def test_a_layer_is_traced_and_lowered_once_however_many_there_are(config, monke
     assert len(traced) == 1
     assert len(re.findall(r"func\.func private @block", text)) == 1
     assert len(re.findall(r"call @block", text)) == 12
+
+
+IDS = np.array([[1, 2, 3]], np.int32)
+PLACES = np.arange(3, dtype=np.int32)[None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((IDS,), r"forward needs the positions of its tokens.*jnp.broadcast_to\(jnp.arange"),
+        (([[1, 2, 3]], PLACES), r"tokens=\[\[1, 2, 3\]\] is a list; pass an array"),
+        ((IDS, [[0, 1, 2]]), r"positions=\[\[0, 1, 2\]\] is a list; pass an array"),
+        ((IDS[0], PLACES), r"tokens of shape \[3\] and dtype int32: pass integers \[batch, time\]"),
+        ((IDS, PLACES[0]), r"positions of shape \[3\].*jnp.arange\(time\)\[None\]"),
+        ((IDS.astype(np.float32), PLACES), "tokens of shape .* dtype float32: pass integers"),
+        ((IDS, PLACES[:, :2]), r"positions of shape \[1, 2\] are not those of tokens"),
+        (
+            (np.ones((2, 3), np.int32), PLACES),
+            r"positions of shape \[1, 3\] are not those of tokens",
+        ),
+    ],
+)
+def test_forward_refuses_what_is_no_batch_in_words(params, arguments, message):
+    for run in (forward, jax.jit(forward)):
+        if run is not forward and any(isinstance(x, list) for x in arguments):
+            continue  # jit makes arrays of the numbers in a list
+        with pytest.raises(ValueError, match=message):
+            run(params, *arguments)
+
+
+def test_forward_refuses_other_picks_than_one_row_each(params):
+    for at in (np.array([2]), [[2]], np.array([[0], [1]])):
+        with pytest.raises(ValueError, match=r"^at[ =]"):
+            forward(params, IDS, PLACES, at=at)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda wrong: forward(wrong, IDS, PLACES),
+        lambda wrong: llama_jax.generate(wrong, [[1]]),
+        lambda wrong: llama_jax.stream(wrong, [[1]]),
+        lambda wrong: llama_jax.score(wrong, [[1]]),
+        lambda wrong: next(llama_jax.perplexity(wrong, [1, 2])),
+        lambda wrong: llama_jax.chat(wrong, []),
+        lambda wrong: llama_jax.Conversation(wrong),
+        lambda wrong: llama_jax.save(wrong, "never-written"),
+        lambda wrong: llama_jax.shard_params(wrong, llama_jax.make_mesh()),
+    ],
+)
+def test_what_is_no_params_is_refused_in_words(params, call):
+    for path in ("checkpoints/demo", Path("checkpoints/demo")):
+        with pytest.raises(ValueError, match=r"'checkpoints/demo' is a path; load it first: llama"):
+            call(path)
+    for wrong in ((params, {"step": 1}), params.weights, None):
+        with pytest.raises(ValueError, match=rf"params is a {type(wrong).__name__} and must be a"):
+            call(wrong)

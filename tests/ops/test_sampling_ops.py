@@ -10,7 +10,7 @@ from sampling_cases import request, sampled, state, survivors_in_numpy
 
 from llama_jax import kernels
 from llama_jax.generation.sample import sample
-from llama_jax.kernels import argmax, cpu, select, top_k, top_k_keeps, top_p_keeps
+from llama_jax.kernels import FORMS, argmax, max_and_argmax, select, top_k, top_k_keeps, top_p_keeps
 from llama_jax.ops import sampling
 from llama_jax.ops.sampling import min_p_keeps, penalized, with_noise
 
@@ -187,9 +187,12 @@ def test_the_likeliest_of_equals_is_the_first_in_every_platforms_form():
     rng = np.random.default_rng(0)
     logits = rng.integers(-3, 4, (50, 37)).astype(np.float32)
     logits[1], logits[2, 5:], logits[3, 7] = -np.inf, -np.inf, np.inf
-    for found in (argmax(jnp.array(logits)), cpu.argmax(jnp.array(logits))):
-        np.testing.assert_array_equal(found, logits.argmax(axis=-1))
-    assert 0 <= cpu.argmax(jnp.full((1, 5), jnp.nan))[0] < 5
+    assert set(FORMS["max_and_argmax"]) == {"cpu", "default"}
+    for find in (max_and_argmax, *FORMS["max_and_argmax"].values()):
+        largest, ids = jax.jit(find)(logits)
+        np.testing.assert_array_equal(largest, logits.max(axis=-1))
+        np.testing.assert_array_equal(ids, logits.argmax(axis=-1))
+    np.testing.assert_array_equal(argmax(jnp.array(logits)), logits.argmax(axis=-1))
 
 
 def test_a_draw_is_jaxs_own_of_the_rows_seed_and_position():

@@ -1,5 +1,7 @@
 """The mesh, and how weights lie on it."""
 
+import math
+
 import jax
 import pytest
 
@@ -29,7 +31,10 @@ def test_a_weight_is_cut_over_tensor_and_fsdp(params, config):
 
 
 def test_a_mesh_that_does_not_fit_is_refused_with_the_way_out(params):
-    with pytest.raises(ValueError, match="needs 16 devices and there are 8"):
-        make_mesh(data=4, tensor=4)
+    for axes in ({"data": 4, "tensor": 4}, {"fsdp": 9}):
+        wanted = math.prod(axes.values())
+        way_out = rf'jax.config.update\("jax_num_cpu_devices", {wanted}\)'
+        with pytest.raises(ValueError, match=f"needs {wanted} devices and there are 8.*{way_out}"):
+            make_mesh(**axes)
     with pytest.raises(ValueError, match="tensor=0 must be a positive integer"):
         make_mesh(tensor=0)

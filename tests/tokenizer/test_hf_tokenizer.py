@@ -169,6 +169,16 @@ def test_an_eos_that_is_not_called_special_is_no_text_either(tmp_path, library):
     library = tokenizers.Tokenizer.from_str(json.dumps(saved))
     tokenizer = load_tokenizer(folder_of(tmp_path, library))
     assert tokenizer.eos_id not in tokenizer.encode("a</s>b", bos=False, eos=False)
+    assert tokenizer.special["</s>"] == tokenizer.eos_id
+
+
+def test_a_control_token_is_no_part_of_a_text_and_has_a_name(tmp_path, library):
+    tokenizer = load_tokenizer(folder_of(tmp_path, library))
+    assert {tokenizer.bos_id, *tokenizer.stop_ids} <= set(tokenizer.special.values())
+    ids = tokenizer.encode("a llama", bos=False, eos=False)
+    for name in SPECIAL:
+        id = tokenizer.special[name]
+        assert tokenizer.decode([id, *ids, id]) == tokenizer.decode(ids)
 
 
 def test_truncation_and_padding_in_the_file_are_not_done(tmp_path, library):

@@ -106,7 +106,7 @@ def test_llama2_ids_and_text_are_metas(case):
 def test_llama3_ids_are_metas(case):
     tokenizer = tokenizer_of("llama3")
     assert tokenizer.encode(case["text"], bos=True, eos=False) == case["ids"]
-    assert tokenizer.decode(case["ids"]) == "<|begin_of_text|>" + case["text"]
+    assert tokenizer.decode(case["ids"]) == case["text"]
 
 
 @needs_shared
@@ -116,7 +116,7 @@ def test_llama3_special_tokens_are_metas():
     assert list(tokenizer.stop_ids) == reference["stop"]
     assert tokenizer.vocab_size == reference["n_words"]
     assert (tokenizer.bos_id, tokenizer.eos_id) == (128000, 128001)
-    assert tokenizer.decode([128255]) == "<|reserved_special_token_245|>"
+    assert tokenizer.special["<|reserved_special_token_245|>"] == 128255
 
 
 @needs_shared
@@ -194,8 +194,22 @@ def test_a_small_tiktoken_files_special_ids_follow_its_ranks():
     assert tokenizer.vocab_size == 262 + 256
     assert (tokenizer.bos_id, tokenizer.eos_id) == (262, 263)
     assert tokenizer.stop_ids == (263, 270, 271)
-    assert tokenizer.decode([270, 271]) == "<|eom_id|><|eot_id|>"
+    assert [tokenizer.special[name] for name in ("<|eom_id|>", "<|eot_id|>")] == [270, 271]
     assert list(tokenizer.special.values()) == list(range(262, 518))
+
+
+@pytest.mark.parametrize("name", [*TINY, *REAL])
+def test_a_control_token_is_no_part_of_a_text_and_has_a_name(name):
+    tokenizer = tokenizer_of(name)
+    assert {tokenizer.bos_id, *tokenizer.stop_ids} <= set(tokenizer.special.values())
+    ids = tokenizer.encode("a llama", bos=False, eos=False)
+    for id in tokenizer.special.values():
+        assert tokenizer.decode([id]) == ""
+        assert tokenizer.decode([id, *ids, id, id]) == tokenizer.decode(ids)
+        assert [tokenizer.token_bytes(id, at_start=start) for start in (True, False)] == [
+            (b"", True),
+            (b"", False),
+        ]
 
 
 @pytest.mark.parametrize("name", TINY)

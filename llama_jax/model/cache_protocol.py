@@ -1,0 +1,90 @@
+"""What the model and generation ask of a cache: three protocols, which `cache.py` implements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
+
+from jaxtyping import Array, Bool, Int
+
+from llama_jax.config import Config
+from llama_jax.ops.attention import NewKeys, Queries
+
+Positions = Int[Array, "batch time"]
+
+
+class Past(Protocol):
+    """One layer of a cache. Every layer has one pytree structure, so a block is traced once.
+
+    To inspect attention, give `block` a past of your own that attends as `Uncached` does and
+    returns, as its step, what you want to see: `examples/look_inside.py` does. What a cache holds
+    is in its arrays: `cache.layer(0).k` of a `KVCache` is [batch, n_kv_heads, slots, head_dim].
+    """
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, Any]:
+        """Attention of `q` over the cached keys and values and the step's own `k` and `v`.
+
+        Returns the output [batch, time, heads, head_dim], and a value that `commit` stores.
+        Positions ascend by one along time.
+        """
+        ...
+
+
+class ModelCache(Protocol):
+    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing."""
+
+    def layer(self, layer: int) -> Past:
+        """The past of one layer."""
+        ...
+
+    def commit(self, steps: Sequence[Any], positions: Positions, after: Array) -> Self:
+        """The cache with every layer's new keys and values, written at `positions`.
+
+        `after` is the last layer's output: the writes wait for it, so they follow every read.
+        """
+        ...
+
+
+class Cache(ModelCache, Protocol):
+    """The cache interface of generation: a contiguous, paged or quantized cache implements it.
+
+    Nothing outside `model/cache.py` reads a cache's arrays.
+    """
+
+    @classmethod
+    def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> Self:
+        """A cache for `batch` rows of up to `slots` positions."""
+        ...
+
+    @classmethod
+    def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
+        """The bytes of `empty(...)` with these arguments."""
+        ...
+
+    @property
+    def fresh(self) -> bool:
+        """True until the first `commit`: the first step then reads no slots. Static."""
+        ...
+
+    @property
+    def slots(self) -> int:
+        """How many positions a row has room for. Static."""
+        ...
+
+    def fits(self, positions: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Which rows have room for a token at these positions."""
+        ...
+
+    def grown(self, slots: int) -> Self:
+        """The same past with room for `slots` positions a row."""
+        ...
+
+    def continued(self) -> Self:
+        """The cache with `fresh=False`: one program then serves empty and filled caches."""
+        ...
+
+    def specs(self) -> Any:
+        """How its arrays are sharded: the same pytree with a `PartitionSpec` for each."""
+        ...

@@ -1,0 +1,51 @@
+"""What `forward` may be given: each failure is a ValueError that says what to pass instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.weights.params import check_params
+
+
+def check_inputs(params: Any, tokens: Any, positions: Any, at: Any) -> None:
+    """ValueError unless these are params and integers [batch, time], and `at` [batch, wanted]."""
+    check_params(params)
+    _check_ids("tokens", tokens, "jnp.array([ids])")
+    if positions is None:
+        raise ValueError(
+            "forward needs the positions of its tokens, [batch, time]; they count from 0 where a "
+            "text begins: pass jnp.broadcast_to(jnp.arange(time), tokens.shape), or, after a past "
+            "of n tokens in a cache, n more"
+        )
+    _check_ids("positions", positions, "jnp.arange(time)[None]")
+    if positions.shape != tokens.shape:
+        raise ValueError(
+            f"positions of shape {list(positions.shape)} are not those of tokens of shape "
+            f"{list(tokens.shape)}; pass one a token: jnp.broadcast_to(positions, tokens.shape)"
+        )
+    if at is not None:
+        _check_ids("at", at, "jnp.array([[time - 1]])")
+        if at.shape[0] != tokens.shape[0]:
+            raise ValueError(
+                f"at of shape {list(at.shape)} has not as many rows as tokens of shape "
+                f"{list(tokens.shape)}; pass the time indices wanted of each row"
+            )
+
+
+def _check_ids(name: str, value: Any, example: str) -> None:
+    if not isinstance(value, jax.Array | np.ndarray):
+        raise ValueError(
+            f"{name}={str(value)[:40]} is a {type(value).__name__}; pass an array [batch, time]: "
+            f"{example}"
+        )
+    if value.ndim != 2 or not jnp.issubdtype(value.dtype, jnp.integer):
+        raise ValueError(
+            f"{name} of shape {list(value.shape)} and dtype {value.dtype}: pass integers [batch, "
+            f"time]: {example}"
+        )
+    if not value.size:
+        raise ValueError(f"{name} of shape {list(value.shape)}: pass at least one, in each row")
