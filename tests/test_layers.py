@@ -29,7 +29,8 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
-    "orbax": {"checkpoint"},
+    "optax": {"train"},
+    "orbax": {"checkpoint", "train"},
     "torch": set(),
     "transformers": set(),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -173,3 +173,4 @@ def _rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
             original = fields.pop("original_max_seq_len")
             kind = "llama3" if isinstance(scaling, Llama3Scaling) else "yarn"
             return {"rope_type": kind, **fields, "original_max_position_embeddings": original}
+    assert_never(scaling)

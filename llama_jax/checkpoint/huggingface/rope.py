@@ -94,6 +94,8 @@ def _scaling(kind: str, rope: Fields, original: int, reach: int) -> RopeScaling 
                 attention_factor=_attention_factor(rope, factor),
                 original_max_seq_len=original,
             )
+    if kind != "default":
+        raise ValueError(f"rope_type {kind!r} has no scaling here; see rope_scaling.SCALINGS")
     return None
 
 
