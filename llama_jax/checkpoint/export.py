@@ -56,7 +56,7 @@ class Exported:
     files: tuple[str, ...]
     """The weight files' names."""
     bytes: int
-    """Of the weights alone."""
+    """Bytes of the weights alone."""
     dtypes: tuple[str, ...]
     seconds: float
     notes: tuple[str, ...]

@@ -22,7 +22,7 @@ class Inspection:
     files: int
     """That hold weights."""
     disk_bytes: int
-    """Of the weights' files, and of what describes them."""
+    """Bytes of the weights' files, and of what describes them."""
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:

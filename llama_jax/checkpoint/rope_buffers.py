@@ -10,7 +10,7 @@ import numpy as np
 from llama_jax.config import Config, LinearScaling
 
 _TOLERANCE = 0.05
-"""Of the base: bfloat16 frequencies show it to 3 in 100."""
+"""The tolerance of the base: bfloat16 frequencies show it to 3 in 100."""
 
 
 def rope_warnings(stored: Mapping[str, np.ndarray], config: Config, said: str) -> tuple[str, ...]:

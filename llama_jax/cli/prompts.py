@@ -28,9 +28,9 @@ class Asked:
     """As the model takes it: a text, ids, or a dialog."""
     error: str | None = None
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Of a JSON line, its own."""
+    """The settings that a JSON line states itself."""
     id: Any = None
-    """Of a JSON line, whatever its writer calls it by."""
+    """The id that a JSON line states, of any kind."""
 
 
 _input = functools.partial(typer.Option, rich_help_panel="Prompts")

@@ -1,4 +1,4 @@
-"""Prompts as the device takes them: grouped by length, padded to buckets, settings as arrays.
+"""Prompts as arrays: grouped by length, padded to buckets, with their settings.
 
 Three prompts of 5, 20 and 7 tokens become one batch: prompts int32[4, 32] padded on the right,
 lengths [20, 7, 5, 1], settings of 4 rows. The fourth row is padding that asks for no token.
@@ -56,7 +56,7 @@ class Batch:
     """int32[batch]"""
     settings: BatchSettings
     slots: int
-    """Of the cache to begin with."""
+    """Slots of the new cache."""
 
 
 def rows_of(
@@ -67,7 +67,7 @@ def rows_of(
     tokenizer: Tokenizer | None,
     truncate: bool,
 ) -> list[Row]:
-    """One row per completion: `n` of each prompt, whose seeds count up from its settings'."""
+    """One row per completion: `n` of each prompt; completion j has the settings' seed + j."""
     check_count("n", n)
     found: list[Row] = []
     stops: dict[Any, tuple[int, ...]] = {}  # mostly one for all prompts
@@ -117,7 +117,7 @@ def _drawn_seeds(settings: Sequence[SamplingSettings]) -> list[int]:
 
 
 def batches_of(config: Config, place: Placement, rows: Sequence[Row]) -> Iterator[Batch]:
-    """The rows in batches of like length, the longest first: too little memory shows soon."""
+    """The rows in batches of like length, the longest first, so that memory runs out early."""
     waiting = sorted(rows, key=lambda row: (-len(row.prompt), -row.max_new_tokens))
     while waiting:
         longest = max(len(row.prompt) + row.max_new_tokens for row in waiting[:MAX_ROWS])
@@ -143,7 +143,7 @@ def padded_rows(place: Placement, count: int) -> int:
 
 
 def batch_settings(config: Config, rows: Sequence[Row], size: int) -> BatchSettings:
-    """The rows' settings as NumPy arrays, for a batch of `size`; further rows ask for nothing."""
+    """The rows' settings as NumPy arrays for a batch of `size`; padding has neutral values."""
 
     def padded(values: Sequence[Any], dtype: Any, neutral: float = 0) -> Any:
         return np.array([*values, *[neutral] * (size - len(values))], dtype)

@@ -1,4 +1,4 @@
-"""The host's side of decoding: it runs the two programs, takes their tokens, and makes text."""
+"""The host's side of decoding: it runs the two programs, fetches tokens, and makes text."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def decode_batch(
     *,
     stream: bool,
 ) -> Iterator[tuple[int, Delta]]:
-    """Decodes a batch; yields what each row gains, and its place in the batch.
+    """Decodes a batch; yields a row's new tokens and text, and its place in the batch.
 
     With `stream` rows gain tokens as they come, otherwise as many as the device keeps.
     """
@@ -128,7 +128,7 @@ def decode_rows(
     *,
     stream: bool,
 ) -> Iterator[tuple[int, Delta, DecodeState]]:
-    """Takes prefilled rows to their ends; yields what each gains, its place, and the state.
+    """Decodes prefilled rows to their ends; yields each row's gain, its place, and the state.
 
     With `stream` the prefill's token is given out before the loop is compiled.
     `NaNLogitsError`, once all rows have ended, where the logits of some were no numbers.

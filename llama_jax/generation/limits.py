@@ -1,4 +1,4 @@
-"""Every size and bucket of generation, and why it is so.
+"""Every size and limit of generation, and its reason.
 
 A program is compiled once per shape, so shapes are rounded up to buckets: a batch of 3 prompts of
 20 tokens runs as 4 rows of 32.
@@ -13,18 +13,18 @@ MAX_ROWS = 32
 MAX_CACHE_BYTES = 4 << 30
 """A batch has fewer rows where the cache of MAX_ROWS would be larger."""
 MIN_BUCKET = 16
-"""The shortest padded text: below it, programs differ by less than they cost to compile."""
+"""The shortest padded prompt: a smaller program would save less time than it takes to compile."""
 MIN_SLOTS = 256
 """The smallest cache. A cache grows by doubling, so a step reads less than twice what is used."""
 HEADROOM = 64
-"""New tokens for which a cache has room from the beginning."""
+"""A new cache has room for the prompt and so many new tokens."""
 ROUND_TOKENS = 256
-"""Tokens that the device keeps of a row before the host takes them."""
+"""Tokens of a row that the device keeps before the host fetches them."""
 ROUND_SECONDS = 0.5
 """How long the device may decode before the host looks: Python hears Ctrl-C between two looks."""
 STOP_STRING_TOKENS = 16
-"""Tokens between two looks for stop strings, which the host finds in the text. A row decodes at
-most as many beyond its stop; they are dropped."""
+"""Tokens between two checks for stop strings, which the host finds in the text. A row decodes at
+most so many beyond its stop; they are dropped."""
 MAX_LOGPROBS = 20
 """How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
 SCORE_TEXTS = 8
@@ -37,20 +37,20 @@ class Limits:
     """Sizes that depend on the platform."""
 
     tokens_per_check: int
-    """Decoded between two questions whether to go on, and streamed at a time."""
+    """Tokens decoded between two checks of the loop, and streamed at a time."""
     prefill_tokens: int
-    """Read at once of all prompts of a batch together, at least PREFILL_TOKENS_A_ROW of each."""
+    """Prompt tokens of one chunk, over all rows; at least PREFILL_TOKENS_A_ROW of each."""
     turn_tokens: int
-    """Read at once of a conversation's turn: one program serves long turns and short."""
+    """Tokens of one chunk of a conversation's turn: one program serves long turns and short."""
     score_tokens: int
-    """Positions of all texts whose logits exist at once, at least SCORE_TOKENS_A_ROW of each."""
+    """Positions whose logits exist at once, over all texts; at least SCORE_TOKENS_A_ROW of each."""
     bytes_per_second: int
     """How fast a slow one reads weights, by which a round's tokens are counted. It is no clock,
     because all processes of a job must count alike."""
 
 
 PREFILL_TOKENS_A_ROW = 512
-"""Read at once of each prompt at least. It bounds the scores that attention holds."""
+"""The smallest chunk of a prompt. It bounds the scores that attention holds."""
 SCORE_TOKENS_A_ROW = 128
 
 CPU = Limits(
@@ -60,7 +60,7 @@ CPU = Limits(
     score_tokens=0,
     bytes_per_second=5 * 10**9,
 )
-"""A question costs a CPU nothing, and it reads weights as fast for 64 tokens as it multiplies."""
+"""A check is free on a CPU, and 64 tokens take as long to multiply as the weights to read."""
 ACCELERATOR = Limits(
     tokens_per_check=8,
     prefill_tokens=1 << 14,
@@ -68,8 +68,8 @@ ACCELERATOR = Limits(
     score_tokens=SCORE_TOKENS_A_ROW * SCORE_TEXTS,
     bytes_per_second=10**12,
 )
-"""A question stalls a GPU. cuDNN's kernel holds no scores, but serves only the first tokens that
-are read of a prompt, so it gets as many as possible."""
+"""A check makes a GPU wait for the host. cuDNN's kernel holds no scores, but serves only the first
+chunk of a prompt, so that chunk is large."""
 
 
 def limits_on(platform: str) -> Limits:
@@ -89,12 +89,12 @@ def power_of_two(wanted: int, least: int = 1) -> int:
 
 
 def bucket(length: int) -> int:
-    """The padded length of a text: 20 tokens become 32."""
+    """The padded length of a prompt: 20 tokens become 32."""
     return power_of_two(length, MIN_BUCKET)
 
 
 def initial_slots(length: int, max_seq_len: int) -> int:
-    """The slots of a cache that reads a text of this length and writes on."""
+    """The slots of a new cache for a prompt of this length."""
     return min(max(MIN_SLOTS, bucket(length + HEADROOM)), max_seq_len)
 
 
@@ -112,5 +112,5 @@ def final_slots(length: int, new: int, max_seq_len: int) -> int:
 
 
 def tokens_per_read(rows: int, time: int, *, in_all: int, a_row: int) -> int:
-    """How many tokens of each text are read at once: for 4 texts, 16,384 in all are 4,096 each."""
+    """Tokens of each row in one chunk: 16,384 in all are 4,096 for each of 4 rows."""
     return min(time, max(a_row, in_all // rows))

@@ -1,7 +1,7 @@
 """The two programs that decode: `prefill` reads prompts, `decode` takes all rows on.
 
-Each is compiled once for a number of rows and a length: of the prompts, and of the cache. No
-setting of a user's is a shape, so no setting compiles anything.
+`prefill` is compiled once for each (rows, prompt length, cache slots), `decode` for each (rows,
+cache slots). Settings are traced, so changing one compiles nothing.
 
     prefill  texts [4, 32], lengths [20, 7, 5, 1] -> a DecodeState whose rows have one new token
     decode   the state -> the state, up to 256 tokens a row later
@@ -48,24 +48,27 @@ def prefill(
     *,
     tokens_per_read: int,
 ) -> DecodeState:
-    """Reads texts, padded on the right with anything, and decides each row's first token.
+    """Reads prompts into the cache and samples each row's first token.
 
-    The cache holds the first `read` positions of every text already; a `NewCache` none. The rest
-    is read chunk by chunk, `tokens_per_read` tokens of each text at a time.
+    `texts` are token ids, padded on the right with any ids. The cache already holds their first
+    `read` positions; a `NewCache` holds none. The rest is read in chunks of `tokens_per_read`
+    tokens of each row.
     """
     past = cache.empty(params.config) if isinstance(cache, NewCache) else cache
     past = jax.tree.map(constrain, past, past.specs())
     chunk = functools.partial(read_chunk, params, texts, lengths, tokens_per_read)
     reading = read, jnp.zeros((len(texts), params.config.vocab_size)), past
     whole = past.fresh and texts.shape[1] <= tokens_per_read
-    if past.fresh:  # the first chunk of a new text has no past, which is another program
+    if past.fresh:  # the first chunk has no past, so it is another program
         reading = chunk(*reading)
     if not whole:
         unread = lambda state: state[0] < jnp.max(lengths)  # noqa: E731
         reading = jax.lax.while_loop(unread, lambda state: chunk(*state), reading)
     _, logits, past = reading
-    state = _begun(past, texts, lengths, logits.shape[1])
-    return _fetchable(_decided(state, logits, settings, jnp.zeros_like(lengths), jnp.array(1)))
+    state = _initial_state(past, texts, lengths, logits.shape[1])
+    return _replicated_buffer(
+        _append_token(state, logits, settings, jnp.zeros_like(lengths), jnp.array(1))
+    )
 
 
 def read_chunk(
@@ -77,14 +80,14 @@ def read_chunk(
     logits: Float[Array, "batch vocab"],
     cache: Any,
 ) -> tuple[Array, Array, Any]:
-    """Reads `width` tokens of each text from `start`, and keeps the logits after its last token.
+    """Reads `width` tokens of each row from `start`, and keeps the logits after its last token.
 
-    Returns what the next chunk is given: its start, the logits so far, and the cache.
+    Returns the arguments of the next chunk: its start, the logits so far, and the cache.
     """
     batch, time = texts.shape
     last = lengths[:, None] - 1
     positions = jnp.broadcast_to(start + jnp.arange(width), (batch, width))
-    # Beyond a text's end any token will do: its slot is overwritten before it is read.
+    # Beyond a row's end any token will do: its slot is overwritten before it is read.
     tokens = jnp.take_along_axis(texts, jnp.minimum(positions, time - 1), axis=1)
     inside = jnp.clip(last - start, 0, width - 1)
     found, cache = forward(params, tokens, positions, cache, at=inside)
@@ -103,20 +106,20 @@ def decode(
 ) -> DecodeState:
     """Decodes until each row has ended or has `until` tokens, or the buffer or the cache is full.
 
-    `taken` is how many tokens of each row the host has: their places in the buffer are free.
+    The host has `taken` tokens of each row, so their places in the buffer are free.
 
-    Once every `tokens_per_check` tokens the loop asks whether to go on, and whether all rows are
-    greedy: on a GPU a question waits for the device. Rows that have ended idle until then.
+    The loop checks its condition every `tokens_per_check` tokens, because on a GPU a check waits
+    for the device. Rows that have ended run on until then, and their tokens are dropped.
     """
 
     def step(branch: Branch, state: DecodeState, _: Any) -> tuple[DecodeState, None]:
         position = _position(state)
         logits, cache = forward(params, state.last[:, None], position[:, None], state.cache)
         state = dataclasses.replace(state, cache=cache)
-        return _decided(state, logits[:, 0], settings, taken, until, branch), None
+        return _append_token(state, logits[:, 0], settings, taken, until, branch), None
 
     def goes_on(state: DecodeState) -> Bool[Array, ""]:
-        wanted = _is_wanted(state, settings, taken, until)
+        wanted = _needs_token(state, settings, taken, until)
         return jnp.any(wanted) & ~jnp.any(wanted & ~state.cache.fits(_position(state)))
 
     def loop(branch: Branch, here: Bool[Array, ""], state: DecodeState) -> DecodeState:
@@ -126,16 +129,17 @@ def decode(
         return jax.lax.while_loop(lambda s: here & goes_on(s), lambda s: some(s)[0], state)
 
     if tokens_per_check == 1:
-        return _fetchable(loop(jax.lax.cond, jnp.array(True), state))
-    # Two loops of which one runs: a branch inside a loop would make the host wait, or copy a cache.
+        return _replicated_buffer(loop(jax.lax.cond, jnp.array(True), state))
+    # Two loops, of which one runs no step: a `cond` inside a loop would wait for the host, or copy
+    # the cache.
     greedy = is_greedy(settings)
-    return _fetchable(loop(both, ~greedy, loop(second, greedy, state)))
+    return _replicated_buffer(loop(both, ~greedy, loop(second, greedy, state)))
 
 
-def _begun(
+def _initial_state(
     cache: Cache, texts: Int[Array, "batch time"], lengths: Int[Array, " batch"], vocab: int
 ) -> DecodeState:
-    """The state of texts that were read, without a new token."""
+    """The state of prompts that were read, before the first new token."""
     batch, k = len(texts), min(MAX_LOGPROBS, vocab)
     inside = jnp.arange(texts.shape[1]) < lengths[:, None]
     nothing = jnp.zeros(batch, jnp.int32)
@@ -159,7 +163,7 @@ def _begun(
     )
 
 
-def _decided(
+def _append_token(
     state: DecodeState,
     logits: Float[Array, "batch vocab"],
     settings: BatchSettings,
@@ -167,16 +171,16 @@ def _decided(
     until: Int[Array, ""],
     branch: Branch = jax.lax.cond,
 ) -> DecodeState:
-    """The state with a token more in each running row, or the row ended.
+    """Samples one token for each running row and appends it, or marks the row as stopped.
 
-    It ends at a stop id, and where its logits are NaN or infinite, so that there is no next token.
+    A row stops at a stop id, and where its logits are NaN or infinite.
     """
     history, buffer = state.history, state.buffer
     token = sample(logits, settings, history, branch=branch)
-    running = _is_wanted(state, settings, taken, until) & state.cache.fits(_position(state))
+    running = _needs_token(state, settings, taken, until) & state.cache.fits(_position(state))
     is_stop = jnp.take_along_axis(settings.stop_id_mask, token[:, None], axis=1)[:, 0]
     keeps = running & ~is_stop & (token != NO_TOKEN)
-    # A row that is over writes beyond the end, which drops it. What ends a row is written too.
+    # A row that has ended writes beyond the buffer, which drops it. A stop id is written too.
     place = jnp.where(running, history.count - taken, ROUND_TOKENS)
     chosen, top_ids, top_logprobs = branch(
         settings.logprobs,
@@ -205,24 +209,24 @@ def _position(state: DecodeState) -> Int[Array, " batch"]:
     return state.history.prompt_lengths + state.history.count - 1
 
 
-def _is_wanted(
+def _needs_token(
     state: DecodeState,
     settings: BatchSettings,
     taken: Int[Array, " batch"],
     until: Int[Array, ""],
 ) -> Bool[Array, " batch"]:
-    """Which rows are to have a token more before the host looks."""
+    """Which rows need another token in this call."""
     end = jnp.minimum(jnp.minimum(settings.max_new_tokens, until), taken + ROUND_TOKENS)
     return ~state.buffer.stopped & (state.history.count < end)
 
 
-# Row by row, so that XLA sees that rows stay where they are when the batch is cut.
+# Row by row, so that XLA sees that rows stay on their devices when the batch is sharded.
 _put = jax.vmap(lambda row, place, value: row.at[place].set(value, mode="drop"))
 _add = jax.vmap(lambda row, place, value: row.at[place].add(value))
 _mark = jax.vmap(lambda row, places, values: row.at[places].max(values))
 
 
-def _fetchable(state: DecodeState) -> DecodeState:
-    """The same, with the buffer on every device of a mesh, and so in every process."""
+def _replicated_buffer(state: DecodeState) -> DecodeState:
+    """The state with its buffer replicated over the mesh, so that every process can fetch it."""
     whole = jax.tree.map(lambda x: constrain(x, REPLICATED), state.buffer)
     return dataclasses.replace(state, buffer=whole)

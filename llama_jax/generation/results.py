@@ -51,7 +51,7 @@ class Delta:
     stop_token: int | None = None
     """The stop id at which the row ended; set on its last delta alone."""
     stop_logprob: TokenLogprob | None = None
-    """Of `stop_token`, if the settings asked for log-probabilities."""
+    """The log-probability of `stop_token`, if the settings asked for log-probabilities."""
 
 
 @with_field_docs
@@ -67,13 +67,13 @@ class Completion:
     """Why it ended: at a stop, at `max_new_tokens` or the context's end ("length"), or because its
     logits were NaN or infinite ("error", in a `NaNLogitsError` alone)."""
     logprobs: list[TokenLogprob] | None = None
-    """Of the new tokens, one each, if the settings asked for them."""
+    """One entry for each new token, if the settings asked for them."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
-    """Of the prompt's tokens; the first follows nothing and has None."""
+    """One entry for each token of the prompt; None for the first, which follows nothing."""
     stop_token: int | None = None
     """The stop id at which it ended, if one did. It is none of `tokens`."""
     stop_logprob: TokenLogprob | None = None
-    """Of `stop_token`, if the settings asked for log-probabilities."""
+    """The log-probability of `stop_token`, if the settings asked for log-probabilities."""
 
 
 @with_field_docs
@@ -84,7 +84,7 @@ class Score:
     tokens: list[int]
     """The text's, bos included."""
     logprobs: list[float]
-    """Of every token after the first, each given those before it."""
+    """The log-probability of each token after the first, given those before it."""
 
     @property
     def nll(self) -> float:

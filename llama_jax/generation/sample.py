@@ -18,7 +18,7 @@ from llama_jax.ops.sampling import LARGEST, min_p_keeps, penalized, with_noise
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
-    """`SamplingSettings` of a batch as arrays, all of them traced: no setting compiles anything."""
+    """`SamplingSettings` of a batch as traced arrays."""
 
     numbers: dict[str, Array]
     """Each setting that is a number, [batch], by its name in `SamplingSettings`."""
@@ -39,7 +39,7 @@ class BatchSettings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What a row's next token depends on beside the logits: the tokens before it."""
+    """The tokens before the next one, as penalties and draws need them."""
 
     prompt_lengths: Int[Array, " batch"]
     in_prompt: Bool[Array, "batch vocab"]
@@ -50,8 +50,8 @@ class History:
 
 
 Branch = Callable[..., Any]
-"""How to take one of two branches, called as `jax.lax.cond` is. On a GPU that one makes the host
-wait for the device; `both` and `second` do not."""
+"""A function called as `jax.lax.cond` is. On a GPU `cond` itself waits for the host; `both` and
+`second` do not."""
 
 
 NO_TOKEN = -1
@@ -59,17 +59,17 @@ NO_TOKEN = -1
 
 
 def both(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
-    """Computes both branches, and picks one."""
+    """Computes both branches and selects one."""
     return jax.tree.map(lambda a, b: jnp.where(wanted, a, b), then(*x), otherwise(*x))
 
 
 def second(wanted: Array, then: Callable[..., Any], otherwise: Callable[..., Any], *x: Any) -> Any:
-    """The second branch, for when it is known that nobody wants the first."""
+    """Computes the second branch alone."""
     return otherwise(*x)
 
 
 def is_greedy(settings: BatchSettings) -> Bool[Array, ""]:
-    """Whether all rows want their likeliest tokens, unpenalized, and no log-probabilities."""
+    """Whether all rows are greedy, without penalties and log-probabilities."""
     return ~(jnp.any((settings["temperature"] > 0) | _is_penalized(settings)) | settings.logprobs)
 
 

@@ -40,9 +40,9 @@ def _number(
 @with_field_docs
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
-    """What one completion asks for. Checked when made; on the device all of it is traced.
+    """The sampling settings of one completion. Changing one compiles nothing.
 
-    They act in this order: the penalties, `logit_bias`, `forbidden_ids`, `min_new_tokens`,
+    The settings act in this order: the penalties, `logit_bias`, `forbidden_ids`, `min_new_tokens`,
     `temperature`, `top_k`, `top_p`, `min_p`, and then the draw. Each of the last three sees what
     the one before it left, its probabilities adding up to 1.
     """
@@ -81,7 +81,7 @@ class SamplingSettings:
     logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True, optional=True)
     """Log-probabilities of the new tokens, and of this many likeliest at each; None is none."""
     prompt_logprobs: int | None = _number(None, 0, MAX_LOGPROBS, integer=True, optional=True)
-    """The same for the prompt's tokens, of which the first has none."""
+    """The same for the prompt's tokens. The first has none."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

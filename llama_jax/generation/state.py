@@ -16,7 +16,7 @@ from llama_jax.model.cache import Cache
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class NewCache:
-    """A cache that `prefill` is to make itself: its kind and sizes, which are static."""
+    """A cache that `prefill` allocates: its kind and sizes, which are static."""
 
     kind: type[Cache]
     batch: int
@@ -31,15 +31,15 @@ class NewCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBuffer:
-    """The tokens that the device decided and the host has not taken yet."""
+    """New tokens that the host has not fetched yet."""
 
     tokens: Int[Array, "batch round"]
     logprobs: Float[Array, "batch round"]
-    """Of `tokens`, under the raw logits: before bias, penalties and temperature."""
+    """Log-probabilities of `tokens` by the raw logits, before bias, penalties and temperature."""
     top_ids: Int[Array, "batch round k"]
     top_logprobs: Float[Array, "batch round k"]
     count: Int[Array, " batch"]
-    """How many tokens a row has, those that the host took included."""
+    """New tokens of each row, those that the host has fetched included."""
     stopped: Bool[Array, " batch"]
     """Whether a row met a stop id, or had no next token. What it met lies after its tokens."""
 
@@ -47,7 +47,7 @@ class TokenBuffer:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """A batch in the middle of being decoded."""
+    """A batch that is being decoded."""
 
     cache: Any
     history: History

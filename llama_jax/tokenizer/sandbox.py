@@ -23,11 +23,11 @@ from jinja2.utils import Namespace
 MAX_STEPS = 300_000
 """Turns of loops and calls, together, in one rendering."""
 MAX_CHARACTERS = 50_000_000
-"""Of one rendering."""
+"""The limit on one rendering."""
 MAX_FACTOR = 1_000
 """What `'a' * n` and `a ** n` take."""
 MAX_BITS = 10_000
-"""Of a product of two integers, which a loop would double in length at every turn."""
+"""The limit on a product of two integers, whose length a loop could double at every turn."""
 
 ANSWER = "_answer_begins", "_answer_ends"
 """Variables that `{% generation %}` writes before and after its part."""

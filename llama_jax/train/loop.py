@@ -31,7 +31,7 @@ class Data:
     order: Order
     validation: Rows | None
     bytes_per_token: float | None
-    """Of the validation split's text: from it a loss becomes bits per byte."""
+    """UTF-8 bytes of the validation text for each token, to tell its loss in bits per byte."""
 
 
 def run_steps(

@@ -30,7 +30,7 @@ class Optimizer:
     epsilon: float = 1e-5
     """AdamW's. Llama 2 states 1e-5 (arXiv:2307.09288, 2.2); LLaMA 1 states none."""
     weight_decay: float = 0.1
-    """Of matrices, the embedding's included. Norms and biases have none."""
+    """The decay of matrices, the embedding included. Norms and biases have none."""
     clip: float = 1.0
     """Gradients of a larger norm are scaled down to it; 0 clips none."""
 
@@ -52,7 +52,7 @@ class Step:
     micro_batches: int = 1
     """Into how many parts a batch is cut, to be computed one after the other in less memory."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of activations and products. The weights and moments are float32 always."""
+    """The dtype of activations and products. Weights and moments are float32 always."""
     remat: Literal["none", "layer", "dots"] = "layer"
     """What the backward pass computes again: nothing; each layer; or each layer without its
     matrix products."""
@@ -124,7 +124,7 @@ class Run:
     bad_steps: int = 20
     """A run ends after so many steps in a row that changed nothing."""
     peak_tflops: float = 0.0
-    """Of one device, for the part that is used of it (MFU); 0 measures it."""
+    """The peak of one device, of which the MFU is a part; 0 measures it."""
 
     def __post_init__(self) -> None:
         _check(self, from_zero=("save_every", "evaluate_every", "evaluate_batches", "sample_every"))
@@ -144,7 +144,7 @@ class Recipe:
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     run: Run = dataclasses.field(default_factory=Run)
     seed: int = 0
-    """Of the initial weights and of the order of the rows."""
+    """The seed of the initial weights and of the order of the rows."""
 
     def __post_init__(self) -> None:
         check_count("steps", self.steps)

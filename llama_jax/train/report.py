@@ -22,7 +22,7 @@ class Evaluated(NamedTuple):
     tokens: int
     """How many were read."""
     bytes_per_token: float | None
-    """Of the validation text; None where the files do not say it."""
+    """UTF-8 bytes of the validation text for each token; None where the files do not say it."""
 
     @property
     def bits_per_byte(self) -> float | None:

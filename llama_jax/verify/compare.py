@@ -21,15 +21,15 @@ from llama_jax.verify.suspicion import suspicions
 _TIME, _FARTHEST = 16, 100_000
 """Tokens in a probe, and one more than the last position in it."""
 _TOLERANCES = {"float32": 2e-5, "float16": 1e-2, "bfloat16": 0.1}
-"""Of our model against the reference, as a share of the largest logit. The worst measured on CPU
-over every model of the tests was 1.7e-6, 4.7e-3 and 5.3e-2: float32 is allowed ten times that, for
-deeper models, and the others twice."""
+"""The largest allowed difference from the reference, as a share of the largest logit. The worst
+measured on CPU over every model of the tests was 1.7e-6, 4.7e-3 and 5.3e-2: float32 is allowed ten
+times that, for deeper models, and the others twice."""
 _EXACT = 1e-9
 """The reference against itself, on numbers that are the same: a last bit of float64."""
 
 
 def _quiet() -> np.errstate:
-    """Of numbers that are not finite the comparison tells itself, and NumPy need not."""
+    """Silences NumPy's warnings: the comparison reports numbers that are not finite itself."""
     return np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 

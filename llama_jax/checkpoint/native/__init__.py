@@ -58,7 +58,7 @@ class Written:
     path: Path
     tensors: int
     bytes: int
-    """Of the weights alone."""
+    """Bytes of the weights alone."""
     dtypes: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...]
