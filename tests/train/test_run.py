@@ -229,6 +229,13 @@ def test_a_mistake_in_a_recipe_names_the_way_out(changes, words, tmp_path):
         read_recipe(file, changes)
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs/train").glob("*.toml")), ids=lambda f: f.stem)
+def test_the_recipes_of_the_clone_are_recipes(file):
+    recipe = read_recipe(file)
+    assert recipe.model is not None
+    assert recipe.tokens
+
+
 def test_what_is_no_toml_is_said(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text("steps: 10")
