@@ -229,7 +229,10 @@ def test_a_mistake_in_a_recipe_names_the_way_out(changes, words, tmp_path):
         read_recipe(file, changes)
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs/train").glob("*.toml")), ids=lambda f: f.stem)
+RECIPES = sorted((ROOT / "configs/train").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_the_recipes_of_the_clone_are_recipes(file):
     recipe = read_recipe(file)
     assert recipe.model is not None
