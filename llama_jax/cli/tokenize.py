@@ -85,7 +85,7 @@ def tokenize(
             "progress": update,
         }
         if _are_dialogs(texts, dialogs):
-            more = {"context": dialogs.context, "drop_long": dialogs.drop_long}
+            more: dict[str, Any] = {"context": dialogs.context, "drop_long": dialogs.drop_long}
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
             done = tokenize(files, tokenizer, out, **vars(texts), **common)
