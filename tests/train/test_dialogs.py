@@ -284,7 +284,7 @@ def test_packing_is_made_once_and_is_the_same_again(tmp_path):
 
 def test_a_dialog_longer_than_a_row_is_named_or_left_out(tmp_path):
     with pytest.raises(
-        ValueError, match=r"line 3: the dialog has \d+ tokens, and a row 70; .*long"
+        ValueError, match=r"line 5: the dialog has \d+ tokens, and a row 70; .*long"
     ):
         packed(tmp_path, context=70)
     done, folder = packed(tmp_path, context=70, drop_long=True)
