@@ -9,7 +9,7 @@ from llama_jax.tokenizer.beside import read_special_tokens, tokenizer_files
 from llama_jax.tokenizer.chat_template import read_chat_template
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
-from llama_jax.tokenizer.protocol import Message, Tokenizer
+from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
@@ -20,6 +20,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",
+    "Tools",
     "detokenize",
     "find_tokenizer",
     "load_tokenizer",

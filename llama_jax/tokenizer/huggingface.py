@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.beside import SpecialTokens
-from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
+from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template, turn_end
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -64,7 +64,9 @@ class HuggingFaceTokenizer(Tokenizer):
             ids = self._text_only.encode(text, add_special_tokens=False).ids
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+    def encode_dialog(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> list[int]:
         """The ids of a dialog, as the checkpoint's chat template writes it."""
         if self._template is None:
             raise ValueError(
@@ -74,10 +76,24 @@ class HuggingFaceTokenizer(Tokenizer):
         return encode_with_template(
             self._template,
             messages,
-            encode=lambda text: self._controls_too.encode(text, add_special_tokens=False).ids,
+            tools=tools,
+            encode=self._encode_controls_too,
             encode_text=lambda text: self.encode(text, bos=False, eos=False),
             special=self.special,
         )
+
+    def turn_end(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> tuple[str, int] | None:
+        """The control token that ends an answer, by the chat template, and its id."""
+        if self._template is None:
+            return None
+        name = turn_end(self._template, messages, tools=tools, special=self.special)
+        return None if name is None else (name, self.special[name])
+
+    def _encode_controls_too(self, text: str) -> list[int]:
+        with _in_words():
+            return self._controls_too.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

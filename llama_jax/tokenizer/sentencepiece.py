@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.dialog import encode_llama2
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import STEP, encode_codellama70b, encode_llama2
+from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
 
 SPACE = "\u2581"  # how a piece spells a space
 
@@ -34,7 +34,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = model
         self.bos_id: int = model.bos_id()
         self.eos_id: int = model.eos_id()
-        self.stop_ids = (self.eos_id,)
+        step = model.piece_to_id(STEP)
+        self._step_id: int | None = step if model.id_to_piece(step) == STEP else None
+        self.stop_ids = (self.eos_id,) if self._step_id is None else (step, self.eos_id)
         self.vocab_size: int = model.vocab_size()
 
         pieces = model.id_to_piece(list(range(self.vocab_size)))
@@ -58,9 +60,13 @@ class SentencePieceTokenizer(Tokenizer):
         check_text(text)
         return [self.bos_id] * bos + self._model.encode(text) + [self.eos_id] * eos
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog, in Llama 2's format."""
-        return encode_llama2(self, messages)
+    def encode_dialog(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> list[int]:
+        """The ids of a dialog, in Llama 2's format, or Code Llama 70B's where it has <step>."""
+        if self._step_id is not None:
+            return encode_codellama70b(self, self._step_id, messages, tools=tools)
+        return encode_llama2(self, messages, tools=tools)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)

@@ -9,7 +9,7 @@ from typing import SupportsIndex
 
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama3
-from llama_jax.tokenizer.protocol import Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
 
 _WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
     (
@@ -77,9 +77,11 @@ class TiktokenTokenizer(Tokenizer):
         ids = [id for part in _parts(text) for id in self._words.encode_ordinary(part)]
         return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+    def encode_dialog(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> list[int]:
         """The ids of a dialog, in Llama 3's format: `encode_llama3` says which keys it knows."""
-        return encode_llama3(self, self.special, messages)
+        return encode_llama3(self, self.special, messages, tools=tools)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
