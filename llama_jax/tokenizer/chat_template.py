@@ -144,6 +144,22 @@ def turn_end(
     return end[0] if found and end else None
 
 
+class WithTemplate:
+    """What a tokenizer knows of dialogs where its folder has a chat template."""
+
+    _template: ChatTemplate | None = None
+    special: Mapping[str, int]
+
+    def turn_end(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> tuple[str, int] | None:
+        """The control token that ends an answer, by the chat template, and its id."""
+        if self._template is None:
+            return None
+        name = turn_end(self._template, messages, tools=tools, special=self.special)
+        return None if name is None else (name, self.special[name])
+
+
 class _Spellings:
     """The spellings of control tokens, and digits that stand for them where messages have them."""
 

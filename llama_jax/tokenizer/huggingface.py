@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.beside import SpecialTokens
-from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template, turn_end
+from llama_jax.tokenizer.chat_template import ChatTemplate, WithTemplate, encode_with_template
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
 from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
 
 
-class HuggingFaceTokenizer(Tokenizer):
+class HuggingFaceTokenizer(WithTemplate, Tokenizer):
     """A tokenizer.json, from the bytes of its file, run by the library that wrote it.
 
     Control tokens are those it calls special, and the ones that begin and end a text; they have
@@ -81,15 +81,6 @@ class HuggingFaceTokenizer(Tokenizer):
             encode_text=lambda text: self.encode(text, bos=False, eos=False),
             special=self.special,
         )
-
-    def turn_end(
-        self, messages: Sequence[Message], *, tools: Tools | None = None
-    ) -> tuple[str, int] | None:
-        """The control token that ends an answer, by the chat template, and its id."""
-        if self._template is None:
-            return None
-        name = turn_end(self._template, messages, tools=tools, special=self.special)
-        return None if name is None else (name, self.special[name])
 
     def _encode_controls_too(self, text: str) -> list[int]:
         with _in_words():

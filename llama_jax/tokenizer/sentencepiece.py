@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
+from llama_jax.tokenizer.chat_template import WithTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import STEP, encode_codellama70b, encode_llama2
 from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
@@ -12,7 +13,7 @@ from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, ch
 SPACE = "\u2581"  # how a piece spells a space
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(WithTemplate, Tokenizer):
     """A SentencePiece model, from the bytes of its file."""
 
     def __init__(self, file: bytes) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import SupportsIndex
 
+from llama_jax.tokenizer.chat_template import WithTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama3
 from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools, check_id, check_text
@@ -46,7 +47,7 @@ MAX_TEXT, MAX_RUN = 400_000, 25_000
 _RUN = re.compile(r"\s+|\S+")
 
 
-class TiktokenTokenizer(Tokenizer):
+class TiktokenTokenizer(WithTemplate, Tokenizer):
     """Byte-pair merges by rank, from the bytes of their file; the special ids follow the ranks."""
 
     special: Mapping[str, int]
