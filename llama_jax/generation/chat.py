@@ -120,7 +120,7 @@ class Conversation:
         self._remember(ids)
         self.messages, written = messages, self._ids
         try:
-            for delta in self._decoded(row):
+            for delta in self._decoded(row, written):
                 text += delta.text
                 written += delta.tokens
                 yield delta
@@ -148,7 +148,7 @@ class Conversation:
             )
         return messages, ids
 
-    def _decoded(self, row: Row) -> Iterator[Delta]:
+    def _decoded(self, row: Row, ids: list[int]) -> Iterator[Delta]:
         if row.max_new_tokens == 0:
             yield Delta(0, "", [], None, "length")
             return
@@ -159,9 +159,10 @@ class Conversation:
         for _, delta, after in decode_rows(
             self.params, self._place, writers, settings, state, stream=True
         ):
-            # The newest token is not in the cache yet.
-            count = int(after.buffer.count[0])
-            self._cache, self._read = after.cache, len(row.prompt) + count - 1
+            if self._ids is ids:  # no other turn has begun, nor has the dialog been reset
+                # The newest token is not in the cache yet.
+                count = int(after.buffer.count[0])
+                self._cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta
 
     def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:

@@ -143,6 +143,25 @@ def test_undo_takes_the_last_question_and_its_answer_back(params, tmp_path):
     assert "SECRET" not in talk.tokenizer.decode(talk._ids)
 
 
+def test_an_answer_that_goes_on_after_a_reset_leaves_the_new_dialog_alone(params, tmp_path):
+    template, written = KINDS["plain"]
+    folder = byte_folder(tmp_path, template)
+    talk = talk_in(params, folder, stop_ids=[])
+    old = talk.ask("An older question of some length?")
+    next(old)
+    talk.reset()
+    next(old)
+    list(talk.ask("new"))
+    assert talk.messages[0]["content"] == "new"
+    old.close()
+    asked, tokens = turn(talk, talk.ask("so?"))
+    assert asked == encoded(folder, written(talk.messages[:-1]))
+    (done,) = generate(
+        params, [asked], tokenizer=talk.tokenizer, **settings_of(talk.tokenizer), stop_ids=[]
+    )
+    assert done.tokens == tokens
+
+
 @pytest.mark.parametrize("stop", ["b", "cd"])
 def test_what_a_stop_string_cut_off_is_not_in_the_next_prompt(params, tmp_path, stop):
     template, written = KINDS["plain"]
