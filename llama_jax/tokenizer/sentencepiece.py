@@ -37,7 +37,7 @@ class SentencePieceTokenizer(WithTemplate, Tokenizer):
         self.eos_id: int = model.eos_id()
         step = model.piece_to_id(STEP)
         self._step_id: int | None = step if model.id_to_piece(step) == STEP else None
-        self.stop_ids = (self.eos_id,) if self._step_id is None else (step, self.eos_id)
+        self.stop_ids = (self.eos_id,) if self._step_id is None else (self.eos_id, step)
         self.vocab_size: int = model.vocab_size()
 
         pieces = model.id_to_piece(list(range(self.vocab_size)))

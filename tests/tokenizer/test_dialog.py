@@ -253,7 +253,7 @@ def test_a_tokenizer_with_a_step_writes_code_llama_70bs_turns_and_stops_at_it(fi
     tokenizer = SentencePieceTokenizer(codellama70b())
     model = sentencepiece.SentencePieceProcessor(model_proto=codellama70b())
     step = model.piece_to_id("<step>")
-    assert tokenizer.stop_ids == (step, model.eos_id())
+    assert tokenizer.stop_ids == (model.eos_id(), step)
     reply = {"role": "assistant", "content": "Hello!", "destination": "user"}
     dialog = [*first, user(" Hi "), reply, user("Why?"), assistant("So."), user("")]
     turns = [
