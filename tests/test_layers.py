@@ -28,7 +28,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
-    "orbax": {"checkpoint"},
+    "orbax": {"checkpoint", "train"},
     "torch": set(),
     "transformers": set(),
 }

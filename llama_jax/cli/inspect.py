@@ -105,7 +105,7 @@ def _needed(asked: dict[str, Any], needed: Memory, here: str) -> dict[str, str]:
 
 
 def _as_json(
-    found: Inspection, tokenizer: str, notes: list[str], asked: dict[str, Any], needed: Memory
+    found: Inspection, tokenizer: str, notes: tuple[str, ...], asked: dict[str, Any], needed: Memory
 ) -> dict[str, Any]:
     from llama_jax.checkpoint.published import family, parameter_count
 

@@ -55,7 +55,9 @@ class ModelCache(Protocol):
 class Cache(ModelCache, Protocol):
     """The cache interface of generation: a contiguous, paged or quantized cache implements it.
 
-    Nothing outside this file reads a cache's arrays.
+    Nothing outside this file reads a cache's arrays. A step may begin at any position up to the
+    past's end: what the cache holds there and above is of another text, and no longer counts. So a
+    conversation whose dialog was changed goes back to where the two texts part.
     """
 
     @classmethod
