@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.generation.state import DecodeState
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Message, Tokenizer
+from llama_jax.tokenizer import Message, Tokenizer, Tools
 from llama_jax.weights.params import Params
 
 
@@ -29,20 +30,21 @@ def chat(
     messages: Sequence[Message],
     settings: SamplingSettings | None = None,
     *,
+    tools: Tools | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> Completion:
-    """The assistant's answer to a dialog that ends with its user: `.text` is its next content.
+    """The assistant's answer to a dialog: `.text` is its next content.
 
-    Settings are those of `generate`. For a conversation of several turns see `Conversation`,
+    Settings are those of `generate`. `tools` are JSON schemas of functions that the model may call,
+    where its chat template writes them. For a conversation of several turns see `Conversation`,
     which reads each message once.
     """
     tokenizer = _needed(params, tokenizer)
     (wanted,) = for_each(settings, changes, 1)
-    ids = tokenizer.encode_dialog(messages)
-    (row,) = rows_of(params.config, [ids], [wanted], 1, tokenizer, truncate=False)
-    row = dataclasses.replace(row, context_ids=())
+    ids = _encoded(tokenizer, messages, tools)
+    row = _row(params, tokenizer, messages, tools, ids, wanted)
     (done,) = complete(params, Placement.of(params, cache), [row], tokenizer)
     return done
 
@@ -50,7 +52,9 @@ def chat(
 class Conversation:
     """A dialog in progress, with its keys and values: a turn reads only what is new.
 
-    Host state, changed by `ask`. Where the context is full, the oldest turns are forgotten.
+    `messages` is the dialog, and all that the model sees: each turn reads what the model's format
+    makes of it, from the first token that differs from what was read before. It may be edited
+    between two answers. Where the context is full, the oldest turns are forgotten.
     """
 
     def __init__(
@@ -58,6 +62,7 @@ class Conversation:
         params: Params,
         *,
         system: str | None = None,
+        tools: Tools | None = None,
         settings: SamplingSettings | None = None,
         tokenizer: Tokenizer | None = None,
         cache: type[Cache] = KVCache,
@@ -67,12 +72,15 @@ class Conversation:
         self._place = Placement.of(params, cache)
         self.tokenizer = _needed(params, tokenizer)
         (self.settings,) = for_each(settings, changes, 1)
+        self.tools = tools
+        """Descriptions of functions that the model may call."""
         self.messages: list[Message] = []
+        """The dialog so far."""
         self.forgotten = 0
         """Turns that no longer fit in the context."""
         self.prefilled = 0
         """Tokens that the last turn had to read."""
-        self._ids: list[int] = []
+        self._ids: list[int] = []  # the last turn's: what was read, and what was written then
         self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
         self.reset(system)
@@ -83,28 +91,41 @@ class Conversation:
         self.forgotten = 0
         self._remember([])
 
+    def undo(self) -> Message | None:
+        """Takes the last user's message and all after it out of the dialog, and returns it."""
+        asked = [i for i, message in enumerate(self.messages) if message.get("role") == "user"]
+        if not asked:
+            return None
+        question = self.messages[asked[-1]]
+        del self.messages[asked[-1] :]
+        return question
+
     def ask(self, content: str) -> Generator[Delta, None, None]:
         """Yields the answer to a user's message as it comes; it joins the dialog when it ends.
 
         An answer that is not taken to its end (the iterator is closed, or Ctrl-C) joins the dialog
         as far as it came.
         """
-        messages, ids = self._fitted([*self.messages, {"role": "user", "content": content}])
-        (row,) = rows_of(
-            self.params.config, [ids], [self.settings], 1, self.tokenizer, truncate=False
-        )
-        row = dataclasses.replace(row, context_ids=())
-        self.forgotten += _turns(self.messages) + 1 - _turns(messages)
+        yield from self._answer_to([*self.messages, {"role": "user", "content": content}])
+
+    def answer(self) -> Generator[Delta, None, None]:
+        """Yields an answer to the dialog as it is, say after a tool's result was appended."""
+        yield from self._answer_to(list(self.messages))
+
+    def _answer_to(self, dialog: list[Message]) -> Generator[Delta, None, None]:
+        messages, ids = self._fitted(dialog)
+        row = _row(self.params, self.tokenizer, messages, self.tools, ids, self.settings)
+        self.forgotten += _turns(dialog) - _turns(messages)
         text = ""
         self._remember(ids)
-        self.messages = messages
+        self.messages, written = messages, self._ids
         try:
-            for delta in self._answer(row):
+            for delta in self._decoded(row, written):
                 text += delta.text
-                self._ids += delta.tokens
+                written += delta.tokens
                 yield delta
         finally:
-            self.messages.append({"role": "assistant", "content": text})
+            messages.append({"role": "assistant", "content": text})
 
     def _remember(self, ids: Sequence[int]) -> None:
         """Makes `ids` the dialog's; the cache still serves as far as they begin like the last."""
@@ -115,11 +136,11 @@ class Conversation:
         """A dialog less its oldest turns until an answer has room, and its ids."""
         limit = self.params.config.max_seq_len
         room = min(self.settings.max_new_tokens, limit // 4, 256)
-        ids = self._encoded(messages)
+        ids = _encoded(self.tokenizer, messages, self.tools)
         while len(ids) + room > limit and _turns(messages) > 1:
             first, second, *_ = [i for i, m in enumerate(messages) if m["role"] == "user"]
             messages = messages[:first] + messages[second:]
-            ids = self.tokenizer.encode_dialog(messages)
+            ids = _encoded(self.tokenizer, messages, self.tools)
         if len(ids) > limit:
             raise ValueError(
                 f"the message makes a dialog of {len(ids)} tokens and the context ends at "
@@ -127,23 +148,7 @@ class Conversation:
             )
         return messages, ids
 
-    def _encoded(self, messages: list[Message]) -> list[int]:
-        """The dialog's ids; what the model wrote stays as it wrote it, token for token.
-
-        What a format puts after an answer is what two encodings that differ in it end with.
-        """
-        if not self._ids:
-            return self.tokenizer.encode_dialog(messages)
-        *_, answer, question = messages
-        before = {"role": "user", "content": "yes or no"}
-        one, other = (
-            self.tokenizer.encode_dialog([before, {**answer, "content": word}, question])
-            for word in ("yes", "no")
-        )
-        tail = _shared(one[::-1], other[::-1])
-        return [*self._ids, *one[len(one) - tail :]]
-
-    def _answer(self, row: Row) -> Iterator[Delta]:
+    def _decoded(self, row: Row, ids: list[int]) -> Iterator[Delta]:
         if row.max_new_tokens == 0:
             yield Delta(0, "", [], None, "length")
             return
@@ -154,9 +159,10 @@ class Conversation:
         for _, delta, after in decode_rows(
             self.params, self._place, writers, settings, state, stream=True
         ):
-            # The newest token is not in the cache yet.
-            count = int(after.buffer.count[0])
-            self._cache, self._read = after.cache, len(row.prompt) + count - 1
+            if self._ids is ids:  # no other turn has begun, nor has the dialog been reset
+                # The newest token is not in the cache yet.
+                count = int(after.buffer.count[0])
+                self._cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta
 
     def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:
@@ -184,6 +190,34 @@ class Conversation:
                 settings,
                 tokens_per_read=limits_on(place.platform).turn_tokens,
             )
+
+
+def _encoded(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+    if tools is None:  # a tokenizer of the user's own need not know of tools
+        return tokenizer.encode_dialog(messages)
+    return tokenizer.encode_dialog(messages, tools=tools)
+
+
+def _row(
+    params: Params,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Tools | None,
+    ids: list[int],
+    settings: SamplingSettings,
+) -> Row:
+    """The answer to a dialog as a row: its text stands alone, the format's own token ends it."""
+    turn_end = getattr(tokenizer, "turn_end", None)  # only a format read from files may need it
+    end = turn_end(messages, tools=tools) if turn_end and settings.stop_ids is None else None
+    if end is not None and end[1] not in tokenizer.stop_ids:
+        warnings.warn(
+            f"the chat template ends an answer with {end[0]}, and the checkpoint's files do not "
+            "say that a text ends there; the chat stops at it",
+            stacklevel=2,
+        )
+        settings = settings.replace(stop_ids=(*tokenizer.stop_ids, end[1]))
+    (row,) = rows_of(params.config, [ids], [settings], 1, tokenizer, truncate=False)
+    return dataclasses.replace(row, context_ids=())
 
 
 def _is_deleted(cache: Any) -> bool:

@@ -11,7 +11,7 @@ from llama_jax.tokenizer.beside import read_stated, tokenizer_files
 from llama_jax.tokenizer.chat_template import read_chat_template
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
-from llama_jax.tokenizer.protocol import Message, Tokenizer
+from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
@@ -22,6 +22,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",
+    "Tools",
     "detokenize",
     "find_tokenizer",
     "load_tokenizer",
@@ -69,7 +70,8 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
 
 def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
     template = read_chat_template(folder)
-    stated = read_stated(folder, template.source if template else "")
+    spelled = template.source + (template.tool_source or "") if template else ""
+    stated = read_stated(folder, spelled)
     return kind(content, stated, template)
 
 

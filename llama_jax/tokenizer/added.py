@@ -97,17 +97,27 @@ class AddedTokens:
         token = self.by_id.get(id)
         return b"" if token is None or token.special else token.text.encode()
 
-    def split(self, text: str, *, controls: bool = False) -> Iterator[str | int]:
-        """Texts and, between them, the ids of what is found; of control tokens if asked for."""
+    @property
+    def in_texts(self) -> bool:
+        """Whether a text may have one of them."""
+        return self._plain is not None
+
+    def split(
+        self, text: str, *, controls: bool = False
+    ) -> Iterator[tuple[str | int, tuple[int, int]]]:
+        """Texts and, between them, the ids of what is found; of control tokens if asked for.
+
+        Each with where in `text` it begins and ends.
+        """
         pattern, end = self._all if controls else self._plain, 0
         for found in pattern.finditer(text) if pattern else ():
             if found.start() > end:
-                yield text[end : found.start()]
+                yield text[end : found.start()], (end, found.start())
             name = next(group for group in found.groups() if group is not None)
-            yield self._id_of[name] if name in self._id_of else self.special[name]
+            yield self._id_of[name] if name in self._id_of else self.special[name], found.span()
             end = found.end()
         if end < len(text):
-            yield text[end:]
+            yield text[end:], (end, len(text))
 
 
 def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:

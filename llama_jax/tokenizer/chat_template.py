@@ -1,20 +1,19 @@
-"""Dialogs to ids by a checkpoint's own chat template, as Hugging Face's folders carry it."""
+"""A checkpoint's own chat template, as Hugging Face's folders carry it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import re
-import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from llama_jax.tokenizer.beside import read_bounded, read_object
-from llama_jax.tokenizer.dialog import check_messages
-from llama_jax.tokenizer.protocol import Message
+from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
+from llama_jax.tokenizer.messages import checked_messages, checked_tools, rebuilt
+from llama_jax.tokenizer.protocol import Message, Tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 
@@ -25,140 +24,129 @@ class ChatTemplate:
 
     source: str
     tokens: Mapping[str, str]
+    tool_source: str | None = None
+    """The template for dialogs with tools, where the checkpoint has another one for them."""
 
     @property
     def marks_answers(self) -> bool:
         """Whether it says by `{% generation %}` what the assistant wrote."""
         return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
 
+    def source_for(self, tools: Tools | None) -> str:
+        """The template that writes a dialog with these tools, or none."""
+        return self.tool_source if tools and self.tool_source is not None else self.source
+
     def render(
-        self, messages: Sequence[Message], *, opened: bool = True, marks: tuple[str, str] = ("", "")
+        self,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        *,
+        opened: bool = True,
+        marks: tuple[str, str] = ("", ""),
+        hide: Callable[[str], str] = str,
     ) -> str:
         """The dialog as the template writes it; `opened`, up to where the assistant answers.
 
-        `marks` are written around each part that `{% generation %}` encloses.
+        `marks` are written around each part that `{% generation %}` encloses. The template sees
+        each text of the messages and the tools as `hide` returns it.
         """
         from llama_jax.tokenizer.sandbox import ANSWER, render
 
-        variables = {"messages": messages, "tools": None, "documents": None, **self.tokens}
-        variables |= dict(zip(ANSWER, marks, strict=True))
-        return render(self._compiled, {**variables, "add_generation_prompt": opened})
+        messages, tools = checked_messages(messages, ROLES), checked_tools(tools)
+        template, read = _compiled(self.source_for(tools))
+        if tools and "tools" not in read:
+            raise ValueError(
+                "the model's chat template does not write tools=; describe them in the system "
+                "message, as the model's card says"
+            )
+        variables = {
+            "messages": [rebuilt(value, f"message {i}", hide) for i, value in enumerate(messages)],
+            "tools": tools and [rebuilt(tool, f"tool {i}", hide) for i, tool in enumerate(tools)],
+            "documents": None,
+            **self.tokens,
+            **dict(zip(ANSWER, marks, strict=True)),
+        }
+        return render(template, {**variables, "add_generation_prompt": opened})
 
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        from llama_jax.tokenizer.sandbox import compile_template
 
-        return compile_template(self.source)
+@functools.lru_cache(maxsize=8)
+def _compiled(source: str) -> tuple[Any, set[str]]:
+    """A template, and the variables that it reads."""
+    from llama_jax.tokenizer.sandbox import compile_template, variables_of
+
+    return compile_template(source), variables_of(source)
 
 
 def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     """The template in `folder`: chat_template.jinja, or tokenizer_config.json's; None without one.
 
-    Of several, the one named "default".
+    Of several, the one named "default", and for dialogs with tools the one named "tool_use".
     """
     folder = Path(folder)
     config = read_object(folder / "tokenizer_config.json")
-    own = folder / "chat_template.jinja"
-    source = read_bounded(own).decode() if own.is_file() else config.get("chat_template")
-    if isinstance(source, list):
+    source, for_tools, own = config.get("chat_template"), None, folder / "chat_template.jinja"
+    if own.is_file():
+        source = _read_text(own)
+    elif isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict)]
-        source = {entry.get("name"): entry.get("template") for entry in named}.get("default")
+        sources = {entry.get("name"): entry.get("template") for entry in named}
+        source, for_tools = sources.get("default"), sources.get("tool_use")
     if source is None:
         return None
-    if not isinstance(source, str):
-        raise ValueError(
-            f"chat_template in {folder / 'tokenizer_config.json'} is a {type(source).__name__}; "
-            "it must be a str, or a list of names and templates"
-        )
+    for text in (source, "" if for_tools is None else for_tools):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"chat_template in {folder / 'tokenizer_config.json'} is a {type(text).__name__}; "
+                "it must be a str, or a list of names and templates"
+            )
     tokens = {**read_object(folder / "special_tokens_map.json"), **config}
-    return ChatTemplate(source, dict(_named_tokens(tokens)))
+    return ChatTemplate(source, dict(_named_tokens(tokens)), for_tools)
 
 
 def encode_with_template(
     template: ChatTemplate,
     messages: Sequence[Message],
     *,
-    encode: Callable[[str], list[int]],
-    encode_text: Callable[[str], list[int]],
+    tools: Tools | None = None,
+    encode: Encode[int],
     special: Mapping[str, int],
     opened: bool = True,
 ) -> list[int]:
     """The ids of a dialog: a control token that the template writes is one, a message's is text.
 
-    `encode` knows the control tokens in a text and adds none, `encode_text` knows none, and
     `special` are their spellings and ids. Where a message spells one, the template is shown digits
     in its place. Bos stands where the template writes it, if it does. `opened` dialogs go on to
     where the assistant answers.
     """
     hidden = HiddenControls(special)
-    rendered = template.render(hidden.messages(messages), opened=opened)
-    runs = hidden.runs(rendered, encode, encode_text)
-    return [id for text, plain in runs for id in (encode_text if plain else encode)(text)]
+    rendered = template.render(messages, tools, opened=opened, hide=hidden.hide)
+    return hidden.encode(rendered, encode)
 
 
-class HiddenControls:
-    """Control tokens that messages spell, hidden from a template behind digits of its own."""
-
-    def __init__(self, special: Mapping[str, int]) -> None:
-        self._special = special
-        longest_first = sorted(special, key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        # Nobody can forge the mark, and no template changes digits.
-        self._mark = f"{secrets.randbits(128):039d}"
-        self._shown = {name: f"{self._mark}{n:06d}" for n, name in enumerate(special)}
-        self._spelled = {digits: name for name, digits in self._shown.items()}
-
-    def messages(self, messages: Sequence[Message]) -> list[Any]:
-        """The messages as a template may see them."""
-        check_messages(messages, ROLES)
-        return [_rebuilt(message, i, self._hide) for i, message in enumerate(messages)]
-
-    def revealed(self, text: str) -> str:
-        """A text with what was hidden in it."""
-        return re.sub(self._mark + "[0-9]{6}", lambda found: self._spelled[found[0]], text)
-
-    def runs(
-        self,
-        rendered: str,
-        encode: Callable[[str], list[int]],
-        encode_text: Callable[[str], list[int]],
-    ) -> list[tuple[str, bool]]:
-        """The rendered text, revealed, in runs; of each whether no control token is in it."""
-        pieces = self._control.split(rendered)  # text, control token, text, ..., text
-        plain = [self._mark in piece for piece in pieces]
-        if not any(plain):
-            ids = encode(rendered)
-            # Text may make unk.
-            controls = set(self._special.values()).difference(encode_text(rendered))
-            if sum(id in controls for id in ids) <= len(pieces) // 2:
-                return [(rendered, False)]
-            # A normalizer made a control token of a text that spells none.
-            plain = [n % 2 == 0 and piece != "" for n, piece in enumerate(pieces)]
-        grouped = itertools.groupby(range(len(pieces)), plain.__getitem__)
-        return [
-            (self.revealed("".join(pieces[n] for n in run)), is_plain) for is_plain, run in grouped
-        ]
-
-    def _hide(self, text: str) -> str:
-        return self._control.sub(lambda found: self._shown[found[0]], text)
+def turn_end(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    *,
+    tools: Tools | None = None,
+    special: Mapping[str, int],
+) -> str | None:
+    """The control token that the template writes after the answer to a dialog; None without one."""
+    hidden = HiddenControls(special)
+    answer = hidden.placeholder
+    dialog = [*messages, {"role": "assistant", "content": answer}]
+    try:
+        written = template.render(dialog, tools, opened=False, hide=hidden.hide)
+    except ValueError:  # it may refuse: what the user has to know, `encode_with_template` says
+        return None
+    _, found, after = written.rpartition(answer)
+    return hidden.begins(after.lstrip()) if found else None
 
 
-def _rebuilt(value: Any, index: int, hide: Callable[[str], str]) -> Any:
-    """`value` of message `index` in Python's own types, which lend a template no other methods."""
-    if isinstance(value, str):
-        return hide(str(value))
-    if value is None or type(value) in (bool, int, float):
-        return value
-    if isinstance(value, Mapping):
-        return {
-            _rebuilt(key, index, hide): _rebuilt(item, index, hide) for key, item in value.items()
-        }
-    if isinstance(value, list | tuple):
-        return [_rebuilt(item, index, hide) for item in value]
-    raise ValueError(
-        f"message {index} holds a {type(value).__name__}; a chat template takes what JSON knows: "
-        "str, int, float, bool, None, lists and dicts"
-    )
+def _read_text(file: Path) -> str:
+    try:
+        return read_bounded(file).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not UTF-8 ({error}); copy or download it again") from None
 
 
 def _named_tokens(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

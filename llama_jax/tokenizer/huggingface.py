@@ -7,21 +7,17 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
-from llama_jax.tokenizer.added import check_controls
 from llama_jax.tokenizer.beside import Stated
-from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
+from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
 from llama_jax.tokenizer.hf_library import in_words, open_library, vocab_size, with_fillers
-from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
-from llama_jax.tokenizer.template_answers import (
-    Located,
-    encode_answers_by_difference,
-    encode_marked_answers,
-)
+from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
+from llama_jax.tokenizer.template_answers import Located
+from llama_jax.tokenizer.with_template import WithTemplate
 
 
-class HuggingFaceTokenizer(Tokenizer):
+class HuggingFaceTokenizer(WithTemplate):
     """A tokenizer.json, from the bytes of its file, run by the library that wrote it.
 
     The folder's added tokens are its own too. Control tokens are those called special, and the ones
@@ -65,7 +61,6 @@ class HuggingFaceTokenizer(Tokenizer):
         fillers = {token.id for token in self._joined} - {token.id for token in joining}
         named = sorted(controls & added.keys() - fillers)
         self.special = {added[id].content: id for id in named}
-        """The id of each control token, by name. No text encodes to them."""
         self._spelling = spelling_of(said.get("decoder"), {t.content for t in added.values()})
         self._spelled: dict[tuple[int, bool], tuple[bytes, bool]] = {}
 
@@ -76,8 +71,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        with in_words():
-            ids = self._text_only.encode(text, add_special_tokens=False).ids
+        ids = self._encode(text)
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
     def encode_batch(
@@ -92,48 +86,6 @@ class HuggingFaceTokenizer(Tokenizer):
         first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
         return [first + one.ids + last for one in found]
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog, as the checkpoint's chat template writes it."""
-        return self._encode_dialog(messages, True)
-
-    def encode_answers(self, messages: Sequence[Message]) -> Answers:
-        if not self._template_there.marks_answers:
-            return encode_answers_by_difference(messages, self._encode_dialog, self.stop_ids)
-
-        def located(tokenizer: Any, text: str) -> Located:
-            with in_words():
-                found = tokenizer.encode(text, add_special_tokens=False)
-            return list(zip(found.ids, found.offsets, strict=True))
-
-        return encode_marked_answers(
-            self._template_there,
-            messages,
-            encode=lambda text: located(self._controls_too, text),
-            encode_text=lambda text: located(self._text_only, text),
-            special=self.special,
-        )
-
-    def _encode_dialog(self, messages: Sequence[Message], opened: bool) -> list[int]:
-        return encode_with_template(
-            self._template_there,
-            messages,
-            encode=lambda text: self._controls_too.encode(text, add_special_tokens=False).ids,
-            encode_text=lambda text: self.encode(text, bos=False, eos=False),
-            special=self.special,
-            opened=opened,
-        )
-
-    @property
-    def _template_there(self) -> ChatTemplate:
-        if self._template is None:
-            raise ValueError(
-                "the checkpoint has no chat template, neither chat_template.jinja nor one in "
-                "tokenizer_config.json; write the dialog as a text, as the model's card says"
-            )
-        id_of = self._controls_too.token_to_id
-        check_controls(self._template.source, self._stated.controls, id_of)
-        return self._template
-
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
 
@@ -144,6 +96,27 @@ class HuggingFaceTokenizer(Tokenizer):
         if (id, at_start) not in self._spelled:
             self._spelled[id, at_start] = self._spell(id, at_start)
         return self._spelled[id, at_start]
+
+    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+        return self._run(text, controls).ids
+
+    def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
+        found = self._run(text, controls)
+        return list(zip(found.ids, found.offsets, strict=True))
+
+    def _run(self, text: str, controls: bool) -> Any:
+        with in_words():
+            library = self._controls_too if controls else self._text_only
+            return library.encode(text, add_special_tokens=False)
+
+    def _id_of(self, text: str) -> int | None:
+        return self._controls_too.token_to_id(text)
+
+    def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        raise _no_format()
+
+    def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
+        raise _no_format()
 
     def _spell(self, id: int, at_start: bool) -> tuple[bytes, bool]:
         token = self._controls_too.id_to_token(id)
@@ -168,6 +141,13 @@ class HuggingFaceTokenizer(Tokenizer):
         tokenizer.add_special_tokens(list(self.special))  # those not called special in the file
         tokenizer.encode_special_tokens = True
         return tokenizer
+
+
+def _no_format() -> ValueError:
+    return ValueError(
+        "the checkpoint has no chat template, neither chat_template.jinja nor one in "
+        "tokenizer_config.json; write the dialog as a text, as the model's card says"
+    )
 
 
 def _adds_bos(tokenizer: Any, bos: int, stated: Stated) -> bool:

@@ -8,6 +8,8 @@ from typing import Any, Protocol, SupportsIndex
 
 Message = Mapping[str, Any]
 """One turn of a dialog: `{"role": "user", "content": "a text"}`. A format may know more keys."""
+Tools = Sequence[Mapping[str, Any]]
+"""Descriptions of functions that a model may call, as JSON schemas."""
 
 Answers = tuple[list[int], list[int]]
 """A dialog's ids, and for each the index of the assistant's message that it is of, or -1."""
@@ -40,11 +42,13 @@ class Tokenizer(Protocol):
         """What `encode` makes of each of many texts, by several threads."""
         ...
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
+    def encode_dialog(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> list[int]:
         """The ids of a dialog in the format the model was trained on, up to where it answers.
 
         Bos stands where the format has it: add none. A content that spells a control token stays
-        text, or is refused.
+        text, or is refused. A format that does not write `tools` refuses them.
         """
         ...
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from jinja2 import Template, nodes, pass_context
+from jinja2 import Template, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -39,14 +39,20 @@ def compile_template(source: str) -> Template:
     """The template, its loops counted; ValueError where `source` is not Jinja."""
     environment = _Sandbox()
     try:
+        source.encode()
         tree = environment.parse(source)
         for loop in list(tree.find_all(nodes.For)):
             loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
         return environment.from_string(tree)
-    except (TemplateError, RecursionError) as error:
+    except Exception as error:  # Jinja compiles to Python, which refuses some of it as it likes
         raise ValueError(
-            f"the chat template is not Jinja ({error}); copy or download its file again"
+            f"the chat template is not Jinja ({_said(error)}); copy or download its file again"
         ) from error
+
+
+def variables_of(source: str) -> set[str]:
+    """The variables that a template reads, among those it is given."""
+    return meta.find_undeclared_variables(_Sandbox().parse(source))
 
 
 def render(template: Template, variables: Mapping[str, Any]) -> str:
@@ -58,13 +64,20 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
             length += len(part)
             if length > MAX_CHARACTERS:
                 raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
+        text = "".join(parts)
+        text.encode()
     except Exception as error:  # a template can fail in any way that Python can
-        said = str(error) or type(error).__name__
         raise ValueError(
-            f"the model's chat template does not take this dialog: {said}; change the dialog, or "
-            "encode it in a format of your own"
+            f"the model's chat template does not take this dialog: {_said(error)}; change the "
+            "dialog, or encode it in a format of your own"
         ) from error
-    return "".join(parts)
+    return text
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, UnicodeEncodeError):
+        return f"it writes the lone surrogate {error.object[error.start]!r}, which is no character"
+    return str(error) or type(error).__name__
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):

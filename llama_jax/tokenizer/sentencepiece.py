@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
-from llama_jax.tokenizer.added import AddedTokens, check_controls
+from llama_jax.tokenizer.added import AddedTokens
 from llama_jax.tokenizer.beside import Stated
-from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
+from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.dialog import encode_llama2, encode_llama2_answers
-from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.dialog import (
+    STEP,
+    encode_codellama70b,
+    encode_llama2,
+    encode_llama2_answers,
+    refuse_codellama70b_answers,
+)
+from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
+from llama_jax.tokenizer.template_answers import Located, located
+from llama_jax.tokenizer.with_template import WithTemplate
 
 SPACE = "\u2581"  # how a piece spells a space
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 """Behind a model's file: normalizer_spec.add_dummy_prefix is false. The last word counts."""
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, from the bytes of its file."""
+class SentencePieceTokenizer(WithTemplate):
+    """A SentencePiece model, from the bytes of its file.
+
+    Without a chat template it writes dialogs in Code Llama 70B's format where the model has the
+    piece <step>, in Llama 2's otherwise.
+    """
 
     def __init__(
         self, file: bytes, stated: Stated | None = None, template: ChatTemplate | None = None
@@ -32,13 +44,14 @@ class SentencePieceTokenizer(Tokenizer):
         controls = {piece: id for id, piece in enumerate(pieces) if model.is_control(id)}
         self._added = AddedTokens(joining, controls)
         self.special = self._added.special
-        """The id of each control token, by name. No text encodes to them."""
         self.vocab_size: int = max([len(pieces) - 1, *self._added.by_id]) + 1
         bos = stated.first(stated.bos, self._id_of, self.vocab_size)
         eos = stated.first(stated.eos, self._id_of, self.vocab_size)
         self.bos_id: int = model.bos_id() if bos is None else bos
         self.eos_id: int = model.eos_id() if eos is None else eos
-        self.stop_ids = stated.stops(self.eos_id, (model.eos_id(),), self.vocab_size)
+        self._step_id = self._base_id(STEP)
+        own = [model.eos_id()] if self._step_id is None else [model.eos_id(), self._step_id]
+        self.stop_ids = stated.stops(self.eos_id, own, self.vocab_size)
         self._bytes = [_bytes_of(model, id, piece) for id, piece in enumerate(pieces)]
         # Whether a text's first space is dropped, or even all of them, is the model's setting.
         # Only its protobuf states it, but decoding shows it at work.
@@ -56,32 +69,19 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        bos = bos and self._stated.adds_bos is not False
-        return [self.bos_id] * bos + self._encode(text) + [self.eos_id] * eos
+        ids = self._encode(text)
+        return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
     ) -> list[list[int]]:
+        if self._added.in_texts:
+            return [self.encode(text, bos=bos, eos=eos) for text in texts]
         for text in texts:
             check_text(text)
         found = self._model.encode(list(texts), num_threads=threads)
-        return [[self.bos_id] * bos + ids + [self.eos_id] * eos for ids in found]
-
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog: as the folder's chat template writes it, or in Llama 2's format."""
-        if self._template is None:
-            return encode_llama2(self, messages)
-        check_controls(self._template.source, self._stated.controls, self._id_of)
-        return encode_with_template(
-            self._template,
-            messages,
-            encode=lambda text: self._encode(text, controls=True),
-            encode_text=lambda text: self.encode(text, bos=False, eos=False),
-            special=self.special,
-        )
-
-    def encode_answers(self, messages: Sequence[Message]) -> Answers:
-        return encode_llama2_answers(self, messages)
+        first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
+        return [first + ids + last for ids in found]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
@@ -96,14 +96,52 @@ class SentencePieceTokenizer(Tokenizer):
             added = self._bytes[id]
         return added, at_start and not added
 
-    def _encode(self, text: str, controls: bool = False) -> list[int]:
-        """The ids of a text; what follows an added token has no leading space of its own."""
+    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         ids: list[int] = []
-        for n, part in enumerate(self._added.split(text, controls=controls)):
-            # In one piece, however long: its time is linear, and a cut would add a leading space.
-            model = self._model if n == 0 or self._stated.legacy else self._unprefixed
+        for part, _, model in self._parts(text, controls, begins):
             ids += [part] if isinstance(part, int) else model.encode(part)
         return ids
+
+    def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
+        found: list[Located] = []
+        for part, (begin, end), model in self._parts(text, controls, begins):
+            if isinstance(part, int):
+                found.append((part, (begin, end)))
+                continue
+            ids = model.encode(part)
+            spelled = [self._bytes[id] for id in ids]
+            if b"".join(spelled) == b" " + part.encode():
+                spelled[0] = spelled[0][1:]
+            elif b"".join(spelled) != part.encode():
+                raise ValueError(
+                    "the SentencePiece model changes texts before it encodes them, so a chat "
+                    "template's {% generation %} cannot be found in its tokens; write it without"
+                )
+            found += located(ids, spelled, begin)
+        return found
+
+    def _parts(
+        self, text: str, controls: bool, begins: bool
+    ) -> Iterator[tuple[str | int, tuple[int, int], Any]]:
+        """The parts of a text, and the model for each: after an added token begins no text."""
+        for n, (part, place) in enumerate(self._added.split(text, controls=controls)):
+            # In one piece, however long: its time is linear, and a cut would add a leading space.
+            prefixed = (begins and n == 0) or self._stated.legacy
+            yield part, place, self._model if prefixed else self._unprefixed
+
+    def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        if self._step_id is not None:
+            return encode_codellama70b(self, self._step_id, messages, tools=tools)
+        return encode_llama2(self, messages, tools=tools)
+
+    def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
+        if self._step_id is not None:
+            refuse_codellama70b_answers()
+        return encode_llama2_answers(self, messages)
+
+    @property
+    def _adds_bos(self) -> bool:
+        return self._stated.adds_bos is not False
 
     @functools.cached_property
     def _unprefixed(self) -> Any:

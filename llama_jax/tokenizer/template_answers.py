@@ -7,45 +7,59 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 
-from llama_jax.tokenizer.chat_template import ROLES, ChatTemplate, HiddenControls
-from llama_jax.tokenizer.dialog import check_messages
+from llama_jax.tokenizer.chat_template import ChatTemplate
+from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
 from llama_jax.tokenizer.protocol import Answers, Message
 
-Located = list[tuple[int, tuple[int, int]]]
-"""Ids, each with where in the text its token begins and ends."""
+Located = tuple[int, tuple[int, int]]
+"""An id, and where in the text its token begins and ends."""
+
+
+def located(ids: Sequence[int], spelled: Sequence[bytes], begin: int) -> list[Located]:
+    """The ids of a text that begins at `begin`, by what each token spells of it.
+
+    A token that spells a part of a character has the character, and one that spells nothing, such
+    as a leading space of its own, has the character after it.
+    """
+    found, begun = [], begin
+    for id, token in zip(ids, spelled, strict=True):
+        starts = [byte & 0xC0 != 0x80 for byte in token]  # of characters, in UTF-8
+        last = begun + sum(starts)
+        found.append((id, (begun if not token or starts[0] else begun - 1, last + (not token))))
+        begun = last
+    return found
 
 
 def encode_marked_answers(
     template: ChatTemplate,
     messages: Sequence[Message],
     *,
-    encode: Callable[[str], Located],
-    encode_text: Callable[[str], Located],
+    locate: Encode[Located],
     special: Mapping[str, int],
 ) -> Answers:
     """The ids of a dialog; the assistant wrote what the template has in `{% generation %}`.
 
-    A token that is partly in such a part counts as the assistant's.
+    A token that is partly in such a part counts as the assistant's. `messages` are checked ones.
     """
     hidden = HiddenControls(special)
-    marks = tuple(f"{secrets.randbits(128):039d}" for _ in range(2))
-    shown = template.render(hidden.messages(messages), opened=False, marks=marks)  # type: ignore[arg-type]
-    parts = re.split("|".join(marks), shown)
-    ends = list(itertools.accumulate(len(hidden.revealed(part)) for part in parts))
+    begin, end = (f"{secrets.randbits(128):039d}" for _ in range(2))
+    shown = template.render(messages, opened=False, marks=(begin, end), hide=hidden.hide)
+    parts = re.split(f"{begin}|{end}", shown)
+    ends = list(itertools.accumulate(len(hidden.reveal(part)) for part in parts))
     spans = list(zip(ends[:-1:2], ends[1::2], strict=True))
     writers = _writers(messages, len(spans))
 
-    def ids_of(located: Callable[[str], Located]) -> Callable[[str], list[int]]:
-        return lambda text: [id for id, _ in located(text)]
+    def encode(text: str, controls: bool, begins: bool) -> list[int]:
+        return [id for id, _ in locate(text, controls, begins)]
 
     ids, found, before = [], [], 0
-    for text, plain in hidden.runs("".join(parts), ids_of(encode), ids_of(encode_text)):
-        for id, (begin, end) in (encode_text if plain else encode)(text):
+    for n, (text, controls) in enumerate(hidden.runs("".join(parts), encode)):
+        for id, (first, last) in locate(text, controls, n == 0):
             ids.append(id)
             inside = (
                 writer
-                for writer, (first, last) in zip(writers, spans, strict=True)
-                if before + begin < last and before + end > first
+                for writer, (start, stop) in zip(writers, spans, strict=True)
+                if before + first < stop and before + last > start
             )
             found.append(next(inside, -1))
         before += len(text)
@@ -73,13 +87,18 @@ def encode_answers_by_difference(
     `encode` gives the ids of messages, and whether they go on to where the assistant answers.
     ValueError where a template changes what it wrote before: the difference then says nothing.
     What a template writes after the last of the tokens `ends` in a message is no answer.
+    `messages` are checked ones.
     """
-    check_messages(messages, ROLES)
     ids: list[int] = []
     writers: list[int] = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
+        if index == 0:
+            raise ValueError(
+                "message 0 is the assistant's, and no message stands before it that it answers; "
+                "begin with the system's or a user's"
+            )
         before, through = encode(messages[:index], True), encode(messages[: index + 1], False)
         if before[: len(ids)] != ids or through[: len(before)] != before:
             raise ValueError(

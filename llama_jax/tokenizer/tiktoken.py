@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import SupportsIndex
 
-from llama_jax.tokenizer.added import AddedTokens, check_controls
+from llama_jax.tokenizer.added import AddedTokens
 from llama_jax.tokenizer.beside import Stated
-from llama_jax.tokenizer.chat_template import ChatTemplate, encode_with_template
+from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama3, encode_llama3_answers
-from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, check_id, check_text
+from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
+from llama_jax.tokenizer.template_answers import Located, located
+from llama_jax.tokenizer.with_template import WithTemplate
 
 _WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
     (
@@ -50,11 +52,12 @@ MAX_TEXT, MAX_RUN = 400_000, 25_000
 _RUN = re.compile(r"\s+|\S+")
 
 
-class TiktokenTokenizer(Tokenizer):
-    """Byte-pair merges by rank, from the bytes of their file; the special ids follow the ranks."""
+class TiktokenTokenizer(WithTemplate):
+    """Byte-pair merges by rank, from the bytes of their file; the special ids follow the ranks.
 
-    special: Mapping[str, int]
-    """The id of each special token, by name. No text encodes to them."""
+    Without a chat template it writes dialogs in Llama 3's format: `encode_llama3` says which keys
+    that knows.
+    """
 
     def __init__(
         self, file: bytes, stated: Stated | None = None, template: ChatTemplate | None = None
@@ -96,25 +99,6 @@ class TiktokenTokenizer(Tokenizer):
         with ThreadPoolExecutor(threads) as pool:  # tiktoken encodes without the GIL
             return list(pool.map(lambda text: self.encode(text, bos=bos, eos=eos), texts))
 
-    def encode_dialog(self, messages: Sequence[Message]) -> list[int]:
-        """The ids of a dialog: as the folder's chat template writes it, or in Llama 3's format.
-
-        `encode_llama3` says which keys that knows.
-        """
-        if self._template is None:
-            return encode_llama3(self, self.special, messages)
-        check_controls(self._template.source, self._stated.controls, self._added.id_of)
-        return encode_with_template(
-            self._template,
-            messages,
-            encode=lambda text: self._encode(text, controls=True),
-            encode_text=lambda text: self.encode(text, bos=False, eos=False),
-            special=self.special,
-        )
-
-    def encode_answers(self, messages: Sequence[Message]) -> Answers:
-        return encode_llama3_answers(self, self.special, messages)
-
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return detokenize(self, ids)
 
@@ -123,14 +107,33 @@ class TiktokenTokenizer(Tokenizer):
         added = self._bytes[id] if id < len(self._bytes) else self._added.bytes_of(id)
         return added, at_start and not added
 
-    def _encode(self, text: str, controls: bool = False) -> list[int]:
+    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         ids: list[int] = []
-        for part in self._added.split(text, controls=controls):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += [id for cut in _parts(part) for id in self._words.encode_ordinary(cut)]
+        for part, _ in self._added.split(text, controls=controls):
+            ids += [part] if isinstance(part, int) else self._encode_ordinary(part)
         return ids
+
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return [id for cut in _parts(text) for id in self._words.encode_ordinary(cut)]
+
+    def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
+        found: list[Located] = []
+        for part, (begin, end) in self._added.split(text, controls=controls):
+            if isinstance(part, int):
+                found.append((part, (begin, end)))
+            else:
+                ids = self._encode_ordinary(part)
+                found += located(ids, [self._bytes[id] for id in ids], begin)
+        return found
+
+    def _id_of(self, text: str) -> int | None:
+        return self._added.id_of(text)
+
+    def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        return encode_llama3(self, self.special, messages, tools=tools)
+
+    def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
+        return encode_llama3_answers(self, self.special, messages)
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -15,6 +15,8 @@ from llama_jax.generation.limits import ACCELERATOR, CPU
 
 WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
 SETTINGS = WORDS | {"temperature": 1.0, "max_new_tokens": 16}
+# Answers of a fixed length whose text encodes to the very tokens that were written.
+ONLY_LETTERS = SETTINGS | {"forbidden_ids": [*WORDS["forbidden_ids"], 2], "stop_ids": []}
 
 
 class Dialogs(Letters):
@@ -84,16 +86,19 @@ def test_a_turn_reads_only_what_is_new_and_answers_as_if_it_had_read_all(params)
     assert talk.messages[-1]["content"] == text
 
 
-def test_what_the_model_wrote_stays_token_for_token(params):
-    """Text that would encode otherwise, say half a character, is not encoded again."""
-    talk = conversation(params, forbidden_ids=[2], logit_bias={0xE7: 9.0}, max_new_tokens=3)
+def test_text_that_encodes_otherwise_is_read_again_from_there(params):
+    """The model sees what the format makes of an answer's text, say of half a character."""
+    changes = {"forbidden_ids": [2], "logit_bias": {0xE7: 9.0}, "max_new_tokens": 3}
+    talk = conversation(params, **changes)
     text, tokens = answered(talk, "x")
     assert "\ufffd" in text
+    before = talk._ids.copy()
     _, more = answered(talk, "y")
-    ids = [*Dialogs().encode_dialog([{"role": "user", "content": "x"}]), *tokens, 2, *b"U:y\x02A:"]
-    changes = {"forbidden_ids": [2], "logit_bias": {0xE7: 9.0}, "max_new_tokens": 3}
+    ids = Dialogs().encode_dialog(talk.messages[:-1])
     assert more == from_scratch(params, ids, **changes).tokens
-    assert talk.prefilled == 1 + len(b"\x02U:y\x02A:")
+    kept = next(i for i, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b)
+    assert kept >= len(before) - len(tokens), "the question and what encodes alike are kept"
+    assert talk.prefilled == len(ids) - kept
 
 
 def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(params):
@@ -127,7 +132,7 @@ def test_a_message_beyond_the_context_is_refused_and_nothing_is_lost(params):
 
 
 def test_an_answer_that_is_cut_short_joins_the_dialog_as_far_as_it_came(params):
-    talk = conversation(params, forbidden_ids=[], stop_ids=[])
+    talk = conversation(params, **ONLY_LETTERS)
     answer = talk.ask("hello")
     tokens = [token for _ in range(3) for token in next(answer).tokens]
     answer.close()
@@ -135,7 +140,7 @@ def test_an_answer_that_is_cut_short_joins_the_dialog_as_far_as_it_came(params):
     assert talk.messages[-1]["role"] == "assistant"
     ids = [1, *b"U:hello\x02A:", *tokens, 2, *b"U:go on\x02A:"]
     _, more = answered(talk, "go on")
-    assert more == from_scratch(params, ids, forbidden_ids=[], stop_ids=[]).tokens
+    assert more == from_scratch(params, ids, **ONLY_LETTERS).tokens
     assert talk.prefilled == 1 + len(b"\x02U:go on\x02A:")
     unread = talk.ask("never begun")
     del unread
@@ -147,7 +152,7 @@ def test_an_answer_that_is_cut_short_joins_the_dialog_as_far_as_it_came(params):
 def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
     params, monkeypatch, where, forgetting
 ):
-    talk = conversation(params, forbidden_ids=[], stop_ids=[])
+    talk = conversation(params, **ONLY_LETTERS)
     for turn in range(6 if forgetting else 1):
         answered(talk, f"hello {turn} " + "x" * 20)
     forgotten = talk.forgotten
@@ -181,10 +186,7 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
     assert before[len(before) - len(written) :] == written
     _, tokens = answered(talk, "go on")
     assert (talk.forgotten > forgotten) == forgetting
-    assert (
-        tokens
-        == from_scratch(params, talk._ids[: -len(tokens)], forbidden_ids=[], stop_ids=[]).tokens
-    )
+    assert tokens == from_scratch(params, talk._ids[: -len(tokens)], **ONLY_LETTERS).tokens
     if not forgetting:
         assert talk._ids[: len(before)] == before
 
@@ -202,17 +204,25 @@ def test_reset_forgets_all_but_a_system_message_and_the_old_cache_does_not_show(
     assert tokens == from_scratch(params, [1, *b"S:be brief\x02U:hello\x02A:"]).tokens
 
 
-def test_a_model_that_writes_the_formats_own_tags_is_answered_all_the_same(params):
+def test_an_answer_that_the_format_refuses_is_an_error_until_the_dialog_is_mended(params):
     class Strict(Dialogs):
         def encode_dialog(self, messages):
             if any("a" in m["content"] for m in messages if m["role"] == "assistant"):
                 raise ValueError("a tag in a content")
             return super().encode_dialog(messages)
 
-    talk = Conversation(params, tokenizer=Strict(), **SETTINGS | {"stop_ids": []})
-    for question in ("x", "y", "z"):
-        answered(talk, question)
-    assert any("a" in m["content"] for m in talk.messages[:-1] if m["role"] == "assistant")
+    for mend in ("undo", "edit"):
+        talk = Conversation(params, tokenizer=Strict(), **ONLY_LETTERS | {"logit_bias": {97: 9.0}})
+        answered(talk, "x")
+        before = list(talk.messages)
+        with pytest.raises(ValueError, match="a tag in a content"):
+            next(talk.ask("y"))
+        assert talk.messages == before, "nothing is lost"
+        if mend == "undo":
+            assert talk.undo() == {"role": "user", "content": "x"}
+        else:
+            talk.messages[-1]["content"] = "mended"
+        answered(talk, "y")
 
 
 def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
@@ -268,25 +278,16 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     model = llama_jax.load(shared / "models/stories260K-meta", dtype="float32")
     talk = Conversation(model, temperature=0.0, max_new_tokens=24)
     first = "".join(delta.text for delta in talk.ask("Tell me a story."))
-    ids = talk._ids.copy()
+    before = talk._ids.copy()
     assert first == talk.messages[-1]["content"] != ""
-    list(talk.ask("And then?"))
-    tokenizer = llama_jax.load_tokenizer(model.tokenizer)
-    whole = talk._ids
-    assert whole[: len(ids)] == ids
-    assert whole[whole.index(tokenizer.bos_id, 1) - 1] == tokenizer.eos_id, (
-        "Llama 2 ends an answer with eos"
-    )
-    (done,) = generate(model, [_prompt_of(talk)], temperature=0.0, max_new_tokens=24)
-    assert whole[len(_prompt_of(talk)) :] == done.tokens
-    assert talk.prefilled == len(_prompt_of(talk)) - len(ids) + 1
-
-
-def _prompt_of(talk):
-    """The ids of the dialog as they were before the last answer."""
-    end = len(talk.tokenizer.encode_dialog([{"role": "user", "content": "And then?"}])) - 1
-    start = talk._ids.index(talk.tokenizer.bos_id, 1)
-    return talk._ids[: start + end + 1]
+    deltas = list(talk.ask("And then?"))
+    ids = llama_jax.load_tokenizer(model.tokenizer).encode_dialog(talk.messages[:-1])
+    (done,) = generate(model, [ids], temperature=0.0, max_new_tokens=24)
+    assert [token for delta in deltas for token in delta.tokens] == done.tokens
+    assert talk._ids == ids + done.tokens
+    both = zip(before[:-1], ids, strict=False)
+    kept = next((i for i, (a, b) in enumerate(both) if a != b), len(before) - 1)
+    assert talk.prefilled == len(ids) - kept < len(ids) // 2
 
 
 # pexpect forks, at which JAX warns of deadlocks; the child is another program at once.

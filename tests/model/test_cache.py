@@ -119,6 +119,13 @@ def test_a_conversation_keeps_its_past_in_it(params):
         ours, wanted = ([t for delta in talk.ask(question) for t in delta.tokens] for talk in talks)
         assert ours == wanted
     assert talks[0].prefilled == talks[1].prefilled < len(talks[0]._ids)
+    for talk in talks:  # back to the first answer, where the new text parts from what was read
+        talk.messages[1]["content"] = "no"
+        ids = Dialogs().encode_dialog([*talk.messages, {"role": "user", "content": "so?"}])
+        ours = [token for delta in talk.ask("so?") for token in delta.tokens]
+        (afresh,) = llama_jax.generate(params, [ids], **asked)
+        assert ours == afresh.tokens
+        assert len("u:so?\x02") < talk.prefilled < len(ids)
 
 
 def test_memory_counts_a_cache_by_its_own_arrays_and_specs(config):

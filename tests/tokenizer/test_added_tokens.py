@@ -83,6 +83,18 @@ def test_add_bos_token_counts(folder, says):
     assert tokenizer.encode("the llama", bos=True, eos=False) == [tokenizer.bos_id] * says + ids
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("says", [True, False])
+@pytest.mark.parametrize("special", [True, False])
+def test_many_texts_are_encoded_as_each_is(folder, says, special, threads):
+    added = described(**{"<x>": (folder.size, {"special": special})})
+    config = {"added_tokens_decoder": added, "add_bos_token": says}
+    tokenizer = folder.put(tokenizer_config=config)
+    texts = ["the llama", "a <x> b", "", "<x><x>"]
+    found = tokenizer.encode_batch(texts, bos=True, eos=True, threads=threads)
+    assert found == [tokenizer.encode(text, bos=True, eos=True) for text in texts]
+
+
 @pytest.mark.parametrize("where", ["added_tokens_decoder", "added_tokens.json", "both"])
 @pytest.mark.parametrize("gap", [0, 1, 5])
 def test_added_tokens_join_the_vocabulary_by_their_ids(folder, where, gap):

@@ -1,21 +1,26 @@
 """Dialogs to ids: Meta's formats against Meta's ids, chat templates against transformers'."""
 
 import datetime
+import functools
+import io
 import json
 import subprocess
 import sys
 
 import pytest
+import sentencepiece
 import tokenizers
 from helpers import ROOT, SHARED
-from small_tokenizers import needs_shared, references, tokenizer_of
+from small_tokenizers import needs_shared, references, sentencepiece_file, tokenizer_of
 
 from llama_jax.tokenizer import load_tokenizer, sandbox
 from llama_jax.tokenizer.chat_template import (
     ChatTemplate,
     encode_with_template,
     read_chat_template,
+    turn_end,
 )
+from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import SPECIAL
 
 LLAMA2, LLAMA3 = "tiny-sentencepiece", "tiny-tiktoken"
@@ -151,8 +156,11 @@ MALFORMED = {
     "no content": ([user("a"), {"role": "assistant"}], "message 1 has no 'content', only 'role'"),
     "no role": ([{"content": "a"}], "message 0 has no 'role', only 'content'"),
     "no key": ([{}], "message 0 has no 'role', only nothing"),
-    "no text": ([user(None)], "message 0 has a broken 'content': .* not NoneType"),
-    "parts": ([user([{"type": "text"}])], "message 0 has a broken 'content': .* not list"),
+    "no text": ([user(None)], "message 0 has no 'content', only 'role'"),
+    "a number": ([user(1)], "message 0 has a broken 'content': .* not int"),
+    "a part without text": ([user([{"type": "text"}])], "a part of type 'text' without a 'text'"),
+    "an image": ([user("a"), user([{"type": "image_url"}])], "message 1 has a 'image_url' among"),
+    "a part that is no dict": ([user(["a"])], "message 0 has a 'str' among the parts"),
     "a number's role": ([{"role": 1, "content": ""}], "message 0 has a broken 'role': .* not int"),
     "half a character": ([user("a\ud800")], "message 0 has a broken 'content': .*surrogate"),
     "a role unheard of": ([{"role": "User", "content": ""}], "has role 'User'; it is one of 'sys"),
@@ -169,7 +177,7 @@ MALFORMED_HERE = {
     "answered": (LLAMA2, [user("a"), assistant("b")], "message 1, the last, has role 'assistant'"),
     "key 3": (LLAMA3, [assistant("a", tool_calls=[])], "message 0 has 'tool_calls', which"),
     "end": (LLAMA3, [user("a"), assistant("b", end="<|eom_id|>")], "1 has end='<|eom_id|>'; it is"),
-    "no end": (LLAMA3, [assistant("b", end=None)], "message 0 has end=None; it is one of 'eot'"),
+    "no end": (LLAMA3, [assistant("b", end="")], "message 0 has end=''; it is one of 'eot'"),
     "tag 1": (LLAMA3, [assistant("b", python_tag=1)], "message 0 has python_tag=1; it is True"),
     "user's end": (LLAMA3, [{**user("a"), "end": "eom"}], "role 'user' and end='eom'; only"),
     "user's tag": (LLAMA3, [{**user("a"), "python_tag": True}], "'user' and python_tag=True; only"),
@@ -187,6 +195,120 @@ def test_a_malformed_dialog_is_refused(name, dialog, message):
 def test_a_dialog_that_its_format_cannot_write_is_refused(name, dialog, message):
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         tokenizer_of(name).encode_dialog(dialog)
+
+
+@pytest.mark.parametrize("name", [LLAMA2, LLAMA3])
+@pytest.mark.parametrize("key", ["tool_calls", "name", "refusal", "end"])
+def test_a_key_that_is_none_is_left_out(name, key):
+    dialog = [user("a"), assistant("b", **{key: None}), {**user("c"), key: None}]
+    expected = [user("a"), assistant("b"), user("c")]
+    tokenizer = tokenizer_of(name)
+    assert tokenizer.encode_dialog(dialog) == tokenizer.encode_dialog(expected)
+
+
+@pytest.mark.parametrize("name", [LLAMA2, LLAMA3, "template"])
+def test_the_text_parts_of_a_content_are_joined(name):
+    def ids(content):
+        dialog = [system("s"), user(content)]
+        if name == "template":
+            return encode("chatml", dialog)
+        return tokenizer_of(name).encode_dialog(dialog)
+
+    parts = [{"type": "text", "text": text} for text in ("Hello ", "", "there")]
+    assert ids(parts) == ids(tuple(parts)) == ids("Hello there")
+    assert ids([]) == ids("")
+
+
+@pytest.mark.parametrize(("name", "format"), [(LLAMA2, "Llama 2"), (LLAMA3, "Llama 3")])
+def test_metas_formats_have_no_place_for_tools(name, format):
+    tokenizer = tokenizer_of(name)
+    with pytest.raises(ValueError, match=f"{format}'s format has no place for tools="):
+        tokenizer.encode_dialog([user("a")], tools=TOOLS)
+    assert tokenizer.encode_dialog([user("a")], tools=[]) == tokenizer.encode_dialog([user("a")])
+
+
+# --- Code Llama 70B's format
+
+
+@functools.cache
+def codellama70b():
+    """A SentencePiece model with the pieces that Code Llama adds."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Once upon a time there was a llama", "Source: user"] * 20),
+        model_writer=written,
+        model_type="bpe",
+        vocab_size=256 + 3 + 5 + 40,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        minloglevel=2,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=["\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", "\u2581<EOT>", "<step>"],
+    )
+    return written.getvalue()
+
+
+@pytest.mark.parametrize("first", [[], [system(" Be brief.\n")]])
+def test_a_tokenizer_with_a_step_writes_code_llama_70bs_turns_and_stops_at_it(first):
+    tokenizer = SentencePieceTokenizer(codellama70b())
+    model = sentencepiece.SentencePieceProcessor(model_proto=codellama70b())
+    step = model.piece_to_id("<step>")
+    assert tokenizer.stop_ids == (model.eos_id(), step)
+    reply = {"role": "assistant", "content": "Hello!", "destination": "user"}
+    dialog = [*first, user(" Hi "), reply, user("Why?"), assistant("So."), user("")]
+    turns = [
+        (" Source: system", "\n\n Be brief." if first else ""),
+        (" Source: user", "\n\n Hi"),
+        (" Source: assistant\nDestination: user", "\n\n Hello!"),
+        (" Source: user", "\n\n Why?"),
+        (" Source: assistant", "\n\n So."),
+        (" Source: user", ""),
+    ]
+    expected = [model.bos_id()]
+    for header, body in turns:
+        expected += [*model.encode(header), *model.encode(body), step]
+    expected += [*model.encode(" Source: assistant\nDestination: user"), *model.encode("\n\n ")]
+    assert tokenizer.encode_dialog(dialog) == expected
+
+
+@pytest.mark.parametrize("tag", ["<step>", "[INST]", "<</SYS>>"])
+@pytest.mark.parametrize("key", ["content", "destination"])
+def test_code_llama_70bs_tags_are_refused_in_a_message(tag, key):
+    tokenizer = SentencePieceTokenizer(codellama70b())
+    reply = {"role": "assistant", "content": "b", "destination": "user"} | {key: f"x{tag}"}
+    with pytest.raises(ValueError, match="message 1 has .* in its " + key) as raised:
+        tokenizer.encode_dialog([user("a"), reply, user("c")])
+    assert tag in str(raised.value)
+    with pytest.raises(ValueError, match="message 1 has destination=1; it is a text"):
+        tokenizer.encode_dialog([user("a"), assistant("b", destination=1), user("c")])
+
+
+@pytest.mark.parametrize("dialog", [[user("a"), assistant("b")], [user("a"), assistant("")]])
+def test_code_llama_70bs_answers_are_refused_in_words_and_a_template_tells_them(dialog):
+    with pytest.raises(ValueError, match=r"first token with the header before it, .* template"):
+        SentencePieceTokenizer(codellama70b()).encode_answers(dialog)
+    template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    tokenizer = SentencePieceTokenizer(codellama70b(), None, ChatTemplate(template, TOKENS))
+    ids, writers = tokenizer.encode_answers(dialog)
+    assert ids == tokenizer.encode_dialog(dialog)
+    assert ids[-1] == tokenizer.eos_id
+    assert writers == [1 if n > ids.index(tokenizer.eos_id) else -1 for n in range(len(ids))]
+
+
+@pytest.mark.parametrize("content", ["a", "<step>", "[INST]"])
+def test_a_model_with_a_template_is_spoken_to_in_its_own_format(content):
+    template = ChatTemplate("{{ bos_token }}{{ messages[0].content }}</s>", TOKENS)
+    for file in (codellama70b(), sentencepiece_file()):
+        tokenizer = SentencePieceTokenizer(file, None, template)
+        ids = tokenizer.encode_dialog([user(content)])
+        assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+        assert tokenizer.decode(ids).strip() == content
+        with pytest.raises(ValueError, match="chat template does not write tools="):
+            tokenizer.encode_dialog([user(content)], tools=TOOLS)
+
+
+def test_a_tokenizer_without_a_step_writes_llama_2s_turns():
+    assert "[INST]" in tokenizer_of(LLAMA2).decode(tokenizer_of(LLAMA2).encode_dialog([user("a")]))
 
 
 # --- chat templates
@@ -325,22 +447,18 @@ def bytes_tokenizer(normalizer=None):
     return made
 
 
-def encode(source, dialog, made=None):
+def encode(source, dialog, made=None, tools=None):
     made = made or bytes_tokenizer()
 
-    def whole(text):
-        made.encode_special_tokens = False
-        return made.encode(text, add_special_tokens=False).ids
-
-    def text(text):
-        made.encode_special_tokens = True
+    def ids(text, controls, begins):
+        made.encode_special_tokens = not controls
         return made.encode(text, add_special_tokens=False).ids
 
     return encode_with_template(
         ChatTemplate(TEMPLATES.get(source, source), TOKENS),
         dialog,
-        encode=whole,
-        encode_text=text,
+        tools=tools,
+        encode=ids,
         special={name: made.token_to_id(name) for name in CONTROLS},
     )
 
@@ -424,8 +542,98 @@ def test_a_message_that_json_does_not_know_is_refused():
         encode("chatml", [user("a"), {**user("b"), "more": [{"tags": {1}}]}])
 
 
+@pytest.mark.parametrize("where", [dict, list])
+def test_a_message_or_a_tool_that_holds_itself_is_refused(where):
+    loop = where()
+    loop.update(again=loop) if where is dict else loop.append(loop)
+    with pytest.raises(ValueError, match="message 1 holds lists or dicts nested too deeply"):
+        encode("chatml", [user("a"), {**user("b"), "more": loop}])
+    with pytest.raises(ValueError, match="tool 0 holds lists or dicts nested too deeply"):
+        encode("{{ tools }}", [user("a")], tools=[{"parameters": loop}])
+
+
+CALLED = [
+    user("2+2?"),
+    assistant(None, tool_calls=[{"function": {"name": "add", "arguments": {"a": 2, "b": None}}}]),
+    {"role": "tool", "content": "4", "tool_calls": None},
+]
+
+
+def test_a_template_sees_no_key_that_is_none_and_all_that_lies_deeper():
+    source = (
+        "{% for m in messages %}{{ m.role }}:{{ m.keys() | sort | join(',') }}"
+        "{% if m.tool_calls is defined %}{{ m.tool_calls[0].function.arguments | tojson }}"
+        "{% endif %};{% endfor %}"
+    )
+    expected = 'user:content,role;assistant:role,tool_calls{"a": 2, "b": null};tool:content,role;'
+    assert ChatTemplate(source, {}).render(CALLED) == expected
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "</s>"}}]
+
+
+def test_tools_are_written_by_a_template_that_knows_them_and_their_text_stays_text():
+    source = "{% if tools %}{{ tools | tojson }}{% endif %}</s>{{ messages[0].content }}"
+    ids = encode(source, [user("a")], tools=TOOLS)
+    assert text_of(ids) == json.dumps(TOOLS) + "</s>a"
+    assert controls_of(ids) == ["</s>"]
+    assert text_of(encode(source, [user("a")], tools=[])) == "</s>a"
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{% set tools = [] %}{{ tools }}"])
+def test_a_template_that_does_not_write_tools_refuses_them(source):
+    with pytest.raises(ValueError, match="does not write tools=; describe them in the system"):
+        encode(source, [user("a")], tools=TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ("add", "tools='add' is no list of tools"),
+        (TOOLS[0], r"tools=\{'type'.* is no list of tools"),
+        ([json.dumps], "tool 0 is <function dumps .*; describe it by a dict"),
+        ([*TOOLS, None], "tool 1 is None; describe it"),
+    ],
+)
+def test_malformed_tools_are_refused(tools, message):
+    with pytest.raises(ValueError, match=message):
+        encode("{{ tools }}", [user("a")], tools=tools)
+
+
+@pytest.mark.parametrize(
+    ("source", "end"),
+    [
+        ("chatml", "<|im_end|>"),
+        ("llama2", "</s>"),
+        ("llama3.1", "<|eot_id|>"),
+        ("zephyr", "</s>"),
+        ("{% for m in messages %}{{ m.content }} \n<|user|>{% endfor %}", "<|user|>"),
+        ("{% for m in messages %}{{ m.content }}.</s>{% endfor %}", None),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
+        ("{{ messages[0].content }}</s>", None),
+        ("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}", None),
+    ],
+)
+def test_the_control_token_that_ends_an_answer_is_read_from_the_template(source, end):
+    template = ChatTemplate(TEMPLATES.get(source, source), TOKENS)
+    special = {name: id for id, name in enumerate(CONTROLS)}
+    assert turn_end(template, [user("a<s></s>")], special=special) == end
+
+
 HOSTILE = {
     "no Jinja": ("{% if %}", "is not Jinja"),
+    "a break outside a loop": ("{% break %}", "is not Jinja .*outside loop"),
+    "loops too deep": (
+        "{% for a in [1] %}" * 21 + "{% endfor %}" * 21,
+        "is not Jinja .*too many statically nested",
+    ),
+    "ifs too deep": ("{% if 1 %}" * 120 + "{% endif %}" * 120, "is not Jinja .*indentation"),
+    "a name twice": ("{{ dict(a=1,a=2) }}", "is not Jinja .*repeated"),
+    "an argument twice": ("{% macro f(a,a) %}{% endmacro %}", "is not Jinja .*duplicate"),
+    "a number too long": ("{{ " + "1" * 5000 + " }}", "is not Jinja .*digits"),
+    "half a character": ("\ud800", r"is not Jinja .*surrogate '\\ud800'"),
+    "half a character written": ("{{ '\\ud800' }}", r"it writes the lone surrogate '\\ud800'"),
+    "a list for a text": ("{% filter sort %}x{% endfilter %}", "does not take this dialog: .*list"),
     "no filter": ("{{ 1 | nothing }}", "is not Jinja .*nothing"),
     "nested loops": (
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
@@ -507,10 +715,17 @@ def test_a_folders_template_and_tokens_are_read(tmp_path):
     named = [{"name": "rag", "template": "{{ 2 }}"}, {"name": "default", "template": "{{ 3 }}"}]
     file.write_text(json.dumps({**config, "chat_template": named}))
     assert read_chat_template(tmp_path).source == "{{ 3 }}"
+    for_tools = {"name": "tool_use", "template": "{{ 4 }}{{ tools[0].type }}"}
+    file.write_text(json.dumps({**config, "chat_template": [*named, for_tools]}))
+    assert read_chat_template(tmp_path).render([user("a")]) == "3"
+    assert read_chat_template(tmp_path).render([user("a")], TOOLS) == "4function"
     file.write_text(json.dumps({**config, "chat_template": named[:1]}))
     assert read_chat_template(tmp_path) is None
     (tmp_path / "chat_template.jinja").write_text("{{ 'é' }}", encoding="utf-8")
     assert read_chat_template(str(tmp_path)).source == "{{ 'é' }}"
+    (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8"):
+        read_chat_template(tmp_path)
 
 
 def test_a_folder_with_a_template_encodes_dialogs_by_it(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 from helpers import run
-from small_tokenizers import tokenizer_of
+from small_tokenizers import sentencepiece_file, tiktoken_file, tokenizer_of
 from token_files import tokenizer_file
 
 from llama_jax.tokenizer import load_tokenizer
@@ -67,6 +67,19 @@ def hugging_face(folder, template):
     return load_tokenizer(folder)
 
 
+def beside(folder, format, template, eos="<|im_end|>"):
+    """A tokenizer.model with ChatML's control tokens and a template beside it; alone for None."""
+    content = {"sentencepiece": sentencepiece_file, "tiktoken": tiktoken_file}[format]()
+    (folder / "tokenizer.model").write_bytes(content)
+    if template is not None:
+        size = load_tokenizer(folder).vocab_size
+        added = {"<|im_start|>": size, "<|im_end|>": size + 1}
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        config = {"chat_template": template} | ({} if eos is None else {"eos_token": eos})
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
 def trained_runs(example):
     """The runs of tokens that are trained."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], example.trained.astype(int), [0]])))
@@ -112,6 +125,56 @@ def test_a_template_says_which_tokens_are_the_assistants(tmp_path, template, con
         before = tokenizer.encode_dialog(turns[:turn])
         if not content.startswith("\n"):  # such a token begins before the answer
             assert example.ids[len(before) :][: len(written)] == written
+
+
+@pytest.mark.parametrize("template", [None, CHATML, MARKED])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_template_beside_metas_files_says_which_tokens_are_the_assistants(
+    tmp_path, format, template
+):
+    content = "Once\N{LLAMA} a </s> <|im_end|> é"
+    turns = [*TURNS[:2], {"role": "assistant", "content": content}, *TURNS[3:]]
+    tokenizer = beside(tmp_path, format, template)
+    ids, writers = tokenizer.encode_answers(turns)
+    question = [{"role": "user", "content": "?"}]
+    if template is not None:
+        assert ids == tokenizer.encode_dialog([*turns, *question])[: len(ids)]
+    for turn in (2, 4):
+        written = [id for id, writer in zip(ids, writers, strict=True) if writer == turn]
+        assert written[-1] in tokenizer.stop_ids
+        assert tokenizer.decode(written[:-1]).strip() == turns[turn]["content"]
+        assert writers.index(turn) == len(tokenizer.encode_dialog(turns[:turn]))
+
+
+@pytest.mark.parametrize("template", [None, CHATML, MARKED])
+@pytest.mark.parametrize("format", FORMATS)
+def test_answers_are_of_the_messages_that_a_dialog_has(tmp_path, format, template):
+    tokenizer = beside(tmp_path, format, template)
+    parts = [{"type": "text", "text": text} for text in ("Once, ", "the time")]
+    given = [TURNS[1], {"role": "assistant", "content": parts, "tool_calls": None}]
+    meant = [TURNS[1], {"role": "assistant", "content": "Once, the time"}]
+    assert tokenizer.encode_answers(given) == tokenizer.encode_answers(meant)
+    with pytest.raises(ValueError, match="message 1 has no 'content'"):
+        tokenizer.encode_answers([TURNS[1], {"role": "assistant", "content": None}])
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_template_that_ends_answers_with_a_token_that_no_file_calls_an_end(tmp_path, format):
+    tokenizer = beside(tmp_path, format, CHATML, eos=None)
+    ids, writers = tokenizer.encode_answers(TURNS)
+    end = tokenizer.special["<|im_end|>"]
+    assert end not in tokenizer.stop_ids
+    assert {ids[n] for n in range(len(ids)) if writers[n] == 2 and writers[n + 1] != 2} == {end}
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_dialog_that_begins_with_an_answer_needs_marks(tmp_path, template):
+    tokenizer = hugging_face(tmp_path, template)
+    if template == CHATML:
+        with pytest.raises(ValueError, match="message 0 is the assistant's, and no message stands"):
+            tokenizer.encode_answers(TURNS[2:])
+    else:
+        assert set(tokenizer.encode_answers(TURNS[2:])[1]) == {-1, 0, 2}
 
 
 def test_a_template_that_rewrites_what_stands_before_is_refused(tmp_path):
@@ -188,7 +251,7 @@ def test_a_completion_alone_is_trained(tmp_path):
         ({"messages": [{"role": "bot", "content": "a"}, TURNS[2]]}, "message 0 has role 'bot'"),
         (
             {"messages": [{"role": "assistant", "content": None}]},
-            "message 0 has a broken 'content'",
+            "message 0 has no 'content', only 'role'",
         ),
         ({"conversations": [{"from": "bing", "value": "a"}]}, "is from 'bing'; it is one of"),
         ({"conversations": [{"role": "user"}]}, "needs 'from' and 'value'"),

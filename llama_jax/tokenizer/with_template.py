@@ -1,0 +1,99 @@
+"""What a tokenizer knows of dialogs, whatever kind its file is: a chat template, or a format."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+from llama_jax.tokenizer.added import check_controls
+from llama_jax.tokenizer.beside import Stated
+from llama_jax.tokenizer.chat_template import ROLES, ChatTemplate, encode_with_template, turn_end
+from llama_jax.tokenizer.messages import checked_messages
+from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, Tools
+from llama_jax.tokenizer.template_answers import (
+    Located,
+    encode_answers_by_difference,
+    encode_marked_answers,
+)
+
+
+class WithTemplate(Tokenizer):
+    """A tokenizer that writes a dialog by its folder's chat template, or in a format of its own.
+
+    A kind of tokenizer says how it encodes, with and without control tokens, and which format it
+    has where there is no template.
+    """
+
+    special: Mapping[str, int]
+    """The id of each control token, by name. No text encodes to them."""
+    _template: ChatTemplate | None
+    _stated: Stated
+
+    def encode_dialog(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> list[int]:
+        if self._template is None:
+            return self._encode_own_dialog(messages, tools)
+        return self._write(self._template, messages, tools)
+
+    def encode_answers(self, messages: Sequence[Message]) -> Answers:
+        template = self._template
+        if template is None:
+            return self._encode_own_answers(messages)
+        checked = checked_messages(messages, ROLES)
+        if template.marks_answers:
+            check_controls(template.source, self._stated.controls, self._id_of)
+            return encode_marked_answers(
+                template, checked, locate=self._locate, special=self.special
+            )
+        asked = list(itertools.takewhile(lambda said: said["role"] != "assistant", checked))
+        end = self.turn_end(asked) if asked else None
+        return encode_answers_by_difference(
+            checked,
+            lambda said, opened: self._write(template, said, opened=opened),
+            self.stop_ids if end is None else (*self.stop_ids, end[1]),
+        )
+
+    def turn_end(
+        self, messages: Sequence[Message], *, tools: Tools | None = None
+    ) -> tuple[str, int] | None:
+        """The control token that ends an answer, by the chat template, and its id."""
+        if self._template is None:
+            return None
+        name = turn_end(self._template, messages, tools=tools, special=self.special)
+        return None if name is None else (name, self.special[name])
+
+    def _write(
+        self,
+        template: ChatTemplate,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        opened: bool = True,
+    ) -> list[int]:
+        check_controls(template.source_for(tools), self._stated.controls, self._id_of)
+        return encode_with_template(
+            template,
+            messages,
+            tools=tools,
+            encode=self._encode,
+            special=self.special,
+            opened=opened,
+        )
+
+    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+        """The ids of a text: whether its control tokens are found; whether a text begins here."""
+        raise NotImplementedError
+
+    def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
+        """What `_encode` returns, each id with the characters of its token."""
+        raise NotImplementedError
+
+    def _id_of(self, text: str) -> int | None:
+        """The id of the token that is spelled `text`."""
+        raise NotImplementedError
+
+    def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
+        raise NotImplementedError
+
+    def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
+        raise NotImplementedError
