@@ -50,9 +50,9 @@ class ModelCache(Protocol):
 class Cache(ModelCache, Protocol):
     """The cache interface of generation: a contiguous, paged or quantized cache implements it.
 
-    Nothing outside `model/cache.py` reads a cache's arrays. A step may begin at any position up to the
-    past's end: the slots there and above then no longer count. So a conversation whose dialog was
-    changed goes back to where the two texts part.
+    Nothing outside `model/cache.py` reads a cache's arrays. A step may begin at any position up to
+    the past's end: the slots there and above then no longer count. So a conversation whose dialog
+    was changed goes back to where the two texts part.
     """
 
     @classmethod
