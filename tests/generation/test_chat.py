@@ -279,17 +279,19 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     talk = Conversation(model, temperature=0.0, max_new_tokens=24)
     first = "".join(delta.text for delta in talk.ask("Tell me a story."))
     before = talk._ids.copy()
+    tokenizer = llama_jax.load_tokenizer(model.tokenizer)
+    asked = len(tokenizer.encode_dialog(talk.messages[:1]))
     assert first == talk.messages[-1]["content"] != ""
     deltas = list(talk.ask("And then?"))
-    ids = llama_jax.load_tokenizer(model.tokenizer).encode_dialog(talk.messages[:-1])
+    ids = tokenizer.encode_dialog(talk.messages[:-1])
     (done,) = generate(model, [ids], temperature=0.0, max_new_tokens=24)
     assert [token for delta in deltas for token in delta.tokens] == done.tokens
     assert talk._ids == ids + done.tokens
     both = zip(before[:-1], ids, strict=False)
     kept = next((i for i, (a, b) in enumerate(both) if a != b), len(before) - 1)
+    # At the least the question: the format puts a space before an answer, whatever the model wrote.
+    assert kept >= asked
     assert talk.prefilled == len(ids) - kept
-    # This model begins an answer without the space that Llama 2's format puts before it.
-    assert kept >= len(talk.tokenizer.encode_dialog(talk.messages[:1]))
 
 
 # pexpect forks, at which JAX warns of deadlocks; the child is another program at once.
@@ -336,8 +338,8 @@ def test_three_turns_in_a_terminal(terminal, shared):
     read, wrote = say(child, "Tell me a story.")
     assert (read, 0 < wrote <= 16) == (count("Tell me a story."), True)
     for question in ("And then?", "Why?"):
-        # The question, what ends an answer (its space, eos), and the answer where the format
-        # writes it otherwise: this model begins one without a space.
+        # The question, and what the format makes of the answer: at most its two spaces and eos more
+        # than the model wrote. What stands before the answer is not read again.
         most = count(question) + wrote + 3
         read, wrote = say(child, question)
         assert count(question) < read <= most
