@@ -153,10 +153,9 @@ def test_a_token_costs_no_more_beside_a_long_stop_string():
             return str.__getitem__(self, place)
 
     for stop, text in (("z" * 4000, "z" * 3999 + "a"), ("ab" * 2000, "ab" * 1999 + "aab" * 900)):
-        text_module._shorter(stop)  # once a stop string, not once a text
+        matcher = text_module._Stop(Counted(stop))
+        text_module._shorter(matcher.text)  # once a stop string, not once a text
         steps = 0
-        matcher = text_module._Stop(stop)
-        matcher.text = Counted(stop)
         assert not any(map(matcher.is_whole_after, text))
         assert steps <= 4 * len(text) + 4
     shown, stopped = spelled(Pieces([b"z"] * 5000), range(5000), ["z" * 4000])
