@@ -148,13 +148,19 @@ def _with_editing(history: Path | None) -> Callable[[str], None]:
         readline.parse_and_bind(f"set {setting}")
     readline.parse_and_bind("set output-meta on")
     readline.set_auto_history(False)  # a message of several lines is one entry
+
+    def add(text: str) -> None:
+        with contextlib.suppress(ValueError):  # NUL, say
+            try:
+                readline.add_history(text)
+            except UnicodeEncodeError:  # in the C locale; the bytes are UTF-8 all the same
+                readline.add_history(text.encode().decode("ascii", "surrogateescape"))
+
     for text in read_history(history):
-        with contextlib.suppress(UnicodeError, ValueError):
-            readline.add_history(text)
+        add(text)
 
     def remember(text: str) -> None:
-        with contextlib.suppress(UnicodeError, ValueError):  # NUL, say
-            readline.add_history(text)
+        add(text)
         keep_history(history, text)
 
     return remember

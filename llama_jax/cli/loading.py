@@ -44,12 +44,21 @@ def load_ahead(
     thread.start()
     try:
         params = llama_jax.load(checkpoint, dtype=dtype)
+        first.wait()
     except BaseException:
         abandoned.set()
         thread.join()
         raise
-    first.wait()
-    return params, thread.join
+    return params, lambda: _join(thread)
+
+
+def _join(thread: threading.Thread) -> None:
+    """Waits for a thread that compiles; Ctrl-C waits too, for Python ends badly while XLA runs."""
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        thread.join()
+        raise
 
 
 @contextlib.contextmanager

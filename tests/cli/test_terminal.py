@@ -1,4 +1,4 @@
-"""A chat in a real terminal of 80 columns, and through a pipe."""
+"""Commands in a real terminal of 80 columns, and a chat through a pipe."""
 
 import json
 import os
@@ -62,6 +62,18 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     child.close()
     kept = [json.loads(line) for line in history.read_text().splitlines()]
     assert kept == [pasted, "/save talk.json", pasted, "/quit"]
+
+
+def test_ctrl_c_while_the_loop_is_compiled_ends_in_130(talker):
+    command = ["-m", "llama_jax", "generate", str(talker), "A prompt", "-n", "200", "--no-cache"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = pexpect.spawn(sys.executable, command, env=env, timeout=120, dimensions=(40, 80))
+    child.expect("A prompt")
+    child.sendintr()
+    child.expect(pexpect.EOF)
+    child.close()
+    assert (child.exitstatus, child.signalstatus) == (130, None)
+    assert b"Traceback" not in child.before
 
 
 def test_through_a_pipe_stdout_is_the_answers_alone(talker):
