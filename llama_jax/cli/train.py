@@ -25,7 +25,7 @@ def train(
         ),
     ] = None,
 ) -> None:
-    """Train a model by a recipe, or go on with a run that was stopped."""
+    """Train a model by a recipe, or go on with a run."""
     from llama_jax.compilation import keep_programs
     from llama_jax.train.recipe_file import read_recipe
     from llama_jax.train.run import train

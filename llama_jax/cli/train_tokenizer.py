@@ -33,7 +33,7 @@ def train_tokenizer(
         bool, typer.Option("--overwrite", help="Replace a file that is there")
     ] = False,
 ) -> None:
-    """Train a SentencePiece tokenizer with LLaMA's settings on texts."""
+    """Train a tokenizer with LLaMA's settings."""
     from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.train.vocabulary import train_tokenizer
 

@@ -57,7 +57,7 @@ def _attend(q: Queries, k: NewKeys, v: NewKeys, first: First) -> tuple[Queries, 
     queries, keys, values = _grouped(q, k, size), _by_head(k, size), _by_head(v, size)
     one = queries.shape[:-1]
     # Finite, because infinity minus infinity is NaN.
-    lowest = jnp.full(one, float(jnp.finfo(jnp.float32).min))
+    lowest = jnp.full(one, jnp.finfo(jnp.float32).min, jnp.float32)
 
     def add(sums: Any, i: Any, j: Any) -> Any:
         scores = _scores(_cut(queries, i, size), _cut(keys, j, size), first, i, j)
@@ -69,7 +69,7 @@ def _attend(q: Queries, k: NewKeys, v: NewKeys, first: First) -> tuple[Queries, 
         new = (higher, total, out * scale[..., None] + more)
         return tuple(_put(x, part, i, size) for x, part in zip(sums, new, strict=True))
 
-    start = (lowest, jnp.zeros(one), jnp.zeros(queries.shape))
+    start = (lowest, jnp.zeros(one, jnp.float32), jnp.zeros(queries.shape, jnp.float32))
     peak, total, out = _over_pairs(add, start, queries.shape[TIME] // size)
     return _ungrouped(out / total[..., None], q), peak + jnp.log(total)
 
@@ -99,7 +99,7 @@ def _backward(kept: Any, d_out: Queries) -> tuple[Queries, NewKeys, NewKeys, Non
             for total, (part, at) in zip(sums, parts, strict=True)
         )
 
-    start = tuple(jnp.zeros(x.shape) for x in (queries, keys, values))
+    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries, keys, values))
     d_q, d_k, d_v = _over_pairs(add, start, queries.shape[TIME] // size)
     d_k, d_v = (d.swapaxes(1, 2)[:, : k.shape[1]].astype(k.dtype) for d in (d_k, d_v))
     return _ungrouped(d_q, q), d_k, d_v, None

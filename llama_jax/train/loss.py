@@ -53,7 +53,9 @@ def cross_entropy(
         x, targets, weights = chunk
         return total + _of_logits(product(x), targets, weights, z_loss)[0], None
 
-    return jax.lax.scan(add, jnp.zeros(()), _chunks(w.shape[1 - over], x, targets, weights))[0]
+    return jax.lax.scan(
+        add, jnp.zeros((), jnp.float32), _chunks(w.shape[1 - over], x, targets, weights)
+    )[0]
 
 
 def _forward(
@@ -73,8 +75,8 @@ def _forward(
     chunks = _chunks(w.shape[1 - over], x, targets, weights)
     # Devices with different rows keep sums of their own, which are added once, after the loop.
     parts = chunks[0].shape[1]
-    d_w = constrain(jnp.zeros((parts, *w.shape)), P(BATCH, *_vocab_spec(over)))
-    (total, d_w), d_x = jax.lax.scan(add, (jnp.zeros(()), d_w), chunks)
+    d_w = constrain(jnp.zeros((parts, *w.shape), jnp.float32), P(BATCH, *_vocab_spec(over)))
+    (total, d_w), d_x = jax.lax.scan(add, (jnp.zeros((), jnp.float32), d_w), chunks)
     # [chunks, parts, batch, time, dim] -> [batch, time, dim]
     d_x = jnp.moveaxis(d_x, 0, 2).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
     return total, (d_x, jnp.sum(d_w, axis=0).astype(w.dtype))

@@ -63,7 +63,7 @@ def _begin(recipe: Recipe, params: Params) -> TrainState:
         params=params,
         moments=direction(recipe.optimizer, params).init(params),
         average=jax.tree.map(jnp.copy, params) if recipe.step.average else None,
-        norm=jnp.zeros(()),
+        norm=jnp.zeros((), jnp.float32),
         left_out=jnp.zeros((), jnp.int32),
         left_out_in_a_row=jnp.zeros((), jnp.int32),
     )

@@ -96,7 +96,7 @@ def loss_and_gradients(s: Step, params: Params, batch: Batch) -> tuple[Array, Pa
             return jax.tree.map(jnp.add, sums, gradient(params, part)), None
 
         zeros = constrain_weights(jax.tree.map(jnp.zeros_like, params))
-        sums = (jnp.zeros(()), zeros)
+        sums = (jnp.zeros((), jnp.float32), zeros)
         total, gradients = jax.lax.scan(add, sums, _micro_batches(batch, s.micro_batches))[0]
     tokens = jnp.sum(batch.weights)
     return total / tokens, _scaled(constrain_weights(gradients), 1 / tokens)

@@ -24,7 +24,7 @@ def test_every_option_is_whole_at_80_columns(name, monkeypatch):
                 assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), option
         assert getattr(param, "help", None), f"{name} does not say what {param.name} does"
     assert "…" not in shown
-    assert "..." not in shown.replace("[prompts]...", "").replace("prompts...", "")
+    assert "..." not in re.sub(r"\[?\{?(prompts|files)\}?\]?\.\.\.", "", shown)
 
 
 def test_options_stand_under_the_heading_of_their_group():

@@ -43,7 +43,7 @@ def test_text_becomes_a_tokenizer_and_tokens(tmp_path, corpus):
         (b"", [], "the files hold no document"),
         (b"a", [], "the validation split is empty"),
         (b"a", ["--separator", ""], 'separator="" separates nothing'),
-        (b"a", ["--validation", "absent.txt"], "No such file or directory: 'absent.txt'"),
+        (b"a", ["--validation", "absent.txt"], "absent.txt: No such file or directory"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, shared, content, arguments, error):

@@ -195,7 +195,6 @@ def test_a_bucket_is_one_prefill_and_one_loop_whatever_the_settings(params, comp
 def test_a_longer_text_is_another_loop_for_each_doubling_of_its_cache(
     params, compiled, monkeypatch
 ):
-    monkeypatch.setattr("llama_jax.generation.batch.MIN_SLOTS", 32)
     monkeypatch.setattr("llama_jax.generation.limits.MIN_SLOTS", 32)
     monkeypatch.setattr("llama_jax.generation.limits.HEADROOM", 1)
     prompts = prompts_of(params, (1, 7, 16))

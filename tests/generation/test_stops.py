@@ -287,7 +287,6 @@ def test_a_row_without_stop_strings_is_fetched_once_a_round(params, monkeypatch)
 @pytest.mark.parametrize("how", [generate, stream])
 def test_a_stop_that_only_text_can_show_ends_its_row_and_no_other(params, monkeypatch, how):
     """U+FFFD stands for bytes that are no character, so no token spells it."""
-    monkeypatch.setattr("llama_jax.generation.batch.MIN_SLOTS", 32)
     monkeypatch.setattr("llama_jax.generation.limits.MIN_SLOTS", 32)
     monkeypatch.setattr("llama_jax.generation.limits.HEADROOM", 1)
     base = SamplingSettings(max_new_tokens=40, temperature=0, stop_ids=[])

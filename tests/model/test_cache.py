@@ -87,7 +87,6 @@ def test_generate_and_stream_run_with_a_cache_of_another_layout(params, temperat
 
 
 def test_it_grows_as_it_fills(params, monkeypatch):
-    monkeypatch.setattr("llama_jax.generation.batch.MIN_SLOTS", 16)
     monkeypatch.setattr("llama_jax.generation.limits.MIN_SLOTS", 16)
     monkeypatch.setattr("llama_jax.generation.limits.HEADROOM", 1)
     asked = {"temperature": 0.0, "max_new_tokens": 40}

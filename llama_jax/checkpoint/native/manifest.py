@@ -55,6 +55,14 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     return info
 
 
+def weights_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint's weights; ValueError where there is none."""
+    weights = Path(path) / WEIGHTS
+    if not weights.is_dir():
+        raise ValueError(f"{path} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
+    return weights
+
+
 def read_config(path: str | os.PathLike[str]) -> Config:
     """The checkpoint's model."""
     read_info(path)
@@ -63,9 +71,7 @@ def read_config(path: str | os.PathLike[str]) -> Config:
         config = Config.from_json(_json(file))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
-    weights = Path(path) / WEIGHTS
-    if not weights.is_dir():
-        raise ValueError(f"{path} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
+    weights = weights_folder(path)
     # Before the table is made: a number in a stranger's file must not decide how long it gets.
     if config.n_layers > (held := len(os.listdir(weights))):
         raise ValueError(

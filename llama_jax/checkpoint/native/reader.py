@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.files.safe_paths import check_tree
-from llama_jax.checkpoint.native.manifest import INFO, WEIGHTS, read_info
+from llama_jax.checkpoint.native.manifest import INFO, WEIGHTS, read_info, weights_folder
 from llama_jax.checkpoint.native.values import Record, made, part_path, part_shardings, shapes_of
 from llama_jax.checkpoint.placement import default_sharding
 from llama_jax.config import Config
@@ -58,7 +58,7 @@ def stored_weights(src: str | os.PathLike[str], config: Config) -> dict[WeightPa
     from llama_jax.checkpoint.native import weight_files
 
     records = read_records(src)
-    directory = Path(src) / WEIGHTS
+    directory = weights_folder(src)
     check_tree(Path(src), directory)
     arrays = weight_files.stored(directory)
     weights = {path: array for path, array in arrays.items() if not is_part(path, records)}
