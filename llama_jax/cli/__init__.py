@@ -21,7 +21,7 @@ from llama_jax import distributed
 from llama_jax.cli.chat import chat
 from llama_jax.cli.console import FAILED
 from llama_jax.cli.convert import convert
-from llama_jax.cli.errors import USAGE, in_plain_words
+from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command
@@ -87,6 +87,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         distributed.fail(None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _leave_at_once() -> None:
+    """Ends the process as it is: XLA may be at work in a thread, under which Python crashes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

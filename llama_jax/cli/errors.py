@@ -13,6 +13,8 @@ import typer
 
 from llama_jax.cli.console import FAILED, plain_errors
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as Typer has it."""
 USAGE = 2
 """Exit code of a wrong command line, as Typer has it; of `verify`, that a file cannot be read."""
 

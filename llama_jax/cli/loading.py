@@ -49,16 +49,7 @@ def load_ahead(
         abandoned.set()
         thread.join()
         raise
-    return params, lambda: _join(thread)
-
-
-def _join(thread: threading.Thread) -> None:
-    """Waits for a thread that compiles; Ctrl-C waits too, for Python ends badly while XLA runs."""
-    try:
-        thread.join()
-    except KeyboardInterrupt:
-        thread.join()
-        raise
+    return params, thread.join
 
 
 @contextlib.contextmanager
