@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from llama_jax.generation.prompts import Prompt, encode, is_dialog
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import ON_DEVICE, SamplingSettings
 from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer import Message, Tokenizer, Tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,8 @@ def rows_of(
     drawn = _drawn_seeds(settings)
     for i, (prompt, wanted) in enumerate(zip(prompts, settings, strict=True)):
         ids = encode(config, prompt, i, tokenizer, truncate)
+        if tokenizer is not None and is_dialog(prompt):
+            wanted = ended_by_turn(tokenizer, prompt, wanted)
         given = wanted.stop, wanted.stop_ids
         if given not in stops:
             stops[given] = _stop_ids(wanted, tokenizer)
@@ -86,6 +89,28 @@ def rows_of(
             seeded = wanted.replace(seed=(seed + j) % 2**32)
             found.append(Row(len(found), ids, seeded, context, room, stop_ids))
     return found
+
+
+def ended_by_turn(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    settings: SamplingSettings,
+    tools: Tools | None = None,
+) -> SamplingSettings:
+    """The settings of an answer to a dialog, which the chat template's own token ends.
+
+    A warning says so where the checkpoint's files do not. `stop_ids` that were given stay.
+    """
+    turn_end = getattr(tokenizer, "turn_end", None)  # only a format read from files may need it
+    end = turn_end(messages, tools=tools) if turn_end and settings.stop_ids is None else None
+    if end is None or end[1] in tokenizer.stop_ids:
+        return settings
+    warnings.warn(
+        f"the chat template ends an answer with {end[0]}, and the checkpoint's files do not say "
+        "that a text ends there; the chat stops at it",
+        stacklevel=2,
+    )
+    return settings.replace(stop_ids=(*tokenizer.stop_ids, end[1]))
 
 
 def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[int, ...]:

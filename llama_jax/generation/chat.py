@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from llama_jax.generation.batch import Row, batch_settings, rows_of
+from llama_jax.generation.batch import Row, batch_settings, ended_by_turn, rows_of
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
 from llama_jax.generation.generate import complete
 from llama_jax.generation.limits import initial_slots, limits_on
@@ -207,15 +206,7 @@ def _row(
     settings: SamplingSettings,
 ) -> Row:
     """The answer to a dialog as a row: its text stands alone, the format's own token ends it."""
-    turn_end = getattr(tokenizer, "turn_end", None)  # only a format read from files may need it
-    end = turn_end(messages, tools=tools) if turn_end and settings.stop_ids is None else None
-    if end is not None and end[1] not in tokenizer.stop_ids:
-        warnings.warn(
-            f"the chat template ends an answer with {end[0]}, and the checkpoint's files do not "
-            "say that a text ends there; the chat stops at it",
-            stacklevel=2,
-        )
-        settings = settings.replace(stop_ids=(*tokenizer.stop_ids, end[1]))
+    settings = ended_by_turn(tokenizer, messages, settings, tools)
     (row,) = rows_of(params.config, [ids], [settings], 1, tokenizer, truncate=False)
     return dataclasses.replace(row, context_ids=())
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.generation import generate as whole
-from llama_jax.generation.batch import batches_of, rows_of
-from llama_jax.generation.driver import decode_batch
+from llama_jax.generation.batch import rows_of
+from llama_jax.generation.generate import completed
 from llama_jax.generation.prompts import Prompt, tokenizer_of
-from llama_jax.generation.results import Completion, Delta
+from llama_jax.generation.results import Completion, NaNLogitsError
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
@@ -27,17 +26,18 @@ def as_finished(
     cache: type[Cache] = KVCache,
     **changes: Any,
 ) -> Iterator[tuple[int, Completion]]:
-    """`generate`, each completion with its place in the list as soon as it has ended."""
+    """`generate`, each completion with its place in the list as soon as it has ended.
+
+    `NaNLogitsError`, once all have ended, where the logits of some were NaN or infinite.
+    """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     each = for_each(settings, changes, len(prompts))
     rows = rows_of(params.config, prompts, each, n, tokenizer, truncate=False)
-    scored = whole._prompt_logprobs(params, place, rows)
-    for batch in whole._with_progress(batches_of(params.config, place, rows), len(rows)):
-        deltas: list[list[Delta]] = [[] for _ in batch.rows]
-        for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
-            deltas[i].append(delta)
-            if delta.finish_reason is not None:
-                row = batch.rows[i]
-                done = whole._completion(row, deltas[i], tokenizer, scored[row.index])
-                yield row.index, done
+    failed = []
+    for row, done in completed(params, place, rows, tokenizer):
+        if done.finish_reason == "error":
+            failed.append(row.index)
+        yield row.index, done
+    if failed:
+        raise NaNLogitsError("completion", failed)

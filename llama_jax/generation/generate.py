@@ -69,22 +69,30 @@ def complete(
     *,
     echo: bool = False,
 ) -> list[Completion]:
-    """The rows' completions, in their order, batch by batch; NaNLogitsError where some failed."""
-    scored = _prompt_logprobs(params, place, rows)
+    """The rows' completions, in their order; NaNLogitsError where some failed."""
     found: list[Completion | None] = [None] * len(rows)
-    for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
-        deltas: list[list[Delta]] = [[] for _ in batch.rows]
-        with contextlib.suppress(NaNLogitsError):  # the deltas say so too
-            for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
-                deltas[i].append(delta)
-        for row, parts in zip(batch.rows, deltas, strict=True):
-            done = _completion(row, parts, tokenizer, scored[row.index])
-            found[row.index] = _echoed(done, row, tokenizer) if echo else done
+    for row, done in completed(params, place, rows, tokenizer):
+        found[row.index] = _echoed(done, row, tokenizer) if echo else done
     completions = [completion for completion in found if completion is not None]
     failed = [i for i, done in enumerate(completions) if done.finish_reason == "error"]
     if failed:
         raise NaNLogitsError("completion", failed, completions)
     return completions
+
+
+def completed(
+    params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
+) -> Iterator[tuple[Row, Completion]]:
+    """Each row's completion as soon as it ends, batch by batch; that of a failed row says so."""
+    scored = _prompt_logprobs(params, place, rows)
+    for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
+        deltas: list[list[Delta]] = [[] for _ in batch.rows]
+        with contextlib.suppress(NaNLogitsError):  # the deltas say so too
+            for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
+                deltas[i].append(delta)
+                if delta.finish_reason is not None:
+                    row = batch.rows[i]
+                    yield row, _completion(row, deltas[i], tokenizer, scored[row.index])
 
 
 def stream(
