@@ -123,17 +123,19 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(tokens, whole, 
     command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     while True:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        if killed < 10:
-            for line in process.stdout:
-                if line.startswith("step") or line.startswith("going"):
-                    break
-            time.sleep(draw.uniform(0, 0.5))
-            process.kill()
-            killed += 1
-        if process.wait() == 0:
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
+            if killed < 10:
+                for line in process.stdout:
+                    if line.startswith(("step", "going")):
+                        break
+                time.sleep(draw.uniform(0, 0.5))
+                process.kill()
+                killed += 1
+            process.communicate()
+        if process.returncode == 0:
             break
-        process.stdout.close()
     weights = llama_jax.load(tmp_path / "run" / "model").weights
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
 
