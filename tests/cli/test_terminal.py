@@ -45,6 +45,7 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     child.expect("> ")
     child.sendintr()
     child.expect("Ctrl-D or /quit leaves")
+    child.expect("> ")  # before it readline would not see the key
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()
