@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import textwrap
 from typing import Any, TypeVar
 
@@ -40,10 +41,10 @@ class _Doc:
 
 def _documented(cls: type) -> dict[str, str]:
     """The strings under a class's fields, by the fields' names."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(node, ast.ClassDef)
+    source = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    body = [line for node in source.body if isinstance(node, ast.ClassDef) for line in node.body]
     found = {}
-    for field, after in zip(node.body, node.body[1:], strict=False):
+    for field, after in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             match after:
                 case ast.Expr(value=ast.Constant(value=str(text))):

@@ -97,13 +97,10 @@ def _retry(session: Session, _: str) -> str:
 
 def _taken_back(session: Session) -> str:
     """Removes the last question, and what was answered, from the dialog."""
-    messages = session.conversation.messages
-    asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
-    if not asked:
+    question = session.conversation.undo()
+    if question is None:
         raise ValueError("nothing was asked yet")
-    question = str(messages[asked[-1]]["content"])
-    del messages[asked[-1] :]
-    return question
+    return str(question["content"])
 
 
 def _file(session: Session, rest: str) -> None:

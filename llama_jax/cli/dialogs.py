@@ -40,8 +40,7 @@ def check_dialogs(source: Source, tokenizer: Tokenizer | None) -> None:
 
 def format_note(source: Source, tokenizer: Tokenizer) -> str | None:
     """What to know of a model of which only its maker can say that it was trained on dialogs."""
-    kind = type(tokenizer).__name__.removesuffix("Tokenizer")
-    name = {"SentencePiece": "Llama 2", "Tiktoken": "Llama 3"}.get(kind)
+    name = getattr(tokenizer, "dialog_format", None)  # every kind of ours has it
     if name is None or is_instruct(source):
         return None
     return f"dialogs are written in {name}'s format; a model that never saw it answers poorly"

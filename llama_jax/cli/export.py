@@ -13,7 +13,7 @@ from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
-    """Whose files to write."""
+    """The format to write: Hugging Face's or Meta's."""
 
     hf = "hf"
     meta = "meta"

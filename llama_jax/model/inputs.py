@@ -7,14 +7,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int
 
+from llama_jax.model.cache_protocol import Positions
 from llama_jax.weights.params import check_params
 
 
-def check_inputs(params: Any, tokens: Any, positions: Any, at: Any) -> None:
-    """ValueError unless these are params and integers [batch, time], and `at` [batch, wanted]."""
+def check_inputs(params: Any, tokens: Any, at: Any) -> None:
+    """ValueError unless these are params, integers [batch, time], and `at` [batch, wanted]."""
     check_params(params)
     _check_ids("tokens", tokens, "jnp.array([ids])")
+    if at is not None:
+        _check_ids("at", at, "jnp.array([[time - 1]])")
+        if at.shape[0] != tokens.shape[0]:
+            raise ValueError(
+                f"at of shape {list(at.shape)} has not as many rows as tokens of shape "
+                f"{list(tokens.shape)}; pass the time indices wanted of each row"
+            )
+
+
+def checked_positions(positions: Positions | None, tokens: Int[Array, "batch time"]) -> Positions:
+    """The positions, once there is one for each token."""
     if positions is None:
         raise ValueError(
             "forward needs the positions of its tokens, [batch, time]; they count from 0 where a "
@@ -27,13 +40,7 @@ def check_inputs(params: Any, tokens: Any, positions: Any, at: Any) -> None:
             f"positions of shape {list(positions.shape)} are not those of tokens of shape "
             f"{list(tokens.shape)}; pass one a token: jnp.broadcast_to(positions, tokens.shape)"
         )
-    if at is not None:
-        _check_ids("at", at, "jnp.array([[time - 1]])")
-        if at.shape[0] != tokens.shape[0]:
-            raise ValueError(
-                f"at of shape {list(at.shape)} has not as many rows as tokens of shape "
-                f"{list(tokens.shape)}; pass the time indices wanted of each row"
-            )
+    return positions
 
 
 def _check_ids(name: str, value: Any, example: str) -> None:

@@ -24,7 +24,7 @@ from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.config import Config, YarnScaling
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
-from llama_jax.model.inputs import check_inputs
+from llama_jax.model.inputs import check_inputs, checked_positions
 from llama_jax.ops import rope
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
@@ -60,8 +60,8 @@ def forward(
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError where an argument is
     no array of such a shape, or there are no positions.
     """
-    check_inputs(params, tokens, positions, at)
-    assert positions is not None
+    check_inputs(params, tokens, at)
+    positions = checked_positions(positions, tokens)
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
         weights = gather_every_step(params.weights, positions)

@@ -112,6 +112,10 @@ class HuggingFaceTokenizer(WithTemplate):
     def _id_of(self, text: str) -> int | None:
         return self._controls_too.token_to_id(text)
 
+    @property
+    def own_format(self) -> None:
+        return None
+
     def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         raise _no_format()
 

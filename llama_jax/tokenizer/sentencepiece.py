@@ -129,6 +129,10 @@ class SentencePieceTokenizer(WithTemplate):
             prefixed = (begins and n == 0) or self._stated.legacy
             yield part, place, self._model if prefixed else self._unprefixed
 
+    @property
+    def own_format(self) -> str:
+        return "Llama 2" if self._step_id is None else "Code Llama 70B"
+
     def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         if self._step_id is not None:
             return encode_codellama70b(self, self._step_id, messages, tools=tools)

@@ -129,6 +129,10 @@ class TiktokenTokenizer(WithTemplate):
     def _id_of(self, text: str) -> int | None:
         return self._added.id_of(text)
 
+    @property
+    def own_format(self) -> str:
+        return "Llama 3"
+
     def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         return encode_llama3(self, self.special, messages, tools=tools)
 

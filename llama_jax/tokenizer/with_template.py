@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -28,6 +29,11 @@ class WithTemplate(Tokenizer):
     """The id of each control token, by name. No text encodes to them."""
     _template: ChatTemplate | None
     _stated: Stated
+
+    @property
+    def dialog_format(self) -> str | None:
+        """Whose format a dialog is written in; None where the folder's own template says it."""
+        return self.own_format if self._template is None else None
 
     def encode_dialog(
         self, messages: Sequence[Message], *, tools: Tools | None = None
@@ -80,20 +86,27 @@ class WithTemplate(Tokenizer):
             opened=opened,
         )
 
+    @property
+    @abc.abstractmethod
+    def own_format(self) -> str | None:
+        """Whose format a dialog has where there is no template; None for none."""
+
+    @abc.abstractmethod
     def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         """The ids of a text: whether its control tokens are found; whether a text begins here."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
         """What `_encode` returns, each id with the characters of its token."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _id_of(self, text: str) -> int | None:
         """The id of the token that is spelled `text`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
-        raise NotImplementedError
+        """`encode_dialog` in the tokenizer's own format."""
 
+    @abc.abstractmethod
     def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
-        raise NotImplementedError
+        """`encode_answers` in the tokenizer's own format."""

@@ -89,6 +89,8 @@ def run_steps(
                 save()
         if index > first:
             save()
+        else:  # the process before may have ended between the state and the model
+            on_save(state)
         if index == recipe.steps:
             report.evaluated(index, evaluated(recipe, state, data))
             on_sample(state)

@@ -43,8 +43,7 @@ class PackedRows:
         shape = len(ids), self.time
         tokens, targets, positions = (np.zeros(shape, np.int32) for _ in range(3))
         weights = np.zeros(shape, np.float32)
-        starts, index = self.split.starts, np.arange(self.time)
-        assert starts is not None  # a folder of dialogs has them
+        starts, index = self.split.document_starts(), np.arange(self.time)
         for row, id in enumerate(ids.tolist()):
             begin, end = (int(self.packed.row_starts[id + i]) for i in range(2))
             found, count = self.split.read(begin, end), end - begin

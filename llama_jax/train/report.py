@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.step import Metrics
@@ -133,9 +134,7 @@ def _forget_after(file: Path, step: int) -> None:
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     # A process that was killed may have left half a line at the end.
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    half = file.with_suffix(".partial")
-    half.write_text("".join(kept), encoding="utf-8")
-    half.replace(file)
+    replace_text(file, "".join(kept))
 
 
 def duration(seconds: float) -> str:

@@ -79,11 +79,8 @@ class TextRows:
         check_count("time", self.time)
         if self.documents not in (SEPARATE, JOINED):
             raise ValueError(f"documents={self.documents!r} must be {SEPARATE!r} or {JOINED!r}")
-        if self.documents == SEPARATE and self.split.starts is None:
-            raise ValueError(
-                "these files do not say where a document starts; use documents='joined', or make "
-                "the tokens with `llama-jax tokenize`"
-            )
+        if self.documents == SEPARATE:
+            self.split.document_starts()  # refused now, and not at the first row
         if len(self.split) < 2:
             raise ValueError(
                 f"the {self.split.name} split has {len(self.split)} tokens, so there is none to "

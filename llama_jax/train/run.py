@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import jax.sharding
 
 from llama_jax.checkpoint import load, save, shapes
+from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.model.transformer import init_params
 from llama_jax.sharding.arrays import mesh_of, weight_shardings
@@ -84,7 +85,11 @@ def train(
                 for text in sample(_result(state, tokens.tokenizer), recipe.run.prompts):
                     say(f"  > {text}")
 
-        run_steps(recipe, state, data, saves, report, on_save=on_save, on_sample=on_sample)
+        state = run_steps(recipe, state, data, saves, report, on_save=on_save, on_sample=on_sample)
+        if int(state.step) < recipe.steps:
+            say(
+                f"stopped after step {int(state.step):,} of {recipe.steps:,}; the same call goes on"
+            )
     finally:
         saves.close()
     return folder / MODEL
@@ -190,7 +195,7 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
                     "choose another folder, or go on with the run's own recipe"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(to_json(recipe) + "\n", encoding="utf-8")
+    replace_text(file, to_json(recipe) + "\n")
 
 
 def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -44,6 +44,15 @@ class TokenSplit:
     def _ends(self) -> list[int]:
         return list(itertools.accumulate(len(shard) for shard in self.shards))
 
+    def document_starts(self) -> np.ndarray:
+        """Where each document starts; ValueError where the files do not say it."""
+        if self.starts is None:
+            raise ValueError(
+                "these files do not say where a document starts; use documents='joined', or make "
+                "the tokens with `llama-jax tokenize`"
+            )
+        return self.starts
+
     def read(self, begin: int, end: int) -> np.ndarray:
         """Tokens `begin` to `end` as int32: fewer where the split ends before."""
         parts, first = [], 0

@@ -7,6 +7,7 @@ import pytest
 
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import assembled, keep_history, read_history
+from llama_jax.generation.chat import Conversation
 from llama_jax.generation.settings import SamplingSettings
 
 DIALOG = [
@@ -20,6 +21,8 @@ DIALOG = [
 
 class Talk:
     """What the commands use of a conversation."""
+
+    undo = Conversation.undo
 
     def __init__(self, messages=DIALOG):
         self.messages = list(messages)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -82,8 +83,10 @@ def _end_after(steps, recipe, folder):
             signal.raise_signal(signal.SIGTERM)
 
     every = {"print_every": 1, "save_every": 100, "evaluate_every": 0}
-    run = Run(**vars(recipe.run) | every)
-    train(recipe.replace(run=run), folder, say=say)
+    run, said = Run(**vars(recipe.run) | every), []
+    train(recipe.replace(run=run), folder, say=lambda line: (said.append(line), say(line)))
+    last = re.match(r"stopped after step (\d+) of 8; the same call goes on", said[-1])
+    assert (int(last[1]) if last else STEPS) >= steps
 
 
 @pytest.mark.parametrize("axes", [{"data": 4}, {"fsdp": 2, "tensor": 2}], ids=str)
@@ -108,6 +111,14 @@ def test_a_state_that_was_cut_short_is_passed_over_and_that_is_said(tokens, whol
     weights, said = trained(recipe_of(tokens), run)
     assert f"step {newest.name} cannot be read" in said[0]
     assert "going on after step" in said[1]
+    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+
+
+def test_a_run_that_lost_its_model_writes_it_again(tokens, whole, tmp_path):
+    """As one does that was killed after its last state and before the model."""
+    train(recipe_of(tokens), tmp_path / "run", say=lambda line: None)
+    shutil.rmtree(tmp_path / "run" / "model")
+    weights, _ = trained(recipe_of(tokens), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
 
 

@@ -37,6 +37,16 @@ def write_json(file: Path, value: Any) -> None:
         os.fsync(out.fileno())
 
 
+def replace_text(file: Path, text: str) -> None:
+    """Writes a file whole or not at all, in place of one that may be there."""
+    half = file.with_name(file.name + ".partial")
+    with half.open("w", encoding="utf-8") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    half.replace(file)
+
+
 class Fields:
     """An object's values by key, checked as they are asked for. A null is no value."""
 
