@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.kernels.blockwise import Own, over_spans
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.ops.linear import product_precision
@@ -35,6 +36,7 @@ TIME = 2  # the axis of `Grouped` and `Keys`
 
 
 @jax.custom_vjp
+@as_written(AS_TRACED)
 def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: First = None) -> Queries:
     """Attention of query t to the keys from index `first[t]`, or from 0, up to t.
 
@@ -45,6 +47,7 @@ def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: First = None) ->
     return _attend(q, k, v, first)[0]
 
 
+@as_written(AS_TRACED)
 def _forward(q: Queries, k: NewKeys, v: NewKeys, first: First) -> tuple[Queries, Any]:
     out, logsumexp = _attend(q, k, v, first)
     return out, (q, k, v, first, out, logsumexp)
@@ -74,6 +77,7 @@ def _attend(q: Queries, k: NewKeys, v: NewKeys, first: First) -> tuple[Queries, 
     return _ungrouped(out / total[..., None], q), peak + jnp.log(total)
 
 
+@as_written(AS_TRACED)  # JAX traces it after `forward` has returned
 @jax.jit
 def _backward(kept: Any, d_out: Queries) -> tuple[Queries, NewKeys, NewKeys, None]:
     q, k, v, first, out, logsumexp = kept

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float32
 
+from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
@@ -48,6 +49,7 @@ class Metrics(NamedTuple):
     """Whether the step changed the weights."""
 
 
+@as_written(AS_TRACED)
 def train_step(r: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     """The state after one more step, and what it says of itself.
 
@@ -81,6 +83,7 @@ def jitted_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainStat
     return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
 
 
+@as_written(AS_TRACED)
 def loss_and_gradients(s: Step, params: Params, batch: Batch) -> tuple[Array, Params]:
     """The mean loss of a batch's trained tokens, and its gradient, in float32.
 
@@ -116,6 +119,7 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
 
 
+@as_written(AS_TRACED)
 def evaluate(s: Step, params: Params, batch: Batch) -> tuple[Float32[Array, ""], Array]:
     """The sum of the tokens' losses, without z-loss, and how many tokens there are."""
     step = dataclasses.replace(s, remat="none", z_loss=0.0)
