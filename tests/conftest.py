@@ -1,14 +1,17 @@
 """Every test runs on eight fake CPU devices, with tiny configs and seeded keys.
 
-Those for a GPU (`-m gpu`) have what is there.
+Those for a GPU (`-m gpu`) have what is there. Compiled programs are kept in pytest's own cache
+(`--cache-clear` empties it): most of a suite's first run is XLA, and most of a later one is not.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import pytest
 from helpers import SHARED
+from jax.experimental.compilation_cache import compilation_cache
 
 # Nothing in the user's folder; the commands tested inherit it.
 os.environ["LLAMA_JAX_CACHE"] = "off"
@@ -19,11 +22,24 @@ jax.config.update("jax_num_cpu_devices", 8)
 from llama_jax.config import Config
 from llama_jax.model.transformer import init_params
 
+PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+MAX_BYTES = 1 << 30  # of kept programs; a whole suite has a third of it
+
 
 def pytest_configure(config):
     if config.option.markexpr != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands tested
         jax.config.update("jax_platforms", "cpu")
+    if PROGRAMS not in os.environ and hasattr(config, "cache"):
+        folder = config.cache.mkdir("programs")
+        if sum(file.stat().st_size for file in folder.iterdir()) > MAX_BYTES:
+            shutil.rmtree(folder)
+            folder.mkdir()
+        os.environ[PROGRAMS] = str(folder)  # of workers and of the commands tested
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if PROGRAMS in os.environ:
+        jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +68,18 @@ def params(config):
 
 
 @pytest.fixture
-def compiled():
+def no_kept_programs(monkeypatch):
+    """Whatever is compiled in this test is compiled anew, by its commands too."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def compiled(no_kept_programs):
     """How long XLA took for each program that it compiles from here on, but for trifles: copies."""
     from jax._src import monitoring
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 from helpers import ROOT
 
@@ -35,13 +36,18 @@ print(json.dumps(found))
 """
 
 
+def environment(**variables):
+    """The suite's environment without what it says of kept programs, and with these variables."""
+    ours = (compilation.VARIABLE, "JAX_COMPILATION_", "JAX_PERSISTENT_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
+
+
 def run(*sizes, program=PROGRAM, **variables):
     """What a process of its own says that compiles a small program for each size."""
-    kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
     command = [sys.executable, "-c", program, *map(str, sizes)]
     root = ROOT
     done = subprocess.run(
-        command, env={**kept, **variables}, cwd=root, capture_output=True, text=True, check=True
+        command, env=environment(**variables), cwd=root, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
 
@@ -75,7 +81,11 @@ def test_generate_keeps_its_programs_unless_told_not_to(tmp_path):
     root = ROOT
     model = ["tests/golden/meta/llama3", "--ids", "46 182", "-n", "2"]
     command = [sys.executable, "-m", "llama_jax", "generate", *model]
-    kept = {name: value for name, value in os.environ.items() if name != compilation.VARIABLE}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name != compilation.VARIABLE and not name.startswith(("JAX_COMP", "JAX_PERS"))
+    }
     for name, options in (("kept", []), ("none", ["--no-cache"])):
         env = {**kept, "XDG_CACHE_HOME": str(tmp_path / name)}
         subprocess.run([*command, *options], env=env, cwd=root, check=True, capture_output=True)
@@ -124,8 +134,17 @@ def test_a_folder_that_cannot_be_written_is_one_warning_and_no_error(tmp_path):
     assert "LLAMA_JAX_CACHE" in said
 
 
+@pytest.fixture
+def keeps_none():
+    """This process has no folder of programs, and has the suite's again afterwards."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
-def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch):
+def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch, keeps_none):
     folder = tmp_path / "llama_jax" / "programs"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
@@ -135,7 +154,7 @@ def test_a_folder_that_others_can_write_is_not_trusted(tmp_path, monkeypatch):
         compilation.keep_programs()
 
 
-def test_a_full_disk_is_a_warning(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, keeps_none):
     monkeypatch.setenv(compilation.VARIABLE, str(tmp_path))
     monkeypatch.setattr(compilation, "MAX_BYTES", 2**80)
     with pytest.warns(UserWarning, match="is full"):
@@ -164,7 +183,7 @@ def test_a_damaged_program_is_compiled_without_a_word(tmp_path):
 
 
 def test_processes_at_once_share_one_folder(tmp_path):
-    variables = {**os.environ, "LLAMA_JAX_CACHE": str(tmp_path)}
+    variables = environment(LLAMA_JAX_CACHE=str(tmp_path))
     command = [sys.executable, "-c", PROGRAM, "3", "5", "7"]
     root = ROOT
     at_once = [

@@ -65,7 +65,7 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     assert kept == [pasted, "/save talk.json", pasted, "/quit"]
 
 
-def test_ctrl_c_while_the_loop_is_compiled_ends_in_130(talker):
+def test_ctrl_c_while_the_loop_is_compiled_ends_in_130(talker, no_kept_programs):
     command = ["-m", "llama_jax", "generate", str(talker), "A prompt", "-n", "200", "--no-cache"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     child = pexpect.spawn(sys.executable, command, env=env, timeout=120, dimensions=(40, 80))

@@ -19,6 +19,8 @@ if CAN_COMPILE:  # before the first use of a backend
     # Tuning would run the kernels that it compares.
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_autotune_level=0"
     jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # a test changes what is compiled, by name
+    jax.config.update("jax_enable_compilation_cache", False)
 
 H100 = """
 gpu_device_info {
