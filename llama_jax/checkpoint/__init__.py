@@ -18,13 +18,15 @@ from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.placement import default_sharding, place
-from llama_jax.checkpoint.reading import open_source
+from llama_jax.checkpoint.quantizing import rounded_shape
+from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.kernels import weight_dtype
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
+from llama_jax.weights.quantize import Rule, kind_of, rounded
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 from llama_jax.weights.weight import (
     ARRAY,
@@ -38,7 +40,13 @@ from llama_jax.weights.weight import (
 __all__ = ["convert", "load", "save", "shapes"]
 
 
-def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def load(
+    path: str | PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: Rule | None = None,
+) -> Params:
     """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files.
 
     What lies there tells which.
@@ -46,6 +54,8 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
+    `quantize` ("int8", "int4", "fp8", or a rule) rounds each matrix as it is read, as
+    `llama_jax.quantize` does, so the whole model is never in memory at its full size.
 
     FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
 
@@ -53,34 +63,44 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     """
     keep_programs()
     path = given_path(path)
-    if native.is_native(path):
+    if native.is_native(path) and quantize is None:
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
         dtype = _dtype(shardings, dtype)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
         return Params(weights, config, own_tokenizer(path))
-    source = open_source(path)
+    source = open_checkpoint(path)
     shardings = _shardings(source.config, mesh)
     for warning in source.warnings:
         warnings.warn(warning, stacklevel=2)
     with ThreadPoolExecutor(1) as beside:  # it reads the same bytes, and computes outside Python
         sums = beside.submit(source.check_sums)
-        weights = _place(source, shardings, _dtype(shardings, dtype))
+        weights = _place(source, shardings, _dtype(shardings, dtype), quantize)
         sums.result()
     return Params(weights, source.config, source.tokenizer)
 
 
-def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def shapes(
+    path: str | PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: Rule | None = None,
+) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
     path = given_path(path)
-    if native.is_native(path):
+    if native.is_native(path) and quantize is None:
         config, tokenizer = native.read_config(path), own_tokenizer(path)
+        stored = native.stored_weights(path, config)
     else:
-        source = open_source(path)
+        source = open_checkpoint(path)
         config, tokenizer = source.config, source.tokenizer
+        kinds = {at: kind_of(quantize, at, tuple(t.shape)) for at, t in source.tensors.items()}
+        stored = {
+            at: rounded_shape(source.tensors[at], kind, at) for at, kind in kinds.items() if kind
+        }
     shardings = _shardings(config, mesh)
     dtype = _dtype(shardings, dtype)
-    stored = native.stored_weights(path, config) if native.is_native(path) else {}
     weights = {
         row.path: _shape(stored.get(row.path), row, shardings[row.path], dtype)
         for row in weight_table(config).values()
@@ -104,14 +124,23 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     )
 
 
-def _place(source: Source, shardings: dict[WeightPath, Sharding], dtype: np.dtype) -> Weights:
+def _place(
+    source: Source,
+    shardings: dict[WeightPath, Sharding],
+    dtype: np.dtype,
+    quantize: Rule | None = None,
+) -> Weights:
     """Each weight read where it is wanted: a process touches only the bytes of its own shards."""
-    return nested(
-        {
-            path: place(tensor.shape, dtype, shardings[path], tensor.read)
-            for path, tensor in source.tensors.items()
-        }
-    )
+    weights = {}
+    for path, tensor in source.tensors.items():
+        kind = kind_of(quantize, path, tuple(tensor.shape))
+        if kind is None:
+            weights[path] = place(tensor.shape, dtype, shardings[path], tensor.read)
+            continue
+        rounded_shape(tensor, kind, path)  # an error before any number is read
+        array = place(tensor.shape, tensor.dtype, shardings[path], tensor.read)
+        weights[path] = rounded(array, kind, path, dtype)
+    return nested(weights)
 
 
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
