@@ -20,7 +20,7 @@ from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
-from llama_jax.tokenizer.gguf_header import is_gguf
+from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import ARRAY, is_value, parts_of
 
@@ -66,6 +66,8 @@ def open_source(
         return open_hf(path, max_seq_len=max_seq_len)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
+    if (only := gguf_in(path)) is not None:
+        return open_source(only, max_seq_len=max_seq_len, rope_factor=rope_factor)
     for below in sorted(path.iterdir()):
         if _holds_one(below):
             raise FileNotFoundError(

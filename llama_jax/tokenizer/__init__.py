@@ -12,7 +12,7 @@ from llama_jax.tokenizer.beside import tokenizer_files as files_beside
 from llama_jax.tokenizer.chat_template import read_chat_template, template_in
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
 from llama_jax.tokenizer.gguf import gguf_tokenizer
-from llama_jax.tokenizer.gguf_header import is_gguf
+from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -110,7 +110,9 @@ def _places(folder: Path) -> list[Path]:
     """Where a folder's tokenizer may lie, the first the best."""
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
         return [folder / _NAME, folder / _HF_NAME, folder.resolve().parent / _NAME]
-    return [folder / _HF_NAME, folder / _NAME]
+    found = [folder / _HF_NAME, folder / _NAME]
+    gguf = [] if any(file.is_file() for file in found) else [gguf_in(folder)]
+    return [*found, *(file for file in gguf if file is not None)]
 
 
 def _not_found(path: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import stat
 import struct
 from pathlib import Path
@@ -25,6 +26,8 @@ _NUMBERS = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"},
     **{10: "<u8", 11: "<i8", 12: "<f8"},
 }
+SET = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5}\.gguf)")
+"""The name of one of a set of files: its head, its number, and the count with the ending."""
 _KEY_BYTES = 13  # the least that a key and its value take
 _AGAIN = "download or copy it again"
 
@@ -55,6 +58,21 @@ def is_gguf(path: Path) -> bool:
             return file.read(4) == MAGIC
     except OSError:
         return False
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file in a folder that holds those of one model; None without one.
+
+    Of a set, the first. ValueError where several models lie there.
+    """
+    names = sorted(file.name for file in folder.glob("*.gguf"))
+    models = {SET.sub(r"\1\3", name) for name in names}
+    if len(models) > 1:
+        raise ValueError(
+            f"{folder} holds {len(models)} GGUF models, {names[0]!r:.100} and others; "
+            "pass the path of one of the files"
+        )
+    return folder / names[0] if names else None
 
 
 def read_header(path: Path) -> GGUFHeader:

@@ -219,7 +219,6 @@ def test_what_lies_in_place_of_weights_is_told(tmp_path, files, message):
     ("files", "message"),
     [
         (["adapter_config.json", "adapter_model.safetensors"], "a LoRA adapter alone"),
-        (["llama.Q8_0.gguf"], r"but llama\.Q8_0\.gguf; pass that file's own path"),
         (["model.pt"], r"but model\.pt; if that is"),
         (["readme.txt"], r"holds no checkpoint: neither .* \(Hugging Face\)$"),
     ],

@@ -128,12 +128,16 @@ def test_a_set_of_files_is_one_model_whichever_is_named(tmp_path):
         assert len(found.files) == 2
         for path, tensor in whole.tensors.items():
             np.testing.assert_array_equal(found.tensors[path][...], tensor[...])
+    (tmp_path / "model.gguf").unlink()
+    assert open_checkpoint(tmp_path).files == found.files
     (tmp_path / "m-00002-of-00002.gguf").rename(tmp_path / "other.gguf")
     with pytest.raises(FileNotFoundError, match=r"lacks 'm-00002-of-00002\.gguf'"):
         open_checkpoint(tmp_path / "m-00001-of-00002.gguf")
     (tmp_path / "m-00001-of-00002.gguf").rename(tmp_path / "alone.gguf")
     with pytest.raises(ValueError, match="one of '2' files, and 1 is here"):
         open_checkpoint(tmp_path / "alone.gguf")
+    with pytest.raises(ValueError, match="holds 2 GGUF models, 'alone"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("factor", [8.0, 32.0])

@@ -20,9 +20,8 @@ from llama_jax.checkpoint.gguf.types import F32
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.source import Source, StoredTensor
 from llama_jax.config import Config
-from llama_jax.tokenizer.gguf_header import read_header
+from llama_jax.tokenizer.gguf_header import SET, read_header
 
-_SET = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)")
 _EMBEDDING, _FREQS = "token_embd.weight", "rope_freqs.weight"
 # What the oldest files store beside the weights; the model computes its own.
 _BUFFER = re.compile(r"(rope_freqs|blk\.[0-9]+\.attn_rot_embd)\.weight")
@@ -61,12 +60,13 @@ def _files(path: Path) -> list[Path]:
         start, what = LFS_POINTER
         if path.read_bytes().startswith(start):
             raise ValueError(f"{path} {what}")
-    if not (parts := _SET.fullmatch(path.name)):
+    if not (parts := SET.fullmatch(path.name)):
         return [path]
-    head, _, count, tail = parts.groups()
-    if not 1 <= int(count) <= 1000:
-        raise ValueError(f"{path} is one of {int(count)} files by its name; {FETCH_AGAIN}")
-    files = [path.with_name(f"{head}{n:05}-of-{count}{tail}") for n in range(1, int(count) + 1)]
+    head, _, rest = parts.groups()
+    count = int(rest[:5])
+    if not 1 <= count <= 1000:
+        raise ValueError(f"{path} is one of {count} files by its name; {FETCH_AGAIN}")
+    files = [path.with_name(f"{head}-{n:05}-of-{rest}") for n in range(1, count + 1)]
     if missing := [file.name for file in files if not file.is_file()]:
         raise FileNotFoundError(
             f"{path} is one of a set of {len(files)} files, which lacks {listed(missing)}; "
