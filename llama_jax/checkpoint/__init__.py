@@ -1,4 +1,4 @@
-"""Files to `Params` and back: the project's own checkpoints (Orbax), Meta's, Hugging Face's."""
+"""Files to `Params` and back: our own checkpoints (Orbax), Meta's, Hugging Face's, GGUF."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def load(
     dtype: Any = None,
     quantize: Rule | None = None,
 ) -> Params:
-    """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files.
+    """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files; or in GGUF.
 
-    What lies there tells which.
+    What lies there tells which. `path` may be a GGUF file itself.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default

@@ -1,4 +1,4 @@
-"""A checkpoint of any format to Hugging Face's or Meta's files, block by block."""
+"""A checkpoint of any format to Hugging Face's or Meta's files or to GGUF, block by block."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.files.destination import writing
+from llama_jax.checkpoint.files.gguf_writer import write_gguf
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
+from llama_jax.checkpoint.gguf.export import gguf_files, gguf_metadata
 from llama_jax.checkpoint.huggingface.export import (
     INDEX,
     hf_config,
@@ -41,7 +43,7 @@ from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer import load_tokenizer, tokenizer_files
 from llama_jax.tokenizer.beside import MODEL_CONFIG
 
-FORMATS = ("hf", "meta")
+FORMATS = ("hf", "meta", "gguf")
 _MARK, _FORMAT = "export.json", "llama_jax export"
 """Names what an export wrote, so that another may replace it and nothing else."""
 _KIND = "an export of llama_jax"
@@ -76,31 +78,31 @@ def export(
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Writes the checkpoint, whole or not at all, as `format` "hf" or "meta".
+    """Writes the checkpoint, whole or not at all, as `format` "hf", "meta" or "gguf".
 
     `shards` is how many weight files: for Meta the ranks of its model parallelism, 1 by default;
     for Hugging Face as few as hold 5 GB each. `layout` is how Meta's files cut the embedding:
     "llama2" by columns, "llama3" by rows; by default as in models with this RoPE base. Without
-    `dtype` every tensor keeps its own. `overwrite` replaces an older export and nothing else.
+    `dtype` every tensor keeps its own; as GGUF it may be "q8_0" or "q4_0" too. `overwrite` replaces
+    an older export and nothing else.
     """
     start, dst = time.monotonic(), Path(os.path.realpath(given_path(destination)))
     source = open_checkpoint(checkpoint)
     source.check_sums()
-    plan = _plan(source, format, shards, layout, None if dtype is None else parse_dtype(dtype))
+    plan = _plan(source, format, shards, layout, dtype)
     tensors = [tensor for file in plan.files.values() for tensor in file]
-    stream = _Stream(sum(tensor.nbytes for tensor in tensors), progress)
-    write = write_safetensors if format == "hf" else write_torch_file
+    stream = _Stream(sum(tensor.stored_bytes for tensor in tensors), progress)
     replaced = _extras if overwrite else None
     with writing(dst, _KIND, replaced, stream.total, plan.copies) as partial:
         for name, file_tensors in plan.files.items():
-            write(partial / name, file_tensors, stream)
+            plan.write(partial / name, file_tensors, stream)
         _write_texts(partial, plan, source)
     return Exported(
         source=source,
         path=dst,
         files=tuple(plan.files),
         bytes=stream.total,
-        dtypes=tuple(sorted({tensor.dtype.name for tensor in tensors})),
+        dtypes=tuple(sorted({tensor.stored_as for tensor in tensors})),
         seconds=time.monotonic() - start,
         notes=plan.notes,
         warnings=tuple(stream.warnings),
@@ -118,23 +120,39 @@ def _write_texts(folder: Path, plan: _Plan, source: Source) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     files: dict[str, list[ExportTensor]]
+    write: Callable[[Path, list[ExportTensor], Any], None]
     texts: dict[str, Any]
     """JSON files, by name."""
-    copies: dict[str, Path]
+    copies: dict[str, Path | bytes]
     """The tokenizer's files, by name."""
     notes: tuple[str, ...]
 
 
-def _plan(
-    source: Source, format: str, shards: int | None, layout: str | None, dtype: np.dtype | None
-) -> _Plan:
-    if format == "meta":
-        return _plan_meta(source, 1 if shards is None else shards, layout, dtype)
-    if format != "hf":
+def _plan(source: Source, format: str, shards: int | None, layout: str | None, dtype: Any) -> _Plan:
+    if format not in FORMATS:
         raise ValueError(f"format={format!r} is unknown; use one of {', '.join(FORMATS)}")
-    if layout is not None:
-        raise ValueError(f"layout={layout!r} is of Meta's files; leave it out with format hf")
-    return _plan_hf(source, shards, dtype)
+    if format != "meta" and layout is not None:
+        raise ValueError(f"layout={layout!r} is of Meta's files; leave it out with format {format}")
+    if format == "gguf":
+        return _plan_gguf(source, shards, dtype)
+    wanted = None if dtype is None else parse_dtype(dtype)
+    if format == "meta":
+        return _plan_meta(source, 1 if shards is None else shards, layout, wanted)
+    return _plan_hf(source, shards, wanted)
+
+
+def _plan_gguf(source: Source, shards: int | None, dtype: Any) -> _Plan:
+    if shards not in (None, 1):
+        raise ValueError(f"shards={shards} files are not written as GGUF, which is one file")
+    files = gguf_files(source.config, source.tensors, dtype)
+    tokenizer = load_tokenizer(source.tokenizer) if source.tokenizer else None
+    (tensors,) = files.values()
+    metadata, notes = gguf_metadata(source.config, tensors, tokenizer)
+
+    def write(path: Path, tensors: list[ExportTensor], stream: Any) -> None:
+        write_gguf(path, metadata, tensors, stream)
+
+    return _Plan(files, write, {}, {}, notes)
 
 
 def _plan_meta(source: Source, shards: int, layout: str | None, dtype: np.dtype | None) -> _Plan:
@@ -144,7 +162,7 @@ def _plan_meta(source: Source, shards: int, layout: str | None, dtype: np.dtype 
         raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
     texts = {"params.json": meta_params(config, layout)}
     files = meta_files(config, source.tensors, shards=shards, layout=layout, dtype=dtype)
-    return _Plan(files, texts, _tokenizer_files(source), meta_notes(config))
+    return _Plan(files, write_torch_file, texts, _tokenizer_files(source), meta_notes(config))
 
 
 def _plan_hf(source: Source, shards: int | None, dtype: np.dtype | None) -> _Plan:
@@ -158,10 +176,10 @@ def _plan_hf(source: Source, shards: int | None, dtype: np.dtype | None) -> _Pla
     if len(files) > 1:
         texts[INDEX] = hf_index(files)
     texts = {name: text for name, text in texts.items() if name not in copies}
-    return _Plan(files, texts, copies, hf_notes(tokenizer))
+    return _Plan(files, write_safetensors, texts, copies, hf_notes(tokenizer))
 
 
-def _tokenizer_files(source: Source) -> dict[str, Path]:
+def _tokenizer_files(source: Source) -> dict[str, Path | bytes]:
     return tokenizer_files(source.tokenizer) if source.tokenizer else {}
 
 
@@ -175,9 +193,9 @@ class _Stream:
     def __call__(self, tensor: ExportTensor) -> Iterator[np.ndarray]:
         cast_to = Cast(tensor.dtype)
         for block in tensor.blocks():
-            cast = cast_to(block)
-            yield cast
-            self.done += cast.nbytes
+            packed = tensor.packed(cast_to(block))
+            yield packed
+            self.done += packed.nbytes
             if self.progress is not None:
                 self.progress(self.done, self.total)
         self.warnings += cast_to.warnings(tensor.name)

@@ -42,6 +42,20 @@ class ExportTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes it takes in the file."""
+        return self.nbytes
+
+    @property
+    def stored_as(self) -> str:
+        """How its numbers lie in the file, in a word."""
+        return self.dtype.name
+
+    def packed(self, block: np.ndarray) -> np.ndarray:
+        """What the file holds of a block in its `dtype`."""
+        return block
+
     def blocks(self) -> Iterator[np.ndarray]:
         """The tensor as the file has it, in bands of rows from first to last, not yet cast."""
         axis = len(self.part) - 1 if self.transposed else 0

@@ -13,10 +13,11 @@ from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
-    """The format to write: Hugging Face's or Meta's."""
+    """The format to write: Hugging Face's, Meta's, or llama.cpp's."""
 
     hf = "hf"
     meta = "meta"
+    gguf = "gguf"
 
 
 class Layout(enum.StrEnum):
@@ -29,11 +30,13 @@ class Layout(enum.StrEnum):
 def export(
     checkpoint: options.Checkpoint,
     destination: options.Destination,
-    format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
+    format: Annotated[
+        Format, typer.Option(help="hf for transformers, meta for Meta's .pth, gguf for llama.cpp")
+    ],
     shards: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="Number of weight files; default: hf 5 GB each, meta one", min=1
+            metavar="N", help="Number of weight files; default: hf 5 GB each, others one", min=1
         ),
     ] = None,
     layout: Annotated[
@@ -43,12 +46,19 @@ def export(
             "follow; default: llama3 for a model with Llama 3's RoPE"
         ),
     ] = None,
-    dtype: options.StoredDtype = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Number format: float32, bfloat16 or float16, with --format gguf q8_0 or q4_0 "
+            "too; default: as stored",
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint in Hugging Face's or Meta's format."""
+    """Write a checkpoint in Hugging Face's or Meta's format, or as GGUF."""
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 

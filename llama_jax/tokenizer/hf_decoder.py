@@ -41,15 +41,15 @@ def _alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | shifted
 
 
-_BYTE_OF = _alphabet()
+BYTE_OF = _alphabet()
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_level(added: Collection[str]) -> Spelling:
     def spell(token: str, at_start: bool) -> tuple[bytes, bool]:
-        if token in added or not _BYTE_OF.keys() >= set(token):
+        if token in added or not BYTE_OF.keys() >= set(token):
             return token.encode(), False
-        return bytes([_BYTE_OF[character] for character in token]), False
+        return bytes([BYTE_OF[character] for character in token]), False
 
     return spell
 

@@ -313,7 +313,7 @@ def test_what_metas_model_cannot_do_is_refused(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "gguf"}, "format='gguf' is unknown; use one of hf, meta"),
+        ({"format": "onnx"}, "format='onnx' is unknown; use one of hf, meta, gguf"),
         ({"format": "hf", "layout": "llama3"}, "layout='llama3' is of Meta's files"),
         ({"format": "meta", "layout": "llama4"}, "layout='llama4' is unknown"),
         ({"format": "meta", "shards": 3}, "shards=3 does not divide n_heads=4"),
