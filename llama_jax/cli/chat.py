@@ -15,6 +15,7 @@ from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import reader
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
 from llama_jax.cli.text_input import argument
@@ -51,8 +52,9 @@ def chat(
     source = open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
     check_dialogs(source, tokenizer)
+    say_notes(source.notes_with(tokenizer))
     if tokenizer is not None and (note := format_note(source, tokenizer)):
-        stderr.print(note, style="dim")
+        say_notes([note])
     params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
 

@@ -15,6 +15,7 @@ import typer
 from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import FAILED, status, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
 from llama_jax.cli.prompts import Asked, Reading
@@ -83,6 +84,7 @@ def generate(
     settings, samples, source = sampling.settings(), output.num_samples, open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
+    say_notes(source.notes_with(tokenizer))
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
     model = _Model(checkpoint, devices, dtype, requests, samples)

@@ -10,6 +10,7 @@ import typer
 from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import print_json, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.text_input import name_of, read_text
 
@@ -52,16 +53,19 @@ def perplexity(
     from rich.progress import Progress
 
     import llama_jax
+    from llama_jax.checkpoint.reading import open_checkpoint
 
-    text = distributed.from_first(lambda: read_text(file))
+    text, source = distributed.from_first(lambda: read_text(file)), open_checkpoint(checkpoint)
+    if source.tokenizer is None:
+        raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
+    tokenizer = llama_jax.load_tokenizer(source.tokenizer)
+    ids = tokenizer.encode(text, bos=True, eos=False)
+    if len(ids) < 2:
+        raise ValueError(f"{name_of(file)} holds no text to score")
+    say_notes(source.notes_with(tokenizer))
     params = devices.load(
         checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
     )
-    if params.tokenizer is None:
-        raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
-    ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
-    if len(ids) < 2:
-        raise ValueError(f"{name_of(file)} holds no text to score")
     with Progress(console=stderr, transient=True) as bar:
         task = bar.add_task("scoring", total=len(ids) - 1)
         for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):

@@ -61,7 +61,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
         )
     if config.tie_embeddings:
         config, note = _tied(found, config)
-        notes.append(note)
+        notes += [note] * (note is not None)
     notes += zero_biases(found, config)
     check_names(path, found, said, config, buffers)
     if said.quantized is not None:
@@ -80,10 +80,13 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     )
 
 
-def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
-    """The config, untied where both ends are stored and differ: transformers lets files win."""
+def _tied(found: HFTensors, config: Config) -> tuple[Config, str | None]:
+    """The config, untied where both ends are stored and differ: transformers lets files win.
+
+    And what is to be said of it: nothing where the files are as config.json has it.
+    """
     if _OUTPUT not in found.arrays:
-        return config, f"{_OUTPUT} is not stored: the output layer is the embedding"
+        return config, None
     if _EMBEDDING not in found.arrays:
         found.arrays[_EMBEDDING] = found.arrays[_OUTPUT]
         found.file_of[_EMBEDDING] = found.file_of[_OUTPUT]
