@@ -61,7 +61,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
         )
     if config.tie_embeddings:
         config, note = _tied(found, config)
-        notes += [note] * (note is not None)
+        notes += [] if note is None else [note]
     notes += zero_biases(found, config)
     check_names(path, found, said, config, buffers)
     if said.quantized is not None:
