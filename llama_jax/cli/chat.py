@@ -51,7 +51,7 @@ def chat(
 
     source = open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
-    check_dialogs(source, tokenizer)
+    check_dialogs(source, tokenizer, otherwise="use `llama-jax generate`")
     say_notes(source.notes_with(tokenizer))
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         say_notes([note])

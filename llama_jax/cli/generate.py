@@ -58,7 +58,10 @@ def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help='Texts to continue; "" starts from nothing. Without any, stdin is one'),
+        typer.Argument(
+            metavar="PROMPT",
+            help='Texts to continue; "" starts from nothing. Without any, stdin is one',
+        ),
     ] = None,
     *,
     reading: Reading,
@@ -166,7 +169,7 @@ def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta
 def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Reading) -> None:
     """ValueError where the prompts are of a kind that the checkpoint cannot take."""
     if reading.chat:
-        check_dialogs(source, tokenizer)
+        check_dialogs(source, tokenizer, otherwise="leave out --chat")
     elif tokenizer is None and not (reading.ids or reading.jsonl):
         raise ValueError(f"{source.path} has no tokenizer; pass token ids, and --ids")
     elif stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source):

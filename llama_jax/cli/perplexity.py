@@ -18,7 +18,7 @@ from llama_jax.cli.text_input import name_of, read_text
 @over_devices
 def perplexity(
     checkpoint: options.Checkpoint,
-    file: Annotated[Path, typer.Argument(help="A text file in UTF-8; - is stdin")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file in UTF-8; - is stdin")],
     context: Annotated[
         int | None,
         typer.Option(
