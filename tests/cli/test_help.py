@@ -25,7 +25,9 @@ def test_every_option_is_whole_at_80_columns(name, monkeypatch):
         assert getattr(param, "help", None), f"{name} does not say what {param.name} does"
     assert "…" not in shown
     assert "..." not in re.sub(r"\[?\{?(PROMPT|FILE)\}?\]?\.\.\.", "", shown)
-    assert re.findall(r"<(?=[a-z])(?!hf\||llama2\|)[^>]*>", shown) == []  # Python's types: <list[Path]>
+    assert (
+        re.findall(r"<(?=[a-z])(?!hf\||llama2\|)[^>]*>", shown) == []
+    )  # Python's types: <list[Path]>
 
 
 def test_options_stand_under_the_heading_of_their_group():
