@@ -18,6 +18,7 @@ from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _answer(session: Session, question: str) -> None:
     finally:
         answer.close()
     print(flush=True)
-    note = f"read {conversation.prefilled} tokens, wrote {tokens}"
+    note = f"read {counted(conversation.prefilled)}, wrote {tokens}"
     if conversation.forgotten > forgotten:
         note += f"; the context is full, so the {conversation.forgotten} oldest turns are forgotten"
     if reason == "length":

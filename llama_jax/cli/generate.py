@@ -88,6 +88,8 @@ def generate(
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
     say_notes(source.notes_with(tokenizer))
+    if samples > 1 and settings.temperature == 0:
+        say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
     model = _Model(checkpoint, devices, dtype, requests, samples)

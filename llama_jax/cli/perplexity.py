@@ -44,20 +44,22 @@ def perplexity(
 ) -> None:
     """Measure how well a model predicts a text of any length.
 
-    The number is the perplexity of a token: exp of the mean negative log-likelihood (nll) of every
-    token after the first, which is bos where the tokenizer gives one; lower is better. The text is
-    read by windows of --context tokens, each of which begins with bos again, and a token counts in
-    the first window that reaches it, with at least context - stride tokens before it. It depends on
-    the tokenizer and on the windows: compare only numbers of the same.
+    The number is the perplexity of a token, exp(nll / tokens): nll is the negative log-likelihood
+    of all tokens after the first, which is bos where the tokenizer gives one. Lower is better. The
+    text is read by windows of --context tokens, each of which begins with bos again, and a token
+    counts in the first window that reaches it, with at least context - stride tokens before it. It
+    depends on the tokenizer and on the windows: compare only numbers of the same.
     """
     from rich.progress import Progress
 
     import llama_jax
     from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.generation.score import windows
 
     text, source = distributed.from_first(lambda: read_text(file)), open_checkpoint(checkpoint)
     if source.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
+    windows(source.config, context, stride)  # before any weight is read
     tokenizer = llama_jax.load_tokenizer(source.tokenizer)
     ids = tokenizer.encode(text, bos=True, eos=False)
     if len(ids) < 2:
@@ -74,4 +76,6 @@ def perplexity(
     if as_json:
         print_json(found)
     else:
-        print(f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f}, {so_far.tokens:,} tokens)")
+        print(
+            f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f} in all, {so_far.tokens:,} tokens)"
+        )
