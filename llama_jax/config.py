@@ -43,16 +43,25 @@ class Config:
     """
 
     dim: int
+    """Width of the residual stream, and of the embedding."""
     n_layers: int
+    """How many blocks of attention and feed-forward follow each other."""
     n_heads: int
+    """Query heads of a layer."""
     n_kv_heads: int
+    """Key-value heads of a layer; a divisor of `n_heads`, each serving as many query heads."""
     head_dim: int
+    """Width of one head; even, because RoPE rotates pairs."""
     hidden_dim: int
     """Width of the feed-forward layer."""
     vocab_size: int
+    """Tokens that the model knows, by ids from 0."""
     norm_eps: float
+    """What RMSNorm adds to the mean square."""
     rope_theta: float
+    """Base of RoPE's frequencies: 10,000 in LLaMA 1 and 2, 500,000 in Llama 3."""
     rope_scaling: RopeScaling | None
+    """How RoPE's frequencies are stretched for longer texts; None for not at all."""
     tie_embeddings: bool
     """Whether the output layer is the transposed embedding and stores no weight of its own."""
     attention_bias: bool

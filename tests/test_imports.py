@@ -1,6 +1,7 @@
 """What is not used is not imported; and every public name is there all the same."""
 
 import ast
+import dataclasses
 import inspect
 import pydoc
 import subprocess
@@ -121,6 +122,13 @@ def test_help_shows_what_is_written_under_the_fields(cls, said):
     text = pydoc.render_doc(cls, renderer=pydoc.plaintext)
     assert said in text
     assert text.index("Fields:") < text.index("Methods defined here")
+
+
+@pytest.mark.parametrize("name", ["Config", "SamplingSettings", "Params", "Completion", "Delta"])
+def test_every_field_is_documented(name):
+    cls = getattr(llama_jax, name)
+    for field in dataclasses.fields(cls):
+        assert f"\n  {field.name}: " in cls.__doc__, field.name
 
 
 def test_a_class_whose_source_nobody_has_keeps_its_docstring():

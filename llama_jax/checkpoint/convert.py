@@ -81,16 +81,8 @@ def _written(told: dict[str, Any]) -> native.Written:
 
 def _with_its_tokenizer(source: Source) -> Source:
     """The source, once its tokenizer is known to be one, with what is to be said of that."""
-    if source.tokenizer is None:
-        return source
-    tokenizer = load_tokenizer(source.tokenizer)
-    known, vocab_size = tokenizer.vocab_size, source.config.vocab_size
-    notes = [*source.notes, *getattr(tokenizer, "notes", ())]
-    if known > vocab_size:
-        notes.append(
-            f"the tokenizer knows {known:,} tokens and the model {vocab_size:,}: is it another's?"
-        )
-    return dataclasses.replace(source, notes=tuple(notes))
+    tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    return dataclasses.replace(source, notes=source.notes_with(tokenizer))
 
 
 def _origin(source: Source) -> dict[str, Any]:

@@ -24,5 +24,7 @@ def parse_dtype(dtype: Any) -> np.dtype:
     except (KeyError, TypeError):
         found = None
     if found is None or found not in DTYPES.values():
-        raise ValueError(f"dtype={dtype!r} is not a weight's; use one of {', '.join(DTYPES)}")
+        raise ValueError(
+            f"dtype={dtype!r} is not a number format of weights; use one of {', '.join(DTYPES)}"
+        )
     return found

@@ -13,7 +13,7 @@ from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_file import check_sums, is_torch_file
 from llama_jax.config import Config
-from llama_jax.tokenizer import find_tokenizer, tokenizer_files
+from llama_jax.tokenizer import Tokenizer, find_tokenizer, tokenizer_files
 from llama_jax.weights.table import WeightPath
 
 
@@ -105,6 +105,19 @@ class Source:
         for file in self.files[jax.process_index() :: jax.process_count()]:
             if is_torch_file(file):
                 check_sums(file)
+
+    def notes_with(self, tokenizer: Tokenizer | None) -> tuple[str, ...]:
+        """The notes, and what is to be said of the checkpoint's tokenizer, once that is loaded."""
+        if tokenizer is None:
+            return self.notes
+        notes = [*self.notes, *getattr(tokenizer, "notes", ())]  # every kind of ours has them
+        known, vocab_size = tokenizer.vocab_size, self.config.vocab_size
+        if known > vocab_size:
+            notes.append(
+                f"the tokenizer knows {known:,} tokens and the model {vocab_size:,}: is it "
+                "another's?"
+            )
+        return tuple(notes)
 
 
 def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:

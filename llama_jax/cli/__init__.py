@@ -38,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="LLaMA checkpoints in JAX: convert, verify, generate, chat, measure.",
+    help="LLaMA checkpoints in JAX: generate, chat, measure, convert, train.",
     epilog=EXIT_CODES,
 )
 COMMANDS = (
@@ -73,7 +73,7 @@ def options_of_all(
         ),
     ] = False,
 ) -> None:
-    """LLaMA checkpoints in JAX: convert, verify, generate, chat, measure."""
+    """LLaMA checkpoints in JAX: generate, chat, measure, convert, train."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -15,8 +15,10 @@ from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import reader
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
@@ -51,9 +53,10 @@ def chat(
 
     source = open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
-    check_dialogs(source, tokenizer)
+    check_dialogs(source, tokenizer, otherwise="use `llama-jax generate`")
+    say_notes(source.notes_with(tokenizer))
     if tokenizer is not None and (note := format_note(source, tokenizer)):
-        stderr.print(note, style="dim")
+        say_notes([note])
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
     params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
@@ -132,7 +135,7 @@ def _answer(session: Session, question: str) -> None:
     finally:
         answer.close()
     print(flush=True)
-    note = f"read {conversation.prefilled} tokens, wrote {tokens}"
+    note = f"read {counted(conversation.prefilled)}, wrote {tokens}"
     if conversation.forgotten > forgotten:
         note += f"; the context is full, so the {conversation.forgotten} oldest turns are forgotten"
     if reason == "length":

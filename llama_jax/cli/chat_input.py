@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import locale
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -80,7 +81,7 @@ class Terminal:
                 if text is None:
                     print()
                 elif text.strip():
-                    text = argument(text, "the message")
+                    text = _typed(text)
                     self._remember(text)
                 return text
             except EOFError:
@@ -90,6 +91,16 @@ class Terminal:
                 stderr.print("\nCtrl-D or /quit leaves", style="dim")
             except ValueError as error:
                 print_error(str(error))
+
+
+def _typed(text: str) -> str:
+    """A message as it was typed: in UTF-8, or else in the encoding of the terminal's locale."""
+    try:
+        return argument(text, "the message")
+    except ValueError:
+        with contextlib.suppress(UnicodeError):
+            return text.encode(errors="surrogateescape").decode(locale.getencoding())
+        raise
 
 
 def assembled(line: Callable[[str], str | None]) -> str | None:

@@ -19,7 +19,8 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="A folder with a model: Meta's download, Hugging Face's, or ours; or a GGUF file"
+            metavar="SOURCE",
+            help="A folder with a model: Meta's download, Hugging Face's, or ours; or a GGUF file",
         ),
     ],
     destination: options.Destination,

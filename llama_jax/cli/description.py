@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from llama_jax.cli.console import stderr
+
 if TYPE_CHECKING:
     from llama_jax.config import Config
 
@@ -49,12 +51,22 @@ def rope(c: Config) -> str:
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """What a person should know of how a checkpoint was read; options stand for arguments."""
+    """What a person should know of how a checkpoint was read, among what is printed of it."""
     for note in notes:
-        said = _ARGUMENT.sub(
-            lambda found: "`llama-jax convert` takes --" + found[1].replace("_", "-"), note
-        )
-        print_rows({"note": said})
+        print_rows({"note": _in_options(note)})
+
+
+def say_notes(notes: Iterable[str]) -> None:
+    """The same on stderr, beside what a model writes."""
+    for note in notes:
+        stderr.print(f"note: {_in_options(note)}", style="dim")
+
+
+def _in_options(note: str) -> str:
+    """A note in a command's words: options stand for arguments."""
+    return _ARGUMENT.sub(
+        lambda found: "`llama-jax convert` takes --" + found[1].replace("_", "-"), note
+    )
 
 
 def print_rows(rows: dict[str, str]) -> None:

@@ -26,15 +26,15 @@ def is_instruct(source: Source) -> bool:
         return False  # whoever uses the template says what is wrong with it
 
 
-def check_dialogs(source: Source, tokenizer: Tokenizer | None) -> None:
-    """ValueError unless the checkpoint says how it writes a dialog."""
+def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str) -> None:
+    """ValueError unless the checkpoint says how it writes a dialog; it ends in the way out."""
     if tokenizer is None:
         raise ValueError(f"{source.path} has no tokenizer, and a dialog is text")
     try:
         tokenizer.encode_dialog([{"role": "user", "content": "Hello"}])
     except ValueError as error:
         raise ValueError(
-            f"{source.path} is no chat model: {error}. To continue a text, use `llama-jax generate`"
+            f"{source.path} is no chat model: {error}. To continue a text, {otherwise}"
         ) from None
 
 

@@ -18,7 +18,7 @@ INTERRUPTED = 130
 USAGE = 2
 """Exit code of a wrong command line, as Typer has it; of `verify`, that a file cannot be read."""
 
-_NAMED = re.compile(r"\b([a-z_]+)=('[^']*'|[^\s,;:()]+)")
+_NAMED = re.compile(r"\b([a-z_]+)=('[^']*'|[^\s,;:()]+)?")
 
 
 def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Callable[..., None]:
@@ -48,17 +48,23 @@ def option_names(command: Callable[..., None]) -> dict[str, str]:
 def in_options(message: str, names: Mapping[str, str], given: Mapping[str, Any]) -> str:
     """A message about Python's arguments in the options that gave them.
 
-    `top_p=2.0 must be` becomes `--top-p 2.0 must be`, and `pass truncate=True` becomes `pass
-    --truncate`. A name that has another value than the option was given (a field of a file) stays.
+    `top_p=2.0 must be` becomes `--top-p 2.0 must be`, `pass truncate=True` becomes `pass
+    --truncate`, and `pass process=` becomes `pass --process`. A name that has another value than
+    the option was given (a field of a file) stays; of a list, any element will do.
     """
 
     def reworded(found: re.Match[str]) -> str:
         name, value = found.groups()
         if name not in names:
             return found[0]
-        if value == "True":
+        if value in ("True", None):
             return names[name]
-        return f"{names[name]} {value}" if value in _spellings(given.get(name)) else found[0]
+        if value.startswith('"'):  # advice, which repr() did not write
+            return f"{names[name]} {value.strip(chr(34))}"
+        one = given.get(name)
+        values = one if isinstance(one, list | tuple) else [one]
+        typed = any(value in _spellings(each) for each in values)
+        return f"{names[name]} {value}" if typed else found[0]
 
     return _NAMED.sub(reworded, message)
 

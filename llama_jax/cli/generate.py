@@ -15,6 +15,7 @@ import typer
 from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import FAILED, status, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
 from llama_jax.cli.prompts import Asked, Reading
@@ -57,7 +58,10 @@ def generate(
     checkpoint: options.Checkpoint,
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help='Texts to continue; "" starts from nothing. Without any, stdin is one'),
+        typer.Argument(
+            metavar="PROMPT",
+            help='Texts to continue; "" starts from nothing. Without any, stdin is one',
+        ),
     ] = None,
     *,
     reading: Reading,
@@ -84,6 +88,9 @@ def generate(
     settings, samples, source = sampling.settings(), output.num_samples, open_checkpoint(checkpoint)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
+    say_notes(source.notes_with(tokenizer))
+    if samples > 1 and settings.temperature == 0:
+        say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
     model = _Model(checkpoint, devices, dtype, quantize, requests, samples)
@@ -168,7 +175,7 @@ def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta
 def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Reading) -> None:
     """ValueError where the prompts are of a kind that the checkpoint cannot take."""
     if reading.chat:
-        check_dialogs(source, tokenizer)
+        check_dialogs(source, tokenizer, otherwise="leave out --chat")
     elif tokenizer is None and not (reading.ids or reading.jsonl):
         raise ValueError(f"{source.path} has no tokenizer; pass token ids, and --ids")
     elif stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source):

@@ -23,6 +23,8 @@ class Command(TyperCommand):
             record = param.get_help_record(ctx)  # type: ignore[arg-type]
             if record is not None:
                 argument = param.param_type_name == "argument"
+                if argument:  # its name says what it is, and Typer adds Python's: <list[Path]>
+                    record = record[0].partition(" <")[0], record[1]
                 named = getattr(param, "rich_help_panel", None)
                 title = named or ("Arguments" if argument else "Options")
                 sections.setdefault(title, []).append(record)

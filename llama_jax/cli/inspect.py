@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection
+    from llama_jax.checkpoint.source import Source
     from llama_jax.model.memory import Memory
 
 
@@ -55,8 +55,7 @@ def inspect(
     here = "" if dtype else " (what runs here)"
     dtype = parse_dtype(dtype or weight_dtype(jax.default_backend()).name).name
     needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
-    tokenizer, notes = _tokenizer(found.source.tokenizer)
-    notes = (*found.source.notes, *notes)
+    tokenizer, notes = _tokenizer(found.source)
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:
         print(json.dumps(_as_json(found, tokenizer, notes, asked, needed), indent=2))
@@ -134,18 +133,20 @@ def _as_json(
     }
 
 
-def _tokenizer(file: Path | None) -> tuple[str, tuple[str, ...]]:
+def _tokenizer(source: Source) -> tuple[str, tuple[str, ...]]:
     """The tokenizer's kind and size, and notes; a broken one is said, and is no reason to fail."""
+    file = source.tokenizer
     if file is None:
-        return "none found; the checkpoint takes token ids", ()
+        return "none found; the checkpoint takes token ids", source.notes
     from llama_jax.tokenizer import load_tokenizer
 
     try:
         tokenizer = load_tokenizer(file)
     except (ValueError, OSError) as error:
-        return f"broken: {error}", ()
+        return f"broken: {error}", source.notes
     kind = type(tokenizer).__name__.removesuffix("Tokenizer")
-    return f"{kind}, {tokenizer.vocab_size:,} tokens, {file.name}", getattr(tokenizer, "notes", ())
+    shown = f"{kind}, {tokenizer.vocab_size:,} tokens, {file.name}"
+    return shown, source.notes_with(tokenizer)
 
 
 def _bytes(count: int) -> str:

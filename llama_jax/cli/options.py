@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     Path,
     typer.Argument(
+        metavar="CHECKPOINT",
         help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
-        "or a GGUF file"
+        "or a GGUF file",
     ),
 ]
-Destination = Annotated[Path, typer.Argument(help="Folder to write: a new or an empty one")]
+Destination = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Folder to write: a new or an empty one")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,7 @@ import typer
 from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import print_json, stderr
+from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.text_input import name_of, read_text
 
@@ -17,7 +18,7 @@ from llama_jax.cli.text_input import name_of, read_text
 @over_devices
 def perplexity(
     checkpoint: options.Checkpoint,
-    file: Annotated[Path, typer.Argument(help="A text file in UTF-8; - is stdin")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A text file in UTF-8; - is stdin")],
     context: Annotated[
         int | None,
         typer.Option(
@@ -44,24 +45,29 @@ def perplexity(
 ) -> None:
     """Measure how well a model predicts a text of any length.
 
-    The number is the perplexity of a token: exp of the mean negative log-likelihood (nll) of every
-    token after the first, which is bos where the tokenizer gives one; lower is better. The text is
-    read by windows of --context tokens, each of which begins with bos again, and a token counts in
-    the first window that reaches it, with at least context - stride tokens before it. It depends on
-    the tokenizer and on the windows: compare only numbers of the same.
+    The number is the perplexity of a token, exp(nll / tokens): nll is the negative log-likelihood
+    of all tokens after the first, which is bos where the tokenizer gives one. Lower is better. The
+    text is read by windows of --context tokens, each of which begins with bos again, and a token
+    counts in the first window that reaches it, with at least context - stride tokens before it. It
+    depends on the tokenizer and on the windows: compare only numbers of the same.
     """
     from rich.progress import Progress
 
     import llama_jax
+    from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.generation.score import windows
 
-    text = distributed.from_first(lambda: read_text(file))
-    sizes = lambda source: (1, context or source.config.max_seq_len)  # noqa: E731
-    params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
-    if params.tokenizer is None:
+    text, source = distributed.from_first(lambda: read_text(file)), open_checkpoint(checkpoint)
+    if source.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
-    ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)
+    windows(source.config, context, stride)  # before any weight is read
+    tokenizer = llama_jax.load_tokenizer(source.tokenizer)
+    ids = tokenizer.encode(text, bos=True, eos=False)
     if len(ids) < 2:
         raise ValueError(f"{name_of(file)} holds no text to score")
+    say_notes(source.notes_with(tokenizer))
+    sizes = lambda source: (1, context or source.config.max_seq_len)  # noqa: E731
+    params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
     with Progress(console=stderr, transient=True) as bar:
         task = bar.add_task("scoring", total=len(ids) - 1)
         for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
@@ -70,4 +76,6 @@ def perplexity(
     if as_json:
         print_json(found)
     else:
-        print(f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f}, {so_far.tokens:,} tokens)")
+        print(
+            f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f} in all, {so_far.tokens:,} tokens)"
+        )

@@ -41,7 +41,8 @@ class Reading:
     """Where the prompts come from, and how their text is to be read."""
 
     file: Annotated[
-        Path | None, _input("--file", "-f", help="Read prompts from a file; - is stdin")
+        Path | None,
+        _input("--file", "-f", metavar="FILE", help="Read prompts from a file; - is stdin"),
     ] = None
     lines: Annotated[
         bool | None,

@@ -46,7 +46,7 @@ class Maker:
                 try:
                     yield self._request(index, one)
                 except ValueError as error:
-                    one.error = _placed(str(error), one.where)
+                    one.error = _placed(self._in_options(str(error)), one.where)
             if one.error is not None:
                 print_error(one.error)
 
@@ -69,6 +69,11 @@ class Maker:
         prompt = asked.prompt if is_dialog(asked.prompt) else row.prompt
         return Request(index, asked, prompt, len(row.prompt), settings)
 
+    def _in_options(self, message: str) -> str:
+        """A message about the command's settings in its options; a line's own keep their names."""
+        names = {name: "--" + name.replace("_", "-") for name in ("truncate", *vars(self.settings))}
+        return in_options(message, {**names, "stop_ids": "--stop-id"}, vars(self.settings))
+
     def _settings(self, index: int, own: dict[str, Any]) -> SamplingSettings:
         """The command's settings, with what the line sets for itself."""
         seed = self.settings.seed
@@ -84,6 +89,5 @@ class Maker:
 
 def _placed(message: str, where: str) -> str:
     """A message about a list of one prompt, as one about the place that the prompt came from."""
-    message = in_options(message, {"truncate": "--truncate"}, {})
     rest = message.removeprefix("prompt 0")
     return f"{where}: {message}" if rest == message else f"{where}{rest}"

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 _SHORTEST = 0.05  # seconds of compiling worth a word
 
 
+def counted(tokens: int) -> str:
+    """How many tokens, in words: "1 token"."""
+    return f"{tokens:,} token{'s' * (tokens != 1)}"
+
+
 class CompileTimes:
     """When JAX traced and compiled, in any thread."""
 
@@ -92,7 +97,7 @@ class Speed:
             return "no tokens" + said
         first = self._net(self._started, self._first)
         after = f"{first:.2f} s" if first >= 0.1 else f"{first * 1000:.0f} ms"
-        text = f"{self.tokens} tokens; the first after {after}"
+        text = f"{counted(self.tokens)}; the first after {after}"
         seconds = self._net(self._steady, self._last)
         if self._followed and seconds > 0:
             text += f", then {self._followed / seconds:,.1f} tokens/s"

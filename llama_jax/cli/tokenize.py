@@ -20,14 +20,18 @@ class Texts:
 
     separator: Annotated[
         str | None,
-        typer.Option(help="What stands between a .txt file's documents; default: it is one"),
+        typer.Option(
+            metavar="TEXT", help="What stands between a .txt file's documents; default: it is one"
+        ),
     ] = None
     key: Annotated[
-        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
+        str,
+        typer.Option(metavar="NAME", help="What .jsonl objects and .parquet columns call the text"),
     ] = "text"
-    threads: Annotated[int | None, typer.Option(help="Default: one for each processor", min=1)] = (
-        None
-    )
+    threads: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Texts encoded at once; default: one a processor", min=1),
+    ] = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +43,10 @@ class Dialogs:
         typer.Option("--dialogs", help="The files are dialogs: the assistant's part is trained"),
     ] = False
     context: Annotated[
-        int | None, typer.Option(help="With --dialogs: tokens of a row, into which they are packed")
+        int | None,
+        typer.Option(
+            metavar="N", help="With --dialogs: tokens of a row, into which they are packed"
+        ),
     ] = None
     drop_long: Annotated[
         bool,
@@ -51,28 +58,38 @@ class Dialogs:
 def tokenize(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"),
+        typer.Argument(
+            metavar="FILE", help="Texts: .txt, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"
+        ),
     ],
     tokenizer: Annotated[
-        Path, typer.Option(help="The model's tokenizer: its file, or a checkpoint's directory")
+        Path,
+        typer.Option(
+            metavar="PATH", help="The model's tokenizer: its file, or a checkpoint's directory"
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Directory to write: a new or an empty one")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Directory to write: a new or an empty one")
+    ],
     *,
     texts: Texts,
     validation_every: Annotated[
         int,
-        typer.Option(help="The last of every so many documents is for validation; 0: none", min=0),
+        typer.Option(metavar="N", help="Every N-th document is for validation; 0: none", min=0),
     ] = 100,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="A file for validation, in place of every so many; may be repeated"),
+        typer.Option(
+            metavar="FILE",
+            help="A file for validation, in place of that; may be repeated",
+        ),
     ] = None,
     dialogs: Dialogs,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a folder of tokens that is there")
     ] = False,
 ) -> None:
-    """Turn texts or dialogs into a folder of tokens, to train on."""
+    """Turn texts or dialogs into tokens to train on."""
     from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.train.dialog_tokens import tokenize_dialogs
     from llama_jax.train.tokens import tokenize

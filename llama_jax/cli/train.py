@@ -15,13 +15,20 @@ SAMPLE_TOKENS = 80
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe: a TOML file, see docs/guides/train.md")],
-    out: Annotated[Path, typer.Option(help="The run's folder: a new one, or one to go on with")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A recipe: a TOML file, see docs/guides/train.md"),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FOLDER", help="The run's folder: a new one, or one to go on with"),
+    ],
     *,
     set: Annotated[
         list[str] | None,
         typer.Option(
-            help="KEY=VALUE in place of the recipe's: optimizer.learning_rate=1e-3; may be repeated"
+            metavar="KEY=VALUE",
+            help="In place of the recipe's value: optimizer.learning_rate=1e-3; may be repeated",
         ),
     ] = None,
 ) -> None:

@@ -12,22 +12,33 @@ from llama_jax.cli.description import print_rows
 
 
 def train_tokenizer(
-    files: Annotated[list[Path], typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8")],
-    vocab_size: Annotated[
-        int, typer.Option(help="Tokens in all, at least 260; LLaMA's has 32,000")
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE", help="Texts: .txt, .jsonl or .parquet, in UTF-8")
     ],
-    out: Annotated[Path, typer.Option(help="File to write, by custom tokenizer.model")],
+    vocab_size: Annotated[
+        int, typer.Option(metavar="N", help="Tokens in all, at least 260; LLaMA's has 32,000")
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File to write, by custom tokenizer.model")
+    ],
     separator: Annotated[
-        str | None, typer.Option(help="What stands between a .txt file's documents")
+        str | None, typer.Option(metavar="TEXT", help="What stands between a .txt file's documents")
     ] = None,
     key: Annotated[
-        str, typer.Option(help="What .jsonl objects and .parquet columns call the text")
+        str,
+        typer.Option(metavar="NAME", help="What .jsonl objects and .parquet columns call the text"),
     ] = "text",
     normalization: Annotated[
-        str, typer.Option(help="identity, as LLaMA's, or nmt_nfkc, which unifies spellings")
+        str,
+        typer.Option(
+            metavar="NAME", help="identity, as LLaMA's, or nmt_nfkc, which unifies spellings"
+        ),
     ] = "identity",
     sample_megabytes: Annotated[
-        int, typer.Option(help="Of more text than this every n-th line is read", min=1)
+        int,
+        typer.Option(
+            metavar="N", help="Megabytes; of more text than this, lines are left out evenly", min=1
+        ),
     ] = 1024,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is there")

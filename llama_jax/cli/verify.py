@@ -25,7 +25,10 @@ DIFFERENT, BROKEN = 1, 2
 def verify(
     checkpoint: options.Checkpoint,
     other: Annotated[
-        Path | None, typer.Argument(help="Another that should be the same model, of any format")
+        Path | None,
+        typer.Argument(
+            metavar="OTHER", help="Another that should be the same model, of any format"
+        ),
     ] = None,
     dtype: Annotated[
         str,

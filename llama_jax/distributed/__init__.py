@@ -113,8 +113,8 @@ def _detected(
             local_devices = None  # JAX reads it
     if address is None or count is None or number is None:
         raise ValueError(
-            "neither Slurm nor Open MPI nor Kubernetes says which process this is; give the "
-            "coordinator's host:port, the number of processes, and which of them this is"
+            "neither Slurm nor Open MPI nor Kubernetes says which process this is; pass "
+            "coordinator=, its host:port, processes=, how many, and process=, which of them"
         )
     if not 0 <= number < count:
         raise ValueError(f"process={number} must be from 0 to processes - 1 = {count - 1}")

@@ -120,7 +120,7 @@ def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[
     """
     if tokenizer is None:
         if settings.stop:
-            raise ValueError(f"stop={list(settings.stop)} needs a tokenizer; use stop_ids")
+            raise ValueError(f"stop={settings.stop[0]!r} needs a tokenizer; use stop ids")
         return tuple(settings.stop_ids or ())
     names = tokenizer.special if settings.stop else {}
     for text in settings.stop:
@@ -128,7 +128,7 @@ def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[
             name = max(inside, key=len)
             raise ValueError(
                 f"stop={text!r} holds {name!r}, which is a control token and no part of a text; "
-                f"pass {name!r} as a stop string of its own, or {names[name]} in stop_ids"
+                f"pass {name!r} as a stop string of its own, or its id, {names[name]}, as a stop id"
             )
     ids = tokenizer.stop_ids if settings.stop_ids is None else settings.stop_ids
     return tuple(dict.fromkeys([*ids, *(names[text] for text in settings.stop if text in names)]))

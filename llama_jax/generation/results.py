@@ -42,10 +42,13 @@ class Delta:
     """What one row of a stream gained."""
 
     row: int
+    """Which completion gained it, in the order of the prompts."""
     text: str
     """Certain text only: half a character, or what may become a stop string, waits."""
     tokens: list[int]
+    """Without a stop token."""
     logprobs: list[TokenLogprob] | None
+    """One a token, if the settings asked for them."""
     finish_reason: FinishReason | None
     """Set on a row's last delta alone."""
     stop_token: int | None = None

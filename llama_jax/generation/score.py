@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from llama_jax.config import Config
 from llama_jax.generation.batch import padded_rows, rows_at_once
 from llama_jax.generation.limits import (
     MAX_LOGPROBS,
@@ -95,13 +96,7 @@ def perplexity(
     is given. `NaNLogitsError` where the logits are NaN or infinite.
     """
     tokenizer = tokenizer_of(params, tokenizer)
-    limit = params.config.max_seq_len
-    context = limit if context is None else context
-    stride = max(1, context // 2) if stride is None else stride
-    if not 2 <= context <= limit:
-        raise ValueError(f"context={context} must be from 2 to max_seq_len={limit}")
-    if not 1 <= stride < context:
-        raise ValueError(f"stride={stride} must be from 1 to context - 1 = {context - 1}")
+    context, stride = windows(params.config, context, stride)
     if isinstance(ids, str):
         raise ValueError(f"ids={ids[:40]!r} is a text; encode it: load_tokenizer(path).encode")
     ids = checked_ids(params.config, ids, 0)
@@ -119,6 +114,18 @@ def perplexity(
         nll, scored = nll - math.fsum(entry.logprob for entry in fresh), start + len(window)
         start += stride
         yield Perplexity(nll, scored - 1)
+
+
+def windows(config: Config, context: int | None, stride: int | None) -> tuple[int, int]:
+    """The context and the stride of a perplexity, checked."""
+    limit = config.max_seq_len
+    context = limit if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    if not 2 <= context <= limit:
+        raise ValueError(f"context={context} must be from 2 to max_seq_len={limit}")
+    if not 1 <= stride < context:
+        raise ValueError(f"stride={stride} must be from 1 to context - 1 = {context - 1}")
+    return context, stride
 
 
 def score_arguments(params: Params, place: Placement, tokens: np.ndarray) -> dict[str, Any]:

@@ -48,6 +48,7 @@ class SamplingSettings:
     """
 
     max_new_tokens: int = _number(256, 0, integer=True)
+    """A text ends after so many new tokens, if nothing ended it before."""
     temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)

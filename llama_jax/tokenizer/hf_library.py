@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from llama_jax.tokenizer.added import AddedToken
@@ -38,6 +38,26 @@ def open_library(file: bytes, tokens: Sequence[AddedToken] = ()) -> Any:
 def vocab_size(tokenizer: Any) -> int:
     """One above the largest id."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def make_controls(tokenizer: Any, ids: Collection[int]) -> None:
+    """Makes control tokens of `ids`; these, and what the file calls special, are found as spelled.
+
+    A normalizer may change a text before the library looks for a token in it: where it prepends
+    "\u2581", "a</s>" would hold no "</s>".
+    """
+    import tokenizers
+
+    added = tokenizer.get_added_tokens_decoder()
+    for id in {*ids, *(id for id, token in added.items() if token.special)}:
+        token = added.get(id)
+        text = tokenizer.id_to_token(id) if token is None else token.content
+        if text is None or (token is not None and token.special and not token.normalized):
+            continue
+        names = () if token is None else ("lstrip", "rstrip", "single_word")
+        flags = {name: getattr(token, name) for name in names}
+        control = tokenizers.AddedToken(text, special=True, normalized=False, **flags)
+        tokenizer.add_special_tokens([control])
 
 
 def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:

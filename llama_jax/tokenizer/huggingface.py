@@ -11,7 +11,13 @@ from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_decoder import spelling_of
-from llama_jax.tokenizer.hf_library import in_words, open_library, vocab_size, with_fillers
+from llama_jax.tokenizer.hf_library import (
+    in_words,
+    make_controls,
+    open_library,
+    vocab_size,
+    with_fillers,
+)
 from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
 from llama_jax.tokenizer.template_answers import Located
 from llama_jax.tokenizer.with_template import WithTemplate
@@ -52,8 +58,7 @@ class HuggingFaceTokenizer(WithTemplate):
         self.stop_ids = stated.stops(eos, (), self.vocab_size)
         self._adds_bos = bos is not None and _adds_bos(self._controls_too, bos, stated)
 
-        ends = [self._controls_too.id_to_token(id) for id in {self.bos_id, self.eos_id}]
-        self._controls_too.add_special_tokens([token for token in ends if token is not None])
+        make_controls(self._controls_too, {self.bos_id, eos})
         added = self._controls_too.get_added_tokens_decoder()
         controls = {id for id, token in added.items() if token.special}
         controls |= {self.bos_id, *self.stop_ids}

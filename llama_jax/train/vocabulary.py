@@ -88,7 +88,7 @@ def train_tokenizer(
         )
     if out.is_dir() or (out.exists() and not overwrite):
         what = "a directory; name a file" if out.is_dir() else "there already"
-        raise FileExistsError(f"{out} is {what}; remove it, or ask to overwrite it")
+        raise FileExistsError(f"{out} is {what}; remove it, or pass overwrite=True")
     sources = [Path(file) for file in files]
     total = check_files(sources)
 

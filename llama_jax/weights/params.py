@@ -35,7 +35,9 @@ class Params:
     """
 
     weights: Weights
+    """The arrays by Meta's names, a dict in dicts: weights["layers_0"]["attention"]["wq"]."""
     config: Config
+    """The sizes and constants that the weights were made for."""
     tokenizer: Path | None = None
     """The tokenizer's file, for `generate` on text. Two `Params` that differ only in it have the
     same pytree structure, so moving the file recompiles nothing."""

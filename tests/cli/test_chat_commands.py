@@ -1,12 +1,13 @@
 """What can be typed in a chat, and how a message of several lines is put together."""
 
 import json
+import locale
 from types import SimpleNamespace
 
 import pytest
 
 from llama_jax.cli.chat_commands import Session, command_in, run_command
-from llama_jax.cli.chat_input import assembled, keep_history, read_history
+from llama_jax.cli.chat_input import _typed, assembled, keep_history, read_history
 from llama_jax.generation.chat import Conversation
 from llama_jax.generation.settings import SamplingSettings
 
@@ -134,6 +135,24 @@ def test_a_path_is_no_command(text, name, rest):
 def test_lines_become_a_message(lines, message):
     left = iter(lines)
     assert assembled(lambda prompt: next(left, None)) == message
+
+
+@pytest.mark.parametrize(
+    ("encoding", "typed", "text"),
+    [("latin-1", b"caf\xe9", "café"), ("cp1252", b"5 \x80", "5 €"), ("latin-1", "é".encode(), "é")],
+)
+def test_what_is_typed_is_utf8_or_else_what_the_terminals_locale_says(
+    monkeypatch, encoding, typed, text
+):
+    monkeypatch.setattr(locale, "getencoding", lambda: encoding)
+    assert _typed(typed.decode(errors="surrogateescape")) == text
+
+
+def test_what_is_neither_utf8_nor_of_the_locale_is_refused(monkeypatch):
+    for encoding in ("utf-8", "ascii"):
+        monkeypatch.setattr(locale, "getencoding", lambda found=encoding: found)
+        with pytest.raises(ValueError, match="the message is not UTF-8"):
+            _typed(b"caf\xe9".decode(errors="surrogateescape"))
 
 
 def test_history_is_kept_between_sessions(tmp_path):

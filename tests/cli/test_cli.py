@@ -61,6 +61,31 @@ def test_convert_says_that_it_supplied_the_factor_of_llama_3_2(tmp_path):
     assert "Llama 3 scaling by 8" in result.stdout
 
 
+def test_what_was_supplied_or_ignored_is_said_beside_what_a_model_writes(talker, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(talker, model)
+    (model / "added_tokens.json").write_text('{"<|x|>": 7, "<|y|>": 258}')
+    config = json.loads((model / "config.json").read_text())
+    del config["rms_norm_eps"]
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "text.txt").write_text("Some text.")
+    few = ("-n", 1, "-t", 0)
+    for arguments in (
+        ("generate", model, "Hi", *few),
+        ("generate", model, "Hi", *few, "--chat", "--json"),
+        ("chat", model, *few),
+        ("perplexity", model, tmp_path / "text.txt"),
+    ):
+        result = run(*arguments, input="Hi\n")
+        assert result.exit_code == 0, (arguments, result.output)
+        assert "note" not in result.stdout
+        notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+        supplied, ignored, larger = notes
+        assert "rms_norm_eps 1e-6 supplied" in supplied
+        assert "'<|x|>' is added as id 7" in ignored
+        assert "the tokenizer knows 259 tokens and the model 258" in larger
+
+
 @pytest.mark.parametrize("name", ["a{b}", "a[bold]b", "a[/red]b", "a:smile:b", "a{0}[red]"])
 def test_nothing_of_a_path_is_markup_or_a_format(tmp_path, name):
     model = tmp_path / name

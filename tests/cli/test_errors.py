@@ -29,6 +29,10 @@ NAMES = {
         # A field of a file, which has another value than the option was given.
         ("max_seq_len=8192 is", {"max_seq_len": None}, "max_seq_len=8192 is"),
         ("unknown=3 stays", {"unknown": 3}, "unknown=3 stays"),
+        ("pass truncate=, or tools=", {"truncate": None}, "pass --truncate, or tools="),
+        ('load it with dtype="float32"', {"dtype": None}, "load it with --dtype float32"),
+        ("dtype='b' is not", {"dtype": ["a", "b"]}, "--dtype 'b' is not"),
+        ("dtype='c' is not", {"dtype": ["a", "b"]}, "dtype='c' is not"),
     ],
 )
 def test_an_argument_becomes_the_option_that_gave_it(message, given, reworded):
@@ -53,6 +57,8 @@ MODEL = GOLDEN_META / "llama3"
         (("generate", MODEL, "--ids", "1", "--logprobs", 30, "--json"), "--logprobs 30 must be"),
         (("generate", MODEL, "--ids", "1", "--logit-bias", "x=1"), "--logit-bias 'x=1' must be"),
         (("inspect", MODEL, "--dtype", "int7"), "--dtype 'int7' is not"),
+        (("generate", MODEL, "--ids", "1", "--stop", "end"), "--stop 'end' needs a tokenizer"),
+        (("generate", MODEL, "--ids", "1", "--distributed"), "pass --coordinator, its host:port, "),
         (("inspect", MODEL, "--tensor", 3), "--tensor 3 does not divide n_heads"),
         (("convert", MODEL, "{tmp}/out", "--dtype", "int7"), "--dtype 'int7' is not"),
         (("perplexity", "{tmp}/none", "{tmp}/none.txt"), "none.txt: No such file"),

@@ -118,11 +118,14 @@ def test_a_dialog_is_a_prompt_in_python_too(talker):
 
 def test_without_a_template_a_question_is_refused_before_the_weights_are_read(writer, monkeypatch):
     monkeypatch.setattr(llama_jax, "load", None)
-    for arguments in (("generate", writer, "Hi", "--chat"), ("chat", writer)):
+    for arguments, way_out in (
+        (("generate", writer, "Hi", "--chat"), "leave out --chat"),
+        (("chat", writer), "use `llama-jax generate`"),
+    ):
         result = run(*arguments)
         assert result.exit_code == 1
         assert "is no chat model" in result.stderr
-        assert "llama-jax generate" in result.stderr
+        assert f"To continue a text, {way_out}" in result.stderr
 
 
 def test_samples_stand_side_by_side(writer):

@@ -24,7 +24,10 @@ def test_every_option_is_whole_at_80_columns(name, monkeypatch):
                 assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), option
         assert getattr(param, "help", None), f"{name} does not say what {param.name} does"
     assert "…" not in shown
-    assert "..." not in re.sub(r"\[?\{?(prompts|files)\}?\]?\.\.\.", "", shown)
+    assert "..." not in re.sub(r"\[?\{?(PROMPT|FILE)\}?\]?\.\.\.", "", shown)
+    assert (
+        re.findall(r"<(?=[a-z])(?!hf\||llama2\|)[^>]*>", shown) == []
+    )  # Python's types: <list[Path]>
 
 
 def test_options_stand_under_the_heading_of_their_group():
@@ -36,7 +39,7 @@ def test_options_stand_under_the_heading_of_their_group():
 
 def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    shown = run("--help").stdout
+    shown = run("--help", prog_name="python -m llama_jax").stdout
     assert "..." not in shown.replace("[ARGS]...", "")
     assert "Exit codes: 0 done; 1 failed" in shown
     assert "--install-completion" in shown

@@ -158,7 +158,7 @@ def test_a_mistake_is_one_though_there_are_no_prompts(params):
         ),
         ({"n": 0}, "n=0 must be a positive integer"),
         ({"n": True}, "n=True"),
-        ({"stop": ["end"]}, r"stop=\['end'\] needs a tokenizer; use stop_ids"),
+        ({"stop": ["end"]}, "stop='end' needs a tokenizer; use stop ids"),
     ],
     ids=str,
 )

@@ -324,7 +324,7 @@ def test_the_name_of_a_control_token_is_a_stop_id(params, name, id):
 
 @pytest.mark.parametrize("stop", ["a<|eot_id|>", "<|eot_id|>\n", "<|eot_id|><|eot_id|>"])
 def test_a_stop_string_that_holds_such_a_name_is_refused_with_the_way_out(params, stop):
-    message = r"holds '<\|eot_id\|>', which is a control token .* or 8 in stop_ids"
+    message = r"holds '<\|eot_id\|>', which is a control token .* or its id, 8, as a stop id"
     for how in (generate, stream):
         with pytest.raises(ValueError, match=message):
             how(params, [[1, 3]], tokenizer=Named(), stop=[stop])

@@ -1,6 +1,7 @@
 """Dialogs against transformers' `apply_chat_template`, turn by turn and id for id."""
 
 import dataclasses
+from itertools import takewhile
 
 import jax
 import pytest
@@ -44,6 +45,41 @@ def test_five_turns_are_read_as_transformers_writes_them(params, tmp_path, kind)
         assert talk._ids[: len(talk._ids) - len(tokens)] == theirs(their, dialog)
         rendered = their.apply_chat_template(dialog, tokenize=False, add_generation_prompt=True)
         assert rendered == written(dialog)
+
+
+def test_five_turns_with_tools_are_read_as_transformers_writes_them(params, tmp_path):
+    folder = byte_folder(tmp_path, TOOL_TEMPLATE)
+    ours, their = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    letters = dict.fromkeys(ours.encode("ab.cd", bos=False, eos=False), 60.0)
+    talk = Conversation(
+        params, tools=TOOLS, tokenizer=ours, top_p=1.0, max_new_tokens=8, logit_bias=letters
+    )
+
+    def check(answer):
+        before = list(talk._ids)
+        tokens = [token for delta in answer for token in delta.tokens]
+        asked = talk._ids[: len(talk._ids) - len(tokens)]
+        assert asked == theirs(their, without_none(talk.messages[:-1]), tools=TOOLS)
+        same = sum(
+            1
+            for _ in takewhile(
+                lambda both: both[0] == both[1], zip(before[:-1], asked, strict=False)
+            )
+        )
+        assert talk.prefilled == len(asked) - min(same, len(asked) - 1)
+
+    for n, question in enumerate(QUESTIONS):
+        check(talk.ask(question))
+        if n % 2:  # the answer was a call
+            talk.messages[-1] = {"role": "assistant", "content": None, "tool_calls": CALL}
+            talk.messages.append({"role": "tool", "content": f"{n} degrees", "name": None})
+            check(talk.answer())
+    assert [message["role"] for message in talk.messages].count("tool") == 2
+
+
+def without_none(messages):
+    """Those keys that a message has: transformers' templates see a None too."""
+    return [{k: v for k, v in message.items() if v is not None} for message in messages]
 
 
 def test_tools_are_written_as_transformers_writes_them(tmp_path):

@@ -181,6 +181,36 @@ def test_a_control_token_is_no_part_of_a_text_and_has_a_name(tmp_path, library):
         assert tokenizer.decode([id, *ids, id]) == tokenizer.decode(ids)
 
 
+@pytest.mark.parametrize("eos", ["</s>", "<unk>", "<|end|>"])
+def test_a_control_token_that_the_file_calls_normalized_is_found_as_it_is_spelled(
+    tmp_path, library, eos
+):
+    saved = json.loads(library.to_str())
+    for token in saved["added_tokens"]:
+        token["normalized"] = True
+    normalized = tokenizers.Tokenizer.from_str(json.dumps(saved))
+    config = {"bos_token": "<s>", "eos_token": eos}
+    tokenizer = load_tokenizer(folder_of(tmp_path, normalized, tokenizer_config=config))
+    assert tokenizer.special == {name: id for id, name in enumerate(SPECIAL)}
+    assert tokenizer.eos_id == SPECIAL.index(eos)
+    ids = tokenizer._encode("".join(f"a llama{name}" for name in SPECIAL), controls=True)
+    assert [id for id in ids if id < len(SPECIAL)] == [0, 1, 2, 3]
+    assert max(ids) < library.get_vocab_size()
+
+
+def test_a_control_token_takes_the_white_space_that_the_file_says(tmp_path, library):
+    saved = json.loads(library.to_str())
+    for token in saved["added_tokens"]:
+        token["rstrip"] = token["normalized"] = True
+    taking = tokenizers.Tokenizer.from_str(json.dumps(saved))
+    tokenizer = load_tokenizer(folder_of(tmp_path, taking))
+    for name in ("</s>", "<|end|>"):
+        spaced, bare = (
+            tokenizer._encode(f"a{name}{space}b", controls=True) for space in (" \n", "")
+        )
+        assert spaced == bare
+
+
 def test_truncation_and_padding_in_the_file_are_not_done(tmp_path, library):
     library.enable_truncation(3)
     library.enable_padding(length=50)

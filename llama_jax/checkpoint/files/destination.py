@@ -53,7 +53,7 @@ def _check_destination(dst: Path, kind: str, extras: Extras | None) -> None:
     if not dst.exists() or (dst.is_dir() and not any(dst.iterdir())):
         return
     if extras is None:
-        raise FileExistsError(f"{dst} is there already; remove it, or ask to overwrite it")
+        raise FileExistsError(f"{dst} is there already; remove it, or pass overwrite=True")
     added = extras(dst)
     if added is None:
         raise FileExistsError(

@@ -61,7 +61,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
         )
     if config.tie_embeddings:
         config, note = _tied(found, config)
-        notes.append(note)
+        notes += [] if note is None else [note]
     notes += zero_biases(found, config)
     check_names(path, found, said, config, buffers)
     if said.quantized is not None:
@@ -80,14 +80,17 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     )
 
 
-def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
-    """The config, untied where both ends are stored and differ: transformers lets files win."""
+def _tied(found: HFTensors, config: Config) -> tuple[Config, str | None]:
+    """The config, untied where both ends are stored and differ: transformers lets files win.
+
+    And what is to be said of that; nothing where the files are as config.json has them.
+    """
     if _OUTPUT not in found.arrays:
-        return config, f"{_OUTPUT} is not stored: the output layer is the embedding"
+        return config, None
     if _EMBEDDING not in found.arrays:
         found.arrays[_EMBEDDING] = found.arrays[_OUTPUT]
         found.file_of[_EMBEDDING] = found.file_of[_OUTPUT]
-        return config, f"{_EMBEDDING} is not stored: the embedding is {_OUTPUT}, as tied"
+        return config, None
     embedding, output = found.arrays[_EMBEDDING], found.arrays[_OUTPUT]
     alike = (embedding.dtype, embedding.shape) == (output.dtype, output.shape)
     if (
@@ -100,7 +103,7 @@ def _tied(found: HFTensors, config: Config) -> tuple[Config, str]:
             max(1, embedding[:1].nbytes),
         )
     ):
-        return config, f"{_OUTPUT} equals {_EMBEDDING}: tied, and kept once"
+        return config, None
     return config.replace(tie_embeddings=False), (
         f"{_OUTPUT} differs from {_EMBEDDING}, although config.json says tie_word_embeddings: "
         "both are kept, untied, as transformers does"
