@@ -54,7 +54,7 @@ def convert(
             opened.tensors,
             dtype=dtype,
             tokenizer=opened.tokenizer,
-            source=_origin(opened),
+            source=origin(opened),
             progress=progress,
             overwrite=overwrite,
         )
@@ -84,7 +84,8 @@ def _with_its_tokenizer(source: Source) -> Source:
     return dataclasses.replace(source, notes=tuple(notes))
 
 
-def _origin(source: Source) -> dict[str, Any]:
+def origin(source: Source) -> dict[str, Any]:
+    """Where a checkpoint came from, for the record in the one made of it."""
     return {
         "path": str(source.path.resolve()),
         "format": source.format,

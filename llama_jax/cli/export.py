@@ -13,10 +13,11 @@ from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
-    """The format to write: Hugging Face's or Meta's."""
+    """The format to write: Hugging Face's, Meta's, or peft's."""
 
     hf = "hf"
     meta = "meta"
+    peft = "peft"
 
 
 class Layout(enum.StrEnum):
@@ -29,7 +30,10 @@ class Layout(enum.StrEnum):
 def export(
     checkpoint: options.Checkpoint,
     destination: options.Destination,
-    format: Annotated[Format, typer.Option(help="hf for transformers, meta for Meta's .pth")],
+    format: Annotated[
+        Format,
+        typer.Option(help="hf for transformers, meta for Meta's .pth; peft for the adapters alone"),
+    ],
     shards: Annotated[
         int | None,
         typer.Option(
@@ -43,12 +47,24 @@ def export(
             "follow; default: llama3 for a model with Llama 3's RoPE"
         ),
     ] = None,
+    adapter: options.Adapter = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --format peft: the model's name at Hugging Face, or its folder, which peft "
+            "will load the adapters onto",
+        ),
+    ] = None,
     dtype: options.StoredDtype = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint in Hugging Face's or Meta's format."""
+    """Write a checkpoint in Hugging Face's or Meta's format.
+
+    A model with LoRA adapters is written with these merged, or its adapters alone as peft's.
+    """
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 
@@ -59,6 +75,8 @@ def export(
             format=format.value,
             shards=shards,
             layout=layout.value if layout else None,
+            adapter=adapter,
+            base=base,
             dtype=dtype,
             overwrite=overwrite,
             progress=update,

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def load_ahead(
-    checkpoint: Path, dtype: str | None, prepare: Callable[[Params], Iterator[None]]
+    checkpoint: Path,
+    prepare: Callable[[Params], Iterator[None]],
+    *,
+    dtype: str | None,
+    adapter: Path | None,
 ) -> tuple[Params, Callable[[], None]]:
     """The model, once its weights are read and the first step of `prepare` is done.
 
@@ -34,7 +38,7 @@ def load_ahead(
         with _short_turns(), contextlib.suppress(Exception):
             from llama_jax.checkpoint import shapes
 
-            for _ in prepare(shapes(checkpoint, dtype=dtype)):
+            for _ in prepare(shapes(checkpoint, dtype=dtype, adapter=adapter)):
                 first.set()
                 if abandoned.is_set():
                     break
@@ -43,7 +47,7 @@ def load_ahead(
     thread = threading.Thread(target=ahead)
     thread.start()
     try:
-        params = llama_jax.load(checkpoint, dtype=dtype)
+        params = llama_jax.load(checkpoint, dtype=dtype, adapter=adapter)
         first.wait()
     except BaseException:
         abandoned.set()

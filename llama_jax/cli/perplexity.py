@@ -36,6 +36,7 @@ def perplexity(
         ),
     ] = None,
     dtype: options.Dtype = None,
+    adapter: options.Adapter = None,
     cache: options.Cache = True,
     as_json: options.AsJson = False,
     *,
@@ -55,7 +56,10 @@ def perplexity(
 
     text = distributed.from_first(lambda: read_text(file))
     params = devices.load(
-        checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
+        checkpoint,
+        dtype,
+        lambda source: (1, context or source.config.max_seq_len),
+        adapter=adapter,
     )
     if params.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")

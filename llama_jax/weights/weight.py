@@ -29,13 +29,16 @@ class PartAxis(NamedTuple):
     """The axis of the weight that an axis of a part follows.
 
     An [in, out] weight with a scale for each group of 32 inputs: the scale is [in / 32, out], and
-    its axes are (PartAxis(0, per=32), PartAxis(1)).
+    its axes are (PartAxis(0, per=32), PartAxis(1)). The first matrix of an adapter of rank 8 is
+    [in, 8], and its axes are (PartAxis(0), PartAxis(None, size=8)).
     """
 
-    of: int
-    """The weight's axis."""
+    of: int | None
+    """The weight's axis; None for an axis that the part alone has, which no mesh cuts."""
     per: int = 1
     """How many consecutive entries of that axis share one entry of the part."""
+    size: int = 0
+    """The length of an axis that the part alone has."""
 
 
 Layout = Mapping[str, tuple[PartAxis, ...]]
@@ -132,13 +135,24 @@ def map_parts(weight: Any, f: Callable[[Any, tuple[PartAxis, ...]], Any]) -> Any
 
 def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a part of a weight of this shape."""
-    return tuple(math.ceil(shape[axis.of] / axis.per) for axis in axes)
+    return tuple(
+        axis.size if axis.of is None else math.ceil(shape[axis.of] / axis.per) for axis in axes
+    )
 
 
 def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
     """The part's PartitionSpec, given the weight's."""
-    cuts = tuple(spec)
-    return P(*(cuts[axis.of] if axis.of < len(cuts) else None for axis in axes))
+    return P(*(_cut_of(axis, tuple(spec)) for axis in axes))
+
+
+def read_dtype(weight: Any, part: str, dtype: np.dtype | None) -> np.dtype:
+    """The dtype of a part of a stored weight, read for activations of `dtype`.
+
+    A value's parts keep their own, except its `dense_part`, where it has one.
+    """
+    follows = part == (getattr(weight, "dense_part", None) if is_value(weight) else ARRAY)
+    own = np.dtype(parts_of(weight)[part].dtype)
+    return dtype if follows and dtype is not None else own
 
 
 def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
@@ -172,10 +186,17 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
     cuts = axis_cuts(sharding)
     for part, axes in layout_of(weight).items():
         for axis in axes:
-            cut = cuts[axis.of] if axis.of < len(cuts) else 1
-            if cut > 1 and padded_shape(shape, sharding)[axis.of] // cut % axis.per:
+            cut = _cut_of(axis, cuts) or 1
+            if axis.of is None or cut == 1:
+                continue
+            if padded_shape(shape, sharding)[axis.of] // cut % axis.per:
                 raise ValueError(
                     f"{name}: {part} covers groups of {axis.per} along axis {axis.of}, and {cut} "
                     f"shards of {list(shape)} would split a group; use fewer devices or smaller "
                     "groups"
                 )
+
+
+def _cut_of(axis: PartAxis, cuts: Any) -> Any:
+    """What cuts an axis of a part, given what cuts each axis of the weight; None: nothing."""
+    return cuts[axis.of] if axis.of is not None and axis.of < len(cuts) else None
