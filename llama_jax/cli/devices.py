@@ -80,7 +80,7 @@ class Devices(options.Mesh):
         dtype: str | None,
         cache: Callable[[Source], tuple[int, int]],
         *,
-        adapter: Path | None,
+        adapter: Path | None = None,
     ) -> Params:
         """The model, on its devices; on stderr what each of several will hold, before it does.
 
@@ -95,7 +95,7 @@ class Devices(options.Mesh):
         cache: Callable[[Source], tuple[int, int]],
         prepare: Callable[[Params], Iterator[None]] | None,
         *,
-        adapter: Path | None,
+        adapter: Path | None = None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
@@ -116,7 +116,7 @@ class Devices(options.Mesh):
             mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             if mesh is None and prepare is not None:
-                return load_ahead(checkpoint, prepare, dtype=dtype, adapter=adapter)
+                return load_ahead(checkpoint, dtype, prepare, adapter)
             return llama_jax.load(checkpoint, mesh=mesh, dtype=dtype, adapter=adapter), lambda: None
 
     def __str__(self) -> str:

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
 
 def load_ahead(
     checkpoint: Path,
-    prepare: Callable[[Params], Iterator[None]],
-    *,
     dtype: str | None,
-    adapter: Path | None,
+    prepare: Callable[[Params], Iterator[None]],
+    adapter: Path | None = None,
 ) -> tuple[Params, Callable[[], None]]:
     """The model, once its weights are read and the first step of `prepare` is done.
 
