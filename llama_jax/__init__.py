@@ -39,6 +39,7 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
     from llama_jax.rope_scaling import RopeScaling as RopeScaling
+    from llama_jax.sharding.adapters import merge as merge
     from llama_jax.sharding.arrays import shard_params as shard_params
     from llama_jax.sharding.mesh import make_mesh as make_mesh
     from llama_jax.tokenizer import Tokenizer as Tokenizer

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,11 +14,13 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.adapters import check_no_adapters
 from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.native.values import part_shardings
+from llama_jax.checkpoint.peft import open_peft
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.quantizing import rounded_shape
 from llama_jax.checkpoint.reading import open_checkpoint
@@ -24,7 +28,9 @@ from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.kernels import weight_dtype
+from llama_jax.sharding.adapters import adapters_of, put_adapters, with_adapters
 from llama_jax.sharding.arrays import weight_shardings
+from llama_jax.weights.lora import Adapter
 from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
 from llama_jax.weights.quantize import Rule, kind_of, rounded
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
@@ -35,6 +41,7 @@ from llama_jax.weights.weight import (
     padded_shape,
     part_shape,
     parts_of,
+    read_dtype,
 )
 
 __all__ = ["convert", "load", "save", "shapes"]
@@ -46,10 +53,13 @@ def load(
     mesh: Mesh | None = None,
     dtype: Any = None,
     quantize: Rule | None = None,
+    adapter: str | PathLike[str] | None = None,
 ) -> Params:
     """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files; or in GGUF.
 
-    What lies there tells which. `path` may be a GGUF file itself.
+    What lies there tells which. `path` may be a GGUF file itself. `adapter` is a folder in which
+    Hugging Face's peft saved a LoRA adapter of this model: its matrices are used beside the
+    weights, and `merge` adds them in.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
@@ -57,7 +67,8 @@ def load(
     `quantize` ("int8", "int4", "fp8", or a rule) rounds each matrix as it is read, as
     `llama_jax.quantize` does, so the whole model is never in memory at its full size.
 
-    FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
+    FileNotFoundError where there is no checkpoint, ValueError where there is a broken one, or the
+    adapter is of another model.
 
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
@@ -65,11 +76,13 @@ def load(
     path = given_path(path)
     if native.is_native(path) and quantize is None:
         config = native.read_config(path)
+        adapters = _adapters(adapter, config, path)
         shardings = _shardings(config, mesh)
         dtype = _dtype(shardings, dtype)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
-        return Params(weights, config, own_tokenizer(path))
+        return _adapted(Params(weights, config, own_tokenizer(path)), adapters, path)
     source = open_checkpoint(path)
+    adapters = _adapters(adapter, source.config, path)
     shardings = _shardings(source.config, mesh)
     for warning in source.warnings:
         warnings.warn(warning, stacklevel=2)
@@ -77,7 +90,7 @@ def load(
         sums = beside.submit(source.check_sums)
         weights = _place(source, shardings, _dtype(shardings, dtype), quantize)
         sums.result()
-    return Params(weights, source.config, source.tokenizer)
+    return _adapted(Params(weights, source.config, source.tokenizer), adapters, path)
 
 
 def shapes(
@@ -86,6 +99,7 @@ def shapes(
     mesh: Mesh | None = None,
     dtype: Any = None,
     quantize: Rule | None = None,
+    adapter: str | PathLike[str] | None = None,
 ) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
     path = given_path(path)
@@ -105,7 +119,10 @@ def shapes(
         row.path: _shape(stored.get(row.path), row, shardings[row.path], dtype)
         for row in weight_table(config).values()
     }
-    return Params(nested(weights), config, tokenizer)
+    adapters = {
+        path: jax.tree.map(_as_shape, one) for path, one in _adapters(adapter, config, path).items()
+    }
+    return _adapted(Params(nested(weights), config, tokenizer), adapters, path)
 
 
 def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) -> None:
@@ -143,6 +160,30 @@ def _place(
     return nested(weights)
 
 
+def _adapters(
+    folder: str | PathLike[str] | None, config: Config, path: Path
+) -> dict[WeightPath, Adapter]:
+    """The adapters in a folder of peft's, none of their matrices read."""
+    return {} if folder is None else open_peft(given_path(folder), config, path)
+
+
+def _adapted(params: Params, adapters: Mapping[WeightPath, Adapter], path: Path) -> Params:
+    """The model with these adapters, read onto the devices of its weights."""
+    if not adapters:
+        return params
+    check_no_adapters(bool(adapters_of(params)), path)
+    read = {path: Adapter(_read(one.a), _read(one.b), one.scale) for path, one in adapters.items()}
+    return with_adapters(params, put_adapters(params, read))
+
+
+def _read(part: Any) -> Any:
+    return part if isinstance(part, jax.ShapeDtypeStruct) else part[...]
+
+
+def _as_shape(part: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(part.shape, part.dtype)
+
+
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:
     if mesh is not None:
         return dict(weight_shardings(config, mesh))
@@ -163,7 +204,9 @@ def _shape(stored: Any, row: WeightRow, sharding: Sharding, dtype: np.dtype) -> 
     padded, layout = padded_shape(row.shape, sharding), layout_of(weight)
     parts = {
         name: jax.ShapeDtypeStruct(
-            part_shape(layout[name], padded), part.dtype, sharding=where[name]
+            part_shape(layout[name], padded),
+            read_dtype(weight, name, dtype),
+            sharding=where[name],
         )
         for name, part in parts_of(weight).items()
     }

@@ -63,7 +63,7 @@ def convert(
             tensors,
             dtype=dtype,
             tokenizer=opened.tokenizer,
-            source=_origin(opened),
+            source=origin(opened),
             progress=progress,
             overwrite=overwrite,
         )
@@ -85,7 +85,8 @@ def _with_its_tokenizer(source: Source) -> Source:
     return dataclasses.replace(source, notes=source.notes_with(tokenizer))
 
 
-def _origin(source: Source) -> dict[str, Any]:
+def origin(source: Source) -> dict[str, Any]:
+    """Where a checkpoint came from, for the record in the one made of it."""
     return {
         "path": str(source.path.resolve()),
         "format": source.format,

@@ -1,4 +1,4 @@
-"""A checkpoint of any format to Hugging Face's or Meta's files or to GGUF, block by block."""
+"""A checkpoint of any format to Hugging Face's, Meta's or peft's files, or GGUF, block by block."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.checkpoint.adapters import adapters_in, merged, with_adapter
 from llama_jax.checkpoint.blocks import Cast
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.export_tensor import ExportTensor
@@ -38,12 +39,15 @@ from llama_jax.checkpoint.meta.export import (
     meta_notes,
     meta_params,
 )
+from llama_jax.checkpoint.peft import TENSORS
+from llama_jax.checkpoint.peft.config import CONFIG
+from llama_jax.checkpoint.peft.export import peft_config, peft_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer import load_tokenizer, tokenizer_files
 from llama_jax.tokenizer.beside import MODEL_CONFIG
 
-FORMATS = ("hf", "meta", "gguf")
+FORMATS = ("hf", "meta", "gguf", "peft")
 _MARK, _FORMAT = "export.json", "llama_jax export"
 """Names what an export wrote, so that another may replace it and nothing else."""
 _KIND = "an export of llama_jax"
@@ -74,22 +78,34 @@ def export(
     format: str,
     shards: int | None = None,
     layout: str | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    base: str | None = None,
     dtype: Any = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Exported:
-    """Writes the checkpoint, whole or not at all, as `format` "hf", "meta" or "gguf".
+    """Writes the checkpoint, whole or not at all, as `format` "hf", "meta", "gguf" or "peft".
 
     `shards` is how many weight files: for Meta the ranks of its model parallelism, 1 by default;
     for Hugging Face as few as hold 5 GB each. `layout` is how Meta's files cut the embedding:
-    "llama2" by columns, "llama3" by rows; by default as in models with this RoPE base. Without
+    "llama2" by columns, "llama3" by rows; by default as in models with this RoPE base.
+
+    LoRA adapters, the checkpoint's or those in the folder `adapter`, are merged; for "peft" they
+    alone are written, and `base` is the name of the model that peft will put them on. Without
     `dtype` every tensor keeps its own; as GGUF it may be "q8_0" or "q4_0" too. `overwrite` replaces
     an older export and nothing else.
     """
     start, dst = time.monotonic(), Path(os.path.realpath(given_path(destination)))
-    source = open_checkpoint(checkpoint)
+    source = with_adapter(open_checkpoint(checkpoint), adapter)
     source.check_sums()
-    plan = _plan(source, format, shards, layout, dtype)
+    if base is not None and format != "peft":
+        raise ValueError(f"base={base!r} is what peft's format names; leave it out")
+    wanted = None if dtype is None or format == "gguf" else parse_dtype(dtype)
+    if format == "peft":
+        plan, rounding = _plan_peft(source, shards, layout, base, wanted), None
+    else:
+        sums, rounding = merged(source, wanted)
+        plan = _plan(sums, format, shards, layout, wanted or dtype)
     tensors = [tensor for file in plan.files.values() for tensor in file]
     stream = _Stream(sum(tensor.stored_bytes for tensor in tensors), progress)
     replaced = _extras if overwrite else None
@@ -104,7 +120,7 @@ def export(
         bytes=stream.total,
         dtypes=tuple(sorted({tensor.stored_as for tensor in tensors})),
         seconds=time.monotonic() - start,
-        notes=plan.notes,
+        notes=(*plan.notes, *([f"adapters merged: {rounding}"] if rounding else [])),
         warnings=tuple(stream.warnings),
     )
 
@@ -135,10 +151,9 @@ def _plan(source: Source, format: str, shards: int | None, layout: str | None, d
         raise ValueError(f"layout={layout!r} is of Meta's files; leave it out with format {format}")
     if format == "gguf":
         return _plan_gguf(source, shards, dtype)
-    wanted = None if dtype is None else parse_dtype(dtype)
     if format == "meta":
-        return _plan_meta(source, 1 if shards is None else shards, layout, wanted)
-    return _plan_hf(source, shards, wanted)
+        return _plan_meta(source, 1 if shards is None else shards, layout, dtype)
+    return _plan_hf(source, shards, dtype)
 
 
 def _plan_gguf(source: Source, shards: int | None, dtype: Any) -> _Plan:
@@ -153,6 +168,25 @@ def _plan_gguf(source: Source, shards: int | None, dtype: Any) -> _Plan:
         write_gguf(path, metadata, tensors, stream)
 
     return _Plan(files, write, {}, {}, notes)
+
+
+def _plan_peft(
+    source: Source,
+    shards: int | None,
+    layout: str | None,
+    base: str | None,
+    dtype: np.dtype | None,
+) -> _Plan:
+    for name, value in (("shards", shards), ("layout", layout)):
+        if value is not None:
+            raise ValueError(f"{name}={value!r} is of a whole model's files; leave it out for peft")
+    adapters = adapters_in(source)
+    if not adapters:
+        raise ValueError(f"{source.path} has no adapters, which are what format peft writes")
+    notes = () if base else (f"{CONFIG} names no model; say which one with base (--base)",)
+    files = {TENSORS: peft_tensors(source.config, adapters, dtype)}
+    texts = {CONFIG: peft_config(source.config, adapters, base)}
+    return _Plan(files, write_safetensors, texts, {}, notes)
 
 
 def _plan_meta(source: Source, shards: int, layout: str | None, dtype: np.dtype | None) -> _Plan:

@@ -26,6 +26,7 @@ from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command
 from llama_jax.cli.inspect import inspect
+from llama_jax.cli.merge import merge
 from llama_jax.cli.perplexity import perplexity
 from llama_jax.cli.text_input import prepare_streams
 from llama_jax.cli.tokenize import tokenize
@@ -52,6 +53,7 @@ COMMANDS = (
     train_tokenizer,
     tokenize,
     train,
+    merge,
 )
 for command in COMMANDS:
     wrong = USAGE if command is verify else FAILED

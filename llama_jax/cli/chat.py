@@ -38,6 +38,7 @@ def chat(
     sampling: options.Sampling = USUAL,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    adapter: options.Adapter = None,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -58,7 +59,7 @@ def chat(
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         say_notes([note])
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
-    params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
+    params = devices.load(checkpoint, dtype, sizes, quantize=quantize, adapter=adapter)
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
 
 

@@ -81,12 +81,15 @@ class Devices(options.Mesh):
         cache: Callable[[Source], tuple[int, int]],
         *,
         quantize: str | None = None,
+        adapter: Path | None = None,
     ) -> Params:
         """The model, on its devices; on stderr what each of several will hold, before it does.
 
         `cache` says how many rows and positions will be asked of it.
         """
-        return self.load_ahead(checkpoint, dtype, cache, None, quantize=quantize)[0]
+        return self.load_ahead(checkpoint, dtype, cache, None, quantize=quantize, adapter=adapter)[
+            0
+        ]
 
     def load_ahead(
         self,
@@ -96,6 +99,7 @@ class Devices(options.Mesh):
         prepare: Callable[[Params], Iterator[None]] | None,
         *,
         quantize: str | None = None,
+        adapter: Path | None = None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
@@ -116,8 +120,12 @@ class Devices(options.Mesh):
             mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             if mesh is None and prepare is not None:
-                return load_ahead(checkpoint, prepare, dtype=dtype, quantize=quantize)
-            params = llama_jax.load(checkpoint, mesh=mesh, dtype=dtype, quantize=quantize)
+                return load_ahead(
+                    checkpoint, prepare, dtype=dtype, quantize=quantize, adapter=adapter
+                )
+            params = llama_jax.load(
+                checkpoint, mesh=mesh, dtype=dtype, quantize=quantize, adapter=adapter
+            )
             return params, lambda: None
 
     def __str__(self) -> str:

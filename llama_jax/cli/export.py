@@ -13,11 +13,12 @@ from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
 class Format(enum.StrEnum):
-    """The format to write: Hugging Face's, Meta's, or llama.cpp's."""
+    """The format to write: Hugging Face's, Meta's, llama.cpp's, or peft's."""
 
     hf = "hf"
     meta = "meta"
     gguf = "gguf"
+    peft = "peft"
 
 
 class Layout(enum.StrEnum):
@@ -31,7 +32,11 @@ def export(
     checkpoint: options.Checkpoint,
     destination: options.Destination,
     format: Annotated[
-        Format, typer.Option(help="hf for transformers, meta for Meta's .pth, gguf for llama.cpp")
+        Format,
+        typer.Option(
+            help="hf for transformers, meta for Meta's .pth, gguf for llama.cpp; peft for the "
+            "adapters alone"
+        ),
     ],
     shards: Annotated[
         int | None,
@@ -46,6 +51,15 @@ def export(
             "follow; default: llama3 for a model with Llama 3's RoPE"
         ),
     ] = None,
+    adapter: options.Adapter = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --format peft: the model's name at Hugging Face, or its folder, which peft "
+            "will load the adapters onto",
+        ),
+    ] = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +72,10 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint in Hugging Face's or Meta's format, or as GGUF."""
+    """Write a checkpoint in Hugging Face's or Meta's format, or as GGUF.
+
+    A model with LoRA adapters is written with these merged, or its adapters alone as peft's.
+    """
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 
@@ -69,6 +86,8 @@ def export(
             format=format.value,
             shards=shards,
             layout=layout.value if layout else None,
+            adapter=adapter,
+            base=base,
             dtype=dtype,
             overwrite=overwrite,
             progress=update,

@@ -69,6 +69,7 @@ def generate(
     output: Output,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    adapter: options.Adapter = None,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -93,7 +94,7 @@ def generate(
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
-    model = _Model(checkpoint, devices, dtype, quantize, requests, samples)
+    model = _Model(checkpoint, devices, dtype, quantize, adapter, requests, samples)
     if as_json:
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
@@ -113,6 +114,7 @@ class _Model:
     devices: Devices
     dtype: str | None
     quantize: str | None
+    adapter: Path | None
     requests: Sequence[Request]
     samples: int
 
@@ -144,7 +146,12 @@ class _Model:
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
         return self.devices.load_ahead(
-            self.checkpoint, self.dtype, self._sizes, self._prepare, quantize=self.quantize
+            self.checkpoint,
+            self.dtype,
+            self._sizes,
+            self._prepare,
+            quantize=self.quantize,
+            adapter=self.adapter,
         )
 
     def _prepare(self, shapes: Params) -> Iterator[None]:

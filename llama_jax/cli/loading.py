@@ -19,7 +19,7 @@ def load_ahead(
     """The model, once its weights are read and the first step of `prepare` is done.
 
     `prepare` is given the weights' shapes, in a thread, and goes on in it; the function returned
-    waits for its end. `how` is what `llama_jax.load` takes: `dtype`, `quantize`.
+    waits for its end. `how` is what `llama_jax.load` takes: `dtype`, `quantize`, `adapter`.
     """
     import jax  # noqa: F401  before both, which would wait for one another over it
 

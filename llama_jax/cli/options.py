@@ -34,6 +34,13 @@ Dtype = Annotated[
         "bfloat16 on a GPU",
     ),
 ]
+Adapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="A LoRA adapter of this model, in the folder that Hugging Face's peft saved it in",
+    ),
+]
 StoredDtype = Annotated[
     str | None,
     typer.Option(

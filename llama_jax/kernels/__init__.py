@@ -20,6 +20,7 @@ from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
 from llama_jax.sharding.arrays import cuts_evenly
 from llama_jax.sharding.specs import NEW_KEYS, QUERIES
+from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
 
 __all__ = [
@@ -85,6 +86,8 @@ def linear(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "in_dim out_dim"] | Weight
 ) -> Float[Array, "*batch out_dim"]:
     """`x @ w`."""
+    if isinstance(w, Lora):
+        return linear(x, w.base) + w.added(x)  # its base by this platform's form
     if isinstance(w, quantized.KINDS):
         return quantized.linear(x, w)
     if is_value(w):

@@ -63,7 +63,7 @@ def put_weight(weight: Any, shape: tuple[int, ...], sharding: NamedSharding, *, 
         if is_value(weight):
             here = NamedSharding(sharding.mesh, part_spec(axes, sharding.spec))
         return jax.device_put(
-            _resized(part, part_shape(axes, shape), part_shape(axes, padded)), here
+            resized(part, part_shape(axes, shape), part_shape(axes, padded)), here
         )
 
     return map_parts(weight, put)
@@ -174,7 +174,7 @@ def _known(mesh: Mesh | AbstractMesh, axes: tuple[str, ...]) -> str | tuple[str,
     return known[0] if len(known) == 1 else known
 
 
-def _resized(part: Any, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
+def resized(part: Any, shape: tuple[int, ...], wanted: tuple[int, ...]) -> Any:
     """A part cut to its true `shape`, and then zeros up to the `wanted` one."""
     if part.shape == wanted:
         return part

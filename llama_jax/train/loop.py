@@ -19,7 +19,7 @@ from llama_jax.train.recipe import Recipe
 from llama_jax.train.report import Evaluated, Report
 from llama_jax.train.rows import Rows
 from llama_jax.train.saves import Saves
-from llama_jax.train.state import TrainState
+from llama_jax.train.state import TrainState, result, without_frozen
 from llama_jax.train.step import Metrics, evaluate, jitted_step
 
 
@@ -63,7 +63,7 @@ def run_steps(
 
     def save() -> None:
         say()
-        saves.save(state)
+        saves.save(without_frozen(state))
         on_save(state)
         report.paused()
 
@@ -102,7 +102,7 @@ def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None
     """The loss of the validation split, or of the recipe's number of its batches."""
     if data.validation is None:
         return None
-    params = state.params if state.average is None else state.average
+    params = result(state)
     batches = evaluation_batches(
         data.validation, recipe.step.batch, batch_sharding(mesh_of(params), recipe.step.batch)
     )

@@ -7,6 +7,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from llama_jax.validation import check_count, check_flag, check_number
 
+LAYER_MATRICES = ("wq", "wk", "wv", "wo", "w1", "w2", "w3")
+"""The matrices of a layer, by their names in `weights/table.py`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -96,6 +99,31 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lora:
+    """Adapters (arXiv:2106.09685), which are trained in place of the checkpoint's weights."""
+
+    rank: int = 8
+    """The inner size of each adapter's two matrices, [in, rank] and [rank, out]."""
+    alpha: float = 16.0
+    """An adapter's product is multiplied by alpha / rank."""
+    rslora: bool = False
+    """By alpha / sqrt(rank) instead (arXiv:2312.03732), which suits large ranks."""
+    targets: tuple[str, ...] = LAYER_MATRICES
+    """The matrices of each layer that get an adapter."""
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if not self.alpha:
+            raise ValueError("alpha=0 would train adapters that change nothing")
+        for name in self.targets:
+            if name not in LAYER_MATRICES:
+                known = ", ".join(map(repr, LAYER_MATRICES))
+                raise ValueError(f"targets has {name!r}, and can have {known}")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ValueError(f"targets={self.targets!r} must name at least one matrix, each once")
+
+
+@dataclasses.dataclass(frozen=True)
 class Mesh:
     """Over how many devices each axis goes."""
 
@@ -143,6 +171,8 @@ class Recipe:
     step: Step = dataclasses.field(default_factory=Step)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
     run: Run = dataclasses.field(default_factory=Run)
+    lora: Lora | None = None
+    """Where set, the weights stay as they are and adapters are trained."""
     seed: int = 0
     """The seed of the initial weights and of the order of the rows."""
 
@@ -153,6 +183,8 @@ class Recipe:
                 f"warmup={self.optimizer.warmup} must be below steps={self.steps}; "
                 "a few percent of the steps will do"
             )
+        if self.lora is not None and self.model is not None and not self.model.checkpoint:
+            raise ValueError("[lora] trains adapters of a checkpoint: give [model] checkpoint =")
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with some fields changed, checked again."""

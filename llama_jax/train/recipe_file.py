@@ -11,9 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Run, Step
+from llama_jax.train.recipe import Lora, Mesh, Model, Optimizer, Recipe, Run, Step
 
-SECTIONS = {"model": Model, "optimizer": Optimizer, "step": Step, "mesh": Mesh, "run": Run}
+SECTIONS = {
+    "model": Model,
+    "optimizer": Optimizer,
+    "step": Step,
+    "lora": Lora,
+    "mesh": Mesh,
+    "run": Run,
+}
 """The tables of a recipe file, and what each becomes."""
 
 
@@ -51,8 +58,14 @@ def _section(section: type, fields: Any, what: str) -> Any:
         raise ValueError(f"{what} must be a table of keys, not {fields!r}")
     _check_keys(section, fields, what)
     types = get_type_hints(section)
-    lists = {k: tuple(v) for k, v in fields.items() if get_origin(types[k]) is tuple}
+    lists = {k: _strings(k, v, what) for k, v in fields.items() if get_origin(types[k]) is tuple}
     return _made(section, fields | lists, what)
+
+
+def _strings(name: str, value: Any, what: str) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
+        return tuple(value)
+    raise ValueError(f'{what}: {name}={value!r} must be a list of strings: ["a", "b"]')
 
 
 def _made(kind: type, fields: dict[str, Any], what: str) -> Any:

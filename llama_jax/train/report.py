@@ -47,7 +47,7 @@ class Report:
         bytes_per_token: float | None,
     ) -> None:
         self._recipe, self._say, self._file = recipe, say, file
-        self._flops = flops_per_token(config, recipe.step.context)
+        self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
         _forget_after(file, first)
         self._clock: float | None = None
@@ -114,17 +114,18 @@ class Report:
             file.write(json.dumps(record) + "\n")
 
 
-def flops_per_token(config: Config, context: int) -> float:
+def flops_per_token(config: Config, context: int, *, frozen: bool = False) -> float:
     """Floating-point operations of a training step for each token (arXiv:2204.02311, appendix B).
 
     6 for each number of a matrix that multiplies, and 12 * n_layers * n_heads * head_dim * context
-    for attention: all of its pairs count, also those above the diagonal.
+    for attention: all of its pairs count, also those above the diagonal. Frozen matrices have no
+    gradient and count 4; what adapters add is left out.
     """
     c = config
     queries, keys = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     layer = c.dim * (2 * queries + 2 * keys) + 3 * c.dim * c.hidden_dim
     matrices = c.n_layers * layer + c.dim * c.vocab_size
-    return 6.0 * matrices + 12.0 * c.n_layers * queries * context
+    return (4.0 if frozen else 6.0) * matrices + 12.0 * c.n_layers * queries * context
 
 
 def _forget_after(file: Path, step: int) -> None:

@@ -21,13 +21,14 @@ import jax
 import jax.numpy as jnp
 import jax.sharding
 
-from llama_jax.checkpoint import load, save, shapes
+from llama_jax.checkpoint import save
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.model.transformer import init_params
 from llama_jax.sharding.arrays import mesh_of, weight_shardings
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizer import load_tokenizer
+from llama_jax.train.begin import of_checkpoint
 from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.packed_rows import rows_of
 from llama_jax.train.peak import measured_peak
@@ -35,8 +36,16 @@ from llama_jax.train.recipe import Recipe
 from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
 from llama_jax.train.saves import Saves
-from llama_jax.train.state import TrainState, new_state, state_shapes
+from llama_jax.train.state import (
+    TrainState,
+    new_state,
+    result,
+    state_shapes,
+    with_frozen,
+    without_frozen,
+)
 from llama_jax.train.token_folder import TokenFolder, open_tokens
+from llama_jax.train.trained import split
 from llama_jax.weights.params import Params, nested
 from llama_jax.weights.table import weight_table
 from llama_jax.weights.weight import padded_shape
@@ -69,11 +78,13 @@ def train(
     _keep_recipe(recipe, folder)
     saves = Saves(folder / STATES, keep=recipe.run.keep)
     try:
-        state = saves.newest(state_shapes(recipe, like), say)
+        state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
         if state is None:
             state = new_state(recipe, begin())
-            say(f"{state.params} on {_devices(mesh)}, {data.order.rows:,} rows an epoch")
+            say(f"{_told(state)} on {_devices(mesh)}, {data.order.rows:,} rows an epoch")
         else:
+            if recipe.lora is not None:
+                state = with_frozen(state, split(begin())[1])
             say(f"going on after step {int(state.step):,}")
         report = _report(recipe, state, folder, say, data)
 
@@ -121,8 +132,7 @@ def _model(
     if model.checkpoint:
         own = load_tokenizer(model.checkpoint)
         open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
-        like = shapes(model.checkpoint, mesh=mesh, dtype="float32")
-        return like, lambda: load(model.checkpoint, mesh=mesh, dtype="float32")
+        return of_checkpoint(recipe, model.checkpoint, mesh)
     config = _config(model.config, model.fields, tokens)
     key = jax.random.key(recipe.seed)
     shardings = _shardings(config, mesh)
@@ -133,6 +143,15 @@ def _model(
         shardings,
     )
     return like, lambda: begin(key)
+
+
+def _told(state: TrainState) -> str:
+    """The model, and how much of it is trained."""
+    trained, frozen = split(state.params)
+    if frozen is None:
+        return str(state.params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(trained))
+    return f"{state.params} with {count:,} parameters of adapters to train"
 
 
 def _config(name: str, fields: dict[str, Any], tokens: TokenFolder) -> Config:
@@ -225,6 +244,4 @@ def _report(
 
 
 def _result(state: TrainState, tokenizer: Path | None) -> Params:
-    """The model that a state has come to: its average, where the recipe asks for one."""
-    params = state.params if state.average is None else state.average
-    return params.replace(tokenizer=tokenizer)
+    return result(state).replace(tokenizer=tokenizer)

@@ -24,12 +24,14 @@ from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
-from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
+from llama_jax.sharding.arrays import use_mesh_of
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step
 from llama_jax.train.rows import Batch
-from llama_jax.train.state import TrainState
+from llama_jax.train.state import TrainState, with_frozen, without_frozen
+from llama_jax.train.trained import Trained, constrain_trained, joined, split
+from llama_jax.weights.lora import Lora
 from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT, model_specs
 from llama_jax.weights.weight import is_value
@@ -61,15 +63,16 @@ def train_step(r: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, 
         norm = optax.tree.norm(gradients)
         rate = learning_rate(r, state.step)
         gradients = _clipped(gradients, norm, r.optimizer.clip)
-        optimizer = direction(r.optimizer, state.params)
-        updates, moments = optimizer.update(gradients, state.moments, state.params)
-        params = jax.tree.map(lambda w, update: w + rate * update, state.params, updates)
+        trained, frozen = split(state.params)
+        optimizer = direction(r.optimizer, trained)
+        updates, moments = optimizer.update(gradients, state.moments, trained)
+        trained = jax.tree.map(lambda w, update: w + rate * update, trained, updates)
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & ~_is_spike(r.step, norm, state.norm)
         after = TrainState(
             step=state.step + 1,
-            params=params,
+            params=joined(trained, frozen),
             moments=moments,
-            average=_averaged(r.step, state.average, params),
+            average=_averaged(r.step, state.average, trained),
             norm=jnp.where(state.norm == 0, norm, 0.99 * state.norm + 0.01 * norm),
             left_out=state.left_out,
             left_out_in_a_row=jnp.zeros_like(state.left_out_in_a_row),
@@ -79,30 +82,53 @@ def train_step(r: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, 
 
 
 def jitted_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step` of a recipe, compiled. The given state is donated to the new one."""
-    return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
+    """`train_step` of a recipe, compiled. The given state is donated to the new one.
+
+    Frozen weights are not: they stay where they are, and each state shares them.
+    """
+    if recipe.lora is None:
+        return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def compiled(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
+        after, metrics = train_step(recipe, with_frozen(state, frozen), batch)
+        return without_frozen(after), metrics
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        _, frozen = split(state.params)
+        after, metrics = compiled(without_frozen(state), frozen, batch)
+        return with_frozen(after, frozen), metrics
+
+    return step
 
 
 @as_written(AS_TRACED)
-def loss_and_gradients(s: Step, params: Params, batch: Batch) -> tuple[Array, Params]:
+def loss_and_gradients(s: Step, params: Params, batch: Batch) -> tuple[Array, Trained]:
     """The mean loss of a batch's trained tokens, and its gradient, in float32.
+
+    The gradient is of the weights, or of a model's adapters alone, where it has any.
 
     Losses and gradients are summed over the micro-batches and divided once. So micro-batches with
     few trained tokens count as little as they should.
     """
-    gradient = jax.value_and_grad(functools.partial(loss_sum, s))
+    trained, frozen = split(params)
+
+    def loss_of(trained: Trained, batch: Batch) -> Array:
+        return loss_sum(s, joined(trained, frozen), batch)
+
+    gradient = jax.value_and_grad(loss_of)
     if s.micro_batches == 1:
-        total, gradients = gradient(params, batch)
+        total, gradients = gradient(trained, batch)
     else:
 
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, gradient(params, part)), None
+            return jax.tree.map(jnp.add, sums, gradient(trained, part)), None
 
-        zeros = constrain_weights(jax.tree.map(jnp.zeros_like, params))
+        zeros = constrain_trained(params.config, jax.tree.map(jnp.zeros_like, trained))
         sums = (jnp.zeros((), jnp.float32), zeros)
         total, gradients = jax.lax.scan(add, sums, _micro_batches(batch, s.micro_batches))[0]
     tokens = jnp.sum(batch.weights)
-    return total / tokens, _scaled(constrain_weights(gradients), 1 / tokens)
+    return total / tokens, _scaled(constrain_trained(params.config, gradients), 1 / tokens)
 
 
 def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
@@ -116,6 +142,7 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     # The output weight as it is, in float32: its gradient is summed over the tokens in float32.
     path, over = (EMBEDDING, 1) if c.tie_embeddings else (OUTPUT, 0)
     output = weight_at(params.weights, path)
+    output = output.dense() if is_value(output) else output
     return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
 
 
@@ -145,6 +172,8 @@ REMAT: dict[str, Callable[[Block], Block]] = {
 
 
 def _narrow(weight: Any, dtype: str) -> Any:
+    if isinstance(weight, Lora):
+        return dataclasses.replace(weight, base=_narrow(weight.base, dtype))
     return weight if is_value(weight) else weight.astype(dtype)
 
 
@@ -161,7 +190,7 @@ def _scaled(tree: Any, factor: Array) -> Any:
     return jax.tree.map(lambda x: x * factor, tree)
 
 
-def _clipped(gradients: Params, norm: Array, largest: float) -> Params:
+def _clipped(gradients: Trained, norm: Array, largest: float) -> Trained:
     """Scaled down to a norm of at most `largest`; 0 leaves them alone."""
     return _scaled(gradients, largest / jnp.maximum(norm, largest)) if largest else gradients
 
@@ -170,10 +199,10 @@ def _is_spike(s: Step, norm: Array, mean: Array) -> Array:
     return (norm > s.spike * mean) & (mean > 0) if s.spike else jnp.zeros((), bool)
 
 
-def _averaged(s: Step, average: Params | None, params: Params) -> Params | None:
+def _averaged(s: Step, average: Trained | None, trained: Trained) -> Trained | None:
     if average is None:
         return None
-    return jax.tree.map(lambda old, new: s.average * old + (1 - s.average) * new, average, params)
+    return jax.tree.map(lambda old, new: s.average * old + (1 - s.average) * new, average, trained)
 
 
 def _left_out(state: TrainState) -> TrainState:

@@ -18,7 +18,7 @@ from llama_jax.checkpoint.placement import default_sharding
 from llama_jax.config import Config
 from llama_jax.weights.params import nested, true_shape
 from llama_jax.weights.table import WeightPath, weight_table
-from llama_jax.weights.weight import is_value, parts_of
+from llama_jax.weights.weight import is_value, parts_of, read_dtype
 
 
 def read_weights(
@@ -42,9 +42,7 @@ def read_weights(
     how: dict[WeightPath, tuple[jax.sharding.Sharding, np.dtype]] = {}
     for path, row in weight_table(config).items():
         for part, sharding in part_shardings(stored[path], row.shape, shardings[path], path):
-            found = parts_of(stored[path])[part]
-            own = np.dtype(found.dtype)  # a value's parts keep theirs
-            how[part_path(path, part)] = sharding, own if is_value(stored[path]) else wanted or own
+            how[part_path(path, part)] = sharding, read_dtype(stored[path], part, wanted)
     arrays = weight_files.read(Path(src) / WEIGHTS, how)
     records = read_records(src)
     for path, record in records.items():

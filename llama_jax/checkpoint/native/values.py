@@ -55,7 +55,7 @@ class StoredValue(ReadByPart):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._made(self.stored).shape
+        return self.whole().shape
 
     @property
     def nbytes(self) -> int:
@@ -68,12 +68,16 @@ class StoredValue(ReadByPart):
         return self.stored
 
     def layout(self) -> Layout:
-        return self._made(self.stored).layout()
+        return self.whole().layout()
 
     def read(self, index: Index, out: np.ndarray) -> None:
         """Reads the part under `index`; memory: the whole weight."""
         dense = self._made({name: part[...] for name, part in self.stored.items()}).dense()
         out[...] = np.asarray(dense)[index]
+
+    def whole(self) -> Any:
+        """The weight, with what is stored in place of its arrays."""
+        return self._made(self.stored)
 
     def _made(self, parts: Mapping[str, Any]) -> Any:
         return KINDS[self.kind].from_parts(parts, self.fields, self.dtype)
