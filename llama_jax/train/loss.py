@@ -47,7 +47,7 @@ def cross_entropy(
     a mesh counts up to `vocab_size`. `z_loss` times the square of the logsumexp is added to each
     token's loss (arXiv:2204.02311, section 5).
     """
-    product = _product(vocab_size, over, x, w)
+    product = _product(vocab_size, over, _narrow(over, x, w))
 
     def add(total: Array, chunk: Any) -> tuple[Array, None]:
         x, targets, weights = chunk
@@ -62,8 +62,8 @@ def _forward(
     vocab_size: int, over: int, z_loss: float, x: Hidden, w: Array, targets: Array, weights: Array
 ) -> tuple[Array, Any]:
     """The loss, and as residuals the gradients of `x` and `w`."""
-    product = _product(vocab_size, over, x, w)
-    narrow = w.astype(x.dtype)
+    narrow = _narrow(over, x, w)
+    product = _product(vocab_size, over, narrow)
 
     def add(sums: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], Array]:
         (total, d_w), (x, targets, weights) = sums, chunk
@@ -92,9 +92,23 @@ def _backward(
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _product(vocab_size: int, over: int, x: Hidden, w: Array) -> Any:
-    """A function from a chunk of `x` to its logits, in float32."""
-    w = constrain(w.astype(x.dtype), P(*_vocab_spec(over)))  # whole over fsdp, cut over tensor
+def tile_tokens(time: int, rows: int, vocab: int) -> int:
+    """Tokens whose logits a device holds at once, of its `rows` and its part of the vocabulary."""
+    return rows * min(time, max(1, CHUNK_LOGITS // vocab // rows))
+
+
+def _narrow(over: int, x: Hidden, w: Array) -> Array:
+    """`w` in the dtype of `x`, whole over fsdp and cut over tensor.
+
+    It is narrowed where it lies, because otherwise XLA gathers it in float32: twice the bytes.
+    """
+    whole = _vocab_spec(over)
+    cut = P(*("fsdp" if axis is None else axis for axis in whole))
+    return constrain(constrain(w.astype(x.dtype), cut), P(*whole))
+
+
+def _product(vocab_size: int, over: int, w: Array) -> Any:
+    """A function from a chunk of tokens to its logits, in float32."""
     padding = jnp.arange(w.shape[1 - over]) >= vocab_size
 
     def logits_of(x: Array) -> Array:
@@ -134,8 +148,7 @@ def _chunks(vocab: int, x: Array, targets: Array, weights: Array) -> tuple[Array
     """
     parts = axis_parts(BATCH)
     batch, time = targets.shape
-    tokens = CHUNK_LOGITS // (vocab // axis_parts(TENSOR))
-    size = min(time, max(1, tokens // (batch // parts)))
+    size = tile_tokens(time, batch // parts, vocab // axis_parts(TENSOR)) // (batch // parts)
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, [(0, 0), (0, -time % size)] + [(0, 0)] * (x.ndim - 2))

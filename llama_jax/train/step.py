@@ -135,6 +135,8 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     """The sum of the trained tokens' losses."""
     c = params.config
     w = jax.tree.map(lambda w: _narrow(w, s.dtype), params.weights, is_leaf=is_value)
+    # Cut as the table says: otherwise XLA gathers every layer's weights over fsdp before the first.
+    w = constrain_weights(params.replace(weights=w)).weights
     w = w | gather(w, model_specs(c))
     past = Packed() if s.documents == "separate" else Uncached()
     x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, REMAT[s.remat])
