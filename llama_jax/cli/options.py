@@ -42,7 +42,8 @@ Quantize = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory",
+        help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory; "
+        "int8_dynamic rounds the activations too",
     ),
 ]
 
