@@ -39,6 +39,7 @@ def chat(
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     adapter: options.Adapter = None,
+    kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -60,7 +61,7 @@ def chat(
         say_notes([note])
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
     params = devices.load(checkpoint, dtype, sizes, quantize=quantize, adapter=adapter)
-    _talk(llama_jax.Conversation(params, system=system, settings=settings))
+    _talk(llama_jax.Conversation(params, system=system, settings=settings, cache=kv_cache.cache))
 
 
 def _talk(conversation: Conversation) -> None:

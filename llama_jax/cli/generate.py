@@ -70,6 +70,7 @@ def generate(
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
     adapter: options.Adapter = None,
+    kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -94,7 +95,7 @@ def generate(
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
-    model = _Model(checkpoint, devices, dtype, quantize, adapter, requests, samples)
+    model = _Model(checkpoint, devices, dtype, quantize, adapter, kv_cache, requests, samples)
     if as_json:
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
@@ -115,6 +116,7 @@ class _Model:
     dtype: str | None
     quantize: str | None
     adapter: Path | None
+    kv_cache: options.KVCacheKind
     requests: Sequence[Request]
     samples: int
 
@@ -123,7 +125,7 @@ class _Model:
         import llama_jax
 
         params, ready = self._load()
-        deltas = llama_jax.stream(params, *self._asked, n=self.samples)
+        deltas = llama_jax.stream(params, *self._asked, n=self.samples, cache=self.kv_cache.cache)
         return itertools.chain(itertools.islice(deltas, 1), _after(ready, deltas))
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
@@ -136,7 +138,9 @@ class _Model:
         ready()
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("generating, compiling first"))
-            for place, done in as_finished(params, *self._asked, n=self.samples):
+            for place, done in as_finished(
+                params, *self._asked, n=self.samples, cache=self.kv_cache.cache
+            ):
                 waiting.close()
                 yield place, done
 
@@ -159,7 +163,12 @@ class _Model:
         from llama_jax.generation.generate import prepare
 
         rows = [one for one in self.requests for _ in range(self.samples)]
-        return prepare(shapes, [one.prompt for one in rows], [one.settings for one in rows])
+        return prepare(
+            shapes,
+            [one.prompt for one in rows],
+            [one.settings for one in rows],
+            cache=self.kv_cache.cache,
+        )
 
     def _sizes(self, source: Source) -> tuple[int, int]:
         """Rows and positions of the largest cache that the prompts can need."""
