@@ -46,6 +46,7 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.tokenizer.protocol import Message as Message
     from llama_jax.weights.params import Params as Params
     from llama_jax.weights.params import Weights as Weights
+    from llama_jax.weights.quantize import quantize as quantize
 
 del _epy
 __all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # type: ignore[name-defined]  # noqa: F821

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,13 +20,15 @@ from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.placement import default_sharding, place
-from llama_jax.checkpoint.reading import open_source
+from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_shape, value_shape
+from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
 from llama_jax.kernels import weight_dtype
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
+from llama_jax.weights.quantize import Rule, kind_of, rounded
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 from llama_jax.weights.weight import (
     ARRAY,
@@ -38,7 +42,13 @@ from llama_jax.weights.weight import (
 __all__ = ["convert", "load", "save", "shapes"]
 
 
-def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def load(
+    path: str | PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: Rule | None = None,
+) -> Params:
     """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files; or in GGUF.
 
     What lies there tells which. `path` may be a GGUF file itself.
@@ -46,6 +56,9 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
+    `quantize` ("int8", "int4", "fp8", or a rule) rounds each matrix as it is read, as
+    `llama_jax.quantize` does, so the whole model is never in memory at its full size. What a file
+    holds in 8 or 4 bits stays so, and with "none" becomes arrays.
 
     FileNotFoundError where there is no checkpoint, ValueError where there is a broken one.
 
@@ -53,34 +66,47 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     """
     keep_programs()
     path = given_path(path)
-    if native.is_native(path):
+    if native.is_native(path) and quantize is None:
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
         dtype = _dtype(shardings, dtype)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
         return Params(weights, config, own_tokenizer(path))
-    source = open_source(path)
+    source, quantize = _opened(path, quantize)
     shardings = _shardings(source.config, mesh)
     for warning in source.warnings:
         warnings.warn(warning, stacklevel=2)
     with ThreadPoolExecutor(1) as beside:  # it reads the same bytes, and computes outside Python
         sums = beside.submit(source.check_sums)
-        weights = _place(source, shardings, _dtype(shardings, dtype))
+        weights = _place(source, shardings, _dtype(shardings, dtype), quantize)
         sums.result()
     return Params(weights, source.config, source.tokenizer)
 
 
-def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def shapes(
+    path: str | PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: Any = None,
+    quantize: Rule | None = None,
+) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
     path = given_path(path)
-    if native.is_native(path):
+    if native.is_native(path) and quantize is None:
         config, tokenizer = native.read_config(path), own_tokenizer(path)
+        stored = native.stored_weights(path, config)
     else:
-        source = open_source(path)
+        source, quantize = _opened(path, quantize)
         config, tokenizer = source.config, source.tokenizer
+        kinds = {at: kind_of(quantize, at, tuple(t.shape)) for at, t in source.tensors.items()}
+        stored = {
+            at: rounded_shape(source.tensors[at], kind, at) for at, kind in kinds.items() if kind
+        }
+        for at, tensor in source.tensors.items():
+            if at not in stored and is_value(tensor):
+                stored[at] = value_shape(tensor, tensor.dtype)
     shardings = _shardings(config, mesh)
     dtype = _dtype(shardings, dtype)
-    stored = native.stored_weights(path, config) if native.is_native(path) else {}
     weights = {
         row.path: _shape(stored.get(row.path), row, shardings[row.path], dtype)
         for row in weight_table(config).values()
@@ -104,14 +130,44 @@ def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) 
     )
 
 
-def _place(source: Source, shardings: dict[WeightPath, Sharding], dtype: np.dtype) -> Weights:
+def _place(
+    source: Source,
+    shardings: dict[WeightPath, Sharding],
+    dtype: np.dtype,
+    quantize: Rule | None = None,
+) -> Weights:
     """Each weight read where it is wanted: a process touches only the bytes of its own shards."""
-    return nested(
-        {
-            path: place(tensor.shape, dtype, shardings[path], tensor.read)
-            for path, tensor in source.tensors.items()
-        }
-    )
+    weights = {}
+    for path, tensor in source.tensors.items():
+        kind = kind_of(quantize, path, tuple(tensor.shape))
+        if kind is None:
+            weights[path] = _placed(tensor, path, shardings[path], dtype)
+            continue
+        rounded_shape(tensor, kind, path)  # an error before any number is read
+        array = place(tensor.shape, tensor.dtype, shardings[path], tensor.read)
+        weights[path] = rounded(array, kind, path, dtype)
+    return nested(weights)
+
+
+def _placed(tensor: Any, path: WeightPath, sharding: Sharding, dtype: np.dtype) -> Any:
+    """A weight on its devices, as it is stored: an array, or a value made of its parts."""
+    if not is_value(tensor):
+        return place(tensor.shape, dtype, sharding, tensor.read)
+    shape: Any = value_shape(tensor, dtype)
+    where = dict(part_shardings(shape, shape.shape, sharding, path))
+    parts = {
+        name: place(part.shape, part.dtype, where[name], part.read)
+        for name, part in tensor.parts().items()
+    }
+    return type(shape).from_parts(parts, tensor.constants(), dtype)
+
+
+def _opened(path: Path, quantize: Rule | None) -> tuple[Source, Rule | None]:
+    """The checkpoint, its weights as asked for, and the rule by which they are still rounded."""
+    source = open_checkpoint(path)
+    if quantize != AS_ARRAYS:
+        return source, quantize
+    return dataclasses.replace(source, tensors=as_arrays(source.tensors)), None
 
 
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:

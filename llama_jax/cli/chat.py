@@ -35,6 +35,7 @@ def chat(
     *,
     sampling: options.Sampling = USUAL,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -53,7 +54,8 @@ def chat(
     check_dialogs(source, tokenizer)
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         stderr.print(note, style="dim")
-    params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
+    sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
+    params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
 
 

@@ -24,6 +24,7 @@ def convert(
     ],
     destination: options.Destination,
     dtype: options.StoredDtype = None,
+    quantize: options.Quantize = None,
     max_seq_len: Annotated[
         int | None,
         typer.Option(metavar="N", help="Context length, in place of what the files say", min=1),
@@ -53,6 +54,7 @@ def convert(
             dtype=dtype,
             max_seq_len=max_seq_len,
             rope_factor=rope_factor,
+            quantize=quantize,
             overwrite=overwrite,
             progress=update,
         )

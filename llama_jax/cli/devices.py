@@ -75,13 +75,18 @@ class Devices(options.Mesh):
             raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
 
     def load(
-        self, checkpoint: Path, dtype: str | None, cache: Callable[[Source], tuple[int, int]]
+        self,
+        checkpoint: Path,
+        dtype: str | None,
+        cache: Callable[[Source], tuple[int, int]],
+        *,
+        quantize: str | None = None,
     ) -> Params:
         """The model, on its devices; on stderr what each of several will hold, before it does.
 
         `cache` says how many rows and positions will be asked of it.
         """
-        return self.load_ahead(checkpoint, dtype, cache, None)[0]
+        return self.load_ahead(checkpoint, dtype, cache, None, quantize=quantize)[0]
 
     def load_ahead(
         self,
@@ -89,6 +94,8 @@ class Devices(options.Mesh):
         dtype: str | None,
         cache: Callable[[Source], tuple[int, int]],
         prepare: Callable[[Params], Iterator[None]] | None,
+        *,
+        quantize: str | None = None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
@@ -109,8 +116,9 @@ class Devices(options.Mesh):
             mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             if mesh is None and prepare is not None:
-                return load_ahead(checkpoint, dtype, prepare)
-            return llama_jax.load(checkpoint, mesh=mesh, dtype=dtype), lambda: None
+                return load_ahead(checkpoint, prepare, dtype=dtype, quantize=quantize)
+            params = llama_jax.load(checkpoint, mesh=mesh, dtype=dtype, quantize=quantize)
+            return params, lambda: None
 
     def __str__(self) -> str:
         import jax

@@ -64,6 +64,7 @@ def generate(
     sampling: Sampling,
     output: Output,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -85,7 +86,7 @@ def generate(
     _check_tokenizer(source, tokenizer, reading)
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
-    model = _Model(checkpoint, devices, dtype, requests, samples)
+    model = _Model(checkpoint, devices, dtype, quantize, requests, samples)
     if as_json:
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
@@ -104,6 +105,7 @@ class _Model:
     checkpoint: Path
     devices: Devices
     dtype: str | None
+    quantize: str | None
     requests: Sequence[Request]
     samples: int
 
@@ -134,7 +136,9 @@ class _Model:
         return [one.prompt for one in self.requests], [one.settings for one in self.requests]
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
-        return self.devices.load_ahead(self.checkpoint, self.dtype, self._sizes, self._prepare)
+        return self.devices.load_ahead(
+            self.checkpoint, self.dtype, self._sizes, self._prepare, quantize=self.quantize
+        )
 
     def _prepare(self, shapes: Params) -> Iterator[None]:
         """Compiles for as many rows as there will be."""

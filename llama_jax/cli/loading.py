@@ -7,19 +7,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llama_jax.weights.params import Params
 
 
 def load_ahead(
-    checkpoint: Path, dtype: str | None, prepare: Callable[[Params], Iterator[None]]
+    checkpoint: Path, prepare: Callable[[Params], Iterator[None]], **how: Any
 ) -> tuple[Params, Callable[[], None]]:
     """The model, once its weights are read and the first step of `prepare` is done.
 
     `prepare` is given the weights' shapes, in a thread, and goes on in it; the function returned
-    waits for its end.
+    waits for its end. `how` is what `llama_jax.load` takes: `dtype`, `quantize`.
     """
     import jax  # noqa: F401  before both, which would wait for one another over it
 
@@ -34,7 +34,7 @@ def load_ahead(
         with _short_turns(), contextlib.suppress(Exception):
             from llama_jax.checkpoint import shapes
 
-            for _ in prepare(shapes(checkpoint, dtype=dtype)):
+            for _ in prepare(shapes(checkpoint, **how)):
                 first.set()
                 if abandoned.is_set():
                     break
@@ -43,7 +43,7 @@ def load_ahead(
     thread = threading.Thread(target=ahead)
     thread.start()
     try:
-        params = llama_jax.load(checkpoint, dtype=dtype)
+        params = llama_jax.load(checkpoint, **how)
         first.wait()
     except BaseException:
         abandoned.set()

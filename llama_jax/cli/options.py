@@ -37,6 +37,14 @@ StoredDtype = Annotated[
         metavar="DTYPE", help="Number format: float32, bfloat16 or float16; default: as stored"
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND",
+        help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory; "
+        "none makes arrays of what a file holds in 8 or 4 bits",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 

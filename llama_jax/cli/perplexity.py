@@ -36,6 +36,7 @@ def perplexity(
         ),
     ] = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     cache: options.Cache = True,
     as_json: options.AsJson = False,
     *,
@@ -54,9 +55,8 @@ def perplexity(
     import llama_jax
 
     text = distributed.from_first(lambda: read_text(file))
-    params = devices.load(
-        checkpoint, dtype, lambda source: (1, context or source.config.max_seq_len)
-    )
+    sizes = lambda source: (1, context or source.config.max_seq_len)  # noqa: E731
+    params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
     if params.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
     ids = llama_jax.load_tokenizer(params.tokenizer).encode(text, bos=True, eos=False)

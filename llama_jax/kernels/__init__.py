@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, select
+from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, quantized, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
@@ -85,6 +85,8 @@ def linear(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "in_dim out_dim"] | Weight
 ) -> Float[Array, "*batch out_dim"]:
     """`x @ w`."""
+    if isinstance(w, quantized.KINDS):
+        return quantized.linear(x, w)
     if is_value(w):
         return w.matmul(x)
     return jax.lax.platform_dependent(x, w, **FORMS["linear"])
@@ -95,6 +97,8 @@ def linear_transposed(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "out_dim in_dim"] | Weight
 ) -> Float[Array, "*batch out_dim"]:
     """`x @ w.T`: the output of a model whose output weight is its embedding, [vocab, dim]."""
+    if isinstance(w, quantized.KINDS):
+        return quantized.linear_transposed(x, w)
     if is_value(w):
         return w.matmul_transposed(x)
     return jax.lax.platform_dependent(x, w, **FORMS["linear_transposed"])

@@ -32,10 +32,12 @@ class PartAxis(NamedTuple):
     its axes are (PartAxis(0, per=32), PartAxis(1)).
     """
 
-    of: int
-    """The weight's axis."""
+    of: int | None
+    """The weight's axis; None for an axis that follows none, which no mesh cuts: four words that
+    hold 32 numbers of 4 bits are PartAxis(None, per=4)."""
     per: int = 1
-    """How many consecutive entries of that axis share one entry of the part."""
+    """How many consecutive entries of that axis share one entry of the part; of an axis that
+    follows none, its size."""
 
 
 Layout = Mapping[str, tuple[PartAxis, ...]]
@@ -132,13 +134,15 @@ def map_parts(weight: Any, f: Callable[[Any, tuple[PartAxis, ...]], Any]) -> Any
 
 def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a part of a weight of this shape."""
-    return tuple(math.ceil(shape[axis.of] / axis.per) for axis in axes)
+    return tuple(
+        axis.per if axis.of is None else math.ceil(shape[axis.of] / axis.per) for axis in axes
+    )
 
 
 def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
     """The part's PartitionSpec, given the weight's."""
-    cuts = tuple(spec)
-    return P(*(cuts[axis.of] if axis.of < len(cuts) else None for axis in axes))
+    cuts = dict(enumerate(spec))
+    return P(*(None if axis.of is None else cuts.get(axis.of) for axis in axes))
 
 
 def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
@@ -169,11 +173,12 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
     """ValueError if a shard boundary would split a quantization group."""
     if not isinstance(sharding, NamedSharding):
         return
-    cuts = axis_cuts(sharding)
+    cuts = dict(enumerate(axis_cuts(sharding)))
+    padded = padded_shape(shape, sharding)
     for part, axes in layout_of(weight).items():
         for axis in axes:
-            cut = cuts[axis.of] if axis.of < len(cuts) else 1
-            if cut > 1 and padded_shape(shape, sharding)[axis.of] // cut % axis.per:
+            cut = 1 if axis.of is None else cuts.get(axis.of, 1)
+            if cut > 1 and padded[axis.of] // cut % axis.per:  # type: ignore[index]  # no None
                 raise ValueError(
                     f"{name}: {part} covers groups of {axis.per} along axis {axis.of}, and {cut} "
                     f"shards of {list(shape)} would split a group; use fewer devices or smaller "

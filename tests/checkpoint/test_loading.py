@@ -58,7 +58,7 @@ def test_a_failure_to_prepare_is_left_to_who_generates(checkpoint):
     def fail(_):
         raise ValueError("not heard")
 
-    params, ready = load_ahead(checkpoint, None, fail)
+    params, ready = load_ahead(checkpoint, fail)
     ready()
     assert params.config == llama_jax.load(checkpoint).config
 

@@ -1,0 +1,89 @@
+"""Products of quantized weights in each platform's form: what the values say of them."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax import kernels
+from llama_jax.kernels import quantized_cpu, quantized_gpu
+from llama_jax.weights.fp8 import Fp8
+from llama_jax.weights.int4 import Int4
+from llama_jax.weights.int8 import Int8
+
+RNG = np.random.default_rng(0)
+INPUTS, OUTPUTS = 512, 48
+ARRAY = RNG.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
+MINIMA = RNG.normal(size=(INPUTS // 16, OUTPUTS)).astype(np.float16)
+WEIGHTS = {
+    "int8": Int8.of(ARRAY),
+    "int8 in groups of 64": Int8.of(ARRAY, group=64),
+    "int8 in groups of 16 with minima": dataclasses.replace(
+        Int8.of(ARRAY, group=16), minimum=MINIMA
+    ),
+    "int8 with minima": dataclasses.replace(Int8.of(ARRAY), minimum=MINIMA[0]),
+    "int4": Int4.of(ARRAY),
+    "int4 with minima": dataclasses.replace(Int4.of(ARRAY), minimum=MINIMA[::2]),
+    "fp8": Fp8.of(ARRAY),
+    "fp8 of 160 inputs": Fp8.of(ARRAY[:160]),
+}
+
+
+@pytest.fixture(params=WEIGHTS)
+def weight(request):
+    return WEIGHTS[request.param]
+
+
+def rows_of(count, width):
+    return jnp.asarray(RNG.normal(size=(count, width)), jnp.float32)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("form", [quantized_cpu, quantized_gpu], ids=["cpu", "default"])
+def test_a_form_computes_what_the_weight_does(weight, form, rows):
+    x, dense = rows_of(rows, weight.shape[0]), np.asarray(weight.dense())
+    found = jax.jit(form.product)(x, weight)
+    np.testing.assert_allclose(found, x @ dense, rtol=1e-4, atol=2e-4)
+    y = rows_of(rows, OUTPUTS)
+    found = jax.jit(form.product_transposed)(y, weight)
+    np.testing.assert_allclose(found, y @ dense.T, rtol=1e-4, atol=2e-4)
+
+
+def test_linear_takes_any_batch_and_gives_its_dtype(weight):
+    x = rows_of(6, weight.shape[0]).reshape(2, 3, -1).astype(jnp.bfloat16)
+    found = kernels.linear(x, weight)
+    assert (found.shape, found.dtype) == ((2, 3, OUTPUTS), jnp.bfloat16)
+    exact = x.astype(jnp.float32) @ weight.dense()
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=1e-2, atol=5e-2)
+    assert kernels.linear_transposed(found, weight).shape == x.shape
+
+
+def test_the_gradient_of_the_activations_is_that_of_the_dense_product(weight):
+    x, dense = rows_of(3, weight.shape[0]), weight.dense()
+    found = jax.grad(lambda x: jnp.square(kernels.linear(x, weight)).sum())(x)
+    wanted = jax.grad(lambda x: jnp.square(x @ dense).sum())(x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 64])
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_a_step_in_a_loop_holds_no_decoded_weight(kind, rows):
+    """Several weights in one program, as in a model: XLA would decode each before the product."""
+    make = {"int8": Int8.of, "int4": Int4.of, "fp8": Fp8.of}[kind]
+    shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+    weights = [jax.eval_shape(make, shape)] * 4
+
+    def loop(x, weights):
+        def step(_, x):
+            return functools.reduce(lambda x, w: kernels.linear(x, w) * 0.1, weights, x)
+
+        return jax.lax.fori_loop(0, 9, step, x)
+
+    x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32)
+    options = kernels.COMPILER_OPTIONS
+    memory = jax.jit(loop).lower(x, weights).compile(options).memory_analysis()
+    a_block = 4 * quantized_cpu.BLOCK * 1024
+    assert memory.temp_size_in_bytes < 2 * a_block + 8 * rows * 4096

@@ -1,0 +1,109 @@
+"""`quantize`, `load(quantize=...)` and `convert --quantize` give one model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import run
+
+import llama_jax
+from llama_jax.checkpoint import shapes
+from llama_jax.checkpoint.inspection import inspect_checkpoint
+from llama_jax.weights.fp8 import Fp8
+from llama_jax.weights.int4 import Int4
+from llama_jax.weights.int8 import Int8
+
+CONFIG = llama_jax.Config.named("tiny").replace(n_layers=1, hidden_dim=176)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return llama_jax.init_params(jax.random.key(0), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def saved(params, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "model"
+    llama_jax.save(params, path)
+    return path
+
+
+def same(one, other):
+    assert jax.tree.structure(one.weights) == jax.tree.structure(other.weights)
+    jax.tree.map(np.testing.assert_array_equal, one.weights, other.weights)
+
+
+def test_matrices_are_rounded_and_the_embedding_and_norms_stay(params):
+    found = llama_jax.quantize(params, "int4")
+    layer = found.weights["layers_0"]
+    assert isinstance(layer["attention"]["wq"], Int4)
+    assert isinstance(found.weights["output"]["weight"], Int4)
+    assert isinstance(layer["feed_forward"]["w2"], Int8), "176 inputs are no groups of 32"
+    assert found.weights["tok_embeddings"] == params.weights["tok_embeddings"]
+    assert layer["ffn_norm"] == params.weights["layers_0"]["ffn_norm"]
+    assert (found.size, found.dtype) == (params.size, params.dtype)
+    assert isinstance(params.weights["layers_0"]["attention"]["wq"], jax.Array)
+
+
+def test_a_rule_names_the_kind_of_each_matrix(params):
+    kinds = {"tok_embeddings.weight": "int8", "layers_0.attention.wq": "fp8"}
+    found = llama_jax.quantize(params, kinds.get)
+    assert isinstance(found.weights["tok_embeddings"]["weight"], Int8)
+    assert isinstance(found.weights["layers_0"]["attention"]["wq"], Fp8)
+    assert (
+        found.weights["layers_0"]["attention"]["wk"]
+        is (params.weights["layers_0"]["attention"]["wk"])
+    )
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_load_and_convert_round_as_quantize_does(params, saved, tmp_path, kind):
+    wanted = llama_jax.quantize(params, kind)
+    same(llama_jax.load(saved, quantize=kind), wanted)
+    done = run("convert", saved, tmp_path / "small", "--quantize", kind)
+    assert done.exit_code == 0, done.output
+    same(llama_jax.load(tmp_path / "small"), wanted)
+    told = inspect_checkpoint(tmp_path / "small").parameters
+    assert told[kind] > 0.5 * params.size
+    for asked in (shapes(saved, quantize=kind), shapes(tmp_path / "small")):
+        assert jax.tree.structure(asked.weights) == jax.tree.structure(wanted.weights)
+
+
+def test_the_activations_may_be_narrower(saved):
+    found = llama_jax.load(saved, quantize="int8", dtype="bfloat16")
+    wide = llama_jax.load(saved, quantize="int8")
+    one, other = (p.weights["layers_0"]["attention"]["wo"] for p in (found, wide))
+    assert (found.dtype, one.dtype) == (jnp.bfloat16, jnp.bfloat16)
+    np.testing.assert_array_equal(one.values, other.values)  # rounded once, from float32
+    np.testing.assert_array_equal(one.scale, other.scale)
+
+
+def test_on_a_mesh_a_weights_parts_are_cut_as_it_was(params, saved):
+    mesh = llama_jax.make_mesh(fsdp=2, tensor=2)
+    wanted = llama_jax.quantize(params, "int8")
+    found = llama_jax.load(saved, mesh=mesh, quantize="int8")
+    same(found, wanted)
+    leaves = map(jax.tree.leaves, (found.weights, llama_jax.shard_params(wanted, mesh).weights))
+    for one, other in zip(*leaves, strict=True):
+        assert one.sharding == other.sharding
+    with pytest.raises(ValueError, match=r"layers_0.attention.wq: words covers groups of 32"):
+        llama_jax.load(saved, mesh=llama_jax.make_mesh(fsdp=4), quantize="int4")
+
+
+def test_what_cannot_be_rounded_is_refused_in_the_words_of_the_caller(params, saved, tmp_path):
+    with pytest.raises(ValueError, match="quantize='int2' is no kind; use one of int8, int4, fp8"):
+        llama_jax.quantize(params, "int2")
+    with pytest.raises(ValueError, match=r"quantize='q' for tok_embeddings\.weight is no kind"):
+        llama_jax.quantize(params, lambda name: "q")
+    small = llama_jax.quantize(params, "int8")
+    llama_jax.save(small, tmp_path / "small")
+    for again in (
+        lambda: llama_jax.quantize(small, "int8"),
+        lambda: llama_jax.load(tmp_path / "small", quantize="int4"),
+    ):
+        with pytest.raises(ValueError, match=r"layers_0.attention.wq is int8 already; quantize"):
+            again()
+    for asked, said in (("int2", "--quantize 'int2' is no kind"), ("int8", "is int8 already")):
+        done = run("convert", tmp_path / "small", tmp_path / "again", "--quantize", asked)
+        assert (done.exit_code, said in done.stderr) == (1, True), done.output
+        assert not (tmp_path / "again").exists()
