@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.peft import open_peft
 from llama_jax.checkpoint.placement import default_sharding, place
-from llama_jax.checkpoint.quantizing import rounded_shape
+from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_shape, value_shape
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
@@ -65,7 +66,8 @@ def load(
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
     `quantize` ("int8", "int4", "fp8", or a rule) rounds each matrix as it is read, as
-    `llama_jax.quantize` does, so the whole model is never in memory at its full size.
+    `llama_jax.quantize` does, so the whole model is never in memory at its full size. What a file
+    holds in 8 or 4 bits stays so, and with "none" becomes arrays.
 
     FileNotFoundError where there is no checkpoint, ValueError where there is a broken one, or the
     adapter is of another model.
@@ -81,7 +83,7 @@ def load(
         dtype = _dtype(shardings, dtype)
         weights = native.read_weights(path, config, shardings=shardings, dtype=dtype)
         return _adapted(Params(weights, config, own_tokenizer(path)), adapters, path)
-    source = open_checkpoint(path)
+    source, quantize = _opened(path, quantize)
     adapters = _adapters(adapter, source.config, path)
     shardings = _shardings(source.config, mesh)
     for warning in source.warnings:
@@ -107,12 +109,15 @@ def shapes(
         config, tokenizer = native.read_config(path), own_tokenizer(path)
         stored = native.stored_weights(path, config)
     else:
-        source = open_checkpoint(path)
+        source, quantize = _opened(path, quantize)
         config, tokenizer = source.config, source.tokenizer
         kinds = {at: kind_of(quantize, at, tuple(t.shape)) for at, t in source.tensors.items()}
         stored = {
             at: rounded_shape(source.tensors[at], kind, at) for at, kind in kinds.items() if kind
         }
+        for at, tensor in source.tensors.items():
+            if at not in stored and is_value(tensor):
+                stored[at] = value_shape(tensor, tensor.dtype)
     shardings = _shardings(config, mesh)
     dtype = _dtype(shardings, dtype)
     weights = {
@@ -152,7 +157,7 @@ def _place(
     for path, tensor in source.tensors.items():
         kind = kind_of(quantize, path, tuple(tensor.shape))
         if kind is None:
-            weights[path] = place(tensor.shape, dtype, shardings[path], tensor.read)
+            weights[path] = _placed(tensor, path, shardings[path], dtype)
             continue
         rounded_shape(tensor, kind, path)  # an error before any number is read
         array = place(tensor.shape, tensor.dtype, shardings[path], tensor.read)
@@ -182,6 +187,27 @@ def _read(part: Any) -> Any:
 
 def _as_shape(part: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(part.shape, part.dtype)
+
+
+def _placed(tensor: Any, path: WeightPath, sharding: Sharding, dtype: np.dtype) -> Any:
+    """A weight on its devices, as it is stored: an array, or a value made of its parts."""
+    if not is_value(tensor):
+        return place(tensor.shape, dtype, sharding, tensor.read)
+    shape: Any = value_shape(tensor, dtype)
+    where = dict(part_shardings(shape, shape.shape, sharding, path))
+    parts = {
+        name: place(part.shape, part.dtype, where[name], part.read)
+        for name, part in tensor.parts().items()
+    }
+    return type(shape).from_parts(parts, tensor.constants(), dtype)
+
+
+def _opened(path: Path, quantize: Rule | None) -> tuple[Source, Rule | None]:
+    """The checkpoint, its weights as asked for, and the rule by which they are still rounded."""
+    source = open_checkpoint(path)
+    if quantize != AS_ARRAYS:
+        return source, quantize
+    return dataclasses.replace(source, tensors=as_arrays(source.tensors)), None
 
 
 def _shardings(config: Config, mesh: Mesh | None) -> dict[WeightPath, Sharding]:

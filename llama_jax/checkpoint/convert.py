@@ -12,7 +12,7 @@ from typing import Any
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
-from llama_jax.checkpoint.quantizing import rounded_tensors
+from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
@@ -44,7 +44,8 @@ def convert(
 
     Without `dtype` every tensor keeps its own. `max_seq_len` stands in for the files' own, of any
     format, and `rope_factor` (of Llama 3.1's scaling) for what Meta's files alone do not say.
-    `quantize` rounds matrices as `llama_jax.quantize` does, each as it is written.
+    `quantize` rounds matrices as `llama_jax.quantize` does, each as it is written; what a file
+    holds in 8 or 4 bits stays so, and with "none" becomes arrays.
     `progress` is told bytes done and in all. A failure, or a kill, leaves `destination` as it was.
     Of several processes (`distributed`) the first writes, and the others wait for it.
     """
@@ -53,7 +54,9 @@ def convert(
 
     opened.check_sums()
     tensors: Mapping[WeightPath, Any] = opened.tensors
-    if quantize is not None:
+    if quantize == AS_ARRAYS:
+        tensors = as_arrays(tensors)
+    elif quantize is not None:
         tensors = rounded_tensors(tensors, quantize, dtype and parse_dtype(dtype))
 
     def write() -> dict[str, Any]:

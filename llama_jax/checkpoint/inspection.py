@@ -30,7 +30,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     source = open_checkpoint(path)
     parameters: dict[str, int] = {}
     for tensor in source.tensors.values():
-        name = getattr(tensor, "kind", tensor.dtype.name)
+        name = str(getattr(tensor, "stored_as", getattr(tensor, "kind", tensor.dtype.name)))
         parameters[name] = parameters.get(name, 0) + math.prod(tensor.shape)
     files = source.files
     if source.format == "native":

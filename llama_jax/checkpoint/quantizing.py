@@ -14,7 +14,10 @@ from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.placement import Index
 from llama_jax.weights.quantize import Rule, kind_of, rounded
 from llama_jax.weights.table import WeightPath
-from llama_jax.weights.weight import Layout
+from llama_jax.weights.weight import KINDS, Layout, is_value
+
+AS_ARRAYS = "none"
+"""In place of a kind: what is stored in 8 or 4 bits becomes arrays."""
 
 
 def rounded_tensors(
@@ -45,6 +48,38 @@ def rounded_shape(tensor: Any, kind: str, path: WeightPath, dtype: Any = None) -
     """What a stored weight becomes, with shapes in place of arrays."""
     array = jax.ShapeDtypeStruct(tuple(tensor.shape), tensor.dtype)
     return rounded(tensor if hasattr(type(tensor), "parts") else array, kind, path, dtype)
+
+
+def as_arrays(tensors: Mapping[WeightPath, Any]) -> dict[WeightPath, Stored]:
+    """The same weights, each read as the array that it stands for."""
+    return {path: _Dense(one) if is_value(one) else one for path, one in tensors.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dense(ReadByPart):
+    """A weight that is no array, read as one."""
+
+    value: Any
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.value.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.value.dtype
+
+    def read(self, index: Index, out: np.ndarray) -> None:
+        self.value.read(index, out)
+
+
+def value_shape(tensor: Any, dtype: np.dtype) -> Any:
+    """What a stored weight that is no array will be, with shapes in place of arrays."""
+    parts = {
+        name: jax.ShapeDtypeStruct(tuple(part.shape), part.dtype)
+        for name, part in tensor.parts().items()
+    }
+    return KINDS[tensor.kind].from_parts(parts, tensor.constants(), dtype)
 
 
 @dataclasses.dataclass(frozen=True)

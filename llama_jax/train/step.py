@@ -24,7 +24,7 @@ from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
-from llama_jax.sharding.arrays import use_mesh_of
+from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step

@@ -143,7 +143,6 @@ def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int,
 def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
     """The part's PartitionSpec, given the weight's."""
     return P(*(_cut_of(axis, tuple(spec)) for axis in axes))
-<<<<<<< HEAD
 
 
 def read_dtype(weight: Any, part: str, dtype: np.dtype | None) -> np.dtype:
@@ -154,8 +153,6 @@ def read_dtype(weight: Any, part: str, dtype: np.dtype | None) -> np.dtype:
     follows = part == (getattr(weight, "dense_part", None) if is_value(weight) else ARRAY)
     own = np.dtype(parts_of(weight)[part].dtype)
     return dtype if follows and dtype is not None else own
-=======
->>>>>>> 6f3068254f0df06c1ee07575560f5cf5b21c258f
 
 
 def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
@@ -186,21 +183,13 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
     """ValueError if a shard boundary would split a quantization group."""
     if not isinstance(sharding, NamedSharding):
         return
-<<<<<<< HEAD
     cuts, padded = axis_cuts(sharding), padded_shape(shape, sharding)
-=======
-    cuts = axis_cuts(sharding)
->>>>>>> 6f3068254f0df06c1ee07575560f5cf5b21c258f
     for part, axes in layout_of(weight).items():
         for axis in axes:
             cut = _cut_of(axis, cuts) or 1
             if axis.of is None or cut == 1:
                 continue
-<<<<<<< HEAD
             if padded[axis.of] // cut % axis.per:
-=======
-            if padded_shape(shape, sharding)[axis.of] // cut % axis.per:
->>>>>>> 6f3068254f0df06c1ee07575560f5cf5b21c258f
                 raise ValueError(
                     f"{name}: {part} covers groups of {axis.per} along axis {axis.of}, and {cut} "
                     f"shards of {list(shape)} would split a group; use fewer devices or smaller "
@@ -208,10 +197,6 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
                 )
 
 
-<<<<<<< HEAD
 def _cut_of(axis: PartAxis, cuts: Sequence[Any]) -> Any:
-=======
-def _cut_of(axis: PartAxis, cuts: Any) -> Any:
->>>>>>> 6f3068254f0df06c1ee07575560f5cf5b21c258f
     """What cuts an axis of a part, given what cuts each axis of the weight; None: nothing."""
     return cuts[axis.of] if axis.of is not None and axis.of < len(cuts) else None

@@ -20,6 +20,7 @@ from llama_jax.config import LinearScaling, Llama3Scaling
 from llama_jax.ops.rope import frequencies
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.weights.params import weight_at
+from llama_jax.weights.weight import is_value
 
 Q4_1, Q6_K = 3, 14
 
@@ -33,6 +34,11 @@ def written(folder, metadata, tensors, name="model.gguf", **how):
 def array_of(tensors, name):
     _, shape, raw = tensors[name]
     return np.frombuffer(raw, np.float32).reshape(shape)
+
+
+def dense(weight):
+    """A weight as an array, whatever it is."""
+    return np.asarray(weight.dense() if is_value(weight) else weight)
 
 
 def test_every_weight_lies_where_its_name_says(tmp_path):
@@ -86,7 +92,23 @@ def test_any_part_of_a_quantized_weight_is_that_part_of_the_whole(tmp_path, numb
         np.testing.assert_array_equal(tensor[...], whole)
         np.testing.assert_array_equal(tensor[3:300, 17:18], whole[3:300, 17:18])
         np.testing.assert_array_equal(tensor[511:512, :], whole[511:512])
-    assert tensor.kind == kind.name
+    assert tensor.stored_as == kind.name
+
+
+@pytest.mark.parametrize("number", [n for n, kind in TYPES.items() if kind.unpack])
+def test_a_quantized_weight_becomes_a_value_without_another_rounding(tmp_path, number):
+    kind, rng = TYPES[number], np.random.default_rng(number)
+    metadata, tensors = small_model(dim=256, heads=8, hidden=96, layers=1)
+    raw = rng.integers(0, 256, (96 * 256 // kind.block, kind.nbytes), np.uint8)
+    raw[:, 1::2] &= 0x3B  # wherever in a block a float16 lies, it is finite
+    tensors["blk.0.ffn_up.weight"] = (number, (96, 256), raw.tobytes())
+    file = written(tmp_path, metadata, tensors)
+    value = llama_jax.load(file).weights["layers_0"]["feed_forward"]["w3"]
+    want = kind.unpack(raw).dense().reshape(96, 256).T
+    assert value.kind == ("int4" if kind.name in ("Q4_0", "Q4_1", "Q4_K") else "int8")
+    np.testing.assert_array_equal(value.dense(), want)
+    again = llama_jax.load(file, quantize="none").weights["layers_0"]["feed_forward"]["w3"]
+    np.testing.assert_array_equal(again, want)
 
 
 def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
@@ -100,16 +122,24 @@ def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
     params = llama_jax.load(file)
     mesh = llama_jax.make_mesh(tensor=2, fsdp=2)
     sharded = llama_jax.load(file, mesh=mesh)
+    for quantize in (None, "none"):
+        assert jax.tree.structure(shapes(file, quantize=quantize)) == jax.tree.structure(
+            llama_jax.load(file, quantize=quantize)
+        )
     converted = convert(file, tmp_path / "native")
     assert converted.source.format == "gguf"
     native = llama_jax.load(tmp_path / "native")
-    assert jax.tree.structure(shapes(file)) == jax.tree.structure(params)
     for path, tensor in converted.source.tensors.items():
-        want = np.asarray(weight_at(params.weights, path))
+        want = dense(weight_at(params.weights, path))
         np.testing.assert_array_equal(tensor[...], want)
-        np.testing.assert_array_equal(weight_at(native.weights, path), want)
-        found = np.asarray(weight_at(sharded.weights, path))
+        np.testing.assert_array_equal(dense(weight_at(native.weights, path)), want)
+        found = dense(weight_at(sharded.weights, path))
         np.testing.assert_array_equal(found[tuple(map(slice, want.shape))], want)
+    w3 = native.weights["layers_0"]["feed_forward"]["w3"]
+    assert (w3.kind, w3.scale.dtype, w3.minimum.dtype) == ("int4", np.float16, np.float16)
+    assert not is_value(native.weights["layers_0"]["feed_forward"]["w1"])
+    plain = convert(file, tmp_path / "plain", quantize="none", dtype="bfloat16")
+    assert plain.written.dtypes == ("bfloat16",)
     origin = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
     assert origin["format"] == "gguf"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import ReadByPart, copy_in_bands
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, listed, shorten
 from llama_jax.checkpoint.gguf.types import NOT_READ, TYPES, GGUFType
+from llama_jax.checkpoint.gguf.unpack import Unpacked
 from llama_jax.checkpoint.placement import Index
 from llama_jax.tokenizer.gguf_header import BrokenGGUF, Cursor, GGUFHeader
 
@@ -19,7 +21,7 @@ _INFO_BYTES = 32  # the least that a description takes
 _BAND = 2**19  # weights unpacked at once: what they need fits a core's cache
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class RawTensor:
     """One tensor as it lies in a file."""
 
@@ -36,17 +38,23 @@ class RawTensor:
             return None
         return np.ndarray(self.shape, self.kind.dtype, self.memory)
 
-    def values(self, rows: slice, columns: slice) -> np.ndarray:
-        """Part of a quantized matrix, float32: whole blocks are unpacked, and then cut."""
+    def unpacked(self, rows: slice, columns: slice) -> Unpacked:
+        """The blocks of a quantized matrix that hold these rows and columns."""
         kind = self.kind
+        if kind.unpack is None:
+            raise ValueError(f"a tensor of {kind.name} has no blocks to unpack")
         blocks = self.memory.reshape(self.shape[0], -1, kind.nbytes)
         first, last = columns.start // kind.block, -(-columns.stop // kind.block)
         raw = np.ascontiguousarray(blocks[rows, first:last])
-        if kind.unpack is None:
-            raise ValueError(f"a tensor of {kind.name} has no blocks to unpack")
-        dense = kind.unpack(raw.reshape(-1, kind.nbytes)).dense()
-        whole = dense.reshape(len(raw), (last - first) * kind.block)
-        return whole[:, columns.start - first * kind.block : columns.stop - first * kind.block]
+        with np.errstate(all="ignore"):  # a scale that is no number is seen in what it scales
+            return kind.unpack(raw.reshape(-1, kind.nbytes))
+
+    def values(self, rows: slice, columns: slice) -> np.ndarray:
+        """Part of a quantized matrix, float32: whole blocks are unpacked, and then cut."""
+        before = columns.start % self.kind.block
+        with np.errstate(all="ignore"):
+            whole = self.unpacked(rows, columns).dense().reshape(rows.stop - rows.start, -1)
+        return whole[:, before : before + columns.stop - columns.start]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +66,8 @@ class QuantizedTensor(ReadByPart):
     """Whether the file holds [out, in]."""
 
     @property
-    def kind(self) -> str:
-        """What the file calls the format of its numbers."""
+    def stored_as(self) -> str:
+        """What llama.cpp calls the format of its numbers."""
         return self.raw.kind.name
 
     @property
@@ -75,11 +83,16 @@ class QuantizedTensor(ReadByPart):
         """Reads the part under `index` into `out`, in the dtype of `out`."""
         stored = out.T if self.transposed else out
         rows, columns = reversed(index) if self.transposed else index
-        step = max(1, _BAND // max(1, self.raw.shape[1]))
-        for start in range(rows.start, rows.stop, step):
-            stop = min(start + step, rows.stop)
-            values = self.raw.values(slice(start, stop), columns)
-            copy_in_bands(values, stored[start - rows.start : stop - rows.start])
+        for band in bands(self.raw, rows):
+            values = self.raw.values(band, columns)
+            copy_in_bands(values, stored[band.start - rows.start : band.stop - rows.start])
+
+
+def bands(raw: RawTensor, rows: slice) -> Iterator[slice]:
+    """Some of a matrix's rows, cut into as many at a time as are unpacked at once."""
+    step = max(1, _BAND // max(1, raw.shape[1]))
+    for start in range(rows.start, rows.stop, step):
+        yield slice(start, min(start + step, rows.stop))
 
 
 def read_tensors(file: Path, header: GGUFHeader) -> dict[str, RawTensor]:

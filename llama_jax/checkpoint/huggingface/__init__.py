@@ -13,6 +13,7 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import HFTensors, has_weights, open_tensors
 from llama_jax.checkpoint.huggingface.names import check_names, zero_biases
+from llama_jax.checkpoint.huggingface.quantization import read_quantized
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
@@ -62,11 +63,14 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     if config.tie_embeddings:
         config, note = _tied(found, config)
         notes += [] if note is None else [note]
-    notes += zero_biases(found, config)
+    values, said_of_them = read_quantized(found, said.quantization, config, path / "config.json")
+    notes += [*said_of_them, *zero_biases(found, config)]
     check_names(path, found, said, config, buffers)
-    if said.quantized is not None:
+    if said.quantized is not None and not values:
         notes.append(f"{said.quantized} is out of date: the weights are plain floats, and are read")
-    tensors = {row.path: _stored(found, row, config) for row in names_table(config)}
+    tensors = {
+        row.path: values.get(row.hf) or _stored(found, row, config) for row in names_table(config)
+    }
     stored = {name: found.arrays[name] for name in buffers if name.endswith("inv_freq")}
     return Source(
         path,

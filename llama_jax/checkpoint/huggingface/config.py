@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from llama_jax.checkpoint.files.json_file import Fields, read_object, shown
 from llama_jax.checkpoint.huggingface.rope import read_rope
@@ -22,6 +23,8 @@ class HFConfig:
     """What was supplied or passed over, for a person to know."""
     quantized: str | None
     """How it says that the weights are quantized, which only the weights themselves decide."""
+    quantization: Any = None
+    """`quantization_config` as it stands there."""
 
 
 def read_hf_config(file: Path, max_seq_len: int | None = None) -> HFConfig:
@@ -93,7 +96,7 @@ def _parse(fields: Fields, max_seq_len: int | None) -> HFConfig:
         )
     if "auto_map" in fields:
         notes += ("auto_map ignored: no code that came with a checkpoint is run",)
-    return HFConfig(config, notes, _quantized(fields))
+    return HFConfig(config, notes, _quantized(fields), fields.raw("quantization_config"))
 
 
 def _quantized(fields: Fields) -> str | None:
