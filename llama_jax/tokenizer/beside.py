@@ -41,7 +41,7 @@ class Stated:
     legacy: bool = False
     """Whether a text after an added token gets a leading space, as the text's beginning does."""
     model_vocab_size: int = 0
-    """The model's, which may be larger than the tokenizer's; 0 where no config.json says it."""
+    """The model's, which may be larger than the tokenizer's; 0 where no file says it."""
     notes: tuple[str, ...] = ()
     """What is stated and not followed."""
 
@@ -104,7 +104,7 @@ def tokenizer_files(file: Path) -> dict[str, Path]:
 def tokenizer_state(file: Path) -> tuple[Any, ...]:
     """What changes when a tokenizer's file, or what may lie beside it, does."""
     found = []
-    for one in (file, *map(file.with_name, (*FILES, "config.json"))):
+    for one in (file, *map(file.with_name, (*FILES, "config.json", "params.json"))):
         try:
             stat = one.stat()
         except OSError:
@@ -124,6 +124,7 @@ def read_stated(folder: Path, template: str = "") -> Stated:
     by_text = read_object(folder / "added_tokens.json")
     copied = folder / MODEL_CONFIG
     model = read_object(copied if copied.is_file() else folder / "config.json")
+    metas = read_object(folder / "params.json")
 
     def named(key: str) -> tuple[str | int, ...]:
         names = [_content(source.get(key)) for source in (tokenizer, legacy)]
@@ -155,7 +156,7 @@ def read_stated(folder: Path, template: str = "") -> Stated:
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         is_llama=isinstance(kind, str) and kind.startswith("Llama"),
         legacy=tokenizer.get("legacy") is True,
-        model_vocab_size=max(_ids(model, "vocab_size"), default=0),
+        model_vocab_size=max(_ids(model, "vocab_size") + _ids(metas, "vocab_size"), default=0),
         notes=tuple(notes),
     )
 
