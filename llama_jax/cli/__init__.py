@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_streams()
     try:
         with _seldom_collected():
-            app(args=arguments)
+            app(args=arguments, prog_name=_program(arguments))
     except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough
         distributed.fail(None)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,6 +93,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if ended.code == INTERRUPTED:
             _leave_at_once()
         raise
+
+
+def _program(arguments: Sequence[str] | None) -> str | None:
+    """The name under which a shell completes; by default the one that was typed.
+
+    A shell completes a command, and would take `python -m llama_jax` for three.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    return "llama-jax" if {"--install-completion", "--show-completion"} & set(given) else None
 
 
 def _leave_at_once() -> None:

@@ -18,6 +18,7 @@ from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.errors import in_options
 from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 
@@ -132,7 +133,7 @@ def _answer(session: Session, question: str) -> None:
         distributed.fail("interrupted")
         sys.stdout.write(" ...")
     except ValueError as error:
-        _fail(session, str(error))
+        _fail(session, in_options(str(error), {"dtype": "--dtype"}, {}))
         return
     finally:
         answer.close()

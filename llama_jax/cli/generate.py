@@ -96,13 +96,14 @@ def generate(
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
     model = _Model(checkpoint, devices, dtype, quantize, adapter, kv_cache, requests, samples)
-    if as_json:
-        rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
-        rows.print(model.finished())
-    elif requests:
-        speed, deltas = Speed(), model.stream()
-        print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
-        stderr.print(speed.summary(), style="dim")
+    with _prompts_named(requests, samples):
+        if as_json:
+            rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
+            rows.print(model.finished())
+        elif requests:
+            speed, deltas = Speed(), model.stream()
+            print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
+            stderr.print(speed.summary(), style="dim")
     if any(one.error is not None for one in asked):
         raise typer.Exit(FAILED)
 
@@ -180,6 +181,18 @@ class _Model:
             final_slots(one.length, one.settings.max_new_tokens, limit) for one in self.requests
         ]
         return rows, max(sizes)
+
+
+@contextlib.contextmanager
+def _prompts_named(requests: Sequence[Request], samples: int) -> Iterator[None]:
+    """Where logits are no numbers, the error names prompts, and not rows."""
+    from llama_jax.generation.results import NaNLogitsError
+
+    try:
+        yield
+    except NaNLogitsError as error:
+        places = dict.fromkeys(requests[row // samples].asked.where for row in error.rows)
+        raise NaNLogitsError("", list(places)) from error
 
 
 def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta]:

@@ -25,13 +25,14 @@ def print_text(
     waiting = [text if echo and isinstance(text, str) else "" for text in shown]
     ended = [False] * len(rows)
     counts = [0] * len(rows)
-    turn = 0
+    full, turn = [], 0
     for delta in deltas:
         new = "".join(f" {token}" for token in delta.tokens) if ids else delta.text
         waiting[delta.row] += new
         counts[delta.row] += len(delta.tokens)
         ended[delta.row] = delta.finish_reason is not None
-        full = delta.finish_reason == "length" and is_full(rows[delta.row], counts[delta.row])
+        if delta.finish_reason == "length" and is_full(rows[delta.row], counts[delta.row]):
+            full.append(delta.row)
         while turn < len(rows):
             sys.stdout.write(waiting[turn])
             sys.stdout.flush()
@@ -40,8 +41,9 @@ def print_text(
                 break
             turn += 1
             sys.stdout.write("\n\n" if turn < len(rows) else "\n")
-        if full:
-            say_full(rows[delta.row], counts[delta.row])
+    sys.stdout.flush()
+    for row in sorted(full):  # not before: a later row's text may stand in the terminal's line
+        say_full(rows[row], counts[row])
 
 
 def is_full(request: Request, tokens: int) -> bool:
@@ -124,10 +126,10 @@ def in_order(places: Iterable[Any], found: Iterable[tuple[Any, Any]]) -> Iterato
 def _add_texts(row: dict[str, Any], tokenizer: Tokenizer) -> None:
     """Puts the text of each token beside its id."""
     row["token_texts"] = [_text(tokenizer, id) for id in row["tokens"]]
-    for name in ("logprobs", "prompt_logprobs"):
-        for entry in filter(None, row.get(name, ())):
-            entry["text"] = _text(tokenizer, entry["token"])
-            entry["top_texts"] = {id: _text(tokenizer, id) for id in entry["top"]}
+    entries = *row.get("logprobs", ()), *row.get("prompt_logprobs", ()), row.get("stop_logprob")
+    for entry in filter(None, entries):
+        entry["text"] = _text(tokenizer, entry["token"])
+        entry["top_texts"] = {id: _text(tokenizer, id) for id in entry["top"]}
 
 
 def _text(tokenizer: Tokenizer, id: int) -> str:

@@ -130,11 +130,12 @@ class NaNLogitsError(ValueError):
     The other rows are computed to their ends all the same, and are in `results`.
     """
 
-    def __init__(self, what: str, rows: Sequence[int], results: Sequence[Any] = ()) -> None:
+    def __init__(self, what: str, rows: Sequence[Any], results: Sequence[Any] = ()) -> None:
         named = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if rows[5:] else "")
+        where = f"{what} {named}".strip()
         super().__init__(
-            f"the logits of {what} {named} are NaN or infinite; the weights are damaged, or too "
-            "large for float16: compare the checkpoint with its original by `llama-jax verify`, "
+            f"the logits of {where} are NaN or infinite; the weights are damaged, or too large for "
+            "float16: compare the checkpoint with its original by `llama-jax verify`, "
             'or load it with dtype="float32"'
         )
         self.rows = list(rows)

@@ -45,7 +45,7 @@ class Stated:
     legacy: bool = False
     """Whether a text after an added token gets a leading space, as the text's beginning does."""
     model_vocab_size: int = 0
-    """The model's, which may be larger than the tokenizer's; 0 where no config.json says it."""
+    """The model's, which may be larger than the tokenizer's; 0 where no file says it."""
     notes: tuple[str, ...] = ()
     """What is stated and not followed."""
 
@@ -108,7 +108,7 @@ def tokenizer_files(file: Path) -> dict[str, Path]:
 def tokenizer_state(file: Path) -> tuple[Any, ...]:
     """What changes when a tokenizer's file, or what may lie beside it, does."""
     found = []
-    for one in (file, *map(file.with_name, (*FILES, "config.json"))):
+    for one in (file, *map(file.with_name, (*FILES, "config.json", "params.json"))):
         try:
             stat = one.stat()
         except OSError:
@@ -123,7 +123,7 @@ def read_stated(folder: Path, template: str = "") -> Stated:
     A token of added_tokens.json that the chat template spells is a control token.
     """
     copied = folder / MODEL_CONFIG
-    objects = {name: read_object(folder / name) for name in _OBJECTS}
+    objects = {name: read_object(folder / name) for name in (*_OBJECTS, "params.json")}
     objects["config.json"] = read_object(copied if copied.is_file() else folder / "config.json")
     try:
         return stated_in(objects, template)
@@ -133,8 +133,8 @@ def read_stated(folder: Path, template: str = "") -> Stated:
 
 def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stated:
     """What the objects in a folder's files say, by the files' names; any may be absent."""
-    tokenizer, legacy, generation, by_text, model = (
-        objects.get(name, {}) for name in (*_OBJECTS, "config.json")
+    tokenizer, legacy, generation, by_text, model, metas = (
+        objects.get(name, {}) for name in (*_OBJECTS, "config.json", "params.json")
     )
 
     def named(key: str) -> tuple[str | int, ...]:
@@ -164,7 +164,7 @@ def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stat
         adds_bos=adds_bos if isinstance(adds_bos, bool) else None,
         is_llama=isinstance(kind, str) and kind.startswith("Llama"),
         legacy=tokenizer.get("legacy") is True,
-        model_vocab_size=max(_ids(model, "vocab_size"), default=0),
+        model_vocab_size=max(_ids(model, "vocab_size") + _ids(metas, "vocab_size"), default=0),
         notes=tuple(notes),
     )
 

@@ -35,7 +35,7 @@ class Params:
     """
 
     weights: Weights
-    """The arrays by Meta's names, a dict in dicts: weights["layers_0"]["attention"]["wq"]."""
+    """The arrays by Meta's names, dicts in a dict: `weights["layers_0"]["attention"]["wq"]`."""
     config: Config
     """The sizes and constants that the weights were made for."""
     tokenizer: Path | None = None

@@ -413,6 +413,18 @@ def test_a_native_checkpoint_opens_through_any_path(native_checkpoint, monkeypat
     assert llama_jax.load(home / "saved").config == llama_jax.load("../up").config
 
 
+@pytest.mark.parametrize("name", ["n\udcc3\udca2tive", "\udce9"])
+def test_a_path_that_the_locale_cannot_spell_is_told(native_checkpoint, name):
+    params = llama_jax.load(native_checkpoint)
+    strange = native_checkpoint.parent / name
+    with pytest.raises(ValueError, match="cannot spell; run it with PYTHONUTF8=1"):
+        llama_jax.save(params, strange)
+    assert not strange.exists()
+    native_checkpoint.rename(strange)
+    with pytest.raises(ValueError, match="cannot spell; run it with PYTHONUTF8=1"):
+        llama_jax.load(strange)
+
+
 @pytest.mark.parametrize("layers", [10**3, 10**9])
 def test_a_number_of_layers_makes_no_long_table(native_checkpoint, layers):
     file = native_checkpoint / "config.json"

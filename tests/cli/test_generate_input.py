@@ -6,9 +6,14 @@ import pytest
 from helpers import GOLDEN_META, run
 
 import llama_jax
+from llama_jax.cli import text_output
+from llama_jax.cli.prompts import Asked
+from llama_jax.cli.requests import Request
 from llama_jax.cli.sampling import unescaped
 from llama_jax.cli.text_output import in_order
 from llama_jax.generation.finished import as_finished
+from llama_jax.generation.results import Delta
+from llama_jax.generation.settings import SamplingSettings
 
 LLAMA3 = GOLDEN_META / "llama3"
 FEW = ("-n", 3, "-t", 0)
@@ -155,6 +160,19 @@ def test_the_context_that_is_full_is_said(writer):
     assert "is full" not in result.stderr
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_what_is_said_of_a_full_context_stands_in_no_text(monkeypatch, capsys, order):
+    monkeypatch.setattr(text_output, "say_full", lambda request, tokens: print(f"[{tokens}]"))
+    settings = SamplingSettings(max_new_tokens=9)
+    asked = [Request(i, Asked("", "", prompt=""), "", 1, settings) for i in range(2)]
+    first, second = order
+    gains = [(0, "a", None), (1, "b", None), (first, "A", "length"), (second, "B", "length")]
+    deltas = [Delta(row, text, [1] * (row + 1), None, end) for row, text, end in gains]
+    text_output.print_text(asked, 1, iter(deltas), ids=False, echo=False)
+    texts = "aA\n\nbB\n" if order == (0, 1) else "aB\n\nbA\n"
+    assert capsys.readouterr().out == f"{texts}[2]\n[4]\n"
+
+
 def test_options_are_the_settings_of_python(writer):
     given = (
         "--stop-id",
@@ -184,6 +202,7 @@ def test_options_are_the_settings_of_python(writer):
     assert len(row["prompt_logprobs"]) == 3
     assert row["token_texts"] == [entry["text"] for entry in row["logprobs"]]
     assert row["logprobs"][0]["top_texts"].keys() == row["logprobs"][0]["top"].keys()
+    assert row["stop_logprob"]["text"] == llama_jax.load_tokenizer(writer).decode([70])
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """`--help` at 80 columns, `--version`, completion."""
 
 import re
+import sys
 
 import pytest
 import typer
 from helpers import run
 
 import llama_jax
-from llama_jax.cli import app
+from llama_jax.cli import app, main
 
 COMMANDS = list(typer.main.get_command(app).commands)
 
@@ -43,6 +44,18 @@ def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
     assert "..." not in shown.replace("[ARGS]...", "")
     assert "Exit codes: 0 done; 1 failed" in shown
     assert "--install-completion" in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_of_the_command_however_it_was_called(monkeypatch, capsys, shell):
+    monkeypatch.setattr(sys, "argv", ["python -m llama_jax", "--show-completion", shell])
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    script = capsys.readouterr().out
+    assert "_LLAMA_JAX_COMPLETE=complete_" in script
+    assert "python" not in script
 
 
 def test_the_version_is_printed():

@@ -147,12 +147,13 @@ def test_the_commands_say_so_and_print_what_the_others_gave(broken, tmp_path):
     asked = ("generate", tmp_path / "model", "--ids", "1 126", "1 2", "-n", 3, "-t", 0)
     result = run(*asked, "--json")
     assert (result.exit_code, "`llama-jax verify`" in result.stderr) == (1, True)
+    assert "load it with --dtype float32" in result.stderr
     assert "Traceback" not in result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["finish_reason"] for row in rows] == ["error", "length"]
     assert (rows[0]["tokens"], len(rows[1]["tokens"])) == ([], 3)
     result = run(*asked)
-    assert (result.exit_code, "row 0 are NaN" in result.stderr) == (1, True)
+    assert (result.exit_code, "prompt 1 are NaN" in result.stderr) == (1, True)
     wanted = " ".join(map(str, rows[1]["tokens"]))
     assert result.stdout.rstrip().endswith(f"1 2 {wanted}")
 

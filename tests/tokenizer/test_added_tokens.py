@@ -164,6 +164,16 @@ def test_a_stop_id_of_the_model_is_kept_though_the_tokenizer_has_no_token_for_it
     assert tokenizer.decode([stop]) == ""
 
 
+@pytest.mark.parametrize("above", [0, 7])
+def test_a_stop_id_beside_metas_files_is_kept_too(folder, above):
+    stop = folder.size + above
+    tokenizer = folder.put(
+        params={"vocab_size": stop + 1}, generation_config={"eos_token_id": [stop, stop + 1]}
+    )
+    assert stop in tokenizer.stop_ids
+    assert stop + 1 not in tokenizer.stop_ids, "which is no id of the model"
+
+
 @pytest.mark.parametrize("name", ["eos_token", "pad_token"])
 @pytest.mark.parametrize("written", ["{{ %s }}", "{{ '<|end|>' }}"])
 def test_a_control_token_that_is_no_token_is_an_error_of_the_template(folder, name, written):

@@ -23,6 +23,7 @@ from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.native.manifest import (
     WEIGHTS,
+    check_spelled,
     extras,
     is_native,
     read_config,
@@ -85,6 +86,7 @@ def write(
     from llama_jax.checkpoint.native import weight_files
 
     start, dst = time.monotonic(), Path(os.path.realpath(dst))
+    check_spelled(dst)
     wanted = None if dtype is None else parse_dtype(dtype)
     records = _records(config, tensors, wanted)
     parts = _parts(config, tensors)

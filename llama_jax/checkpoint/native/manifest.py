@@ -58,9 +58,21 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
 def weights_folder(path: str | os.PathLike[str]) -> Path:
     """The folder of a checkpoint's weights; ValueError where there is none."""
     weights = Path(path) / WEIGHTS
+    check_spelled(weights)
     if not weights.is_dir():
         raise ValueError(f"{path} has no {WEIGHTS}/; the checkpoint is incomplete, write it again")
     return weights
+
+
+def check_spelled(path: Path) -> None:
+    """ValueError where the process's locale cannot spell a path: Orbax takes it as a text."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"{path} has letters that this process's locale cannot spell; run it with "
+            "PYTHONUTF8=1, or in a UTF-8 locale"
+        ) from None
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
