@@ -18,7 +18,6 @@ from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.native.values import StoredValue, part_path
-from llama_jax.checkpoint.peft import is_peft
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
@@ -69,11 +68,6 @@ def open_source(
         raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
     if (only := gguf_in(path)) is not None:
         return open_source(only, max_seq_len=max_seq_len, rope_factor=rope_factor)
-    if is_peft(path):
-        raise ValueError(
-            f"{path} is a LoRA adapter, and no whole model; open the model that it belongs to, and "
-            "give this folder as the adapter: load(path, adapter=...), --adapter"
-        )
     for below in sorted(path.iterdir()):
         if _holds_one(below):
             raise FileNotFoundError(

@@ -176,7 +176,10 @@ def _base(parts: Mapping[str, Any], constants: Mapping[str, Any], dtype: np.dtyp
         return _in_dtype(parts[_BASE], dtype)
     kind = constants[_BASE]["kind"]
     if kind not in KINDS:
-        raise ValueError(f"its base is a weight of kind {kind!r}, which this program does not know")
+        raise ValueError(
+            f"its base is a weight of kind {kind!r}, which this program does not know; import what "
+            "defines it first"
+        )
     prefix = f"{_BASE}_"
     own = {name.removeprefix(prefix): p for name, p in parts.items() if name.startswith(prefix)}
     return KINDS[kind].from_parts(own, constants[_BASE]["constants"], dtype)

@@ -166,7 +166,7 @@ def test_an_adapter_of_another_model_names_both(folders, sizes):
 
 
 def test_an_adapter_where_a_model_should_be_says_what_it_is(folders):
-    with pytest.raises(ValueError, match=r"peft is a LoRA adapter.*--adapter"):
+    with pytest.raises(FileNotFoundError, match=r"a LoRA adapter alone; open the model.*--adapter"):
         llama_jax.load(folders / "peft")
     with pytest.raises(FileNotFoundError, match=r"base has no adapter_config.json"):
         llama_jax.load(folders / "base", adapter=folders / "base")

@@ -11,6 +11,7 @@ from test_run import _end_after, losses, recipe_of
 from test_train_step import batch_of, close
 from test_train_step import recipe_of as step_recipe
 from token_files import token_folder
+from toy_weight import Scaled
 
 import llama_jax
 from llama_jax.model.transformer import init_params
@@ -24,7 +25,9 @@ from llama_jax.train.run import train
 from llama_jax.train.state import new_state
 from llama_jax.train.step import jitted_step, loss_and_gradients
 from llama_jax.weights.lora import Lora as LoraWeight
-from llama_jax.weights.params import weight_at
+from llama_jax.weights.params import nested, weight_at
+from llama_jax.weights.table import weight_table
+from llama_jax.weights.weight import KINDS
 
 PATHS = [
     (f"layers_{i}", *place)
@@ -73,6 +76,26 @@ def test_neither_a_mesh_nor_micro_batches_nor_remat_change_a_gradient(config, ad
     sharded = shard_params(adapted, make_mesh(fsdp=2, tensor=2))
     found = gradients_of(config, sharded, micro_batches=2, remat="layer")
     close(found, gradients, 1e-6)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_on_quantized_weights(config, adapted, monkeypatch):
+    """Every matrix a value of int8 numbers, the embedding and the output too."""
+    monkeypatch.setitem(KINDS, Scaled.kind, Scaled)
+    values, dense = {}, {}
+    for path, row in weight_table(config).items():
+        weight = weight_at(adapted.weights, path)
+        base = weight.base if isinstance(weight, LoraWeight) else weight
+        base = Scaled.of(base) if len(row.shape) == 2 else base
+        array = base.dense() if isinstance(base, Scaled) else base
+        values[path], dense[path] = base, array
+        if isinstance(weight, LoraWeight):
+            values[path] = LoraWeight.of(base, weight.adapter)
+            dense[path] = LoraWeight.of(array, weight.adapter)
+    ours, wanted = (
+        gradients_of(config, adapted.replace(weights=nested(each))) for each in (values, dense)
+    )
+    close(ours, wanted, 1e-6)
 
 
 def test_a_step_changes_the_adapters_alone_and_keeps_moments_of_nothing_else(config, params):

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_weight import Scaled, same
+from test_weight import same
+from toy_weight import Scaled
 
 import llama_jax
 from llama_jax.checkpoint import shapes

@@ -138,8 +138,8 @@ def other_weights(folder: Path) -> str | None:
     for name in names:
         if name.startswith("adapter_model."):
             return (
-                f", but {name}, a LoRA adapter alone; merge it into the model that it was trained "
-                "on: peft's merge_and_unload(), then save_pretrained"
+                f", but {name}, a LoRA adapter alone; open the model that it was trained on, and "
+                "give this folder as its adapter: load(..., adapter=...), --adapter"
             )
         if name.endswith(".gguf"):
             return f", but {name}; pass that file's own path"

@@ -30,11 +30,6 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _COPY = ".base_layer.weight"  # of the whole weight, which peft adds where it is the output's
 
 
-def is_peft(path: str | Path) -> bool:
-    """Whether a folder holds an adapter of peft, whole or not."""
-    return any((Path(path) / name).is_file() for name in (CONFIG, TENSORS, TORCH))
-
-
 def open_peft(path: str | Path, config: Config, base: str | Path) -> dict[WeightPath, Adapter]:
     """The adapters in a folder, for the model `config` that lies in `base`; no matrix is read.
 

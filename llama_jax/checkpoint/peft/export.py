@@ -39,9 +39,9 @@ def peft_config(
     rank = _usual([one.rank for one in modules.values()])
     alphas = {name: _alpha(one) for name, one in modules.items()}
     alpha, rslora = _usual(list(alphas.values())), False
-    scales = {one.scale for one in modules.values()}
-    if len(scales) == 1 and not alpha.is_integer():
-        by_root = round(scales.pop() * math.sqrt(rank), 9)
+    alike = {(one.scale, one.rank) for one in modules.values()}
+    if len(alike) == 1 and not alpha.is_integer():
+        by_root = round(alike.pop()[0] * math.sqrt(rank), 9)
         alpha, rslora = (by_root, True) if by_root.is_integer() else (alpha, False)
     ranks = {name: one.rank for name, one in modules.items() if one.rank != rank}
     other = {} if rslora else {name: _number(a) for name, a in alphas.items() if a != alpha}
