@@ -27,6 +27,7 @@ from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command
 from llama_jax.cli.inspect import inspect
 from llama_jax.cli.perplexity import perplexity
+from llama_jax.cli.plot import plot
 from llama_jax.cli.text_input import prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
@@ -52,6 +53,7 @@ COMMANDS = (
     train_tokenizer,
     tokenize,
     train,
+    plot,
 )
 for command in COMMANDS:
     wrong = USAGE if command is verify else FAILED
