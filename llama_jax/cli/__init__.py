@@ -28,6 +28,7 @@ from llama_jax.cli.help import EXIT_CODES, Command
 from llama_jax.cli.inspect import inspect
 from llama_jax.cli.merge import merge
 from llama_jax.cli.perplexity import perplexity
+from llama_jax.cli.plot import plot
 from llama_jax.cli.text_input import prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
@@ -54,6 +55,7 @@ COMMANDS = (
     tokenize,
     train,
     merge,
+    plot,
 )
 for command in COMMANDS:
     wrong = USAGE if command is verify else FAILED

@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from llama_jax.train.recipe import Recipe
     from llama_jax.weights.params import Params
 
 SAMPLE_TOKENS = 80
+MASK_ROWS = 4
+"""Rows that --show-mask prints."""
 
 
 def train(
@@ -20,9 +23,9 @@ def train(
         typer.Argument(metavar="RECIPE", help="A recipe: a TOML file, see docs/guides/train.md"),
     ],
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(metavar="FOLDER", help="The run's folder: a new one, or one to go on with"),
-    ],
+    ] = None,
     *,
     set: Annotated[
         list[str] | None,
@@ -31,18 +34,87 @@ def train(
             help="In place of the recipe's value: optimizer.learning_rate=1e-3; may be repeated",
         ),
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory a device needs, and train nothing")
+    ] = False,
+    show_mask: Annotated[
+        bool,
+        typer.Option(
+            "--show-mask",
+            help="Print the first step's rows as text, trained tokens marked, and train nothing",
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --plan: h100, h200, a100 or a GPU's memory (24GB), which need not be here",
+        ),
+    ] = None,
 ) -> None:
     """Train a model by a recipe, or go on with a run."""
     from llama_jax.compilation import keep_programs
     from llama_jax.train.recipe_file import read_recipe
     from llama_jax.train.run import train
 
+    asked = read_recipe(recipe, set or [])
+    if plan:
+        _plan(asked, device)
+        return
+    if show_mask:
+        _show_mask(asked)
+        return
+    if device is not None:
+        raise ValueError("--device goes with --plan; training takes the devices that are here")
+    if out is None:
+        raise ValueError("a run needs a folder: --out runs/first, say")
     keep_programs()
     try:
-        model = train(read_recipe(recipe, set or []), out, say=_say, sample=_sample)
+        model = train(asked, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked
         raise ValueError(str(error)) from error
     _say(f"the model is in {model}: llama-jax generate {model}")
+
+
+def _plan(recipe: Recipe, name: str | None) -> None:
+    """Prints the memory of each device, part by part; ValueError where it is too much."""
+    from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.checkpoint.published import parameter_count
+    from llama_jax.train.fits import check_fits, device_here, named_device
+    from llama_jax.train.model import config_of
+    from llama_jax.train.plan import plan
+
+    config, s = config_of(recipe), recipe.step
+    device = named_device(name) if name else device_here(recipe.mesh.devices)
+    found = plan(recipe, config, platform=device.platform)
+    many = f"{found.devices} devices" if found.devices > 1 else "one device"
+    print(f"{parameter_count(config):,} parameters, {s.batch} x {s.context:,} tokens, {many}")
+    for part, size in found.parts.items():
+        print(f"{in_units(size):>12}  {part}")
+    print(f"{in_units(found.total):>12}  a device in all, at {found.fullest}")
+    check_fits(found, device)
+    print(f"{in_units(device.memory):>12}  has {device.name}")
+
+
+def _show_mask(recipe: Recipe) -> None:
+    """Prints the first rows: trained text is green on a terminal, and elsewhere {+like this+}."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from llama_jax.train.run import first_batch
+    from llama_jax.train.shown import pieces_of
+
+    batch, tokenizer = first_batch(recipe)
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    coloured = console.is_terminal and not console.no_color
+    for row in range(min(MASK_ROWS, len(batch.tokens))):
+        trained = int((batch.weights[row] != 0).sum())
+        console.print(f"row {row + 1}: {trained:,} of {len(batch.weights[row]):,} tokens trained")
+        shown = Text()
+        for text, is_trained in pieces_of(batch, row, tokenizer):
+            marked = text if coloured or not is_trained else "{+" + text + "+}"
+            shown.append(marked, "green" if is_trained else "dim")
+        console.print(shown)
 
 
 def _say(line: str) -> None:

@@ -24,12 +24,15 @@ from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
 
 __all__ = [
+    "ACCELERATOR",
     "COMPILER_OPTIONS",
     "argmax",
     "attention",
     "cache_dtype",
     "causal_attention",
+    "computes_again",
     "embed",
+    "flash_attends",
     "linear",
     "linear_transposed",
     "max_and_argmax",
@@ -39,6 +42,8 @@ __all__ = [
     "top_p_keeps",
     "weight_dtype",
 ]
+ACCELERATOR = "gpu"
+"""The platform of devices that are not here, as JAX names it."""
 COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 """XLA's options for programs that read weights. By default XLA uses 256-bit vectors; with 512 bits
 a core multiplies weights as fast as it reads them."""
@@ -74,6 +79,16 @@ def cache_dtype(platform: str, dtype: Any) -> Any:
     On a CPU, XLA rewrites a whole 16-bit array to update one slot.
     """
     return jnp.dtype("float32") if platform == "cpu" else dtype
+
+
+def computes_again(platform: str) -> bool:
+    """Whether XLA computes again what `jax.checkpoint` leaves out; on a CPU it keeps it."""
+    return platform != "cpu"
+
+
+def flash_attends(platform: str, dtype: Any, *, separate: bool) -> bool:
+    """Whether a GPU's own kernel computes a training's attention, and keeps no scores for it."""
+    return platform != "cpu" and not separate and jnp.dtype(dtype).itemsize == 2
 
 
 def devices_can_be_made(platform: str) -> bool:

@@ -112,6 +112,21 @@ def _backward(kept: Any, d_out: Queries) -> tuple[Queries, NewKeys, NewKeys, Non
 causal_attention.defvjp(_forward, _backward)
 
 
+def pair_scores(heads: int, time: int) -> int:
+    """Bytes of one pair's scores, of so many rows times query heads."""
+    return 4 * heads * _block_of(time) ** 2
+
+
+def kept_scores(heads: int, time: int) -> int:
+    """Bytes of scores that XLA keeps for the gradient: of all pairs, unless they are a loop.
+
+    It finds the product of the backward pass in the forward pass, where both are in one program.
+    """
+    blocks = -(-time // _block_of(time))
+    pairs = blocks * (blocks + 1) // 2
+    return pairs * pair_scores(heads, time) if pairs <= UNROLLED else 0
+
+
 def _over_pairs(add: Callable[[Any, Any, Any], Any], sums: Any, blocks: int) -> Any:
     """`add(sums, i, j)` for every query block i and every key block j up to i."""
     pairs = [(i, j) for i in range(blocks) for j in range(i + 1)]
@@ -137,7 +152,10 @@ def _scores(query: Grouped, key: Keys, first: First, i: Any, j: Any) -> Array:
 
 
 def _block(q: Queries) -> int:
-    time = q.shape[1]
+    return _block_of(q.shape[1])
+
+
+def _block_of(time: int) -> int:
     return BLOCK if time > BLOCK else min(time, SMALL_BLOCK)
 
 

@@ -164,6 +164,27 @@ def gather_every_step(weights: Weights, before: Array) -> Weights:
     return jax.lax.optimization_barrier((weights, before))[0]
 
 
+@jax.custom_vjp
+def gradients_in_turn(weights: Weights, x: Array) -> tuple[Weights, Array]:
+    """The same arrays. Backwards, the gradient of `x` waits until those of the weights are there.
+
+    Otherwise XLA puts the weights' gradients of all layers off, and keeps every layer's activations
+    for them.
+    """
+    return weights, x
+
+
+def _same(weights: Weights, x: Array) -> tuple[tuple[Weights, Array], None]:
+    return (weights, x), None
+
+
+def _in_turn(_: None, gradients: tuple[Weights, Array]) -> tuple[Weights, Array]:
+    return jax.lax.optimization_barrier(gradients)
+
+
+gradients_in_turn.defvjp(_same, _in_turn)
+
+
 def _on(mesh: Mesh | AbstractMesh, spec: P) -> P:
     """`spec` without the axes that the mesh does not have."""
     return P(*(_known(mesh, axes) if isinstance(axes, tuple) else axes for axes in spec))

@@ -134,6 +134,11 @@ class Mesh:
     def __post_init__(self) -> None:
         _check(self)
 
+    @property
+    def devices(self) -> int:
+        """How many the mesh has."""
+        return self.data * self.fsdp * self.tensor
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:

@@ -10,31 +10,28 @@ runs/stories/
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import jax.sharding
 
 from llama_jax.checkpoint import save
 from llama_jax.checkpoint.files.json_file import replace_text
-from llama_jax.config import Config
-from llama_jax.model.transformer import init_params
-from llama_jax.sharding.arrays import mesh_of, weight_shardings
-from llama_jax.sharding.mesh import make_mesh
-from llama_jax.tokenizer import load_tokenizer
-from llama_jax.train.begin import of_checkpoint
+from llama_jax.sharding.arrays import mesh_of
+from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
+from llama_jax.train.model import given, mesh_for_recipe, model_of
 from llama_jax.train.packed_rows import rows_of
 from llama_jax.train.peak import measured_peak
+from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
+from llama_jax.train.rows import Batch
 from llama_jax.train.saves import Saves
 from llama_jax.train.state import (
     TrainState,
@@ -46,9 +43,7 @@ from llama_jax.train.state import (
 )
 from llama_jax.train.token_folder import TokenFolder, open_tokens
 from llama_jax.train.trained import split
-from llama_jax.weights.params import Params, nested
-from llama_jax.weights.table import weight_table
-from llama_jax.weights.weight import padded_shape
+from llama_jax.weights.params import Params
 
 RECIPE, METRICS, STATES, MODEL = "recipe.json", "metrics.jsonl", "states", "model"
 MAY_CHANGE = ("steps", "mesh", "run")
@@ -71,10 +66,12 @@ def train(
     ValueError where the recipe does not fit what it names, or the run that the folder has.
     """
     folder = Path(folder)
-    tokens = open_tokens(_given(recipe, "tokens"))
-    mesh = _mesh(recipe)
-    like, begin = _model(recipe, tokens, mesh)
+    tokens = open_tokens(given(recipe, "tokens"))
+    mesh = mesh_for_recipe(recipe)
+    like, begin = model_of(recipe, tokens, mesh)
     data = _data(recipe, open_tokens(tokens.path, vocab_size=like.config.vocab_size))
+    device = device_here(recipe.mesh.devices)
+    check_fits(plan(recipe, like.config, platform=device.platform), device)
     _keep_recipe(recipe, folder)
     saves = Saves(folder / STATES, keep=recipe.run.keep)
     try:
@@ -106,43 +103,17 @@ def train(
     return folder / MODEL
 
 
-def _given(recipe: Recipe, name: str) -> Any:
-    value = getattr(recipe, name)
-    if not value:
-        raise ValueError(f"the recipe lacks {name}")
-    return value
-
-
-def _mesh(recipe: Recipe) -> jax.sharding.Mesh | None:
-    m = recipe.mesh
-    if m.data * m.fsdp * m.tensor == 1:
-        return None
-    return make_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor)
+def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
+    """The rows of a run's first step, in NumPy arrays, and the tokenizer that reads them."""
+    tokens = open_tokens(given(recipe, "tokens"))
+    if tokens.tokenizer is None:
+        raise ValueError(f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text")
+    data = _data(recipe, tokens)
+    return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
 
 
 def _devices(mesh: jax.sharding.Mesh | None) -> str:
     return "one device" if mesh is None else f"{mesh.size} devices"
-
-
-def _model(
-    recipe: Recipe, tokens: TokenFolder, mesh: jax.sharding.Mesh | None
-) -> tuple[Params, Callable[[], Params]]:
-    """The model as shapes, and a function that makes it."""
-    model = _given(recipe, "model")
-    if model.checkpoint:
-        own = load_tokenizer(model.checkpoint)
-        open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
-        return of_checkpoint(recipe, model.checkpoint, mesh)
-    config = _config(model.config, model.fields, tokens)
-    key = jax.random.key(recipe.seed)
-    shardings = _shardings(config, mesh)
-    begin = jax.jit(functools.partial(_padded_params, config, mesh), out_shardings=shardings)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(functools.partial(_padded_params, config, mesh), key),
-        shardings,
-    )
-    return like, lambda: begin(key)
 
 
 def _told(state: TrainState) -> str:
@@ -152,43 +123,6 @@ def _told(state: TrainState) -> str:
         return str(state.params)
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
     return f"{state.params} with {count:,} parameters of adapters to train"
-
-
-def _config(name: str, fields: dict[str, Any], tokens: TokenFolder) -> Config:
-    """The recipe's config, with the tokenizer's vocabulary unless the recipe states one."""
-    if name.endswith(".json"):
-        base = Config.from_json(json.loads(Path(name).read_text(encoding="utf-8")))
-    else:
-        base = Config.named(name)
-    vocabulary = {}
-    if tokens.tokenizer is not None:
-        vocabulary = {"vocab_size": load_tokenizer(tokens.tokenizer).vocab_size}
-    try:
-        return Config.from_json(base.to_json() | vocabulary | fields)
-    except ValueError as error:
-        raise ValueError(f"[model.fields]: {error}") from None
-
-
-def _padded_params(config: Config, mesh: jax.sharding.Mesh | None, key: Any) -> Params:
-    """Random weights, with the zeros that the mesh needs."""
-    params = init_params(key, config)
-    if mesh is None:
-        return params
-    shardings = weight_shardings(config, mesh)
-
-    def padded(path: Any, weight: Any) -> Any:
-        sharding = shardings[tuple(key.key for key in path)]
-        shape = padded_shape(weight.shape, sharding)
-        return jnp.pad(weight, [(0, n - m) for n, m in zip(shape, weight.shape, strict=True)])
-
-    return params.replace(weights=jax.tree_util.tree_map_with_path(padded, params.weights))
-
-
-def _shardings(config: Config, mesh: jax.sharding.Mesh | None) -> Params:
-    if mesh is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return Params(nested(dict.fromkeys(weight_table(config), here)), config)
-    return Params(nested(weight_shardings(config, mesh)), config)
 
 
 def _data(recipe: Recipe, tokens: TokenFolder) -> Data:

@@ -24,7 +24,12 @@ from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, gather, residual_stream
 from llama_jax.ops.norm import rms_norm
-from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
+from llama_jax.sharding.arrays import (
+    axis_parts,
+    constrain_weights,
+    gradients_in_turn,
+    use_mesh_of,
+)
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step
@@ -139,7 +144,8 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     w = constrain_weights(params.replace(weights=w)).weights
     w = w | gather(w, model_specs(c))
     past = Packed() if s.documents == "separate" else Uncached()
-    x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, REMAT[s.remat])
+    remat = functools.partial(_in_turn, REMAT[s.remat])
+    x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, remat)
     x = rms_norm(x, weight_at(w, NORM), c.norm_eps)
     # The output weight as it is, in float32: its gradient is summed over the tokens in float32.
     path, over = (EMBEDDING, 1) if c.tie_embeddings else (OUTPUT, 0)
@@ -171,6 +177,14 @@ REMAT: dict[str, Callable[[Block], Block]] = {
     ),
 }
 """What the backward pass computes again, by the recipe's word for it."""
+
+
+def _in_turn(remat: Callable[[Block], Block], block: Block) -> Block:
+    """A block whose gradients are there before the backward pass goes on to the one below."""
+    run = remat(block)
+    if axis_parts(("fsdp",)) == 1:
+        return run
+    return lambda c, w, x, *rest: run(c, *gradients_in_turn(w, x), *rest)
 
 
 def _narrow(weight: Any, dtype: str) -> Any:

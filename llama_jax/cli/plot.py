@@ -1,0 +1,24 @@
+"""`llama-jax plot`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def plot(
+    run: Annotated[Path, typer.Argument(help="A run's folder, as `llama-jax train --out` made it")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture, a PNG; default: curves.png in the run's folder"),
+    ] = None,
+) -> None:
+    """Draw a run's curves: loss, gradients' norm, learning rate.
+
+    Needs matplotlib: pip install matplotlib.
+    """
+    from llama_jax.train.curves import plot
+
+    print(plot(run, out or run / "curves.png"))

@@ -1,0 +1,59 @@
+"""A run's curves as a picture, drawn by matplotlib, which the extra `plot` installs."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; ValueError where the folder is no run."""
+    file = Path(run) / METRICS
+    if not file.is_file():
+        raise ValueError(f"{run} has no {METRICS}; name the folder of `llama-jax train --out`")
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    # A run that is being written may have half a line at the end.
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    if not found:
+        raise ValueError(f"{file} is empty: the run has taken no step yet")
+    return found
+
+
+def plot(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
+    """Writes the loss, the gradients' norm and the learning rate of a run by step, as a PNG.
+
+    ValueError where matplotlib is not installed, or the folder is no run.
+    """
+    records = read_metrics(run)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError(
+            "curves are drawn by matplotlib, which is not installed; pip install matplotlib"
+        ) from None
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    loss, norm, rate = figure.subplots(3, 1, sharex=True)
+    _draw(loss, records, "loss", "training")
+    _draw(loss, records, "validation_loss", "validation")
+    loss.set_ylabel("loss, nats a token")
+    loss.legend()
+    _draw(norm, records, "gradient_norm", "")
+    norm.set_ylabel("norm of the gradients")
+    norm.set_yscale("log")
+    _draw(rate, records, "learning_rate", "")
+    rate.set_ylabel("learning rate")
+    rate.set_xlabel("step")
+    figure.suptitle(Path(run).resolve().name)
+    figure.savefig(out, format="png", dpi=120)
+    return Path(out)
+
+
+def _draw(axes: Any, records: list[dict[str, Any]], name: str, label: str) -> None:
+    points = [(record["step"], record[name]) for record in records if name in record]
+    steps, values = zip(*points, strict=True) if points else ((), ())
+    few = {"marker": "o"} if len(points) < 30 else {}  # a line between two points is no curve
+    axes.plot(steps, values, label=label, linewidth=1, **few)

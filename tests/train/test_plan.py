@@ -1,0 +1,96 @@
+"""The plan of a run's memory: its parts from shapes, and what does not fit is refused first."""
+
+import jax
+import pytest
+from helpers import ROOT
+from token_files import token_folder
+
+from llama_jax.config import Config
+from llama_jax.model.transformer import init_params
+from llama_jax.train import fits
+from llama_jax.train.plan import plan
+from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Step
+from llama_jax.train.run import train
+from llama_jax.train.state import new_state
+
+CONFIG = Config.named("tiny")
+
+
+def recipe_of(mesh=None, optimizer=None, **step):
+    return Recipe(
+        steps=100,
+        optimizer=Optimizer(warmup=10, **(optimizer or {})),
+        step=Step(**{"batch": 8, "context": 64} | step),
+        mesh=Mesh(**(mesh or {})),
+    )
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_state_is_what_a_state_takes(kind):
+    recipe = recipe_of(optimizer={"kind": kind}, average=0.9)
+    state = new_state(recipe, init_params(jax.random.key(0), CONFIG))
+    real = sum(x.nbytes for x in jax.tree.leaves(state))
+    planned = {name: size for name, size in plan(recipe, CONFIG).state.items() if name != "batch"}
+    assert real == pytest.approx(sum(planned.values()), abs=64), "but for the counts"
+
+
+def test_a_mesh_divides_what_it_cuts():
+    alone = plan(recipe_of(), CONFIG).state["weights"]
+    cut = plan(recipe_of({"fsdp": 4}), CONFIG).state["weights"]
+    norms = 4 * CONFIG.dim * (2 * CONFIG.n_layers + 1)
+    assert cut == (alone - norms) // 4 + norms
+    assert plan(recipe_of({"data": 8}), CONFIG).state["weights"] == alone
+    tokens = plan(recipe_of({"data": 8}), CONFIG).state["batch"]
+    assert tokens == plan(recipe_of(), CONFIG).state["batch"] // 8
+
+
+def test_each_option_that_saves_memory_does():
+    large = Config.named("llama-3.2-1b")
+
+    def total(**changes):
+        return plan(recipe_of(**{"batch": 16, "context": 2048} | changes), large).total
+
+    assert total(remat="layer") < total(remat="dots") < total(remat="none")
+    assert total(micro_batches=4, remat="none") < total(remat="none")
+    assert total(documents="joined", remat="none") < total(remat="none")
+    assert total() < total(average=0.99)
+
+
+def test_a_batch_that_the_mesh_does_not_cut_is_refused():
+    with pytest.raises(ValueError, match=r"batch=8 is not a multiple of data x fsdp .*= 16"):
+        plan(recipe_of({"fsdp": 8}, micro_batches=2), CONFIG)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_allocated(tmp_path, monkeypatch):
+    recipe = recipe_of(dtype="float32", context=16)
+    recipe = recipe.replace(model=Model(config="tiny"), tokens=str(token_folder(tmp_path)))
+    monkeypatch.setattr(fits, "free_memory", lambda: 2**20)
+    before = len(jax.live_arrays())
+    with pytest.raises(ValueError, match=r"takes .* on each device .* this machine has 1.05 MB"):
+        train(recipe, tmp_path / "run")
+    assert len(jax.live_arrays()) == before
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_is_known_by_its_name_or_its_memory():
+    assert fits.named_device("H100").memory == 84_929_347_584
+    assert fits.named_device("24GB").memory == 24_000_000_000
+    with pytest.raises(ValueError, match="device='h1' is unknown; it is one of h100, h200, a100"):
+        fits.named_device("h1")
+
+
+def test_the_command_says_the_parts_and_trains_nothing(tmp_path, capsys):
+    from llama_jax.cli import main
+
+    file = ROOT / "configs/train/shakespeare.toml"
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--plan", "--device", "h100", "--set", "mesh.data=4"])
+    assert not ended.value.code
+    said = capsys.readouterr().out
+    assert "4 devices" in said
+    assert "weights" in said
+    assert "a device in all" in said
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--plan", "--device", "0.01GB"])
+    assert ended.value.code == 1
+    assert "lower step.batch" in capsys.readouterr().err
