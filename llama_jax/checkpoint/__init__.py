@@ -16,6 +16,7 @@ from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
+from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.placement import default_sharding, place
 from llama_jax.checkpoint.reading import open_source
@@ -38,10 +39,14 @@ from llama_jax.weights.weight import (
 __all__ = ["convert", "load", "save", "shapes"]
 
 
-def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def load(
+    path: str | PathLike[str] | None = None, *, mesh: Mesh | None = None, dtype: Any = None
+) -> Params:
     """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files.
 
-    What lies there tells which.
+    What lies there tells which. Without a path it is the model that comes with the package, which
+    tells stories. "hf:ORG/NAME" is a repository of the Hub, downloaded where it is not here, and
+    `checkpoint.named.NAMES` has names of further models.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
@@ -52,7 +57,7 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
     keep_programs()
-    path = given_path(path)
+    path = find_checkpoint(path)
     if native.is_native(path):
         config = native.read_config(path)
         shardings = _shardings(config, mesh)
@@ -70,9 +75,11 @@ def load(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = No
     return Params(weights, source.config, source.tokenizer)
 
 
-def shapes(path: str | PathLike[str], *, mesh: Mesh | None = None, dtype: Any = None) -> Params:
+def shapes(
+    path: str | PathLike[str] | None = None, *, mesh: Mesh | None = None, dtype: Any = None
+) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
-    path = given_path(path)
+    path = find_checkpoint(path)
     if native.is_native(path):
         config, tokenizer = native.read_config(path), own_tokenizer(path)
     else:

@@ -11,6 +11,7 @@ from typing import Any
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.files.given_path import given_path
+from llama_jax.checkpoint.hub import pinned
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
@@ -87,6 +88,7 @@ def _with_its_tokenizer(source: Source) -> Source:
 def _origin(source: Source) -> dict[str, Any]:
     return {
         "path": str(source.path.resolve()),
+        "repository": pinned(source.path),
         "format": source.format,
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -17,6 +17,7 @@ from llama_jax.cli.chat_input import reader
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.own_model import OwnOrNamed
 from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 @over_devices
 def chat(
-    checkpoint: options.Checkpoint,
+    checkpoint: OwnOrNamed = None,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The system message: how the model is to answer"),
@@ -53,7 +54,7 @@ def chat(
     check_dialogs(source, tokenizer)
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         stderr.print(note, style="dim")
-    params = devices.load(checkpoint, dtype, lambda source: (1, source.config.max_seq_len))
+    params = devices.load(source.path, dtype, lambda source: (1, source.config.max_seq_len))
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -61,11 +62,21 @@ def run_steps(
             report.step(index, jax.device_get(metrics))
             _check_steps(recipe, report, data.order, index)
 
+    def is_newest_kept() -> bool:
+        return not r.keep_best or math.isinf(report.lowest)  # which no evaluation was yet
+
     def save() -> None:
         say()
         saves.save(state)
-        on_save(state)
+        if is_newest_kept():
+            on_save(state)
         report.paused()
+
+    def evaluate() -> None:
+        say()
+        if report.evaluated(index, evaluated(recipe, state, data)) and r.keep_best:
+            on_save(state)
+            report.paused()
 
     def due(every: int) -> bool:
         return bool(every) and index % every == 0 and index < recipe.steps
@@ -80,8 +91,7 @@ def run_steps(
             if _stops_now(asked, index):
                 break
             if due(r.evaluate_every):
-                say()
-                report.evaluated(index, evaluated(recipe, state, data))
+                evaluate()
             if due(r.sample_every):
                 on_sample(state)
                 report.paused()
@@ -89,10 +99,10 @@ def run_steps(
                 save()
         if index > first:
             save()
-        else:  # the process before may have ended between the state and the model
+        elif is_newest_kept():  # the process before may have ended between the state and the model
             on_save(state)
         if index == recipe.steps:
-            report.evaluated(index, evaluated(recipe, state, data))
+            evaluate()
             on_sample(state)
     saves.wait()
     return state

@@ -66,6 +66,10 @@ def train(
     mesh = _mesh(recipe)
     like, begin = _model(recipe, tokens, mesh)
     data = _data(recipe, open_tokens(tokens.path, vocab_size=like.config.vocab_size))
+    if recipe.run.keep_best and data.validation is None:
+        raise ValueError(
+            f"keep_best=True compares evaluations, and {tokens.path} has no validation"
+        )
     _keep_recipe(recipe, folder)
     saves = Saves(folder / STATES, keep=recipe.run.keep)
     try:
