@@ -27,10 +27,6 @@ HELD_OUT = slice(2100, 2300)
 """The stories of each file that are kept out of training, counted from 0."""
 CHARACTERS = 1400
 """A story that is measured has fewer: it fits the context of the models that are compared."""
-PEERS = {
-    "stories260K (MIT)": "models/stories260K-meta",
-    "TinyStories-656K (Apache-2.0)": "models/tinystories656K-hf",
-}
 SHARED = ROOT.parent / "shared" / "data"
 PRETRAINED = ROOT / "llama_jax" / "pretrained"
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -79,10 +75,12 @@ def measure(
     checkpoint: Annotated[Path, typer.Argument(help="A model")] = PRETRAINED,
     corpora: Annotated[Path, typer.Option(help="Where the two files are")] = SHARED / "corpora",
 ) -> None:
-    """Say a model's bits per byte on the stories of the first file that were held out."""
-    texts = measured(stories_of(corpora / FILES["first"])[HELD_OUT])
-    found = bits_per_byte(llama_jax.load(checkpoint, dtype="float32"), texts)
-    print(f"{checkpoint}: {found:.4f} bits per byte of {len(texts)} stories")
+    """Say a model's bits per byte on the stories of each file that were held out."""
+    params = llama_jax.load(checkpoint, dtype="float32")
+    for name, file in FILES.items():
+        texts = measured(stories_of(corpora / file)[HELD_OUT])
+        bits = bits_per_byte(params, texts)
+        print(f"{checkpoint}, {name} file: {bits:.4f} bits per byte of {len(texts)} stories")
 
 
 @app.command()
@@ -100,23 +98,17 @@ def publish(
     new.rename(out)
     params = llama_jax.load(out, dtype="float32")  # what was stored, as a CPU runs it
     texts = {name: measured(stories_of(corpora / file)[HELD_OUT]) for name, file in FILES.items()}
-    models = {"this model": params} | {
-        name: llama_jax.load(SHARED / path, dtype="float32") for name, path in PEERS.items()
-    }
-    found = {
-        name: [bits_per_byte(model, part) for part in texts.values()]
-        for name, model in models.items()
-    }
+    found = {name: bits_per_byte(params, part) for name, part in texts.items()}
     (out / "README.md").write_text(card(params, run, texts, found), encoding="utf-8")
     for name, bits in found.items():
-        print(f"{name}: {bits[0]:.4f} and {bits[1]:.4f} bits per byte")
+        print(f"{name} file: {bits:.4f} bits per byte")
 
 
 def card(
     params: llama_jax.Params,
     run: Path,
     texts: dict[str, list[str]],
-    found: dict[str, list[float]],
+    found: dict[str, float],
 ) -> str:
     """The model's card, in Markdown."""
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
@@ -127,7 +119,6 @@ def card(
     per_step = step["batch"] * step["context"]
     samples = llama_jax.generate(params, [""], n=10, temperature=0.8, max_new_tokens=400)
     shown = "\n\n".join(f"{i}. {_quoted(one)}" for i, one in enumerate(samples, 1))
-    rows = "\n".join(f"| {name} | {a:.3f} | {b:.3f} |" for name, (a, b) in found.items())
     points = "\n".join(
         f"| {one['step']:,} | {one['step'] * per_step / 1e6:.1f} | {one['validation_loss']:.4f} "
         f"| {one['bits_per_byte']:.4f} |"
@@ -138,13 +129,15 @@ def card(
         "sizes": f"dim {c.dim}, {c.n_layers} layers, {c.n_heads} query and {c.n_kv_heads} key heads"
         f" of {c.head_dim}, feed-forward {c.hidden_dim}, vocabulary {c.vocab_size:,}, "
         f"context {c.max_seq_len}, output tied to the embedding",
-        "steps": f"{curve[-1]['step']:,} steps of {per_step:,} tokens",
+        "steps": f"{curve[-1]['step']:,} steps of {per_step:,} tokens, "
+        f"{curve[-1]['step'] * per_step / 1e6:.1f} million in all",
         "best": f"{best['validation_loss']:.4f} nats a token ({best['bits_per_byte']:.4f} bits per "
         f"byte), after step {best['step']:,}",
     }
-    texts_said = {name: len(part) for name, part in texts.items()}
+    numbers |= {name: len(part) for name, part in texts.items()}
+    numbers |= {f"{name}_bits": f"{bits:.3f}" for name, bits in found.items()}
     template = Path(__file__).with_name("stories_card.md").read_text(encoding="utf-8")
-    return template.format(**numbers, rows=rows, points=points, samples=shown, **texts_said)
+    return template.format(**numbers, points=points, samples=shown)
 
 
 def _leaves(params: llama_jax.Params) -> list[Any]:

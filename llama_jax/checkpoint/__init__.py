@@ -1,4 +1,4 @@
-"""Files to `Params` and back: the project's own checkpoints (Orbax), Meta's, Hugging Face's."""
+"""Files to `Params` and back: our own checkpoints (Orbax), Meta's, Hugging Face's, GGUF."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ __all__ = ["convert", "load", "save", "shapes"]
 def load(
     path: str | PathLike[str] | None = None, *, mesh: Mesh | None = None, dtype: Any = None
 ) -> Params:
-    """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files.
+    """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files; or in GGUF.
 
-    What lies there tells which. Without a path it is the model that comes with the package, which
-    tells stories. "hf:ORG/NAME" is a repository of the Hub, downloaded where it is not here, and
-    `checkpoint.named.NAMES` has names of further models.
+    What lies there tells which. `path` may be a GGUF file itself. Without a path it is the model
+    that comes with the package, which tells stories. "hf:ORG/NAME" is a repository of the Hub,
+    downloaded where it is not here, and `checkpoint.named.NAMES` has names of further models.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default

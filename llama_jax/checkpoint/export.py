@@ -120,7 +120,7 @@ class _Plan:
     files: dict[str, list[ExportTensor]]
     texts: dict[str, Any]
     """JSON files, by name."""
-    copies: dict[str, Path]
+    copies: dict[str, Path | bytes]
     """The tokenizer's files, by name."""
     notes: tuple[str, ...]
 
@@ -161,7 +161,7 @@ def _plan_hf(source: Source, shards: int | None, dtype: np.dtype | None) -> _Pla
     return _Plan(files, texts, copies, hf_notes(tokenizer))
 
 
-def _tokenizer_files(source: Source) -> dict[str, Path]:
+def _tokenizer_files(source: Source) -> dict[str, Path | bytes]:
     return tokenizer_files(source.tokenizer) if source.tokenizer else {}
 
 

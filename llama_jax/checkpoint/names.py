@@ -19,15 +19,17 @@ class WeightNames(NamedTuple):
     biases; theirs are the names that its modules would give them."""
     hf: str
     """The name in Hugging Face's files, which store a matrix as [out, in] too."""
+    gguf: str
+    """The name in a GGUF file, which stores a matrix as [out, in] too."""
 
     @property
     def transposed(self) -> bool:
-        """Whether both files have the other axis first: every matrix but the embedding."""
+        """Whether all three have the other axis first: every matrix but the embedding."""
         return len(self.shape) == 2 and self.path != EMBEDDING
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape in both files, if the tensor lies in one file."""
+        """The shape in all three, if the tensor lies in one file."""
         return self.shape[::-1] if self.transposed else self.shape
 
 
@@ -38,34 +40,38 @@ def names_table(config: Config) -> list[WeightNames]:
     ]
 
 
-_HF = {
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "wo": "self_attn.o_proj",
-    "w1": "mlp.gate_proj",
-    "w2": "mlp.down_proj",
-    "w3": "mlp.up_proj",
+_OTHERS = {
+    "attention_norm": ("input_layernorm", "attn_norm"),
+    "ffn_norm": ("post_attention_layernorm", "ffn_norm"),
+    "wq": ("self_attn.q_proj", "attn_q"),
+    "wk": ("self_attn.k_proj", "attn_k"),
+    "wv": ("self_attn.v_proj", "attn_v"),
+    "wo": ("self_attn.o_proj", "attn_output"),
+    "w1": ("mlp.gate_proj", "ffn_gate"),
+    "w2": ("mlp.down_proj", "ffn_down"),
+    "w3": ("mlp.up_proj", "ffn_up"),
 }
 _OUTSIDE_LAYERS = {
-    EMBEDDING: ("tok_embeddings.weight", "model.embed_tokens.weight"),
-    NORM: ("norm.weight", "model.norm.weight"),
-    OUTPUT: ("output.weight", "lm_head.weight"),
+    EMBEDDING: ("tok_embeddings.weight", "model.embed_tokens.weight", "token_embd.weight"),
+    NORM: ("norm.weight", "model.norm.weight", "output_norm.weight"),
+    OUTPUT: ("output.weight", "lm_head.weight", "output.weight"),
 }
 
 
-def _names(path: WeightPath) -> tuple[str, str]:
-    """Both files call a norm's scale its "weight", and `bq` the bias of `wq`."""
+def _names(path: WeightPath) -> tuple[str, str, str]:
+    """All files call a norm's scale its "weight", and `bq` the bias of `wq`."""
     if path in _OUTSIDE_LAYERS:
         return _OUTSIDE_LAYERS[path]
     layer, group, name = path
     index = layer.removeprefix("layers_")
     if name == "scale":
-        module, kind, hf = group, "weight", _HF[group]
+        module, kind, (hf, gguf) = group, "weight", _OTHERS[group]
     else:
         matrix = "w" + name[1:]
         module, kind = f"{group}.{matrix}", "weight" if name == matrix else "bias"
-        hf = _HF[matrix]
-    return f"layers.{index}.{module}.{kind}", f"model.layers.{index}.{hf}.{kind}"
+        hf, gguf = _OTHERS[matrix]
+    return (
+        f"layers.{index}.{module}.{kind}",
+        f"model.layers.{index}.{hf}.{kind}",
+        f"blk.{index}.{gguf}.{kind}",
+    )

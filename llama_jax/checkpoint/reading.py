@@ -12,6 +12,7 @@ import numpy as np
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
+from llama_jax.checkpoint.gguf import open_gguf
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
@@ -19,6 +20,7 @@ from llama_jax.checkpoint.named import NAMES, find_checkpoint
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
+from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import ARRAY, is_value, parts_of
 
@@ -48,8 +50,13 @@ def open_source(
     path: Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
 ) -> Source:
     """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
-    if path.is_file():
-        raise ValueError(_is_a_file(path))
+    if path.is_file() or path.suffix == ".gguf":
+        if not (is_gguf(path) or path.suffix == ".gguf"):
+            raise ValueError(
+                f"{path} is a file; pass the checkpoint's directory that it lies in, {path.parent}"
+            )
+        _check_unsaid(path, rope_factor)
+        return open_gguf(path, max_seq_len=max_seq_len)
     if is_meta(path):
         source = open_meta(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
         if not is_hf(path):
@@ -64,6 +71,8 @@ def open_source(
             f"{path} does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: "
             f"{', '.join(NAMES)}"
         )
+    if (only := gguf_in(path)) is not None:
+        return open_source(only, max_seq_len=max_seq_len, rope_factor=rope_factor)
     for below in sorted(path.iterdir()):
         if _holds_one(below):
             raise FileNotFoundError(
@@ -82,17 +91,13 @@ def _holds_one(folder: Path) -> bool:
     return False
 
 
-def _is_a_file(path: Path) -> str:
-    if path.suffix == ".gguf":
-        return f"{path} is a GGUF file, which is not read; get the model's safetensors files"
-    return f"{path} is a file; pass the checkpoint's directory that it lies in, {path.parent}"
-
-
 def _check_unsaid(path: Path, rope_factor: float | None) -> None:
     if rope_factor is not None:
+        says = f"{path} states its own scaling"
+        if path.is_dir():
+            says = f"{path / 'config.json'} states its own scaling, so change it there"
         raise ValueError(
-            f"rope_factor={rope_factor:g} is for Meta's files, which do not say it; "
-            f"{path / 'config.json'} states its own scaling, so change it there"
+            f"rope_factor={rope_factor:g} is for Meta's files, which do not say it; {says}"
         )
 
 

@@ -85,7 +85,7 @@ class Source:
 
     path: Path
     format: str
-    """"meta", "huggingface" or "native"."""
+    """"meta", "huggingface", "gguf" or "native"."""
     config: Config
     tensors: Mapping[WeightPath, Stored]
     """Every weight of the model and nothing else, in the order of `names.names_table`."""
@@ -114,5 +114,6 @@ def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
     """
     file = find_tokenizer(folder)
     for beside in tokenizer_files(file).values() if file else ():
-        check_inside(beside.parent, beside, shared)
+        if isinstance(beside, Path):
+            check_inside(beside.parent, beside, shared)
     return file

@@ -12,7 +12,7 @@ from llama_jax.cli.console import stderr
 LINE = "compiling the model's programs for this machine; they are kept, so the next start is faster"
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_PATIENCE = 1.5  # seconds: a program that lies in the cache is there sooner
+_PATIENCE = 2.5  # seconds: a program that lies in the cache is there sooner
 
 
 class Notice:

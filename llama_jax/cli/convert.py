@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A folder with a model: Meta's download, Hugging Face's, or ours")
+        Path,
+        typer.Argument(
+            help="A folder with a model: Meta's download, Hugging Face's, or ours; or a GGUF file"
+        ),
     ],
     destination: options.Destination,
     dtype: options.StoredDtype = None,

@@ -25,11 +25,11 @@ def download(
         ),
     ] = None,
 ) -> None:
-    """Bring a model from the Hugging Face Hub into its cache on this machine.
+    """Bring a model from the Hugging Face Hub.
 
-    Only the files that are read are brought, and none that is there already.
-    Afterwards hf:ORG/NAME is that model wherever a checkpoint is taken. HF_HOME is where the cache
-    lies, HF_TOKEN or `hf auth login` lets you in, and HF_HUB_OFFLINE=1 downloads nothing.
+    It comes into the Hub's cache on this machine: only the files that are read, and none that is
+    there already. Afterwards hf:ORG/NAME is that model wherever a checkpoint is taken. HF_HOME is
+    where the cache lies, HF_TOKEN or `hf auth login` lets you in, HF_HUB_OFFLINE=1 asks nobody.
     """
     from llama_jax.checkpoint import hub
     from llama_jax.checkpoint.files.messages import in_units

@@ -19,7 +19,7 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
-        "hf:ORG/NAME of the Hub; or a name: stories, smollm2"
+        "a GGUF file; hf:ORG/NAME of the Hub; or a name: stories, smollm2"
     ),
 ]
 Destination = Annotated[Path, typer.Argument(help="Folder to write: a new or an empty one")]

@@ -13,8 +13,8 @@ OwnOrNamed = Annotated[
     str | None,
     typer.Argument(
         help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
-        "hf:ORG/NAME of the Hub; or a name: stories, smollm2. Without one, it is the model that "
-        "comes with the package, which tells stories",
+        "a GGUF file; hf:ORG/NAME of the Hub; or a name: stories, smollm2. Without one, it is the "
+        "model that comes with the package, which tells stories",
         show_default=False,
     ),
 ]

@@ -7,9 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.beside import read_stated, tokenizer_files
-from llama_jax.tokenizer.chat_template import read_chat_template
+from llama_jax.tokenizer.beside import read_stated, stated_in
+from llama_jax.tokenizer.beside import tokenizer_files as files_beside
+from llama_jax.tokenizer.chat_template import read_chat_template, template_in
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
+from llama_jax.tokenizer.gguf import gguf_tokenizer
+from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from llama_jax.tokenizer.protocol import Message, Tokenizer, Tools
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -48,6 +51,14 @@ def find_tokenizer(path: str | PathLike[str]) -> Path | None:
     return next((file for file in _places(path) if file.is_file()), None)
 
 
+def tokenizer_files(file: Path) -> dict[str, Path | bytes]:
+    """A tokenizer's file, first, and all that it needs of its folder, by the names of a copy.
+
+    What lies nowhere as a file, since a GGUF file states it, is there as bytes.
+    """
+    return dict(gguf_tokenizer(file).contents) if is_gguf(file) else {**files_beside(file)}
+
+
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     """The tokenizer of a checkpoint's directory, or of its own file.
 
@@ -58,14 +69,16 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     file = find_tokenizer(path)
     if file is None:
         raise FileNotFoundError(_not_found(path))
+    if is_gguf(file):
+        return _open_gguf(file)
     content = file.read_bytes()
-    for kind in _KINDS:
-        if kind.recognizes(content):
-            try:
-                return _open(kind, content, file.parent)
-            except ValueError as error:
-                raise ValueError(f"{file} is a broken tokenizer: {error}") from error
-    raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
+    kind = _kind_of(content)
+    if kind is None:
+        raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
+    try:
+        return _open(kind, content, file.parent)
+    except ValueError as error:
+        raise ValueError(f"{file} is a broken tokenizer: {error}") from error
 
 
 def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
@@ -75,11 +88,31 @@ def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
     return kind(content, stated, template)
 
 
+def _open_gguf(file: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file, from the files that a conversion would write."""
+    made = gguf_tokenizer(file)
+    try:
+        objects, content = made.objects(), made.contents[made.name]
+        template = template_in(objects["tokenizer_config.json"], str(file))
+        tokenizer = _kind_of(content)(content, stated_in(objects), template)
+    except ValueError as error:
+        raise ValueError(f"the tokenizer in {file} is broken: {error}") from error
+    tokenizer.notes = (*made.notes, *tokenizer.notes)
+    return tokenizer
+
+
+def _kind_of(content: bytes) -> Any:
+    """The kind of tokenizer that a file holds; None where it holds none."""
+    return next((kind for kind in _KINDS if kind.recognizes(content)), None)
+
+
 def _places(folder: Path) -> list[Path]:
     """Where a folder's tokenizer may lie, the first the best."""
     if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
         return [folder / _NAME, folder / _HF_NAME, folder.resolve().parent / _NAME]
-    return [folder / _HF_NAME, folder / _NAME]
+    found = [folder / _HF_NAME, folder / _NAME]
+    gguf = [] if any(file.is_file() for file in found) else [gguf_in(folder)]
+    return [*found, *(file for file in gguf if file is not None)]
 
 
 def _not_found(path: Path) -> str:

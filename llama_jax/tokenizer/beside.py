@@ -18,6 +18,10 @@ FILES = (
     *("generation_config.json", "chat_template.jinja", MODEL_CONFIG),
 )
 """What may lie beside a tokenizer's file, by the names that a copy has."""
+_OBJECTS = (
+    *("tokenizer_config.json", "special_tokens_map.json"),
+    *("generation_config.json", "added_tokens.json"),
+)
 _MAX_BYTES = 16 * 2**20
 
 
@@ -118,12 +122,20 @@ def read_stated(folder: Path, template: str = "") -> Stated:
 
     A token of added_tokens.json that the chat template spells is a control token.
     """
-    tokenizer = read_object(folder / "tokenizer_config.json")
-    legacy = read_object(folder / "special_tokens_map.json")
-    generation = read_object(folder / "generation_config.json")
-    by_text = read_object(folder / "added_tokens.json")
     copied = folder / MODEL_CONFIG
-    model = read_object(copied if copied.is_file() else folder / "config.json")
+    objects = {name: read_object(folder / name) for name in _OBJECTS}
+    objects["config.json"] = read_object(copied if copied.is_file() else folder / "config.json")
+    try:
+        return stated_in(objects, template)
+    except ValueError as error:
+        raise ValueError(f"the files beside it in {folder}: {error}") from error
+
+
+def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stated:
+    """What the objects in a folder's files say, by the files' names; any may be absent."""
+    tokenizer, legacy, generation, by_text, model = (
+        objects.get(name, {}) for name in (*_OBJECTS, "config.json")
+    )
 
     def named(key: str) -> tuple[str | int, ...]:
         names = [_content(source.get(key)) for source in (tokenizer, legacy)]
@@ -131,14 +143,11 @@ def read_stated(folder: Path, template: str = "") -> Stated:
         return (*(name for name in names if name is not None), *ids)
 
     controls = {**_named(legacy), **_named(tokenizer)}
-    try:
-        added, notes = read_added_tokens(
-            tokenizer.get("added_tokens_decoder"),
-            by_text,
-            lambda text: text in controls.values() or text in template,
-        )
-    except ValueError as error:
-        raise ValueError(f"the files beside it in {folder}: {error}") from error
+    added, notes = read_added_tokens(
+        tokenizer.get("added_tokens_decoder"),
+        by_text,
+        lambda text: text in controls.values() or text in template,
+    )
     if tokenizer.get("add_eos_token") is True:
         notes.append(
             "add_eos_token in tokenizer_config.json is ignored: a prompt is not ended by an eos"

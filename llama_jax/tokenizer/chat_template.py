@@ -83,11 +83,17 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     Of several, the one named "default", and for dialogs with tools the one named "tool_use".
     """
     folder = Path(folder)
-    config = read_object(folder / "tokenizer_config.json")
-    source, for_tools, own = config.get("chat_template"), None, folder / "chat_template.jinja"
+    config, own = read_object(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
     if own.is_file():
-        source = _read_text(own)
-    elif isinstance(source, list):
+        config = {**config, "chat_template": _read_text(own)}
+    legacy = read_object(folder / "special_tokens_map.json")
+    return template_in({**legacy, **config}, str(folder / "tokenizer_config.json"))
+
+
+def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
+    """The template in the object of a tokenizer_config.json, which lies at `where`."""
+    source, for_tools = config.get("chat_template"), None
+    if isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict)]
         sources = {entry.get("name"): entry.get("template") for entry in named}
         source, for_tools = sources.get("default"), sources.get("tool_use")
@@ -96,11 +102,10 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     for text in (source, "" if for_tools is None else for_tools):
         if not isinstance(text, str):
             raise ValueError(
-                f"chat_template in {folder / 'tokenizer_config.json'} is a {type(text).__name__}; "
+                f"chat_template in {where} is a {type(text).__name__}; "
                 "it must be a str, or a list of names and templates"
             )
-    tokens = {**read_object(folder / "special_tokens_map.json"), **config}
-    return ChatTemplate(source, dict(_named_tokens(tokens)), for_tools)
+    return ChatTemplate(source, dict(_named_tokens(config)), for_tools)
 
 
 def encode_with_template(

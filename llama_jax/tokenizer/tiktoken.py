@@ -17,7 +17,7 @@ from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, chec
 from llama_jax.tokenizer.template_answers import Located, located
 from llama_jax.tokenizer.with_template import WithTemplate
 
-_WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
+WORDS = "|".join(  # Meta's cut of a text into the words that merges stay within
     (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
         r"[^\r\n\p{L}\p{N}]?\p{L}+",
@@ -68,7 +68,7 @@ class TiktokenTokenizer(WithTemplate):
         self._template, self._stated = template, stated
         # tiktoken is told of no special token: it then has none to find in a text.
         self._words = tiktoken.Encoding(
-            "llama3", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens={}
+            "llama3", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={}
         )
         self._bytes = [*ranks, *(b"" for _ in SPECIAL)]
         own = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -51,38 +50,29 @@ def run_steps(
     `run.save_every` steps, at the end, and when SIGTERM or Ctrl-C asks to stop.
     """
     r, mesh = recipe.run, mesh_of(state.params)
-    step, first = jitted_step(recipe), int(state.step)
+    step = jitted_step(recipe)
+    first = index = int(state.step)
     sharding = batch_sharding(mesh, recipe.step.batch)
     batches = training_batches(data.rows, data.order, sharding, step=first)
     waiting: list[tuple[int, Metrics]] = []  # said one step later, while the next one runs
 
     def say() -> None:
         while waiting:
-            index, metrics = waiting.pop(0)
-            report.step(index, jax.device_get(metrics))
-            _check_steps(recipe, report, data.order, index)
-
-    def is_newest_kept() -> bool:
-        return not r.keep_best or math.isinf(report.lowest)  # which no evaluation was yet
+            _take(*waiting.pop(0), recipe, report, data.order)
 
     def save() -> None:
         say()
-        saves.save(state)
-        if is_newest_kept():
-            on_save(state)
-        report.paused()
+        _save(state, saves, report, on_save)
 
     def evaluate() -> None:
         say()
-        if report.evaluated(index, evaluated(recipe, state, data)) and r.keep_best:
+        if report.evaluated(index, evaluated(recipe, state, data)):
             on_save(state)
-            report.paused()
 
     def due(every: int) -> bool:
         return bool(every) and index % every == 0 and index < recipe.steps
 
     with _stop_signals() as asked, contextlib.closing(batches):
-        index = first
         while index < recipe.steps:
             state, metrics = step(state, next(batches))
             say()
@@ -99,13 +89,27 @@ def run_steps(
                 save()
         if index > first:
             save()
-        elif is_newest_kept():  # the process before may have ended between the state and the model
+        elif report.keeps_newest:  # a process may have ended between the state and the model
             on_save(state)
         if index == recipe.steps:
             evaluate()
             on_sample(state)
     saves.wait()
     return state
+
+
+def _take(index: int, metrics: Metrics, recipe: Recipe, report: Report, order: Order) -> None:
+    report.step(index, jax.device_get(metrics))
+    _check_steps(recipe, report, order, index)
+
+
+def _save(
+    state: TrainState, saves: Saves, report: Report, on_save: Callable[[TrainState], None]
+) -> None:
+    saves.save(state)
+    if report.keeps_newest:
+        on_save(state)
+    report.paused()
 
 
 def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None:

@@ -49,7 +49,7 @@ class Report:
         self._recipe, self._say, self._file = recipe, say, file
         self._flops = flops_per_token(config, recipe.step.context)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
-        self.lowest = _forget_after(file, first)
+        self._lowest = _forget_after(file, first)
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
@@ -75,7 +75,7 @@ class Report:
             self._say(self._line(done, numbers))
 
     def evaluated(self, step: int, found: Evaluated | None) -> bool:
-        """Takes the loss of the validation split; returns whether none was lower in this run."""
+        """Takes the loss of the validation split; returns whether this is the model to keep."""
         self._clock = None
         if found is None:
             return False
@@ -88,8 +88,13 @@ class Report:
             + (f", {bits:.4f} bits per byte" if bits else "")
             + f" ({found.tokens:,} tokens)"
         )
-        lowest, self.lowest = found.loss <= self.lowest, min(found.loss, self.lowest)
-        return lowest
+        is_lowest, self._lowest = found.loss <= self._lowest, min(found.loss, self._lowest)
+        return self._recipe.run.keep_best and is_lowest
+
+    @property
+    def keeps_newest(self) -> bool:
+        """Whether the newest model is the one to keep: the best is not asked for, or not known."""
+        return not self._recipe.run.keep_best or math.isinf(self._lowest)
 
     def paused(self) -> None:
         """The time until the next step is no step's: a state is written, or a text drawn."""

@@ -202,7 +202,7 @@ def test_numbered_files_without_an_index_are_read_if_all_are_there(tmp_path, cou
         (["a.pt", "b.pt"], "but 'a.pt', 'b.pt'; write an index"),
         (["adapter_model.safetensors"], "a LoRA adapter alone"),
         (["adapter_model.bin", "x.txt"], "a LoRA adapter alone"),
-        (["m.Q4_K_M.gguf"], "GGUF is not read"),
+        (["m.Q4_K_M.gguf"], r"but m\.Q4_K_M\.gguf; pass that file's own path"),
         ([], "download them beside"),
     ],
 )
@@ -219,7 +219,6 @@ def test_what_lies_in_place_of_weights_is_told(tmp_path, files, message):
     ("files", "message"),
     [
         (["adapter_config.json", "adapter_model.safetensors"], "a LoRA adapter alone"),
-        (["llama.Q8_0.gguf"], "GGUF is not read"),
         (["model.pt"], r"but model\.pt; if that is"),
         (["readme.txt"], r"holds no checkpoint: neither .* \(Hugging Face\)$"),
     ],
@@ -233,7 +232,7 @@ def test_a_folder_that_is_no_checkpoint_is_told_by_what_it_holds(tmp_path, files
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [(SINGLE, "pass the checkpoint's directory that it lies in"), ("m.gguf", "a GGUF file")],
+    [(SINGLE, "pass the checkpoint's directory that it lies in"), ("m.gguf", "is not a GGUF file")],
 )
 def test_a_file_in_place_of_its_folder_is_told(tmp_path, name, message):
     folder = write_folder(tmp_path)

@@ -21,11 +21,13 @@ def writing(
     kind: str,
     extras: Extras | None,
     nbytes: int,
-    copies: Mapping[str, Path],
+    copies: Mapping[str, Path | bytes],
     *,
     what: str = "the checkpoint",
 ) -> Iterator[Path]:
     """A directory to fill, which becomes `dst` once it is whole; copies of files lie in it already.
+
+    A copy is of a file, or bytes that lie in none.
 
     `nbytes` is what will be written beside them. Refused, before anything is written, are a disk
     without room and what is there already, but for an empty directory, or an older one of the
@@ -34,10 +36,13 @@ def writing(
     """
     _check_destination(dst, kind, extras)
     with _naming(dst, what):
-        _check_space(dst, nbytes + sum(file.stat().st_size for file in copies.values()))
+        _check_space(dst, nbytes + sum(map(_size, copies.values())))
         with whole_directory(dst) as partial:
-            for name, file in copies.items():
-                shutil.copyfile(file, partial / name)
+            for name, content in copies.items():
+                if isinstance(content, bytes):
+                    (partial / name).write_bytes(content)
+                else:
+                    shutil.copyfile(content, partial / name)
             yield partial
             _check_destination(dst, kind, extras)  # again: somebody may have been there meanwhile
 
@@ -59,6 +64,10 @@ def _check_destination(dst: Path, kind: str, extras: Extras | None) -> None:
             f"{dst} holds {min(added).relative_to(dst)}, which was not written with {kind}, so it "
             "is not overwritten; move that away first, or write elsewhere"
         )
+
+
+def _size(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
 
 
 def _check_space(dst: Path, needed: int) -> None:

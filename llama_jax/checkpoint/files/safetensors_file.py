@@ -78,7 +78,7 @@ _OTHER_KINDS = (
         b"<",
         "is a web page; the download was refused: sign in, or accept the license, and try again",
     ),
-    (b"GGUF", "is a GGUF file, not safetensors; get the model's safetensors files"),
+    (b"GGUF", "is a GGUF file, not safetensors; pass its own path, or call it *.gguf"),
     (b"PK\x03\x04", "is a file that torch.save wrote, under another name; call it *.bin"),
 )
 

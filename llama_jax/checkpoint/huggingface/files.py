@@ -142,7 +142,7 @@ def other_weights(folder: Path) -> str | None:
                 "on: peft's merge_and_unload(), then save_pretrained"
             )
         if name.endswith(".gguf"):
-            return f", but {name}; GGUF is not read, get the model's safetensors files"
+            return f", but {name}; pass that file's own path"
     if len(names) == 1:
         right = WEIGHTS[0] if names[0].endswith(".safetensors") else WEIGHTS[2]
         return f", but {names[0]}; if that is the whole model, call it {right}"

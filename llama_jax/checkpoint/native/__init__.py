@@ -109,7 +109,7 @@ def write(
             partial,
             config,
             dtypes=dtypes,
-            tokenizer=tokenizer.name if tokenizer else None,
+            tokenizer=next(iter(copies), None),
             source=source,
             records={".".join(path): record._asdict() for path, record in records.items()},
         )
