@@ -28,7 +28,8 @@ BESIDE = (
     "chat_template*",
 )
 """The files beside the weights that are read, as patterns."""
-WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",))
+GGUF = ("*.gguf",)
+WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",), GGUF)
 """Patterns of the weights' files; of a repository that has several kinds, the first is taken."""
 _WRITTEN = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
 
@@ -82,12 +83,7 @@ def download(asked: Repository, only: Sequence[str] = ()) -> Path:
         found = huggingface_hub.HfApi().model_info(asked.name, revision=asked.revision)
         names = [each.rfilename for each in found.siblings or ()]
         wanted = needed(names, only)
-        if not wanted:
-            raise ValueError(
-                f"{asked} has none of the files that are read (config.json and *.safetensors, or "
-                f"params.json and consolidated.*.pth){' and match --only' if only else ''}; it "
-                f"holds {_some(names)}"
-            )
+        _check(asked, names, wanted, only)
         folder = huggingface_hub.snapshot_download(
             asked.name, revision=asked.revision or "main", allow_patterns=wanted
         )
@@ -97,13 +93,31 @@ def download(asked: Repository, only: Sequence[str] = ()) -> Path:
 def needed(names: Sequence[str], only: Sequence[str] = ()) -> list[str]:
     """Those of a repository's files that a model is read from: none of a folder below its own.
 
-    A repository that has its weights twice, as Meta's have, gives them once.
+    A repository that has its weights twice, as Meta's have, gives them once. A GGUF file is a whole
+    model, and needs no other.
     """
     top = [name for name in names if "/" not in name]
-    kinds = [[name for name in top if _matches(name, kind)] for kind in WEIGHTS]
-    weights = next((kind for kind in kinds if kind), [])
-    found = [name for name in top if name in weights or _matches(name, BESIDE)] if weights else []
+    kind = next((kind for kind in WEIGHTS if any(_matches(name, kind) for name in top)), ())
+    beside = BESIDE if kind and kind != GGUF else ()
+    found = [name for name in top if _matches(name, (*kind, *beside))]
     return [name for name in found if not only or _matches(name, only)]
+
+
+def _check(
+    asked: Repository, names: Sequence[str], wanted: Sequence[str], only: Sequence[str]
+) -> None:
+    """ValueError unless the wanted files are of one model."""
+    if not wanted:
+        raise ValueError(
+            f"{asked} has none of the files that are read (config.json and *.safetensors, "
+            "params.json and consolidated.*.pth, or *.gguf)"
+            f"{' and match --only' if only else ''}; it holds {_some(names)}"
+        )
+    if len(models := [name for name in wanted if _matches(name, GGUF)]) > 1:
+        raise ValueError(
+            f"{asked} holds {len(models)} models as GGUF files: {_some(models)}; bring one, "
+            f"`llama-jax download {asked.name} --only {models[0]}`"
+        )
 
 
 def pinned(path: Path) -> str | None:
@@ -121,19 +135,21 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
 
 def _here(asked: Repository) -> Path | None:
     """The repository's folder in the Hub's cache, if the model there is whole."""
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import constants
 
-    for name in CONFIGS:
-        found = try_to_load_from_cache(asked.name, name, revision=asked.revision or "main")
-        if isinstance(found, str) and _is_whole(folder := Path(found).parent):
-            return folder
-    return None
+    # The layout is documented: a file of refs/ holds the commit that a branch or a tag was.
+    kept = Path(constants.HF_HUB_CACHE, f"models--{asked.name.replace('/', '--')}")
+    commit = asked.revision or "main"
+    if (ref := kept / "refs" / commit).is_file():
+        commit = ref.read_text(encoding="utf-8").strip()
+    folder = kept / "snapshots" / commit
+    return folder if folder.is_dir() and _is_whole(folder) else None
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether all weights are there that the folder's own index names."""
     names = os.listdir(folder)
-    if not needed(names):
+    if not any(_matches(name, GGUF) or name in CONFIGS for name in needed(names)):
         return False
     for index in folder.glob("*.safetensors.index.json"):
         with contextlib.suppress(ValueError, AttributeError):  # whoever reads it says what is wrong

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -165,6 +166,16 @@ def test_the_command_says_what_it_brought_and_only_limits_it(server):
     assert {name.rpartition(".")[2] for name, _ in server.sent()} == {"json"}
 
 
+def test_one_of_several_gguf_files_is_brought_and_then_is_the_model(server):
+    server.repositories["org/many"] = {"a.gguf": b"a", "b.gguf": b"b", "config.json": b"{}"}
+    done = run("download", "org/many", "--only", "b.gguf")
+    assert done.exit_code == 0, done.output
+    assert server.sent() == [("b.gguf", 0)]
+    server.asked.clear()
+    assert os.listdir(hub.hub_checkpoint("hf:org/many")) == ["b.gguf"]
+    assert not server.asked
+
+
 def test_a_conversion_keeps_the_revision(server, tmp_path):
     llama_jax.checkpoint.convert("hf:org/model", tmp_path / "native")
     source = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
@@ -200,10 +211,12 @@ def test_a_gate_is_explained(server, monkeypatch, token, words):
 
 def test_mistakes_say_the_way_out(server):
     server.repositories["org/card"] = {"README.md": b"no model"}
+    server.repositories["org/many"] = {"a.gguf": b"a", "b.gguf": b"b"}
     for asked, words in (
         ("hf:org/nothing", "the Hub has no such repository"),
         ("hf:org/model@v9", "the repository has no revision 'v9'"),
         ("hf:org/card", "has none of the files that are read"),
+        ("hf:org/many", "holds 2 models as GGUF files: a.gguf, b.gguf; .* --only a.gguf"),
         ("hf:model", "write hf:ORG/NAME"),
     ):
         with pytest.raises(ValueError, match=words):
@@ -222,4 +235,5 @@ def test_a_repository_that_has_its_weights_twice_gives_them_once():
     assert set(hub.needed([*meta, "README.md"])) == set(meta)
     assert "consolidated.00.pth" not in hub.needed([*config, *names, *meta])
     assert hub.needed(["README.md", "config.json"]) == []
+    assert hub.needed(["a.gguf", "b.gguf", "config.json"], ["b*"]) == ["b.gguf"]
     assert hub.needed([*config, *names], ["*2*"]) == ["model-2.safetensors"]
