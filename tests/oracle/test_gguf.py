@@ -54,3 +54,16 @@ def test_every_tensor_of_a_real_file_is_dequantized_bit_for_bit():
         want = gguf.dequantize(one.data, one.tensor_type)
         found = source.tensors[row.path][...]
         np.testing.assert_array_equal(bits(found.T if row.transposed else found), bits(want))
+
+
+def test_the_name_smollm2_is_the_real_file_where_this_user_keeps_it(tmp_path, monkeypatch):
+    if not REAL.is_file():
+        pytest.skip("no real GGUF file; LLAMA_JAX_GGUF names one, as .ci/run does where it can")
+    kept = tmp_path / "llama_jax/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.symlink_to(REAL)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    source = open_checkpoint("smollm2")
+    assert source.path == kept
+    assert (source.config.n_layers, source.config.dim) == (30, 576)
