@@ -47,14 +47,16 @@ def chat(
     settings = sampling.settings()
     system = None if system is None else argument(system, "--system")
     import llama_jax
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
 
-    source = open_checkpoint(checkpoint)
+    place = find_checkpoint(checkpoint)
+    source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
     check_dialogs(source, tokenizer)
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         stderr.print(note, style="dim")
-    params = devices.load(source.path, dtype, lambda source: (1, source.config.max_seq_len))
+    params = devices.load(place, dtype, lambda source: (1, source.config.max_seq_len))
     _talk(llama_jax.Conversation(params, system=system, settings=settings))
 
 

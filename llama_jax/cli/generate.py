@@ -82,17 +82,19 @@ def generate(
             raise ValueError(f"{name}={value} is printed as JSON alone; add --json")
     named, texts = named_and_prompts(checkpoint, prompts or [])
     asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(texts))]
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.tokenizer import load_tokenizer
 
-    settings, samples, source = sampling.settings(), output.num_samples, open_checkpoint(named)
+    settings, samples, place = sampling.settings(), output.num_samples, find_checkpoint(named)
+    source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
     if named is None:
         stderr.print(OWN, style="dim")
-    model = _Model(source.path, devices, dtype, requests, samples)
+    model = _Model(place, devices, dtype, requests, samples)
     if as_json:
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
