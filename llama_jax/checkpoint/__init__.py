@@ -20,6 +20,7 @@ from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
+from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.peft import open_peft
 from llama_jax.checkpoint.placement import default_sharding, place
@@ -49,7 +50,7 @@ __all__ = ["convert", "load", "save", "shapes"]
 
 
 def load(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     *,
     mesh: Mesh | None = None,
     dtype: Any = None,
@@ -58,9 +59,11 @@ def load(
 ) -> Params:
     """The model in a directory: a native checkpoint, or Meta's or Hugging Face's files; or in GGUF.
 
-    What lies there tells which. `path` may be a GGUF file itself. `adapter` is a folder in which
-    Hugging Face's peft saved a LoRA adapter of this model: its matrices are used beside the
-    weights, and `merge` adds them in.
+    What lies there tells which. `path` may be a GGUF file itself. Without a path it is the model
+    that comes with the package, which tells stories. "hf:ORG/NAME" is a repository of the Hub,
+    downloaded where it is not here, and `checkpoint.named.NAMES` has names of further models.
+    `adapter` is a folder in which Hugging Face's peft saved a LoRA adapter of this model: its
+    matrices are used beside the weights, and `merge` adds them in.
 
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
@@ -75,7 +78,7 @@ def load(
     From here on compiled programs are kept in the user's cache folder: `compilation.keep_programs`.
     """
     keep_programs()
-    path = given_path(path)
+    path = find_checkpoint(path)
     if native.is_native(path) and quantize is None:
         config = native.read_config(path)
         adapters = _adapters(adapter, config, path)
@@ -96,7 +99,7 @@ def load(
 
 
 def shapes(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     *,
     mesh: Mesh | None = None,
     dtype: Any = None,
@@ -104,7 +107,7 @@ def shapes(
     adapter: str | PathLike[str] | None = None,
 ) -> Params:
     """What `load` will return, with shapes in place of weights; none is read."""
-    path = given_path(path)
+    path = find_checkpoint(path)
     if native.is_native(path) and quantize is None:
         config, tokenizer = native.read_config(path), own_tokenizer(path)
         stored = native.stored_weights(path, config)

@@ -12,6 +12,7 @@ from typing import Any
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.given_path import given_path
+from llama_jax.checkpoint.hub import pinned
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
@@ -92,6 +93,7 @@ def origin(source: Source) -> dict[str, Any]:
     """Where a checkpoint came from, for the record in the one made of it."""
     return {
         "path": str(source.path.resolve()),
+        "repository": pinned(source.path),
         "format": source.format,
         "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -7,7 +7,6 @@ import math
 import os
 
 from llama_jax.checkpoint import native
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 
@@ -34,7 +33,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         parameters[name] = parameters.get(name, 0) + math.prod(tensor.shape)
     files = source.files
     if source.format == "native":
-        root = given_path(path) / native.WEIGHTS
+        root = source.path / native.WEIGHTS
         files = tuple(f for f in root.rglob("*") if f.is_file())
         count = sum("c" in f.relative_to(root).parts for f in files)  # the others say what is there
     else:

@@ -12,11 +12,11 @@ import numpy as np
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.gguf import open_gguf
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
+from llama_jax.checkpoint.named import NAMES, find_checkpoint
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
@@ -26,18 +26,20 @@ from llama_jax.weights.weight import ARRAY, is_value, parts_of
 
 
 def open_checkpoint(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None = None,
     *,
     max_seq_len: int | None = None,
     rope_factor: float | None = None,
 ) -> Source:
     """Opens a native checkpoint, or somebody else's files, told apart by what lies there.
 
+    The path is one as `load` takes it.
+
     Shapes and dtypes are checked, and no weight is read. `max_seq_len` stands in for the files'
     own; `rope_factor` (of Llama 3.1's scaling) for what Meta's do not say, and where others say
     theirs it is an error.
     """
-    path = given_path(path)
+    path = find_checkpoint(path)
     if native.is_native(path):
         _check_unsaid(path, rope_factor)
         return _open_native(path, max_seq_len)
@@ -65,7 +67,10 @@ def open_source(
         _check_unsaid(path, rope_factor)
         return open_hf(path, max_seq_len=max_seq_len)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; pass a checkpoint's directory")
+        raise FileNotFoundError(
+            f"{path} does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: "
+            f"{', '.join(NAMES)}"
+        )
     if (only := gguf_in(path)) is not None:
         return open_source(only, max_seq_len=max_seq_len, rope_factor=rope_factor)
     for below in sorted(path.iterdir()):

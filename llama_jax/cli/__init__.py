@@ -21,6 +21,7 @@ from llama_jax import distributed
 from llama_jax.cli.chat import chat
 from llama_jax.cli.console import FAILED
 from llama_jax.cli.convert import convert
+from llama_jax.cli.download import download
 from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
@@ -44,6 +45,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
 )
 COMMANDS = (
+    download,
     convert,
     export,
     verify,

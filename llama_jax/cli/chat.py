@@ -19,6 +19,7 @@ from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
 from llama_jax.cli.errors import in_options
+from llama_jax.cli.own_model import OwnOrNamed
 from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 
@@ -30,7 +31,7 @@ USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 @over_devices
 def chat(
-    checkpoint: options.Checkpoint,
+    checkpoint: OwnOrNamed = None,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The system message: how the model is to answer"),
@@ -52,16 +53,18 @@ def chat(
     settings = sampling.settings()
     system = None if system is None else argument(system, "--system")
     import llama_jax
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
 
-    source = open_checkpoint(checkpoint)
+    place = find_checkpoint(checkpoint)
+    source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
     check_dialogs(source, tokenizer, otherwise="use `llama-jax generate`")
     say_notes(source.notes_with(tokenizer))
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         say_notes([note])
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
-    params = devices.load(checkpoint, dtype, sizes, quantize=quantize, adapter=adapter)
+    params = devices.load(place, dtype, sizes, quantize=quantize, adapter=adapter)
     _talk(llama_jax.Conversation(params, system=system, settings=settings, cache=kv_cache.cache))
 
 

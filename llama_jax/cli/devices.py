@@ -15,6 +15,7 @@ import typer
 
 from llama_jax import distributed as job
 from llama_jax.cli import options
+from llama_jax.cli.compiling import notice_compiling
 from llama_jax.cli.console import status, stderr
 from llama_jax.cli.loading import load_ahead
 
@@ -111,6 +112,7 @@ class Devices(options.Mesh):
         from llama_jax.kernels import weight_dtype
 
         self._check_there()
+        notice_compiling()
         mesh = None
         if self._size > 1:
             dtype = dtype or weight_dtype(jax.default_backend()).name

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.tokenizer import Tokenizer
 
+TELLS_STORIES = (
+    "the model that comes with the package only tells stories, and answers nothing: "
+    '`llama-jax generate "Once upon a time"`. To chat, name a chat model: '
+    "`llama-jax chat smollm2`, a folder, or hf:ORG/NAME"
+)
 _NAMED = re.compile(r"instruct|chat", re.IGNORECASE)
 
 
@@ -28,6 +33,10 @@ def is_instruct(source: Source) -> bool:
 
 def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str) -> None:
     """ValueError unless the checkpoint says how it writes a dialog; it ends in the way out."""
+    from llama_jax.checkpoint.named import PRETRAINED
+
+    if source.path == PRETRAINED:
+        raise ValueError(TELLS_STORIES)
     if tokenizer is None:
         raise ValueError(f"{source.path} has no tokenizer, and a dialog is text")
     try:

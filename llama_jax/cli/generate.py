@@ -18,6 +18,7 @@ from llama_jax.cli.console import FAILED, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
+from llama_jax.cli.own_model import OWN, OwnOrNamed, named_and_prompts
 from llama_jax.cli.prompts import Asked, Reading
 from llama_jax.cli.requests import Maker, Request
 from llama_jax.cli.sampling import Sampling
@@ -55,7 +56,7 @@ class Output:
 
 @over_devices
 def generate(
-    checkpoint: options.Checkpoint,
+    checkpoint: OwnOrNamed = None,
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
@@ -76,6 +77,9 @@ def generate(
 ) -> None:
     """Continue texts; answer questions with --chat.
 
+    The first argument is a checkpoint if it has no space or is the path of something that exists.
+    Otherwise all are prompts, and the model that comes with the package continues them.
+
     Text is printed as it comes, and everything about it goes to stderr. A line of input that is
     wrong is an error on stderr, and costs no other line.
     """
@@ -83,11 +87,14 @@ def generate(
     for name in ("logprobs", "prompt_logprobs"):
         if (value := getattr(sampling, name)) is not None and not as_json:
             raise ValueError(f"{name}={value} is printed as JSON alone; add --json")
-    asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(prompts or []))]
+    named, texts = named_and_prompts(checkpoint, prompts or [])
+    asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(texts))]
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.tokenizer import load_tokenizer
 
-    settings, samples, source = sampling.settings(), output.num_samples, open_checkpoint(checkpoint)
+    settings, samples, place = sampling.settings(), output.num_samples, find_checkpoint(named)
+    source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
     say_notes(source.notes_with(tokenizer))
@@ -95,7 +102,9 @@ def generate(
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
-    model = _Model(checkpoint, devices, dtype, quantize, adapter, kv_cache, requests, samples)
+    if named is None:
+        stderr.print(OWN, style="dim")
+    model = _Model(place, devices, dtype, quantize, adapter, kv_cache, requests, samples)
     with _prompts_named(requests, samples):
         if as_json:
             rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)

@@ -22,7 +22,7 @@ Checkpoint = Annotated[
     typer.Argument(
         metavar="CHECKPOINT",
         help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
-        "or a GGUF file",
+        "a GGUF file; hf:ORG/NAME of the Hub; or a name: stories, smollm2",
     ),
 ]
 Destination = Annotated[

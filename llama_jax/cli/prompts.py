@@ -94,7 +94,8 @@ class Reading:
             asked += self._of_file(file, lines=self.lines is not False)
         if not asked:
             raise ValueError(
-                'no prompt; pass one ("" starts from bos alone), --file PROMPTS, or text by a pipe'
+                'no prompt; pass one ("" starts from bos alone; a single word needs a checkpoint '
+                "before it, if only `stories`), --file PROMPTS, or text by a pipe"
             )
         return [vars(one) for one in asked]
 

@@ -50,28 +50,29 @@ def run_steps(
     `run.save_every` steps, at the end, and when SIGTERM or Ctrl-C asks to stop.
     """
     r, mesh = recipe.run, mesh_of(state.params)
-    step, first = jitted_step(recipe), int(state.step)
+    step = jitted_step(recipe)
+    first = index = int(state.step)
     sharding = batch_sharding(mesh, recipe.step.batch)
     batches = training_batches(data.rows, data.order, sharding, step=first)
     waiting: list[tuple[int, Metrics]] = []  # said one step later, while the next one runs
 
     def say() -> None:
         while waiting:
-            index, metrics = waiting.pop(0)
-            report.step(index, jax.device_get(metrics))
-            _check_steps(recipe, report, data.order, index)
+            _take(*waiting.pop(0), recipe, report, data.order)
 
     def save() -> None:
         say()
-        saves.save(without_frozen(state))
-        on_save(state)
-        report.paused()
+        _save(state, saves, report, on_save)
+
+    def evaluate() -> None:
+        say()
+        if report.evaluated(index, evaluated(recipe, state, data)):
+            on_save(state)
 
     def due(every: int) -> bool:
         return bool(every) and index % every == 0 and index < recipe.steps
 
     with _stop_signals() as asked, contextlib.closing(batches):
-        index = first
         while index < recipe.steps:
             state, metrics = step(state, next(batches))
             say()
@@ -80,8 +81,7 @@ def run_steps(
             if _stops_now(asked, index):
                 break
             if due(r.evaluate_every):
-                say()
-                report.evaluated(index, evaluated(recipe, state, data))
+                evaluate()
             if due(r.sample_every):
                 on_sample(state)
                 report.paused()
@@ -89,13 +89,27 @@ def run_steps(
                 save()
         if index > first:
             save()
-        else:  # the process before may have ended between the state and the model
+        elif report.keeps_newest:  # a process may have ended between the state and the model
             on_save(state)
         if index == recipe.steps:
-            report.evaluated(index, evaluated(recipe, state, data))
+            evaluate()
             on_sample(state)
     saves.wait()
     return state
+
+
+def _take(index: int, metrics: Metrics, recipe: Recipe, report: Report, order: Order) -> None:
+    report.step(index, jax.device_get(metrics))
+    _check_steps(recipe, report, order, index)
+
+
+def _save(
+    state: TrainState, saves: Saves, report: Report, on_save: Callable[[TrainState], None]
+) -> None:
+    saves.save(without_frozen(state))
+    if report.keeps_newest:
+        on_save(state)
+    report.paused()
 
 
 def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None:

@@ -151,6 +151,8 @@ class Run:
     evaluate_every: int = 500
     evaluate_batches: int = 20
     """Validation batches that are read each time; 0 reads all."""
+    keep_best: bool = False
+    """The model is that of the lowest validation loss so far, and not the newest."""
     sample_every: int = 500
     prompts: tuple[str, ...] = ("",)
     """What the sampled completions begin with."""
@@ -161,6 +163,8 @@ class Run:
 
     def __post_init__(self) -> None:
         _check(self, from_zero=("save_every", "evaluate_every", "evaluate_batches", "sample_every"))
+        if self.keep_best and not self.evaluate_every:
+            raise ValueError("keep_best=True compares evaluations; raise evaluate_every above 0")
 
 
 @dataclasses.dataclass(frozen=True)

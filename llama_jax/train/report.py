@@ -49,7 +49,7 @@ class Report:
         self._recipe, self._say, self._file = recipe, say, file
         self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
-        _forget_after(file, first)
+        self._lowest = _forget_after(file, first)
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
@@ -74,11 +74,11 @@ class Report:
         if done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps):
             self._say(self._line(done, numbers))
 
-    def evaluated(self, step: int, found: Evaluated | None) -> None:
-        """Takes the loss of the validation split."""
+    def evaluated(self, step: int, found: Evaluated | None) -> bool:
+        """Takes the loss of the validation split; returns whether this is the model to keep."""
         self._clock = None
         if found is None:
-            return
+            return False
         self._write(
             {"step": step, "validation_loss": found.loss, "bits_per_byte": found.bits_per_byte}
         )
@@ -88,6 +88,13 @@ class Report:
             + (f", {bits:.4f} bits per byte" if bits else "")
             + f" ({found.tokens:,} tokens)"
         )
+        is_lowest, self._lowest = found.loss <= self._lowest, min(found.loss, self._lowest)
+        return self._recipe.run.keep_best and is_lowest
+
+    @property
+    def keeps_newest(self) -> bool:
+        """Whether the newest model is the one to keep: the best is not asked for, or not known."""
+        return not self._recipe.run.keep_best or math.isinf(self._lowest)
 
     def paused(self) -> None:
         """The time until the next step is no step's: a state is written, or a text drawn."""
@@ -128,14 +135,20 @@ def flops_per_token(config: Config, context: int, *, frozen: bool = False) -> fl
     return (4.0 if frozen else 6.0) * matrices + 12.0 * c.n_layers * queries * context
 
 
-def _forget_after(file: Path, step: int) -> None:
-    """Removes the lines of later steps, which a run that goes on from `step` takes again."""
+def _forget_after(file: Path, step: int) -> float:
+    """Removes the lines of later steps, which a run that goes on from `step` takes again.
+
+    Returns the lowest validation loss of those that stay; infinity where there is none.
+    """
     if not file.exists():
-        return
+        return math.inf
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     # A process that was killed may have left half a line at the end.
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
     replace_text(file, "".join(kept))
+    return min(
+        (json.loads(line).get("validation_loss", math.inf) for line in kept), default=math.inf
+    )
 
 
 def duration(seconds: float) -> str:

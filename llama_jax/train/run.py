@@ -70,6 +70,10 @@ def train(
     mesh = mesh_for_recipe(recipe)
     like, begin = model_of(recipe, tokens, mesh)
     data = _data(recipe, open_tokens(tokens.path, vocab_size=like.config.vocab_size))
+    if recipe.run.keep_best and data.validation is None:
+        raise ValueError(
+            f"keep_best=True compares evaluations, and {tokens.path} has no validation"
+        )
     device = device_here(recipe.mesh.devices)
     check_fits(plan(recipe, like.config, platform=device.platform), device)
     _keep_recipe(recipe, folder)

@@ -91,3 +91,16 @@ def test_an_export_is_what_llama_cpps_reader_makes_of_it(tmp_path, dtype):
             tolerance = {"F32": 0, "F16": 5e-4, "BF16": 4e-3}[one.tensor_type.name]
             found = gguf.dequantize(one.data, one.tensor_type)
             np.testing.assert_allclose(found, weight, rtol=tolerance, atol=1e-7)
+
+
+def test_the_name_smollm2_is_the_real_file_where_this_user_keeps_it(tmp_path, monkeypatch):
+    if not REAL.is_file():
+        pytest.skip("no real GGUF file; LLAMA_JAX_GGUF names one, as .ci/run does where it can")
+    kept = tmp_path / "llama_jax/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.symlink_to(REAL)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("sys.platform", "linux")
+    source = open_checkpoint("smollm2")
+    assert source.path == kept
+    assert (source.config.n_layers, source.config.dim) == (30, 576)

@@ -59,6 +59,13 @@ def losses(folder):
     return found
 
 
+def validations(folder):
+    """The validation loss of each step that has one."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    found = {record["step"]: record.get("validation_loss") for record in map(json.loads, lines)}
+    return {step: loss for step, loss in found.items() if loss is not None}
+
+
 @pytest.fixture(scope="module")
 def whole(tokens, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
@@ -75,14 +82,14 @@ def test_a_run_that_stops_and_goes_on_has_the_same_weights(tokens, whole, tmp_pa
     assert losses(tmp_path / "run") == whole[1], "each step once, with the same loss"
 
 
-def _end_after(steps, recipe, folder):
+def _end_after(steps, recipe, folder, evaluate_every=0):
     """Trains until a step, and asks to stop there, as SIGTERM does."""
 
     def say(line):
         if line.startswith(f"step {steps}/"):
             signal.raise_signal(signal.SIGTERM)
 
-    every = {"print_every": 1, "save_every": 100, "evaluate_every": 0}
+    every = {"print_every": 1, "save_every": 100, "evaluate_every": evaluate_every}
     run, said = Run(**vars(recipe.run) | every), []
     train(recipe.replace(run=run), folder, say=lambda line: (said.append(line), say(line)))
     last = re.match(r"stopped after step (\d+) of 8; the same call goes on", said[-1])
@@ -120,6 +127,26 @@ def test_a_run_that_lost_its_model_writes_it_again(tokens, whole, tmp_path):
     shutil.rmtree(tmp_path / "run" / "model")
     weights, _ = trained(recipe_of(tokens), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+
+
+def test_the_best_model_is_kept_and_not_a_later_one_that_is_worse(tokens, tmp_path):
+    """At such a rate the loss rises again; a run that goes on knows what it had."""
+    run = {"evaluate_every": 1, "save_every": 2, "keep_best": True}
+    recipe = recipe_of(tokens, steps=6, run=run)
+    fast = Optimizer(warmup=2, learning_rate=3.0, schedule="constant")
+    recipe = recipe.replace(optimizer=fast)
+    _end_after(4, recipe, tmp_path / "run", evaluate_every=1)
+    best = llama_jax.load(tmp_path / "run/model")
+    found = validations(tmp_path / "run")
+    assert min(found, key=found.get) < max(found), "it did not get worse"
+    weights, _ = trained(recipe, tmp_path / "run")
+    assert min(validations(tmp_path / "run").values()) == min(found.values())
+    jax.tree.map(np.testing.assert_array_equal, weights, best.weights)
+
+
+def test_the_best_of_no_evaluations_is_refused(tokens):
+    with pytest.raises(ValueError, match=r"keep_best=True .* raise evaluate_every"):
+        recipe_of(tokens, run={"evaluate_every": 0, "keep_best": True})
 
 
 @pytest.mark.slow

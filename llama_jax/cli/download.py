@@ -1,0 +1,53 @@
+"""`llama-jax download`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from llama_jax.cli.description import print_rows
+
+
+def download(
+    repository: Annotated[
+        str, typer.Argument(help="A repository of the Hugging Face Hub: ORG/NAME or hf:ORG/NAME")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit; default: the main branch")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of the files that are needed, those of such a name: '*.json'; may be repeated",
+        ),
+    ] = None,
+) -> None:
+    """Bring a model from the Hugging Face Hub.
+
+    It comes into the Hub's cache on this machine: only the files that are read, and none that is
+    there already. Afterwards hf:ORG/NAME is that model wherever a checkpoint is taken. HF_HOME is
+    where the cache lies, HF_TOKEN or `hf auth login` lets you in, HF_HUB_OFFLINE=1 asks nobody.
+    """
+    from llama_jax.checkpoint import hub
+    from llama_jax.checkpoint.files.messages import in_units
+
+    asked = hub.repository(repository)
+    if revision is not None and asked.revision is not None:
+        raise ValueError(f"{repository} names a revision, and --revision another; leave one out")
+    if revision is not None:
+        asked = dataclasses.replace(asked, revision=revision)
+    folder = hub.download(asked, only or ())
+    files = [file for file in folder.iterdir() if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    pinned = hub.pinned(folder) or str(asked)
+    print_rows(
+        {
+            "files": f"{len(files)}, {in_units(size)}",
+            "folder": str(folder),
+            "revision": pinned.partition("@")[2],
+            "use it as": f"llama-jax generate {asked} PROMPT, or {pinned} for just this revision",
+        }
+    )

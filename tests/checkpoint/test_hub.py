@@ -1,0 +1,239 @@
+"""Models of the Hub, against a Hub that the test serves on the loopback."""
+
+import hashlib
+import http.server
+import json
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import run
+from hf_folder import write_folder
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+import llama_jax
+from llama_jax.checkpoint import hub
+from llama_jax.checkpoint.reading import open_checkpoint
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OTHER = "f" * 40
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """What the Hub answers for repositories in memory: {"org/name": {"file": bytes}}."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.repositories, self.gated, self.asked, self.cut = {}, set(), [], None
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def sent(self):
+        """The files whose bytes were asked for, and from which byte."""
+        files = [(path, begin) for kind, path, begin in self.asked if kind == "GET"]
+        return [(path.rpartition("/")[2], begin) for path, begin in files if "/resolve/" in path]
+
+
+class _Answers(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].lstrip("/")
+        begin = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        self.server.asked.append((self.command, path, begin))
+        if path.startswith("api/models/"):
+            self._describe(*path.removeprefix("api/models/").split("/"))
+        else:
+            organisation, name, _, revision, *file = path.split("/")
+            self._file(f"{organisation}/{name}", revision, "/".join(file), begin)
+
+    def _describe(self, organisation, name, what="revision", revision="main", *_):
+        name = f"{organisation}/{name}"
+        files = self.server.repositories.get(name)
+        if files is None:
+            return self._refuse(401, "RepoNotFound")
+        if revision not in ("main", "v1", COMMIT):
+            return self._refuse(404, "RevisionNotFound")
+        if what == "tree":
+            found = [
+                {"type": "file", "path": file, "size": len(data), "oid": _sum(data)}
+                for file, data in files.items()
+            ]
+        else:
+            siblings = [{"rfilename": file} for file in files]
+            found = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
+        return self._send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name, revision, file, begin):
+        if name in self.server.gated:
+            return self._refuse(403 if "Authorization" in self.headers else 401, "GatedRepo")
+        data = self.server.repositories[name].get(file)
+        if data is None:
+            return self._refuse(404, "EntryNotFound")
+        said = {"ETag": f'"{_sum(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if begin:
+            said["Content-Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
+        return self._send(206 if begin else 200, data[begin:], said)
+
+    def _refuse(self, status, code):
+        self._send(status, b"", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def _send(self, status, data, headers):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET":
+            cut = self.server.cut if len(data) > 10_000 else None
+            self.wfile.write(data[:cut])
+            if cut is not None:
+                self.server.cut = None
+                self.close_connection = True
+
+
+def _sum(data):
+    return hashlib.sha1(data).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small Hugging Face folder, and beside it what nobody needs."""
+    folder = write_folder(tmp_path_factory.mktemp("hub") / "model")
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    more = {"README.md": b"a card", "original/consolidated.00.pth": b"twice", "a.gguf": b"x"}
+    return folder, files | more
+
+
+@pytest.fixture
+def server(model, tmp_path, monkeypatch):
+    """A Hub with the repository org/model, an empty cache, and nobody logged in."""
+    served = Hub()
+    served.repositories["org/model"] = model[1]
+    monkeypatch.setattr(constants, "ENDPOINT", served.url)
+    file = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", file)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    yield served
+    close_session()  # its connections are of a server that goes
+    served.shutdown()
+    served.server_close()
+
+
+def test_a_repository_is_a_checkpoint_and_comes_once_without_what_nobody_reads(server, model):
+    params = llama_jax.load("hf:org/model")
+    np.testing.assert_array_equal(
+        params.weights["norm"]["scale"], llama_jax.load(model[0]).weights["norm"]["scale"]
+    )
+    sent = [name for name, _ in server.sent()]
+    assert sorted(sent) == sorted(hub.needed(list(model[1])))
+    assert not {"README.md", "consolidated.00.pth", "a.gguf"} & set(sent)
+    server.asked.clear()
+    open_checkpoint(Path("hf:org/model@main"))
+    assert not server.asked, "what lies here is taken without asking"
+
+
+def test_a_broken_connection_is_taken_up_where_it_broke(server, monkeypatch):
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1_000)
+    server.cut = 7_000
+    assert run("download", "org/model").exit_code == 0
+    begun = [(name, begin) for name, begin in server.sent() if begin]
+    assert begun == [("model.safetensors", 7_000)]
+    llama_jax.load("hf:org/model")
+
+
+def test_the_command_says_what_it_brought_and_only_limits_it(server):
+    done = run("download", "hf:org/model", "--only", "*.json", "--revision", "v1")
+    assert done.exit_code == 0, done.output
+    assert COMMIT in done.stdout
+    assert "llama-jax generate hf:org/model@v1 PROMPT" in done.stdout
+    assert {name.rpartition(".")[2] for name, _ in server.sent()} == {"json"}
+
+
+def test_one_of_several_gguf_files_is_brought_and_then_is_the_model(server):
+    server.repositories["org/many"] = {"a.gguf": b"a", "b.gguf": b"b", "config.json": b"{}"}
+    done = run("download", "org/many", "--only", "b.gguf")
+    assert done.exit_code == 0, done.output
+    assert server.sent() == [("b.gguf", 0)]
+    server.asked.clear()
+    assert os.listdir(hub.hub_checkpoint("hf:org/many")) == ["b.gguf"]
+    assert not server.asked
+
+
+def test_a_conversion_keeps_the_revision(server, tmp_path):
+    llama_jax.checkpoint.convert("hf:org/model", tmp_path / "native")
+    source = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
+    assert source["repository"] == f"hf:org/model@{COMMIT}"
+
+
+def test_offline_takes_what_lies_here_and_says_what_does_not(server, monkeypatch):
+    here = hub.download(hub.repository("org/model"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    assert hub.download(hub.repository("org/model")) == here
+    with pytest.raises(ValueError, match=r"hf:org/other is not in the Hub's cache, and HF_HUB_OFF"):
+        llama_jax.load("hf:org/other")
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        (None, ["not logged in", "/org/model", "hf auth login"]),
+        ("x", ["may not read it", "granted"]),
+    ],
+)
+def test_a_gate_is_explained(server, monkeypatch, token, words):
+    server.gated.add("org/model")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    done = run("generate", "hf:org/model", "--ids", "1 2")
+    assert done.exit_code == 1
+    assert "accept the licence at http://127.0.0.1" in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_mistakes_say_the_way_out(server):
+    server.repositories["org/card"] = {"README.md": b"no model"}
+    server.repositories["org/many"] = {"a.gguf": b"a", "b.gguf": b"b"}
+    for asked, words in (
+        ("hf:org/nothing", "the Hub has no such repository"),
+        ("hf:org/model@v9", "the repository has no revision 'v9'"),
+        ("hf:org/card", "has none of the files that are read"),
+        ("hf:org/many", "holds 2 models as GGUF files: a.gguf, b.gguf; .* --only a.gguf"),
+        ("hf:model", "write hf:ORG/NAME"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            llama_jax.load(asked)
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(ValueError, match=r"hf:org/model could not be downloaded: .*same command"):
+        llama_jax.load("hf:org/model")
+
+
+def test_a_repository_that_has_its_weights_twice_gives_them_once():
+    config, names = ["config.json"], ["model-1.safetensors", "model-2.safetensors"]
+    index = ["model.safetensors.index.json"]
+    meta = ["params.json", "tokenizer.model", "consolidated.00.pth"]
+    assert hub.needed([*config, *names, *index, "pytorch_model.bin"]) == [*config, *names, *index]
+    assert set(hub.needed([*meta, "README.md"])) == set(meta)
+    assert "consolidated.00.pth" not in hub.needed([*config, *names, *meta])
+    assert hub.needed(["README.md", "config.json"]) == []
+    assert hub.needed(["a.gguf", "b.gguf", "config.json"], ["b*"]) == ["b.gguf"]
+    assert hub.needed([*config, *names], ["*2*"]) == ["model-2.safetensors"]

@@ -1,0 +1,115 @@
+"""The model that comes with the package, and the names by which models are asked for."""
+
+import importlib.util
+import re
+
+import pytest
+from helpers import ROOT, run
+
+import llama_jax
+from llama_jax.checkpoint import named
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.cli.own_model import named_and_prompts
+
+FOLDER = ROOT / "llama_jax/pretrained"
+
+
+@pytest.fixture(scope="module")
+def own():
+    return llama_jax.load()
+
+
+def stories_tool():
+    spec = importlib.util.spec_from_file_location("stories", ROOT / "tools/stories.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_story_begins_goes_on_and_ends(own):
+    told = llama_jax.generate(own, ["Once upon a time"], n=4, max_new_tokens=400)
+    ended = [done for done in told if done.finish_reason == "stop"]
+    assert len(ended) >= 3, "a story ends of itself, and not where the context does"
+    for done in ended:
+        words = re.findall(r"[a-z]+", done.text.lower())
+        assert len(words) > 20
+        assert {"the", "and", "to", "was"} & set(words)
+        assert done.text.rstrip()[-1] in '.!?"'
+
+
+def test_the_files_are_small_and_hold_no_story_that_was_trained_on():
+    files = [file for file in FOLDER.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) < 4_000_000
+    beside = {str(f.relative_to(FOLDER)) for f in files if "weights" not in f.parts}
+    assert beside == {"README.md", "checkpoint.json", "config.json", "tokenizer.model"}
+    source = open_checkpoint()
+    assert {tensor.dtype.name for tensor in source.tensors.values()} == {"bfloat16"}
+
+
+def test_the_card_says_the_bits_per_byte_that_the_model_has(own, shared):
+    """Of 16 of the 123 stories, so within a few parts of a hundred."""
+    tool, card = stories_tool(), (FOLDER / "README.md").read_text()
+    said = float(re.search(r"\| this model \| ([\d.]+) \|", card)[1])
+    stories = tool.stories_of(shared / "corpora" / tool.FILES["first"])[tool.HELD_OUT]
+    found = tool.bits_per_byte(own, tool.measured(stories)[:16])
+    assert found == pytest.approx(said, rel=0.06)
+
+
+def test_a_command_without_a_checkpoint_tells_a_story_and_says_whose_it_is():
+    done = run("generate", "Once upon a time", "-n", 4, "--temperature", 0)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Once upon a time")
+    assert "the model that comes with the package" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("chat",), ("chat", "stories"), ("generate", "stories", "Hi", "--chat")], ids=str
+)
+def test_who_wants_to_chat_hears_that_it_only_tells_stories(arguments):
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "only tells stories" in done.stderr
+    assert "llama-jax chat smollm2" in done.stderr
+
+
+def test_a_checkpoint_and_a_prompt_are_told_apart(tmp_path):
+    spaced = tmp_path / "my model"
+    spaced.mkdir()
+    for given, checkpoint, prompts in (
+        ([None], None, []),
+        (["Once upon a time", "One day"], None, ["Once upon a time", "One day"]),
+        (["", "Once"], None, ["", "Once"]),
+        (["demo", "Once"], "demo", ["Once"]),
+        (["checkpoints/mistyped", "Once upon"], "checkpoints/mistyped", ["Once upon"]),
+        ([str(spaced), "Once upon"], str(spaced), ["Once upon"]),
+        (["hf:org/name"], "hf:org/name", []),
+    ):
+        found, texts = named_and_prompts(given[0], given[1:])
+        assert (None if found is None else str(found), texts) == (checkpoint, prompts)
+
+
+def test_a_name_is_a_model_unless_something_lies_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert named.find_checkpoint("stories") == named.find_checkpoint(None) == named.PRETRAINED
+    (tmp_path / "stories").mkdir()
+    assert str(named.find_checkpoint("stories")) == "stories"
+    with pytest.raises(FileNotFoundError, match=r"nowhere does not exist; .* name: stories, smol"):
+        llama_jax.load("nowhere")
+
+
+def test_a_model_in_a_wheel_is_found_or_the_command_that_brings_it_is_said(tmp_path, monkeypatch):
+    model = named.InWheel("a_model_of_pypi", "a.gguf", "pip install a-model")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.platform", "linux")
+    with pytest.raises(FileNotFoundError, match=r"a.gguf is not .*`pip install a-model` brings it"):
+        model.path()
+    kept = tmp_path / "cache/llama_jax/models/a.gguf"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    assert model.path() == kept
+    package = tmp_path / "site/a_model_of_pypi"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('nothing of it runs')")
+    (package / "a.gguf").touch()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert model.path() == package / "a.gguf"
