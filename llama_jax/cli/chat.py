@@ -38,9 +38,7 @@ def chat(
     ] = None,
     *,
     sampling: options.Sampling = USUAL,
-    dtype: options.Dtype = None,
-    quantize: options.Quantize = None,
-    adapter: options.Adapter = None,
+    weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
@@ -64,7 +62,7 @@ def chat(
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         say_notes([note])
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
-    params = devices.load(place, dtype, sizes, quantize=quantize, adapter=adapter)
+    params = devices.load(place, weights, sizes)
     _talk(llama_jax.Conversation(params, system=system, settings=settings, cache=kv_cache.cache))
 
 

@@ -78,57 +78,41 @@ class Devices(options.Mesh):
     def load(
         self,
         checkpoint: Path,
-        dtype: str | None,
+        weights: options.Weights,
         cache: Callable[[Source], tuple[int, int]],
-        *,
-        quantize: str | None = None,
-        adapter: Path | None = None,
     ) -> Params:
         """The model, on its devices; on stderr what each of several will hold, before it does.
 
         `cache` says how many rows and positions will be asked of it.
         """
-        return self.load_ahead(checkpoint, dtype, cache, None, quantize=quantize, adapter=adapter)[
-            0
-        ]
+        return self.load_ahead(checkpoint, weights, cache, None)[0]
 
     def load_ahead(
         self,
         checkpoint: Path,
-        dtype: str | None,
+        weights: options.Weights,
         cache: Callable[[Source], tuple[int, int]],
         prepare: Callable[[Params], Iterator[None]] | None,
-        *,
-        quantize: str | None = None,
-        adapter: Path | None = None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
         On one device alone; the function returned waits for the thread's end.
         """
-        import jax
 
         import llama_jax
-        from llama_jax.kernels import weight_dtype
 
         self._check_there()
         notice_compiling()
         mesh = None
         if self._size > 1:
-            dtype = dtype or weight_dtype(jax.default_backend()).name
-            needed, asked = self._needed(checkpoint, dtype, cache)
+            mesh = llama_jax.make_mesh(**self.axes)
+            needed, asked = self._needed(checkpoint, weights, mesh, cache)
             stderr.print(f"{self}; {_held(needed, asked)}")
             _check_fits(needed)
-            mesh = llama_jax.make_mesh(**self.axes)
         with status(f"loading {checkpoint}"):
             if mesh is None and prepare is not None:
-                return load_ahead(
-                    checkpoint, prepare, dtype=dtype, quantize=quantize, adapter=adapter
-                )
-            params = llama_jax.load(
-                checkpoint, mesh=mesh, dtype=dtype, quantize=quantize, adapter=adapter
-            )
-            return params, lambda: None
+                return load_ahead(checkpoint, prepare, **weights.how)
+            return llama_jax.load(checkpoint, mesh=mesh, **weights.how), lambda: None
 
     def __str__(self) -> str:
         import jax
@@ -160,26 +144,35 @@ class Devices(options.Mesh):
             raise ValueError(f"{asked} and {have}; lower one of the three{way_out}")
 
     def _needed(
-        self, checkpoint: Path, dtype: str, cache: Callable[[Source], tuple[int, int]]
+        self,
+        checkpoint: Path,
+        weights: options.Weights,
+        mesh: Any,
+        cache: Callable[[Source], tuple[int, int]],
     ) -> tuple[Memory, tuple[int, int]]:
         import jax
 
+        from llama_jax.checkpoint import shapes
         from llama_jax.checkpoint.dtypes import parse_dtype
         from llama_jax.checkpoint.reading import open_checkpoint
-        from llama_jax.kernels import cache_dtype
+        from llama_jax.kernels import cache_dtype, weight_dtype
         from llama_jax.model.memory import memory
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
         positions = min(positions, source.config.max_seq_len)
+        dtype = parse_dtype(weights.dtype or weight_dtype(jax.default_backend()).name)
         needed = memory(
             source.config,
-            dtype=parse_dtype(dtype),
+            dtype=dtype,
             batch=rows,
             context=positions,
-            cache_dtype=cache_dtype(jax.default_backend(), parse_dtype(dtype)),
+            cache_dtype=cache_dtype(jax.default_backend(), dtype),
             **self.axes,
         )
+        parts = jax.tree.leaves(shapes(checkpoint, mesh=mesh, **weights.how).weights)
+        held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in parts)
+        needed = dataclasses.replace(needed, weights_per_device=held, weights=held * needed.devices)
         return needed, (rows, positions)
 
 

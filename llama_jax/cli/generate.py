@@ -68,9 +68,7 @@ def generate(
     reading: Reading,
     sampling: Sampling,
     output: Output,
-    dtype: options.Dtype = None,
-    quantize: options.Quantize = None,
-    adapter: options.Adapter = None,
+    weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
@@ -104,7 +102,7 @@ def generate(
     requests = list(maker.requests(asked))
     if named is None:
         stderr.print(OWN, style="dim")
-    model = _Model(place, devices, dtype, quantize, adapter, kv_cache, requests, samples)
+    model = _Model(place, devices, weights, kv_cache, requests, samples)
     with _prompts_named(requests, samples):
         if as_json:
             rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
@@ -123,9 +121,7 @@ class _Model:
 
     checkpoint: Path
     devices: Devices
-    dtype: str | None
-    quantize: str | None
-    adapter: Path | None
+    weights: options.Weights
     kv_cache: options.KVCacheKind
     requests: Sequence[Request]
     samples: int
@@ -159,14 +155,7 @@ class _Model:
         return [one.prompt for one in self.requests], [one.settings for one in self.requests]
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
-        return self.devices.load_ahead(
-            self.checkpoint,
-            self.dtype,
-            self._sizes,
-            self._prepare,
-            quantize=self.quantize,
-            adapter=self.adapter,
-        )
+        return self.devices.load_ahead(self.checkpoint, self.weights, self._sizes, self._prepare)
 
     def _prepare(self, shapes: Params) -> Iterator[None]:
         """Compiles for as many rows as there will be."""

@@ -60,6 +60,20 @@ Quantize = Annotated[
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How a command that runs a model loads its weights."""
+
+    dtype: Dtype = None
+    quantize: Quantize = None
+    adapter: Adapter = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """The same, as `llama_jax.load` takes it."""
+        return {"dtype": self.dtype, "quantize": self.quantize, "adapter": self.adapter}
+
+
 class KVCacheKind(enum.StrEnum):
     """How keys and values are kept."""
 

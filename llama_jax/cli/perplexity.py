@@ -36,12 +36,10 @@ def perplexity(
             min=1,
         ),
     ] = None,
-    dtype: options.Dtype = None,
-    quantize: options.Quantize = None,
-    adapter: options.Adapter = None,
     cache: options.Cache = True,
     as_json: options.AsJson = False,
     *,
+    weights: options.Weights,
     devices: Devices,
 ) -> None:
     """Measure how well a model predicts a text of any length.
@@ -68,7 +66,7 @@ def perplexity(
         raise ValueError(f"{name_of(file)} holds no text to score")
     say_notes(source.notes_with(tokenizer))
     sizes = lambda source: (1, context or source.config.max_seq_len)  # noqa: E731
-    params = devices.load(checkpoint, dtype, sizes, quantize=quantize, adapter=adapter)
+    params = devices.load(checkpoint, weights, sizes)
     with Progress(console=stderr, transient=True) as bar:
         task = bar.add_task("scoring", total=len(ids) - 1)
         for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
