@@ -1,9 +1,9 @@
-"""Steps and prompts of one model with float32, int8, int4 and fp8 weights, in alternating rounds.
+"""Steps and prompts of one model with float32 and quantized weights, in alternating rounds.
 
     python -m bench.quantized --shape M --layers 6 --rounds 15
 
 Each round runs every kind of weight once, one after the other, in one process, so what else the
-machine does falls on all alike. The numbers are float32's time over a kind's: above 1 is faster.
+machine does falls on all alike. A ratio above 1 is faster than float32.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,35 +21,50 @@ import llama_jax
 from bench.shapes import SHAPES
 from llama_jax.kernels import COMPILER_OPTIONS
 
-KINDS = ("float32", "int8", "int4", "fp8")
+KINDS = ("float32", "int8", "int4", "fp8", "int8_dynamic")
 SLOTS = 256
+
+
+class Seconds(NamedTuple):
+    """Of one call."""
+
+    passed: float
+    cpu: float
+    """Of the processor; waiting for other processes does not count."""
 
 
 def main() -> None:
     asked = _arguments()
     config = dataclasses.replace(SHAPES[asked.shape], n_layers=asked.layers)
     whole = llama_jax.init_params(jax.random.key(0), config)
-    models = {
-        kind: whole if kind == "float32" else llama_jax.quantize(whole, kind) for kind in KINDS
-    }
+    kinds = ("float32", *(kind for kind in asked.kinds if kind != "float32"))
+    models = {kind: llama_jax.quantize(whole, kind) for kind in kinds[1:]} | {"float32": whole}
     for kind, params in models.items():
         print(f"{kind}: {8 * params.nbytes / params.size:.2f} bits a number", flush=True)
-    for rows, tokens in ((1, 1), (2, 1), (8, 1), (1, asked.prompt)):
+    calls = [(rows, 1) for rows in asked.rows]
+    for rows, tokens in [*calls, (1, asked.prompt)] if asked.prompt else calls:
         programs = {kind: _Program(params, rows, tokens) for kind, params in models.items()}
-        times: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        times: dict[str, list[Seconds]] = {kind: [] for kind in kinds}
         for _ in range(asked.rounds):
             for kind, program in programs.items():
                 times[kind].append(program.seconds(asked.steps if tokens == 1 else 1))
         print(f"rows {rows}, tokens {tokens}")
-        for kind in KINDS:
-            ratios = [a / b for a, b in zip(times["float32"], times[kind], strict=True)]
-            print(
-                f"  {kind:8} best {min(times[kind]) * 1e3:8.2f} ms, x float32: "
-                f"best {min(times['float32']) / min(times[kind]):.2f}, "
-                f"median of pairs {statistics.median(ratios):.2f}; "
-                f"temporaries {programs[kind].temporaries / 1e6:.1f} MB",
-                flush=True,
-            )
+        for kind in kinds:
+            more = f"temporaries {programs[kind].temporaries / 1e6:.1f} MB"
+            print(f"  {kind:12} {_told(times['float32'], times[kind])}; {more}", flush=True)
+
+
+def _told(whole: list[Seconds], ours: list[Seconds]) -> str:
+    """A kind's times against float32's."""
+    parts = []
+    for name in Seconds._fields:
+        one, other = ([getattr(each, name) for each in times] for times in (whole, ours))
+        pairs = statistics.median(a / b for a, b in zip(one, other, strict=True))
+        parts.append(
+            f"{name} best {min(other) * 1e3:.2f} ms, x float32: best {min(one) / min(other):.2f}, "
+            f"median of pairs {pairs:.2f}"
+        )
+    return "; ".join(parts)
 
 
 class _Program:
@@ -77,15 +92,15 @@ class _Program:
     def _arguments(self) -> tuple[Any, ...]:
         return self.params, self.tokens, self.positions, self.cache, self.last
 
-    def seconds(self, steps: int) -> float:
+    def seconds(self, steps: int) -> Seconds:
         """Of one call, the best of `steps`."""
-        best = float("inf")
+        found = []
         for _ in range(steps):
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             _, cache = jax.block_until_ready(self.run(*self._arguments()))
-            best = min(best, time.perf_counter() - start)
+            found.append((time.perf_counter() - start, time.process_time() - cpu))
             self.cache = cache or self.cache
-        return best
+        return Seconds(*map(min, zip(*found, strict=True)))
 
 
 def _arguments() -> argparse.Namespace:
@@ -94,7 +109,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--steps", type=int, default=5, help="steps of a kind in a round")
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 2, 8])
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     return parser.parse_args()
 
 

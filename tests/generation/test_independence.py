@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 import pytest
 from helpers import GOLDEN, Letters
+from quantized_model import of_every_kind
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
@@ -117,6 +118,16 @@ def test_a_row_is_the_same_in_any_company(model):
 
     print(f"\nlog-probabilities of a row lie at most {max(apart):.1e} apart", end=" ")
     assert max(apart) <= BOUND
+
+
+def test_a_row_of_quantized_weights_is_the_same_in_any_company():
+    """int8, int4 and fp8: one row meets a weight in another form than several rows do."""
+    model = of_every_kind()
+    prompts, settings = prompts_of(model, (1, 5, 9, 16)), settings_of(4)
+    together = generate(model, prompts, settings)
+    for row in (1, 2):
+        (alone,) = generate(model, [prompts[row]], settings[row])
+        assert difference(alone, together[row]) <= BOUND
 
 
 def test_a_row_is_the_same_where_its_own_budget_is_larger(params):
