@@ -51,7 +51,7 @@ class Dialogs:
 def tokenize(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Texts: .txt, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"),
+        typer.Argument(help="Texts: .txt, .md, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"),
     ],
     tokenizer: Annotated[
         Path, typer.Option(help="The model's tokenizer: its file, or a checkpoint's directory")
