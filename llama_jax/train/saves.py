@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 
+from llama_jax.checkpoint.files.messages import in_units
 from llama_jax.train.state import TrainState
 
 
@@ -38,6 +40,9 @@ class Saves:
         """
         args = self._ocp.args.PyTreeSave(_flat(state))
         with self._told_in_words():
+            size = sum(x.nbytes for x in jax.tree.leaves(state))
+            if shutil.disk_usage(self._folder).free < size:  # before Orbax begins, and not amidst
+                raise OSError(f"it takes {in_units(size)}, and the disk has less free")
             self._manager.save(int(state.step), args=args)
 
     def newest(self, template: TrainState, told: Callable[[str], None]) -> TrainState | None:
@@ -101,7 +106,7 @@ def hush_log() -> None:
     """Silences Orbax's log, which has a traceback for each file that could not be written."""
     import orbax.checkpoint  # noqa: F401  # it sets its log up
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.ERROR)
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -290,6 +291,10 @@ def test_a_full_disk_ends_the_run_with_one_line_and_leaves_the_states_before(
             raise ValueError('RESOURCE_EXHAUSTED: Error writing "params" in OCDBT database')
         return save(manager, step, **arguments)
 
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+        with pytest.raises(OSError, match=r"cannot be written .* MB, and the disk has less free"):
+            train(recipe_of(tokens), run, say=lambda line: None)
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(OSError, match=r"states: the disk is full. The states written before stay"):
         train(recipe_of(tokens), run, say=lambda line: None)
