@@ -59,7 +59,7 @@ def tokenize(
     files: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE", help="Texts: .txt, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"
+            metavar="FILE", help="Texts: .txt, .md, .jsonl or .parquet, in UTF-8; dialogs: .jsonl"
         ),
     ],
     tokenizer: Annotated[

@@ -56,6 +56,7 @@ def train(
     from llama_jax.compilation import keep_programs
     from llama_jax.train.recipe_file import read_recipe
     from llama_jax.train.run import train
+    from llama_jax.train.saves import hush_log
 
     asked = read_recipe(recipe, set or [])
     if plan:
@@ -69,6 +70,7 @@ def train(
     if out is None:
         raise ValueError("a run needs a folder: --out runs/first, say")
     keep_programs()
+    hush_log()
     try:
         model = train(asked, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked

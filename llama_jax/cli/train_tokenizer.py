@@ -13,7 +13,8 @@ from llama_jax.cli.description import print_rows
 
 def train_tokenizer(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE", help="Texts: .txt, .jsonl or .parquet, in UTF-8")
+        list[Path],
+        typer.Argument(metavar="FILE", help="Texts: .txt, .md, .jsonl or .parquet, in UTF-8"),
     ],
     vocab_size: Annotated[
         int, typer.Option(metavar="N", help="Tokens in all, at least 260; LLaMA's has 32,000")

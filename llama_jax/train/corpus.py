@@ -1,4 +1,4 @@
-"""Documents from files of text (.txt, .jsonl, .parquet), each with the place that it is at."""
+"""Documents from files of text (.txt, .md, .jsonl, .parquet), each with the place that it is at."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from llama_jax.train.parquet import open_parquet, parquet_texts
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it; it is no text
 _MEMORY_PER_BYTE = 100
@@ -55,8 +55,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """The documents of all files, in order, one in memory at a time.
 
-    A .txt file is one document, or several with `separator` between them. A line end beside a
-    separator belongs to it, and with a separator so does the file's last line end. A .jsonl file
+    A .txt or .md file is one document, or several with `separator` between them. A line end beside
+    a separator belongs to it, and with a separator so does the file's last line end. A .jsonl file
     has one object a line and a .parquet file one row, with the text under `key`. `progress` is told
     the bytes read so far.
     """

@@ -102,7 +102,9 @@ def _moments(
     kept = _kept(s, m, c, rows, platform)
     again = kept["none"] - kept[remat] + _at_work(s, m, c, rows, platform)
     vocabulary = c.dim * c.vocab_size // m.tensor
-    tile = tile_tokens(s.context, rows, c.vocab_size // m.tensor) * c.vocab_size // m.tensor
+    tile = tile_tokens(s.context, rows, c.vocab_size // m.tensor)
+    # Of one tile, the logits are gone when the output's gradient is there.
+    summed = 4 if tile < tokens else 0
     all_trained = sum(trained.values())
     layer = sum(n for path, n in numbers.items() if path[0] == "layers_0") * m.fsdp
     copies = f"{s.dtype} copies of the weights"
@@ -117,8 +119,8 @@ def _moments(
         | {
             activations: c.n_layers * kept[remat],
             # Narrow twice where no device has to gather it: as a product's input, transposed too.
-            output: ((2 if m.fsdp == 1 else 1) * width + 4) * vocabulary,
-            "a tile of logits": tile * (4 + width),
+            output: ((2 if m.fsdp == 1 else 1) * width + summed) * vocabulary,
+            "a tile of logits": tile * (4 + width) * c.vocab_size // m.tensor,
             "the tiles' tokens": 2 * width * c.dim * tokens,
         },
         "the first gradient": narrow

@@ -46,6 +46,8 @@ from llama_jax.train.trained import split
 from llama_jax.weights.params import Params
 
 RECIPE, METRICS, STATES, MODEL = "recipe.json", "metrics.jsonl", "states", "model"
+HASHED_BYTES = 4 << 30
+"""Folders of tokens up to this size are compared with their sha256 before a run."""
 MAY_CHANGE = ("steps", "mesh", "run")
 """What a run may go on with: more steps, other devices, other words."""
 
@@ -66,7 +68,7 @@ def train(
     ValueError where the recipe does not fit what it names, or the run that the folder has.
     """
     folder = Path(folder)
-    tokens = open_tokens(given(recipe, "tokens"))
+    tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
     mesh = mesh_for_recipe(recipe)
     like, begin = model_of(recipe, tokens, mesh)
     data = _data(recipe, open_tokens(tokens.path, vocab_size=like.config.vocab_size))
@@ -114,6 +116,11 @@ def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
         raise ValueError(f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text")
     data = _data(recipe, tokens)
     return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
+
+
+def _is_soon_read(tokens: str) -> bool:
+    """Whether all tokens are read within seconds, so that their sha256 are compared each time."""
+    return sum(file.stat().st_size for file in Path(tokens).rglob("*.bin")) <= HASHED_BYTES
 
 
 def _devices(mesh: jax.sharding.Mesh | None) -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import jax
 
+from llama_jax.checkpoint.files.messages import in_units
 from llama_jax.train.state import TrainState
 
 
@@ -34,8 +38,12 @@ class Saves:
 
         OSError where that one could not be written; the states written earlier stay.
         """
-        args = self._ocp.args
-        self._manager.save(int(state.step), args=args.PyTreeSave(_flat(state)))
+        args = self._ocp.args.PyTreeSave(_flat(state))
+        with self._told_in_words():
+            size = sum(x.nbytes for x in jax.tree.leaves(state))
+            if shutil.disk_usage(self._folder).free < size:  # before Orbax begins, and not amidst
+                raise OSError(f"it takes {in_units(size)}, and the disk has less free")
+            self._manager.save(int(state.step), args=args)
 
     def newest(self, template: TrainState, told: Callable[[str], None]) -> TrainState | None:
         """The newest state that is whole, laid out as `template`, or None where there is none.
@@ -55,10 +63,27 @@ class Saves:
 
     def wait(self) -> None:
         """Returns when all is written. OSError where that failed."""
-        self._manager.wait_until_finished()
+        with self._told_in_words():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """Returns when nothing is written any more, whether it could be or not."""
+        with contextlib.suppress(OSError), self._told_in_words():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _told_in_words(self) -> Iterator[None]:
+        """OSError for whatever Orbax and TensorStore raise where a state cannot be written."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            full = "RESOURCE_EXHAUSTED" in first or "No space left" in str(error)
+            why = "the disk is full" if full else first[:200]
+            raise OSError(
+                f"a state cannot be written to {self._folder}: {why}. The states written before "
+                "stay; free some space, and the same call goes on from the newest"
+            ) from error
 
     def _restored(self, step: int, template: TrainState) -> TrainState:
         ocp, flat = self._ocp, _flat(template)
@@ -75,6 +100,13 @@ class Saves:
             found = self._manager.restore(step, args=args)
         leaves = [found[name] for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def hush_log() -> None:
+    """Silences Orbax's log, which has a traceback for each file that could not be written."""
+    import orbax.checkpoint  # noqa: F401  # it sets its log up
+
+    logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.ERROR)
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

@@ -20,6 +20,7 @@ def written(folder, name, content):
 def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
     text = "\n one\r\ntwo \N{LLAMA}\n\n"
     assert texts(written(tmp_path, "a.txt", text)) == [text]
+    assert texts(written(tmp_path, "a.md", text)) == [text]
     assert texts(written(tmp_path, "a.txt", b"\xef\xbb\xbf" + text.encode())) == [text]
 
 
@@ -107,7 +108,9 @@ def test_files_that_are_no_documents_are_refused_beforehand(tmp_path):
         check_files([])
     with pytest.raises(ValueError, match=r"is a directory; name the files in it"):
         check_files([tmp_path])
-    with pytest.raises(ValueError, match=r"ends in '\.csv'; text is read from \.txt, \.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"ends in '\.csv'; text is read from \.txt, \.md, \.jsonl"
+    ):
         check_files([written(tmp_path, "a.csv", "")])
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         check_files([tmp_path / "absent.txt"])

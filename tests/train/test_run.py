@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -291,3 +292,40 @@ def test_text_that_leaves_no_row_is_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match="choose a shorter context, or add text"):
         train(recipe_of(folder, context=4096), tmp_path / "run")
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
+
+
+def test_tokens_that_were_changed_are_refused(tokens, tmp_path):
+    changed = tmp_path / "tokens"
+    shutil.copytree(tokens, changed)
+    shard = changed / "train/00000.bin"
+    shard.write_bytes(shard.read_bytes()[::-1])
+    with pytest.raises(ValueError, match=r"00000.bin was changed: its sha256 is not the one"):
+        train(recipe_of(changed), tmp_path / "run")
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ValueError, match="it was cut short or changed"):
+        train(recipe_of(changed), tmp_path / "run")
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_leaves_the_states_before(
+    tokens, whole, tmp_path, monkeypatch
+):
+    import orbax.checkpoint as ocp
+
+    run, save = tmp_path / "run", ocp.CheckpointManager.save
+
+    def full(manager, step, **arguments):
+        if step == 4:
+            raise ValueError('RESOURCE_EXHAUSTED: Error writing "params" in OCDBT database')
+        return save(manager, step, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10_000))
+        with pytest.raises(OSError, match=r"cannot be written .* MB, and the disk has less free"):
+            train(recipe_of(tokens), run, say=lambda line: None)
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(OSError, match=r"states: the disk is full. The states written before stay"):
+        train(recipe_of(tokens), run, say=lambda line: None)
+    monkeypatch.undo()
+    weights, said = trained(recipe_of(tokens), run)
+    assert said[0] == "going on after step 2"
+    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
