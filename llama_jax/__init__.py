@@ -36,6 +36,7 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.model.cache import KVCache as KVCache
     from llama_jax.model.cache import ModelCache as ModelCache
     from llama_jax.model.cache import Past as Past
+    from llama_jax.model.int8_cache import Int8KVCache as Int8KVCache
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
     from llama_jax.rope_scaling import RopeScaling as RopeScaling

@@ -36,6 +36,7 @@ def chat(
     sampling: options.Sampling = USUAL,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -56,7 +57,7 @@ def chat(
         stderr.print(note, style="dim")
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
     params = devices.load(checkpoint, dtype, sizes, quantize=quantize)
-    _talk(llama_jax.Conversation(params, system=system, settings=settings))
+    _talk(llama_jax.Conversation(params, system=system, settings=settings, cache=kv_cache.cache))
 
 
 def _talk(conversation: Conversation) -> None:

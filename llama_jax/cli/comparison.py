@@ -73,6 +73,12 @@ def _print_fields(console: Console, found: Comparison) -> None:
 
 
 def _print_dtypes(console: Console, tensors: Sequence[TensorDifference]) -> None:
+    kinds = sorted({kind for t in tensors for kind in t.kinds if kind})
+    if kinds:
+        console.print(
+            f"{' and '.join(kinds)} tensors are compared as the numbers that they stand for; "
+            '"mean error": the root mean square of the differences, as a share of the first\'s own'
+        )
     changed = sorted({t.dtypes for t in tensors if t.dtypes[0] != t.dtypes[1]})
     for one, two in changed:
         console.print(
@@ -100,7 +106,7 @@ def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
     kinds: dict[str, list[TensorDifference]] = {}
     for tensor in tensors:
         kinds.setdefault(_kind(tensor), []).append(tensor)
-    numbers = "numbers differing", "largest gap", "relative gap"
+    numbers = "numbers differing", "largest gap", "relative gap", "mean error"
     table = _table("tensors", "count", "same", *numbers, "worst in")
     for kind, members in kinds.items():
         worst = max(members, key=lambda t: (not t.same, t.largest, t.differing))
@@ -108,6 +114,7 @@ def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
             f"{sum(t.differing for t in members):,}",
             f"{worst.largest:.2e}",
             f"{worst.relative:.2e}",
+            f"{worst.error:.2e}" if any(worst.kinds) else "",
             worst.path[0],
         )
         style = "" if worst.same else "red"
@@ -124,8 +131,12 @@ def _kind(tensor: TensorDifference) -> str:
 def _same(members: Sequence[TensorDifference]) -> str:
     """How many are the same, bit for bit or after a cast to another dtype."""
     count = sum(t.same for t in members)
-    rounded = any(t.same and t.differing for t in members)
-    return ("all" if count == len(members) else str(count)) + (", rounded" if rounded else "")
+    notes = {
+        ", quantized" if t.quantized and not t.rounded else ", rounded"
+        for t in members
+        if t.same and t.differing
+    }
+    return ("all" if count == len(members) else str(count)) + "".join(sorted(notes))
 
 
 def _logits_table(logits: Iterable[LogitsDifference]) -> Table:

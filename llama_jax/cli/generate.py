@@ -65,6 +65,7 @@ def generate(
     output: Output,
     dtype: options.Dtype = None,
     quantize: options.Quantize = None,
+    kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     cache: options.Cache = True,
     devices: Devices,
 ) -> None:
@@ -86,7 +87,7 @@ def generate(
     _check_tokenizer(source, tokenizer, reading)
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
     requests = list(maker.requests(asked))
-    model = _Model(checkpoint, devices, dtype, quantize, requests, samples)
+    model = _Model(checkpoint, devices, dtype, quantize, kv_cache, requests, samples)
     if as_json:
         rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
         rows.print(model.finished())
@@ -106,6 +107,7 @@ class _Model:
     devices: Devices
     dtype: str | None
     quantize: str | None
+    kv_cache: options.KVCacheKind
     requests: Sequence[Request]
     samples: int
 
@@ -114,7 +116,7 @@ class _Model:
         import llama_jax
 
         params, ready = self._load()
-        deltas = llama_jax.stream(params, *self._asked, n=self.samples)
+        deltas = llama_jax.stream(params, *self._asked, n=self.samples, cache=self.kv_cache.cache)
         return itertools.chain(itertools.islice(deltas, 1), _after(ready, deltas))
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
@@ -127,7 +129,9 @@ class _Model:
         ready()
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("generating, compiling first"))
-            for place, done in as_finished(params, *self._asked, n=self.samples):
+            for place, done in as_finished(
+                params, *self._asked, n=self.samples, cache=self.kv_cache.cache
+            ):
                 waiting.close()
                 yield place, done
 
@@ -145,7 +149,12 @@ class _Model:
         from llama_jax.generation.generate import prepare
 
         rows = [one for one in self.requests for _ in range(self.samples)]
-        return prepare(shapes, [one.prompt for one in rows], [one.settings for one in rows])
+        return prepare(
+            shapes,
+            [one.prompt for one in rows],
+            [one.settings for one in rows],
+            cache=self.kv_cache.cache,
+        )
 
     def _sizes(self, source: Source) -> tuple[int, int]:
         """Rows and positions of the largest cache that the prompts can need."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import os
@@ -14,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
+    from llama_jax.model.cache import Cache as ModelCache
 
 Checkpoint = Annotated[
     Path,
@@ -42,7 +44,30 @@ Quantize = Annotated[
     typer.Option(
         metavar="KIND",
         help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory; "
-        "none makes arrays of what a file holds in 8 or 4 bits",
+        "int8_dynamic rounds the activations too; none makes arrays of what a file holds so",
+    ),
+]
+
+
+class KVCacheKind(enum.StrEnum):
+    """How keys and values are kept."""
+
+    WHOLE = "whole"
+    INT8 = "int8"
+
+    @property
+    def cache(self) -> type[ModelCache]:
+        """The kind of cache, as `generate` takes it."""
+        import llama_jax
+
+        return llama_jax.Int8KVCache if self is KVCacheKind.INT8 else llama_jax.KVCache
+
+
+KVCache = Annotated[
+    KVCacheKind,
+    typer.Option(
+        "--kv-cache",
+        help="Keep the keys and values whole, or as int8: a quarter of float32's memory",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]

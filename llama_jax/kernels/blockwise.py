@@ -37,6 +37,9 @@ class Span(NamedTuple):
     positions: Int[Array, "#batch span"]
     last: Int[Array, "batch _"]
     """One for each query, or one for all queries of a row."""
+    k_scale: Float[Array, "batch kv_heads span"] | None = None
+    """What each key is to be multiplied by, where keys and values are int8."""
+    v_scale: Float[Array, "batch kv_heads span"] | None = None
 
 
 class Own(NamedTuple):
@@ -131,7 +134,10 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
     """Attention to a span's keys, a block of keys at a time if they are many."""
     if _is_one_block(time, span):
         return _over_block(rows, span, time)
-    k, v = (jnp.pad(x, _padding(KEY_BLOCK, x, axis=2)) for x in (span.k, span.v))
+    keys = jax.tree.map(
+        lambda x: jnp.pad(x, _padding(KEY_BLOCK, x, axis=2)),
+        {"k": span.k, "v": span.v, "k_scale": span.k_scale, "v_scale": span.v_scale},
+    )
     more = _padding(KEY_BLOCK, span.positions, axis=1)
     positions = jnp.pad(span.positions, more, constant_values=UNSEEN)
     farthest = jnp.max(span.last)
@@ -140,7 +146,8 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
         cut = functools.partial(
             jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=KEY_BLOCK
         )
-        block = Span(cut(k, axis=2), cut(v, axis=2), cut(positions, axis=1), span.last)
+        here = jax.tree.map(functools.partial(cut, axis=2), keys)
+        block = Span(positions=cut(positions, axis=1), last=span.last, **here)
         add = lambda: _merged(sum, _over_block(rows, block, time))  # noqa: E731
         seen = jnp.any(block.positions <= farthest)
         # On a CPU the cond skips blocks that no query sees. On a GPU it would wait for the host.
@@ -155,12 +162,17 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
 
 def _over_block(rows: Array, span: Span, time: int) -> Partial:
     scores = _product("bkrd,bksd->bkrs", rows, span.k) * rows.shape[-1] ** -0.5
+    if span.k_scale is not None:
+        scores = scores * span.k_scale[:, :, None]
     visible = span.positions[:, None, :] <= span.last[:, :, None]
     by_query = scores.reshape(*scores.shape[:2], -1, time, scores.shape[3])
     scores = jnp.where(visible[:, None, None], by_query, -jnp.inf).reshape(scores.shape)
     peak = jnp.max(scores, axis=-1, keepdims=True, initial=LOWEST)
     weights = jnp.exp(scores - peak)
-    out = _product("bkrs,bksd->bkrd", weights, span.v)
+    scaled = weights
+    if span.v_scale is not None:
+        scaled = (weights * span.v_scale[:, :, None]).astype(rows.dtype)
+    out = _product("bkrs,bksd->bkrd", scaled, span.v)
     return Partial(peak, jnp.sum(weights, axis=-1, keepdims=True), out)
 
 
@@ -174,8 +186,10 @@ def _merged(one: Partial, other: Partial) -> Partial:
 def _product(axes: str, rows: Array, other: Array) -> Array:
     """An einsum over [batch, kv_heads, rows, ...] in the dtype of `other`, summed in float32.
 
+    int8 keys and values are widened to the dtype of `rows`, which holds them exactly.
     A single 16-bit row is padded to two: for one, XLA would write all of `other` out in float32.
     """
+    other = other.astype(rows.dtype) if other.dtype == jnp.int8 else other
     rows = rows.astype(other.dtype)
     alone = rows.shape[2] == 1 and rows.dtype.itemsize < 4
     pairs = jnp.pad(rows, ((0, 0), (0, 0), (0, 1), (0, 0))) if alone else rows

@@ -7,13 +7,14 @@ head_dim]. The key and the value of position p lie in slot p.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from llama_jax.config import Config
 from llama_jax.field_docs import with_field_docs
@@ -151,16 +152,19 @@ class KVCache:
         All layers have read by then. If one were to read a buffer after another wrote it, XLA
         would copy the buffer.
         """
-        positions = _known_after(positions, after)
-        k = tuple(_write(old, new, positions) for old, (new, _) in zip(self.k, steps, strict=True))
-        v = tuple(_write(old, new, positions) for old, (_, new) in zip(self.v, steps, strict=True))
-        return KVCache(k, v)
+        positions = known_after(positions, after)
+        keys, values = zip(*steps, strict=True)
+        write = functools.partial(write_slots, positions=positions)
+        return KVCache(tuple(map(write, self.k, keys)), tuple(map(write, self.v, values)))
 
 
 @jax.jit  # traced and lowered once, not twice a layer
-def _write(
-    slots: Slots, new: Float[Array, "batch kv_heads time head_dim"], positions: Positions
-) -> Slots:
+def write_slots(slots: Array, new: Array, positions: Positions) -> Array:
+    """`slots` [batch, kv_heads, slots, ...] with `new` [batch, kv_heads, time, ...] at positions.
+
+    What lies beyond the slots is dropped.
+    """
+
     def write(slots: Array, new: Array, positions: Array) -> Array:
         return slots.at[positions].set(new, mode="drop", unique_indices=True)
 
@@ -170,7 +174,7 @@ def _write(
     return jax.vmap(jax.vmap(write))(slots, new.astype(slots.dtype), places)
 
 
-def _known_after(positions: Positions, after: Array) -> Positions:
+def known_after(positions: Positions, after: Array) -> Positions:
     """`positions`, with a data dependency on `after`.
 
     So every write follows the last read of the cache and happens in place. `x > inf` is false for

@@ -174,7 +174,7 @@ def _compare_logits(
 ) -> tuple[LogitsDifference, ...]:
     if a.config.vocab_size != b.config.vocab_size:
         return ()
-    rounded = any(tensor.rounded and tensor.differing for tensor in tensors)
+    rounded = any((t.rounded or t.quantized) and t.differing for t in tensors)
     tokens, positions = probes(max(a.config, b.config, key=lambda config: config.max_seq_len))
     one, two = (_reference(source, tokens, positions) for source in (a, b))
     return _apart(positions, one, two, None if rounded else _EXACT)

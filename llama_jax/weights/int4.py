@@ -106,7 +106,7 @@ class Int4:
 
     def layout(self) -> Layout:
         axes = {name: scale_axes(self.scale, self.shape[0]) for name in self.parts()}
-        return axes | {"words": (PartAxis(None, per=WORDS), PartAxis(0, per=GROUP), PartAxis(1))}
+        return axes | {"words": (PartAxis(None, size=WORDS), PartAxis(0, per=GROUP), PartAxis(1))}
 
     def constants(self) -> dict[str, Any]:
         return {}

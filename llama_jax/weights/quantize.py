@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import GROUP, Int4
 from llama_jax.weights.int8 import Int8
+from llama_jax.weights.int8_dynamic import Int8Dynamic
 from llama_jax.weights.params import Params, check_params, nested, weight_at
 from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import Weight, check_groups, is_value, map_parts, part_spec
@@ -21,17 +22,23 @@ Rule = str | Callable[[str], str | None]
 """A kind for every matrix but the embedding, or the kind of each matrix by its name, None for one
 that stays: `lambda name: "int4" if "feed_forward" in name else "int8"`."""
 
-ROUNDED: dict[str, Callable[[Any], Weight]] = {"int8": Int8.of, "int4": Int4.of, "fp8": Fp8.of}
+ROUNDED: dict[str, Callable[[Any], Weight]] = {
+    "int8": Int8.of,
+    "int4": Int4.of,
+    "fp8": Fp8.of,
+    "int8_dynamic": Int8Dynamic.of,
+}
 """What each kind makes of an array."""
 
 
 def quantize(params: Params, kind: Rule) -> Params:
-    """The same model with matrices of 8 or 4 bits: "int8", "int4" or "fp8".
+    """The same model with matrices of 8 or 4 bits: "int8", "int4", "fp8" or "int8_dynamic".
 
     Every matrix is rounded but the embedding; norms and biases stay. A function in place of a kind
     is given each matrix's name, as "layers_0.attention.wq", and returns its kind, or None where it
     is to stay. A matrix whose inputs are no multiple of 32 cannot be int4 and becomes int8.
-    Activations, sums and logits stay as they are.
+    Activations stay as they are but for "int8_dynamic", which rounds the rows that a matrix
+    multiplies to 8 bits too.
 
     One matrix at a time is in memory besides `params` and the result. ValueError where the kind is
     unknown, or a weight is quantized already.

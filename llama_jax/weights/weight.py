@@ -29,15 +29,16 @@ class PartAxis(NamedTuple):
     """The axis of the weight that an axis of a part follows.
 
     An [in, out] weight with a scale for each group of 32 inputs: the scale is [in / 32, out], and
-    its axes are (PartAxis(0, per=32), PartAxis(1)).
+    its axes are (PartAxis(0, per=32), PartAxis(1)). The first matrix of an adapter of rank 8 is
+    [in, 8], and its axes are (PartAxis(0), PartAxis(None, size=8)).
     """
 
     of: int | None
-    """The weight's axis; None for an axis that follows none, which no mesh cuts: four words that
-    hold 32 numbers of 4 bits are PartAxis(None, per=4)."""
+    """The weight's axis; None for an axis that the part alone has, which no mesh cuts."""
     per: int = 1
-    """How many consecutive entries of that axis share one entry of the part; of an axis that
-    follows none, its size."""
+    """How many consecutive entries of that axis share one entry of the part."""
+    size: int = 0
+    """The length of an axis that the part alone has."""
 
 
 Layout = Mapping[str, tuple[PartAxis, ...]]
@@ -135,14 +136,13 @@ def map_parts(weight: Any, f: Callable[[Any, tuple[PartAxis, ...]], Any]) -> Any
 def part_shape(axes: tuple[PartAxis, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of a part of a weight of this shape."""
     return tuple(
-        axis.per if axis.of is None else math.ceil(shape[axis.of] / axis.per) for axis in axes
+        axis.size if axis.of is None else math.ceil(shape[axis.of] / axis.per) for axis in axes
     )
 
 
 def part_spec(axes: tuple[PartAxis, ...], spec: P) -> P:
     """The part's PartitionSpec, given the weight's."""
-    cuts = dict(enumerate(spec))
-    return P(*(None if axis.of is None else cuts.get(axis.of) for axis in axes))
+    return P(*(_cut_of(axis, tuple(spec)) for axis in axes))
 
 
 def stored_bytes(weight: Any, shape: tuple[int, ...]) -> int:
@@ -173,14 +173,20 @@ def check_groups(name: str, weight: Any, shape: tuple[int, ...], sharding: Shard
     """ValueError if a shard boundary would split a quantization group."""
     if not isinstance(sharding, NamedSharding):
         return
-    cuts = dict(enumerate(axis_cuts(sharding)))
-    padded = padded_shape(shape, sharding)
+    cuts = axis_cuts(sharding)
     for part, axes in layout_of(weight).items():
         for axis in axes:
-            cut = 1 if axis.of is None else cuts.get(axis.of, 1)
-            if cut > 1 and padded[axis.of] // cut % axis.per:  # type: ignore[index]  # no None
+            cut = _cut_of(axis, cuts) or 1
+            if axis.of is None or cut == 1:
+                continue
+            if padded_shape(shape, sharding)[axis.of] // cut % axis.per:
                 raise ValueError(
                     f"{name}: {part} covers groups of {axis.per} along axis {axis.of}, and {cut} "
                     f"shards of {list(shape)} would split a group; use fewer devices or smaller "
                     "groups"
                 )
+
+
+def _cut_of(axis: PartAxis, cuts: Any) -> Any:
+    """What cuts an axis of a part, given what cuts each axis of the weight; None: nothing."""
+    return cuts[axis.of] if axis.of is not None and axis.of < len(cuts) else None

@@ -121,7 +121,7 @@ def test_a_cache_that_a_fresh_prompt_turns_around_is_caught(h100s, replace):
     def turned(slots, new, positions):
         return jnp.flip(write(jnp.flip(slots, 2), new, positions), 2)
 
-    replace("llama_jax.model.cache._write", turned)
+    replace("llama_jax.model.cache.write_slots", turned)
     config, mesh = shallow(LLAMA_8B, 1), mesh_of(h100s)
     cache = cache_of(config, mesh, batch=1, slots=4096, fresh=True)
     text = program(compiled_step(params_of(config, mesh), cache, mesh, time=2048).as_text())

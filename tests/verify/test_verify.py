@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import GOLDEN_META, config_of, run
 
+import llama_jax
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.export import export
 from llama_jax.checkpoint.export_tensor import to_half_split
@@ -435,3 +436,24 @@ def test_convert_verifies_what_it_wrote(tmp_path, monkeypatch):
 def test_comparisons_are_plain_values(good):
     found = compare(open_checkpoint(good), open_checkpoint(good))
     assert dataclasses.asdict(found.logits[0])["largest"] == 0
+
+
+def test_a_quantized_checkpoint_is_compared_with_its_original(tmp_path):
+    """The error of each tensor and of the logits is told, and another model is still another."""
+    params = llama_jax.init_params(jax.random.key(0), llama_jax.Config.named("tiny"))
+    llama_jax.save(params, tmp_path / "whole")
+    llama_jax.save(llama_jax.quantize(params, "int8"), tmp_path / "small")
+    whole, small = (open_checkpoint(tmp_path / name) for name in ("whole", "small"))
+    found = compare(whole, small)
+    errors = {".".join(one.path): one.error for one in found.tensors if one.kinds[1] == "int8"}
+    assert "output.weight" in errors
+    assert "tok_embeddings.weight" not in errors
+    assert all(0.003 < error < 0.012 for error in errors.values())
+    assert all(0 < logits.largest < 0.1 * logits.scale for logits in found.logits)
+    assert found.same
+    told = run("verify", tmp_path / "whole", tmp_path / "small")
+    assert told.exit_code == 0, told.output
+    assert "all, quantized" in told.stdout
+    assert "by rounding" in told.stdout
+    llama_jax.save(llama_jax.init_params(jax.random.key(9), params.config), tmp_path / "other")
+    assert not compare(open_checkpoint(tmp_path / "other"), small).same

@@ -1,5 +1,7 @@
 """`quantize`, `load(quantize=...)` and `convert --quantize` give one model."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,3 +109,14 @@ def test_what_cannot_be_rounded_is_refused_in_the_words_of_the_caller(params, sa
         done = run("convert", tmp_path / "small", tmp_path / "again", "--quantize", asked)
         assert (done.exit_code, said in done.stderr) == (1, True), done.output
         assert not (tmp_path / "again").exists()
+
+
+def test_generate_rounds_as_it_loads_and_keeps_an_int8_cache(saved):
+    asked = ("--ids", "-n", "6", "-t", "0", "--quantize", "int4", "--kv-cache", "int8", "--json")
+    done = run("generate", saved, "1 2 3", *asked)
+    assert done.exit_code == 0, done.output
+    small = llama_jax.load(saved, quantize="int4")
+    (wanted,) = llama_jax.generate(
+        small, [[1, 2, 3]], max_new_tokens=6, temperature=0.0, cache=llama_jax.Int8KVCache
+    )
+    assert json.loads(done.stdout)["tokens"] == wanted.tokens

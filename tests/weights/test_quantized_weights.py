@@ -12,6 +12,7 @@ from llama_jax.sharding.arrays import put_weight
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import Int4, packed
 from llama_jax.weights.int8 import Int8
+from llama_jax.weights.int8_dynamic import Int8Dynamic
 from llama_jax.weights.weight import map_parts, stored_bytes
 
 SHAPE = (128, 48)
@@ -144,3 +145,30 @@ def test_a_gradient_flows_to_what_it_multiplies(weight):
     found = jax.grad(lambda x: jnp.square(weight.matmul(x)).sum())(x)
     dense = np.asarray(weight.dense())
     np.testing.assert_allclose(found, 2 * (x @ dense) @ dense.T, rtol=1e-3, atol=1e-3)
+
+
+def test_rounded_activations_give_a_row_the_same_bits_in_any_company():
+    weight = Int8Dynamic.of(ARRAY)
+    dense = np.asarray(weight.dense())
+    np.testing.assert_array_equal(dense, KINDS["int8"].dense())
+    np.testing.assert_array_equal(weight.rows(jnp.array([[3, 127]])), dense[[[3, 127]]])
+    product = jax.jit(lambda x: weight.matmul(x))
+    x = jnp.asarray(RNG.normal(size=(5, 128)), jnp.float32)
+    together = product(x)
+    assert 0 < np.abs(together - x @ dense).max() < 0.02 * np.abs(together).max()
+    for row in range(5):
+        np.testing.assert_array_equal(product(x[row : row + 1])[0], together[row])
+    y = x[:, :48]
+    back = weight.matmul_transposed(y)
+    assert 0 < np.abs(back - y @ dense.T).max() < 0.03 * np.abs(back).max()
+
+
+def test_rounded_activations_are_cut_and_put_together_again():
+    weight = Int8Dynamic.of(ARRAY)
+    sharding = NamedSharding(llama_jax.make_mesh(fsdp=2, tensor=4), P("tensor", "fsdp"))
+    cut = put_weight(weight, SHAPE, sharding, name="w")
+    assert cut.values.addressable_shards[0].data.shape == (24, 32)
+    x = jnp.asarray(RNG.normal(size=(3, 128)), jnp.float32)
+    np.testing.assert_array_equal(jax.jit(Int8Dynamic.matmul)(cut, x), weight.matmul(x))
+    with pytest.raises(ValueError, match=r"are not int8 \[out, in\] and \[out\]"):
+        Int8Dynamic.from_parts({"values": INT8, "scale": ONES}, {}, np.dtype("float32"))
