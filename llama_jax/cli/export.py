@@ -58,7 +58,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint in Hugging Face's or Meta's format, or as GGUF."""
+    """Write a checkpoint as Hugging Face's, Meta's or GGUF files."""
     from llama_jax.checkpoint.export import export
     from llama_jax.checkpoint.files.messages import in_units
 
