@@ -72,7 +72,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint in Hugging Face's or Meta's format, or as GGUF.
+    """Write a checkpoint as Hugging Face's, Meta's or GGUF files.
 
     A model with LoRA adapters is written with these merged, or its adapters alone as peft's.
     """

@@ -54,8 +54,7 @@ Quantize = Annotated[
     typer.Option(
         metavar="KIND",
         help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory; "
-        "int8_dynamic rounds the activations too; none makes arrays of what a file holds in 8 or 4 "
-        "bits",
+        "int8_dynamic rounds the activations too; none makes arrays of what a file holds so",
     ),
 ]
 

@@ -9,6 +9,7 @@ from hf_folder import SMALL, tensors_of, write_safetensors
 
 import llama_jax
 from llama_jax.checkpoint import convert
+from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.weights.params import weight_at
 from llama_jax.weights.weight import is_value
@@ -239,7 +240,11 @@ def test_a_quantized_folder_is_converted_as_it_is_or_as_arrays(tmp_path):
         (gptq, {"quant_method": "gptq", "bits": 3}, "GPTQ of '3' bits as 'gptq'"),
         (gptq, {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}, "as 'marlin'"),
         (gptq, {"quant_method": "gptq", "bits": 4, "dynamic": {"-:x": {}}}, "dynamic exceptions"),
-        (awq, {"quant_method": "hqq"}, r"quant_method='hqq', and awq, gptq, .* are read; get the"),
+        (
+            awq,
+            {"quant_method": "hqq"},
+            r'quantized by GPTQ or AWQ; get .*\(quantization_config says "hqq"',
+        ),
         (
             lambda *given: (
                 {**packed(*given)[0], "weight_g_idx": np.zeros(64, np.int32)},
@@ -280,6 +285,64 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_told(tmp_path, name):
             there = tmp_path / f"{n}{cut}"
             there.mkdir()
             folder, _ = written(there, broken, said)
-            with pytest.raises(ValueError, match=r"its |lacks|bits are not") as caught:
+            with pytest.raises(
+                ValueError, match=r"its |lacks|bits are not|quantized by|only float16"
+            ) as caught:
                 open_checkpoint(folder)
             assert len(str(caught.value)) < 500 + len(str(folder))
+
+
+VALUES = [None, True, 0, -1, 2**40, 3.5, "x", "gptq", "awq", [], {}, [[1]], {"a": 1}]
+
+
+def damaged(folder, tensors, said, rng):
+    """Writes the folder with one or two things wrong: a tensor, or a word of config.json."""
+    tensors, said = dict(tensors), dict(said)
+    names = [name for name in tensors if "_proj." in name]
+    for _ in range(int(rng.integers(1, 3))):
+        name = names[int(rng.integers(len(names)))]
+        array, how = tensors.get(name), int(rng.integers(7))
+        if how == 0 and array is not None:
+            tensors[name] = array.reshape(-1)
+        elif how == 1 and array is not None:
+            tensors[name] = array.reshape(-1)[:1].reshape(())
+        elif how == 2 and array is not None and array.ndim:
+            tensors[name] = np.repeat(array, 2, -1)
+        elif how == 3 and array is not None:
+            dtypes = (np.int8, np.uint8, np.int64, np.float64, np.float32)
+            with np.errstate(all="ignore"):
+                tensors[name] = array.astype(dtypes[int(rng.integers(len(dtypes)))])
+        elif how == 4:
+            tensors.pop(name, None)
+        else:
+            key = ["bits", "version", "checkpoint_format", "quant_method", "dynamic", "format"]
+            said[key[int(rng.integers(6))]] = VALUES[int(rng.integers(len(VALUES)))]
+    (folder / "config.json").write_text(json.dumps({**GIVEN, "quantization_config": said}))
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+@pytest.mark.parametrize(
+    "name", ["awq", "gptq-order", "packed-zeros", "fp8", "bnb-int8", "bnb-nf4"]
+)
+def test_damaged_folders_are_refused_or_read(tmp_path, name):
+    make, said, _ = FORMATS[name]
+    folder, _ = written(tmp_path, make, said)
+    whole = {key: np.array(a) for key, a in read_safetensors(folder / "model.safetensors").items()}
+    rng, refused = np.random.default_rng(0), []
+    for _ in range(60):
+        damaged(folder, whole, said, rng)
+        refused += [message for message in [what_is_said(folder)] if message]
+    assert len(refused) > 20
+    assert all(str(folder) in message for message in refused)
+    assert max(map(len, refused)) < 600 + len(str(folder))
+
+
+def what_is_said(folder):
+    """The message of a refusal; "" where all is read. Any other exception is a failure."""
+    try:
+        for tensor in open_checkpoint(folder).tensors.values():
+            for part in tensor.parts().values() if is_value(tensor) else [tensor]:
+                part[...]
+    except ValueError as error:
+        return str(error)
+    return ""

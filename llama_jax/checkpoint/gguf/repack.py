@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -90,11 +92,12 @@ def repacking() -> Callable[[RawTensor], RepackedTensor]:
 
 
 def _parts(raw: RawTensor) -> Parts:
-    """The parts of a value, from all of a matrix's blocks, a band of outputs at a time."""
+    """The parts of a value, from all of a matrix's blocks, bands of outputs side by side."""
     shapes = RepackedTensor(raw, True, dict)._shapes().parts()
     found = {name: np.empty(part.shape, part.dtype) for name, part in shapes.items()}
     inputs = raw.shape[1]
-    for rows in bands(raw, slice(0, raw.shape[0])):
+
+    def fill(rows: slice) -> None:
         blocks = raw.unpacked(rows, slice(0, inputs))
         codes = blocks.codes.reshape(-1, inputs)
         if "words" in found:
@@ -105,4 +108,7 @@ def _parts(raw: RawTensor) -> Parts:
         found["scale"].T[rows] = blocks.scale.reshape(len(codes), -1)
         if blocks.minimum is not None:
             found["minimum"].T[rows] = -blocks.minimum.reshape(len(codes), -1)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes without the GIL
+        list(pool.map(fill, bands(raw, slice(0, raw.shape[0]))))
     return found

@@ -21,7 +21,15 @@ from llama_jax.checkpoint.huggingface.quantized import Arranged
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.config import Config
 
-METHODS = ("awq", "gptq", "compressed-tensors", "fbgemm_fp8", "fp8", "bitsandbytes")
+_MARKS = {
+    "awq": ("qweight",),
+    "gptq": ("qweight",),
+    "compressed-tensors": ("weight_packed", "weight_scale"),
+    "fbgemm_fp8": ("weight_scale",),
+    "fp8": ("weight_scale",),
+    "bitsandbytes": ("SCB", "weight.absmax"),
+}
+"""The endings of which a quantized matrix has one, by the method that is read."""
 _MODULE = re.compile(r"(.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)|lm_head)\.(.+)")
 _ACTIVATIONS = re.compile(
     r"(.*\.)?(input_scale|input_scale_ub|input_zero_point|output_scale|k_scale|v_scale|weight_format)"
@@ -34,15 +42,15 @@ def read_quantized(
 ) -> tuple[dict[str, Stored], list[str]]:
     """The quantized matrices by name, and notes; what they are made of leaves `found`.
 
-    `said` is quantization_config of the `config_file`. ValueError names the matrix, or the format
-    that is not read.
+    `said` is quantization_config of the `config_file`. ValueError names the matrix, or the variant
+    that is not read; what is of no method that is read is left to others to tell.
     """
-    if not isinstance(said, Mapping):
-        return {}, []
+    method = said.get("quant_method") if isinstance(said, Mapping) else None
+    marks = _MARKS.get(method, ()) if isinstance(method, str) else ()
     rows = {row.hf: row for row in names_table(config) if row.transposed}
     own = {name: t for name, t in _by_matrix(found.arrays).items() if name in rows}
-    own = {name: t for name, t in own.items() if _is_quantized(t)}
-    if not own:
+    own = {name: t for name, t in own.items() if any(mark in t for mark in marks)}
+    if not own or (method == "gptq" and "bits" not in said):
         return {}, []
     try:
         make, notes = _maker(said), []
@@ -78,11 +86,6 @@ def _by_matrix(arrays: Mapping[str, np.ndarray]) -> dict[str, Tensors]:
     return matrices
 
 
-def _is_quantized(t: Tensors) -> bool:
-    weight = t.get("weight")
-    return weight is None or weight.dtype.name not in ("float16", "bfloat16", "float32", "float64")
-
-
 def _take(found: HFTensors, name: str, t: Tensors, config: Config) -> None:
     """Leaves of a matrix's tensors one under its own name, and its bias if the model has any."""
     module = name.removesuffix("weight")
@@ -106,7 +109,7 @@ def _arranged(row: WeightNames, config: Config) -> Arranged:
 
 def _maker(said: Mapping[str, Any]) -> Callable[..., Stored]:
     """What reads one matrix of the format that quantization_config names."""
-    method = str(said.get("quant_method", "")).lower()
+    method = said["quant_method"]
     if method == "awq":
         return _awq(said)
     if method == "gptq":
@@ -115,12 +118,7 @@ def _maker(said: Mapping[str, Any]) -> Callable[..., Stored]:
         return _compressed_tensors
     if method in ("fbgemm_fp8", "fp8"):
         return quantized.float8
-    if method == "bitsandbytes":
-        return _bitsandbytes
-    raise ValueError(
-        f"quantization_config says quant_method={shorten(said.get('quant_method'))}, and "
-        f"{', '.join(METHODS)} are read; {_FLOATS}"
-    )
+    return _bitsandbytes
 
 
 def _awq(said: Mapping[str, Any]) -> Callable[..., Stored]:
