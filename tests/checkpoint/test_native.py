@@ -293,7 +293,7 @@ def test_a_second_writer_is_told_of_the_first(tmp_path, small, tensors):
 def test_an_existing_destination_is_refused_and_an_empty_one_filled(tmp_path, small, tensors):
     (tmp_path / "empty").mkdir()
     native.write(tmp_path / "empty", small, tensors)
-    with pytest.raises(FileExistsError, match=r"empty is there already; remove it, or ask to"):
+    with pytest.raises(FileExistsError, match=r"already; remove it, or pass overwrite=True"):
         native.write(tmp_path / "empty", small, tensors)
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder").mkdir()
