@@ -215,7 +215,16 @@ def test_a_merge_on_a_mesh_keeps_the_weights_where_they_are(folders):
     )
 
 
-def test_commands_take_an_adapter(folders, tmp_path):
+def test_export_takes_an_adapter_and_gives_it_back(folders, tmp_path):
+    asked = ("--format", "peft", "--adapter", folders / "peft", "--base", "someone/base")
+    said = run("export", folders / "base", tmp_path / "again", *asked)
+    assert said.exit_code == 0, said.output
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folders / "peft" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_generate_takes_an_adapter(folders):
     given = ("--ids", "1 5 9", "--json", "-n", "3", "-t", "0")
     ours = run("generate", folders / "base", *given, "--adapter", folders / "peft")
     assert ours.exit_code == 0, ours.output
