@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.train.recipe import Recipe
@@ -49,7 +51,9 @@ class Report:
         self._recipe, self._say, self._file = recipe, say, file
         self._flops = flops_per_token(config, recipe.step.context)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
-        _forget_after(file, first)
+        self._writes = jax.process_index() == 0
+        if self._writes:
+            _forget_after(file, first)
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
@@ -110,6 +114,8 @@ class Report:
         return "  ".join(parts)
 
     def _write(self, record: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
