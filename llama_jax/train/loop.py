@@ -161,7 +161,8 @@ def _stops_now(asked: threading.Event, step: int) -> bool:
 def _stop_signals() -> Iterator[threading.Event]:
     """Sets an event at SIGTERM and the first Ctrl-C; a second Ctrl-C ends the process at once."""
     asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    # Of several processes JAX's own service hears SIGTERM, and tells all of them (_stops_now).
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield asked
         return
 

@@ -51,15 +51,26 @@ def model_of(
         open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
         return of_checkpoint(recipe, model.checkpoint, mesh)
     config = _config(model.config, model.fields, tokens.tokenizer)
-    key = jax.random.key(recipe.seed)
     shardings = _shardings(config, mesh)
-    begin = jax.jit(functools.partial(_padded_params, config, mesh), out_shardings=shardings)
+    make = functools.partial(_padded_params, config, mesh, recipe.seed)
     like = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(functools.partial(_padded_params, config, mesh), key),
+        jax.eval_shape(make),
         shardings,
     )
-    return like, lambda: begin(key)
+    return like, jax.jit(make, out_shardings=shardings)
+
+
+def gathered(params: Params) -> Params:
+    """Params that this process can write: each weight whole, where several processes hold parts."""
+    if jax.process_count() == 1:
+        return params
+    from jax.experimental import multihost_utils
+
+    def whole(weight: Any) -> Any:
+        return jnp.asarray(multihost_utils.process_allgather(weight, tiled=True))
+
+    return jax.tree.map(whole, params)
 
 
 def config_of(recipe: Recipe) -> Config:
@@ -87,9 +98,9 @@ def _config(name: str, fields: dict[str, Any], tokenizer: Path | None) -> Config
         raise ValueError(f"[model.fields]: {error}") from None
 
 
-def _padded_params(config: Config, mesh: jax.sharding.Mesh | None, key: Any) -> Params:
+def _padded_params(config: Config, mesh: jax.sharding.Mesh | None, seed: int) -> Params:
     """Random weights, with the zeros that the mesh needs."""
-    params = init_params(key, config)
+    params = init_params(jax.random.key(seed), config)
     if mesh is None:
         return params
     shardings = weight_shardings(config, mesh)

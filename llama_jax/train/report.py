@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.train.recipe import Recipe
@@ -49,7 +53,10 @@ class Report:
         self._recipe, self._say, self._file = recipe, say, file
         self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
-        self._lowest = _forget_after(file, first)
+        self._writes = jax.process_index() == 0
+        lowest = _forget_after(file, first) if self._writes else math.inf
+        # Alike in all processes, which keep a model together or not at all.
+        self._lowest = float(multihost_utils.broadcast_one_to_all(np.float32(lowest)))
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
@@ -117,6 +124,8 @@ class Report:
         return "  ".join(parts)
 
     def _write(self, record: dict[str, Any]) -> None:
+        if not self._writes:
+            return
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.sharding
 
 from llama_jax.checkpoint import save
@@ -24,7 +25,7 @@ from llama_jax.sharding.arrays import mesh_of
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
-from llama_jax.train.model import given, mesh_for_recipe, model_of
+from llama_jax.train.model import gathered, given, mesh_for_recipe, model_of
 from llama_jax.train.packed_rows import rows_of
 from llama_jax.train.peak import measured_peak
 from llama_jax.train.plan import plan
@@ -67,7 +68,8 @@ def train(
 
     ValueError where the recipe does not fit what it names, or the run that the folder has.
     """
-    folder = Path(folder)
+    folder, first = Path(folder), jax.process_index() == 0
+    say = say if first else _say_nothing
     tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
     mesh = mesh_for_recipe(recipe)
     like, begin = model_of(recipe, tokens, mesh)
@@ -92,7 +94,9 @@ def train(
         report = _report(recipe, state, folder, say, data)
 
         def on_save(state: TrainState) -> None:
-            save(_result(state, tokens.tokenizer), folder / MODEL, overwrite=True)
+            model = gathered(_result(state, tokens.tokenizer))
+            if first:
+                save(model, folder / MODEL, overwrite=True)
 
         def on_sample(state: TrainState) -> None:
             if sample is not None:
@@ -116,6 +120,10 @@ def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
         raise ValueError(f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text")
     data = _data(recipe, tokens)
     return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
+
+
+def _say_nothing(line: str) -> None:
+    """What process 0 says, the others need not."""
 
 
 def _is_soon_read(tokens: str) -> bool:
@@ -159,7 +167,8 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
                     "choose another folder, or go on with the run's own recipe"
                 )
     folder.mkdir(parents=True, exist_ok=True)
-    replace_text(file, to_json(recipe) + "\n")
+    if jax.process_index() == 0:
+        replace_text(file, to_json(recipe) + "\n")
 
 
 def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

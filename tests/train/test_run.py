@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import ROOT
+from job import Job
 from token_files import token_folder
 
 import llama_jax
@@ -177,6 +178,27 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(tokens, whole, 
             break
     weights = llama_jax.load(tmp_path / "run" / "model").weights
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_ones_run_and_one_with_theirs(tokens, whole, tmp_path):
+    """Each dies by a signal that no process hears."""
+    run, recipe = tmp_path / "run", tmp_path / "recipe.json"
+    _end_after(2, recipe_of(tokens), run)
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    often = {"save_every": 1, "print_every": 1, "evaluate_every": 0}
+    recipe.write_text(to_json(recipe_of(tokens, mesh=mesh, run=often)))
+    arguments = ["127.0.0.1:{port}", "{process}", str(recipe), str(run)]
+    with Job(2, "tests/train/run_program.py", *arguments) as job:
+        job.wait_for("going on after step")
+        job.wait_for("step 6/8")
+    assert not (run / "states/8").exists()
+    weights, said = trained(recipe_of(tokens), run)
+    assert int(re.search(r"going on after step (\d+)", said[0])[1]) >= 4
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, whole[0])
+    assert {step: len(found) for step, found in losses(run).items()} == dict.fromkeys(
+        range(1, STEPS + 1), 1
+    )
 
 
 def test_the_result_generates_and_knows_its_tokenizer(tokens, tmp_path):
