@@ -22,8 +22,10 @@ from llama_jax.weights.groups import group_of
 from llama_jax.weights.int4 import GROUP, MIDDLE, NIBBLES, WORDS, Int4
 from llama_jax.weights.weight import Weight
 
-BLOCK = 256
-"""Rows of a weight that are decoded at once."""
+BLOCK, LEAST_ROWS = 256, 32
+"""Rows of a weight that are decoded at once, and the fewest where they are long."""
+BLOCK_NUMBERS = 3 * 2**19
+"""Numbers decoded at once, 6 MB of them: a block is to stay in the cache that the cores share."""
 PARTIAL = 32
 """Rows of a weight that are one partial sum."""
 
@@ -76,8 +78,10 @@ def block_size(w: Weight) -> int:
     """How many rows of a weight to decode at once, in whole groups; 0 where none divides it."""
     inputs = w.shape[0]
     step = GROUP if isinstance(w, Int4) else group_of(w.parts()["scale"], inputs) or 1
-    sizes = range(BLOCK // step * step, 0, -step)
-    return next((size for size in sizes if inputs % size == 0 and size >= min(32, inputs)), 0)
+    most = max(LEAST_ROWS, step, min(BLOCK, BLOCK_NUMBERS // w.shape[1]))
+    least = min(LEAST_ROWS, inputs)
+    sizes = range(most // step * step, least - 1, -step)
+    return next((size for size in sizes if inputs % size == 0), 0)
 
 
 def _by_partial_sums(x: Array, w: Weight, size: int) -> Array:
