@@ -17,6 +17,7 @@ from llama_jax import distributed as job
 from llama_jax.cli import options
 from llama_jax.cli.compiling import notice_compiling
 from llama_jax.cli.console import status, stderr
+from llama_jax.cli.groups import grouped
 from llama_jax.cli.loading import load_ahead
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def over_devices(command: Callable[..., None]) -> Callable[..., None]:
             job.fail(None)
             raise
 
-    return options.grouped(run)
+    return grouped(run)
 
 
 def _held(needed: Memory, asked: tuple[int, int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from llama_jax.cli import options
 from llama_jax.cli.console import print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_notes, print_rows
+from llama_jax.cli.groups import grouped
 
 
 class Format(enum.StrEnum):
@@ -28,6 +30,42 @@ class Layout(enum.StrEnum):
     llama3 = "llama3"
 
 
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What is in the files, where their format leaves a choice."""
+
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Number of weight files; default: hf 5 GB each, others one", min=1
+        ),
+    ] = None
+    layout: Annotated[
+        Layout | None,
+        typer.Option(
+            help="With --format meta: whose way of cutting the embedding over several files to "
+            "follow; default: llama3 for a model with Llama 3's RoPE"
+        ),
+    ] = None
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --format peft: the model's name at Hugging Face, or its folder, which peft "
+            "will load the adapters onto",
+        ),
+    ] = None
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Number format: float32, bfloat16 or float16, with --format gguf q8_0 or q4_0 "
+            "too; default: as stored",
+        ),
+    ] = None
+
+
+@grouped
 def export(
     checkpoint: options.Checkpoint,
     destination: options.Destination,
@@ -38,36 +76,9 @@ def export(
             "adapters alone"
         ),
     ],
-    shards: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Number of weight files; default: hf 5 GB each, others one", min=1
-        ),
-    ] = None,
-    layout: Annotated[
-        Layout | None,
-        typer.Option(
-            help="With --format meta: whose way of cutting the embedding over several files to "
-            "follow; default: llama3 for a model with Llama 3's RoPE"
-        ),
-    ] = None,
+    *,
+    files: Files,
     adapter: options.Adapter = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="With --format peft: the model's name at Hugging Face, or its folder, which peft "
-            "will load the adapters onto",
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DTYPE",
-            help="Number format: float32, bfloat16 or float16, with --format gguf q8_0 or q4_0 "
-            "too; default: as stored",
-        ),
-    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
@@ -84,11 +95,8 @@ def export(
             checkpoint,
             destination,
             format=format.value,
-            shards=shards,
-            layout=layout.value if layout else None,
             adapter=adapter,
-            base=base,
-            dtype=dtype,
+            **vars(files),
             overwrite=overwrite,
             progress=update,
         )

@@ -12,6 +12,7 @@ import typer
 from llama_jax.cli import options
 from llama_jax.cli.console import print_warnings
 from llama_jax.cli.description import model_rows, print_notes, print_rows
+from llama_jax.cli.groups import grouped
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from llama_jax.model.memory import Memory
 
 
-@options.grouped
+@grouped
 def inspect(
     checkpoint: options.Checkpoint,
     batch: Annotated[

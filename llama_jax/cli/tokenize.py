@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_jax.cli import options
 from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
+from llama_jax.cli.groups import grouped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Dialogs:
     ] = False
 
 
-@options.grouped
+@grouped
 def tokenize(
     files: Annotated[
         list[Path],

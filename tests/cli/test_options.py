@@ -3,7 +3,8 @@
 import typer
 from typer.testing import CliRunner
 
-from llama_jax.cli.options import Sampling, grouped
+from llama_jax.cli.groups import grouped
+from llama_jax.cli.options import Sampling
 from llama_jax.generation.settings import SamplingSettings
 
 USUAL = Sampling(top_k=3, temperature=0.5)
