@@ -168,6 +168,7 @@ class Devices(options.Mesh):
             batch=rows,
             context=positions,
             cache_dtype=cache_dtype(jax.default_backend(), parse_dtype(dtype)),
+            stored=source.tensors,
             **self.axes,
         )
         return needed, (rows, positions)
