@@ -55,7 +55,14 @@ def inspect(
     context = config.max_seq_len if context is None else context
     here = "" if dtype else " (what runs here)"
     dtype = parse_dtype(dtype or weight_dtype(jax.default_backend()).name).name
-    needed = memory(config, dtype=parse_dtype(dtype), batch=batch, context=context, **mesh.axes)
+    needed = memory(
+        config,
+        dtype=parse_dtype(dtype),
+        batch=batch,
+        context=context,
+        stored=found.source.tensors,
+        **mesh.axes,
+    )
     tokenizer, notes = _tokenizer(found.source)
     asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
     if as_json:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from llama_jax.checkpoint.dtypes import parse_dtype
@@ -14,8 +16,15 @@ from llama_jax.config import Config
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import sharding_of, weight_shardings
 from llama_jax.sharding.mesh import mesh_for
-from llama_jax.weights.table import weight_table
-from llama_jax.weights.weight import padded_shape
+from llama_jax.weights.table import WeightPath, weight_table
+from llama_jax.weights.weight import (
+    is_value,
+    layout_of,
+    padded_shape,
+    part_shape,
+    part_spec,
+    parts_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +56,15 @@ def memory(
     tensor: int = 1,
     cache_dtype: Any = None,
     cache: type[Cache] = KVCache,
+    stored: Mapping[WeightPath, Any] | None = None,
 ) -> Memory:
     """What `load(..., dtype=dtype)` and a cache of `batch` rows by `context` positions take.
 
-    The cache has the weights' dtype unless another is given. The devices need not be there.
-    ValueError where a number is below 1, the context beyond the model's, or the mesh does not fit.
+    The cache has the weights' dtype unless another is given. `stored` has the weights as they lie
+    in a checkpoint: those that are no arrays, quantized ones, keep their parts.
+
+    The devices need not be there. ValueError where a number is below 1, the context beyond the
+    model's, or the mesh does not fit.
     """
     _check_counts(batch=batch, context=context, data=data, fsdp=fsdp, tensor=tensor)
     if context > config.max_seq_len:
@@ -64,7 +77,8 @@ def memory(
     mesh = AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
     shardings = weight_shardings(config, mesh)
     weights = sum(
-        _part_bytes(row.shape, dtype, shardings[path]) for path, row in weight_table(config).items()
+        _weight_bytes((stored or {}).get(path), row.shape, dtype, shardings[path])
+        for path, row in weight_table(config).items()
     )
     rows = math.ceil(batch / (data * fsdp)) * data * fsdp
     kept = dtype if cache_dtype is None else parse_dtype(cache_dtype)
@@ -82,6 +96,18 @@ def memory(
         weights_per_device=weights,
         cache=of_cache * devices,
         cache_per_device=of_cache,
+    )
+
+
+def _weight_bytes(weight: Any, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> int:
+    """Bytes of one device's shard of an array, or of the parts of a value."""
+    if not is_value(weight):
+        return _part_bytes(shape, dtype, sharding)
+    padded, parts = padded_shape(shape, sharding), parts_of(weight)
+    lies = lambda axes: NamedSharding(sharding.mesh, part_spec(axes, sharding.spec))  # noqa: E731
+    return sum(
+        _part_bytes(part_shape(axes, padded), np.dtype(parts[name].dtype), lies(axes))
+        for name, axes in layout_of(weight).items()
     )
 
 

@@ -11,6 +11,7 @@ from helpers import run
 import llama_jax
 from llama_jax.checkpoint import shapes
 from llama_jax.checkpoint.inspection import inspect_checkpoint
+from llama_jax.model.memory import memory
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import Int4
 from llama_jax.weights.int8 import Int8
@@ -65,8 +66,11 @@ def test_load_and_convert_round_as_quantize_does(params, saved, tmp_path, kind):
     done = run("convert", saved, tmp_path / "small", "--quantize", kind)
     assert done.exit_code == 0, done.output
     same(llama_jax.load(tmp_path / "small"), wanted)
-    told = inspect_checkpoint(tmp_path / "small").parameters
-    assert told[kind] > 0.5 * params.size
+    found = inspect_checkpoint(tmp_path / "small")
+    assert found.parameters[kind] > 0.5 * params.size
+    stored = found.source.tensors
+    needed = memory(CONFIG, dtype="float32", batch=1, context=1, stored=stored)
+    assert needed.weights == wanted.nbytes
     for asked in (shapes(saved, quantize=kind), shapes(tmp_path / "small")):
         assert jax.tree.structure(asked.weights) == jax.tree.structure(wanted.weights)
 
