@@ -12,10 +12,15 @@ from llama_jax.cli.description import print_rows
 
 def download(
     repository: Annotated[
-        str, typer.Argument(help="A repository of the Hugging Face Hub: ORG/NAME or hf:ORG/NAME")
+        str,
+        typer.Argument(
+            metavar="REPOSITORY",
+            help="A repository of the Hugging Face Hub: ORG/NAME or hf:ORG/NAME",
+        ),
     ],
     revision: Annotated[
-        str | None, typer.Option(help="Branch, tag or commit; default: the main branch")
+        str | None,
+        typer.Option(metavar="NAME", help="Branch, tag or commit; default: the main branch"),
     ] = None,
     only: Annotated[
         list[str] | None,

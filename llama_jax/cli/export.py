@@ -96,7 +96,7 @@ def export(
             destination,
             format=format.value,
             adapter=adapter,
-            **vars(files),
+            **vars(files) | {"layout": files.layout and files.layout.value},
             overwrite=overwrite,
             progress=update,
         )

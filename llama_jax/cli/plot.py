@@ -9,10 +9,15 @@ import typer
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(help="A run's folder, as `llama-jax train --out` made it")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="A run's folder, as `llama-jax train --out` made it"),
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture, a PNG; default: curves.png in the run's folder"),
+        typer.Option(
+            metavar="FILE", help="The picture, a PNG; default: curves.png in the run's folder"
+        ),
     ] = None,
 ) -> None:
     """Draw a run's curves: loss, gradients' norm, learning rate.

@@ -27,7 +27,7 @@ def test_every_option_is_whole_at_80_columns(name, monkeypatch):
     assert "…" not in shown
     assert "..." not in re.sub(r"\[?\{?(PROMPT|FILE)\}?\]?\.\.\.", "", shown)
     assert (
-        re.findall(r"<(?=[a-z])(?!hf\||llama2\|)[^>]*>", shown) == []
+        re.findall(r"<(?=[a-z])(?!hf\||llama2\||whole\|)[^>]*>", shown) == []
     )  # Python's types: <list[Path]>
 
 
