@@ -9,7 +9,7 @@ from llama_jax.config import Config
 from llama_jax.model.transformer import init_params
 from llama_jax.train import fits
 from llama_jax.train.plan import plan
-from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Step
+from llama_jax.train.recipe import Lora, Mesh, Model, Optimizer, Recipe, Step
 from llama_jax.train.run import train
 from llama_jax.train.state import new_state
 
@@ -32,6 +32,18 @@ def test_the_state_is_what_a_state_takes(kind):
     real = sum(x.nbytes for x in jax.tree.leaves(state))
     planned = {name: size for name, size in plan(recipe, CONFIG).state.items() if name != "batch"}
     assert real == pytest.approx(sum(planned.values()), abs=64), "but for the counts"
+
+
+def test_adapters_alone_have_moments_and_gradients():
+    step = {"dtype": "bfloat16", "context": 64}
+    whole = plan(recipe_of(**step), CONFIG)
+    lora = Lora(rank=4, targets=("wq", "w1"))
+    found = plan(recipe_of(**step).replace(lora=lora), CONFIG)
+    sizes = (CONFIG.dim + CONFIG.n_heads * CONFIG.head_dim, CONFIG.dim + CONFIG.hidden_dim)
+    adapters = 4 * CONFIG.n_layers * 4 * sum(sizes)
+    assert found.state["weights"] == adapters
+    assert found.state["the optimizer's moments"] == 2 * adapters
+    assert found.state["weights that stay as they are"] == whole.state["weights"] // 2
 
 
 def test_a_mesh_divides_what_it_cuts():
