@@ -79,18 +79,34 @@ def _made(kind: type, fields: dict[str, Any], what: str) -> Any:
         raise ValueError(f"{what}: {error}") from None
 
 
+THEIRS = {
+    **dict.fromkeys(("lr", "max_lr"), "learning_rate"),
+    **dict.fromkeys(("batch_size", "global_batch_size"), "batch"),
+    **dict.fromkeys(("block_size", "seq_len", "seq_length", "max_seq_len"), "context"),
+    **dict.fromkeys(("grad_accum", "gradient_accumulation_steps"), "micro_batches"),
+    **dict.fromkeys(("max_steps", "max_iters", "train_steps"), "steps"),
+    **dict.fromkeys(("warmup_steps", "warmup_iters"), "warmup"),
+    **dict.fromkeys(("grad_clip", "max_grad_norm"), "clip"),
+    **{"wd": "weight_decay", "r": "rank", "lora_alpha": "alpha", "target_modules": "targets"},
+}
+"""Other trainers' words for our keys."""
+
+
 def _check_keys(kind: type, fields: dict[str, Any], what: str) -> None:
     known = [field.name for field in dataclasses.fields(kind)]
     for key in fields:
         if key in known:
             continue
-        near = difflib.get_close_matches(key, known, 1, cutoff=0.5)
+        ours = THEIRS.get(key, key)
+        near = [ours] if ours in known else difflib.get_close_matches(key, known, 1, cutoff=0.6)
         elsewhere = [
-            f"[{name}] {key}"
+            f"[{name}] {ours}"
             for name, section in SECTIONS.items()
-            if key in {field.name for field in dataclasses.fields(section)}
+            if ours in {field.name for field in dataclasses.fields(section)}
         ]
-        hint = near or elsewhere or [", ".join(known)]
+        if ours in {field.name for field in dataclasses.fields(Recipe)}:
+            elsewhere.append(f"{ours}, before the first [table]")
+        hint = (elsewhere or near if ours not in known else near) or [", ".join(known)]
         raise ValueError(f"{what}: the key {key!r} is unknown; did you mean {hint[0]}?")
 
 

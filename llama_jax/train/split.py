@@ -110,9 +110,9 @@ class Split:
                 raise ValueError(f"the {name} files hold no {what}: there is no text in them")
             raise ValueError(
                 f"the validation split is empty: of every {self.validation_every} documents one is "
-                f"for validation, and the files hold {sum(counts.values())}; choose a smaller "
-                "number (0 for no validation split), name validation files, or tell documents "
-                "apart by a separator"
+                f"for validation, and the files hold {sum(counts.values())}; pass a smaller number "
+                "as validation_every= (0 for no validation split), name files by validation=, or "
+                "say what stands between documents by separator="
             )
 
     def write_manifest(self, there: Path, document: str, splits: Mapping[str, Any]) -> None:

@@ -275,6 +275,9 @@ def test_a_recipe_file_is_read_with_changes_and_written_as_it_runs(tmp_path):
     ("changes", "words"),
     [
         (["optimizer.lerning_rate=1"], "'lerning_rate' is unknown; did you mean learning_rate?"),
+        (["optimizer.lr=1"], "'lr' is unknown; did you mean learning_rate?"),
+        (["step.lr=1"], r"'lr' is unknown; did you mean \[optimizer\] learning_rate?"),
+        (["step.max_iters=1"], r"'max_iters' is unknown; did you mean steps, before the first"),
         (["batch=8"], r"'batch' is unknown; did you mean \[step\] batch?"),
         (["step.dtype=float16"], "dtype='float16' is unknown; it is one of 'float32', 'bfloat16'"),
         (["steps=no"], "steps='no' must be a positive integer"),
