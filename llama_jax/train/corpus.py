@@ -61,7 +61,7 @@ def read_documents(
     the bytes read so far.
     """
     if separator == "":
-        raise ValueError('separator="" separates nothing; leave it out, or pass a text')
+        raise ValueError(f"separator={separator!r} separates nothing; leave it out, or pass a text")
     done = 0
     for file in files:
         for document, read in _documents_of(file, separator, key):

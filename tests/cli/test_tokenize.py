@@ -42,7 +42,7 @@ def test_text_becomes_a_tokenizer_and_tokens(tmp_path, corpus):
         (b"a\n\xff", [], "stories.txt, line 2: byte 0xFF is not UTF-8"),
         (b"", [], "the files hold no document"),
         (b"a", [], "the validation split is empty"),
-        (b"a", ["--separator", ""], 'separator="" separates nothing'),
+        (b"a", ["--separator", ""], "--separator '' separates nothing"),
         (b"a", ["--validation", "absent.txt"], "absent.txt: No such file or directory"),
     ],
 )

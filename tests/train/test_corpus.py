@@ -114,7 +114,7 @@ def test_files_that_are_no_documents_are_refused_beforehand(tmp_path):
         check_files([written(tmp_path, "a.csv", "")])
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         check_files([tmp_path / "absent.txt"])
-    with pytest.raises(ValueError, match='separator="" separates nothing'):
+    with pytest.raises(ValueError, match="separator='' separates nothing"):
         texts(written(tmp_path, "a.txt", "a"), separator="")
 
 
