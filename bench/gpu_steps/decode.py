@@ -17,12 +17,12 @@ from bench.gpu_steps.models import Decoding, config_of, random_params
 from bench.gpu_steps.telling import Telling
 from bench.gpu_steps.timing import timed
 from bench.gpu_steps.trace import summary, traced
-from bench.shapes import read_per_step
-from llama_jax.config import Config
 from llama_jax.generation import driver
 from llama_jax.generation.limits import ROUND_TOKENS, limits_on
 from llama_jax.model.memory import memory
-from llama_jax.weights.params import Params
+from llama_jax.weights.params import Params, weight_at
+from llama_jax.weights.quantize import quantize
+from llama_jax.weights.table import EMBEDDING
 
 CASES = (1, 512), (8, 8192), (8, 512), (1, 8192)
 """Rows, and the slots of each that are in use: those that tell most come first."""
@@ -32,11 +32,18 @@ ENOUGH = 30.0
 """Seconds that must be left for the second pair of cases."""
 
 
-def run(telling: Telling, model: str) -> None:
-    """Tells each case's rate, and then where its time goes."""
+def run(telling: Telling, model: str, kinds: Sequence[str] = ()) -> None:
+    """Tells each case's rate, and then where its time goes; with `kinds`, of quantized weights."""
     config = config_of(model, dry=telling.dry)
     params = random_params(config, jnp.bfloat16, seed=time.time_ns() % 2**31)
-    telling.tell("weights bytes", sum(x.nbytes for x in jax.tree.leaves(params.weights)))
+    for kind in kinds:
+        with telling.part(kind):
+            quantized = jax.block_until_ready(quantize(params, kind))
+            _cases(telling, quantized, TOY_CASES[:1] if telling.dry else CASES[:1], f"{kind} ")
+            del quantized
+    if kinds:
+        return
+    telling.tell("weights bytes", _weight_bytes(params))
     telling.tell("loaded", memory_stats())
     if telling.dry:
         _cases(telling, params, TOY_CASES)
@@ -48,11 +55,14 @@ def run(telling: Telling, model: str) -> None:
     _cases(telling, params, CASES[2:])
 
 
-def _cases(telling: Telling, params: Params, cases: Sequence[tuple[int, int]]) -> None:
+def _cases(
+    telling: Telling, params: Params, cases: Sequence[tuple[int, int]], kind: str = ""
+) -> None:
     """Compiles the programs of some cases together, and then measures one after the other."""
     start = time.perf_counter()
     makers = {
-        f"{rows} x {used}": functools.partial(_Loop, params, rows, used) for rows, used in cases
+        f"{kind}{rows} x {used}": functools.partial(_Loop, params, rows, used)
+        for rows, used in cases
     }
     loops = made_together(makers)
     names = ", ".join(loops)
@@ -65,10 +75,9 @@ def _cases(telling: Telling, params: Params, cases: Sequence[tuple[int, int]]) -
 def _case(telling: Telling, name: str, loop: _Loop) -> None:
     steps = TOY_STEPS if telling.dry else STEPS
     decoding, rows, used = loop.decoding, loop.decoding.rows, loop.decoding.used
-    config = decoding.params.config
     times = timed(functools.partial(loop.run, steps), repeats=5, before=loop.begin)
     tokens = {of: rows * steps / times[of] for of in times}
-    read = step_bytes(config, rows, used + steps / 2)
+    read = step_bytes(decoding.params, rows, used + steps / 2)
     telling.tell(
         name,
         {
@@ -79,7 +88,7 @@ def _case(telling: Telling, name: str, loop: _Loop) -> None:
             "bytes/s": read * steps / times["median"],
             "slots": decoding.slots,
             "temporaries": loop.program.memory_analysis().temp_size_in_bytes,
-            "memory": {**memory_stats(), "predicted": _predicted(config, rows, decoding)},
+            "memory": {**memory_stats(), "predicted": _predicted(rows, decoding)},
         },
     )
     with telling.part(f"{name} trace"):
@@ -123,12 +132,19 @@ class _Loop:
             raise ValueError(f"the rows have {counts} tokens, not {steps + 1}")
 
 
-def step_bytes(config: Config, rows: int, used: float) -> int:
+def step_bytes(params: Params, rows: int, used: float) -> int:
     """What one step must read: the weights, and the used slots of each row's cache."""
+    config = params.config
     a_slot = 2 * config.n_layers * config.n_kv_heads * config.head_dim
-    return int(2 * (read_per_step(config) + rows * used * a_slot))
+    looked_up = 0 if config.tie_embeddings else weight_at(params.weights, EMBEDDING).nbytes
+    return int(_weight_bytes(params) - looked_up + 2 * rows * used * a_slot)
 
 
-def _predicted(config: Config, rows: int, decoding: Decoding) -> int:
+def _weight_bytes(params: Params) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(params.weights))
+
+
+def _predicted(rows: int, decoding: Decoding) -> int:
     asked = {"dtype": jnp.bfloat16, "cache_dtype": decoding.place.cache_dtype}
-    return memory(config, batch=rows, context=decoding.slots, **asked).per_device
+    found = memory(decoding.params.config, batch=rows, context=decoding.slots, **asked)
+    return _weight_bytes(decoding.params) + found.cache_per_device

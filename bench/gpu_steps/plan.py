@@ -24,15 +24,18 @@ class Step:
 
 
 B1, B8 = (("model", "llama-3.2-1b"),), (("model", "llama-3.1-8b"),)
+KINDS = (*B8, ("kinds", ("int8", "int4", "fp8")))
 STEPS = (
-    Step("card", "card", 35, "the card, its copy bandwidth, its matrix rate"),
-    Step("attention", "exact", 55, "attention's kernels against float64, and what is chosen"),
-    Step("decode-8b", "decode", 100, "decoding 8B: tokens/s, bandwidth, where time goes", B8),
-    Step("golden", "golden", 40, "Meta's and Hugging Face's logits and greedy tokens"),
-    Step("prefill-8b", "prefill", 60, "reading prompts with 8B: part of the matrix rate", B8),
-    Step("torch-8b", "torch_peer", 95, "transformers on the same card, 8B", B8),
-    Step("draws", "draws", 40, "draws equal a CPU's; a row in bfloat16 alone and in a batch"),
-    Step("first-token", "first", 55, "from process start to the first token, cold and cached"),
+    Step("card", "card", 30, "the card, its copy bandwidth, its matrix rate"),
+    Step("attention", "exact", 50, "attention's kernels against float64, and what is chosen"),
+    Step("decode-8b", "decode", 90, "decoding 8B: tokens/s, bandwidth, where time goes", B8),
+    Step("golden", "golden", 35, "Meta's and Hugging Face's logits and greedy tokens"),
+    Step("prefill-8b", "prefill", 55, "reading prompts with 8B: part of the matrix rate", B8),
+    Step("train-1b", "training", 65, "training 1B: tokens/s, part of the matrix rate, memory", B1),
+    Step("torch-8b", "torch_peer", 75, "transformers on the same card, 8B", B8),
+    Step("draws", "draws", 30, "draws equal a CPU's; a row in bfloat16 alone and in a batch"),
+    Step("first-token", "first", 50, "from process start to the first token, cold and cached"),
+    Step("quantized-8b", "decode", 120, "decoding 8B of 8 and 4 bits a weight", KINDS),
     Step("decode-1b", "decode", 80, "decoding 1B: tokens/s, bandwidth, where time goes", B1),
     Step("prefill-1b", "prefill", 60, "reading prompts with 1B: part of the matrix rate", B1),
     Step("torch-1b", "torch_peer", 80, "transformers on the same card, 1B", B1),

@@ -22,6 +22,8 @@ def table(record: dict[str, Any]) -> str:
         *_right(found),
         *_decoding(found),
         *_prompts(found),
+        *_quantized(found),
+        *_training(found),
         *_longest(found),
         *_other(found),
     ]
@@ -129,6 +131,30 @@ def _prompt_row(found: dict[str, Found], size: str, case: str, value: Found) -> 
         _times(peer) if peer else "",
         _part(peer["median"], ms["median"]) if peer else "",
     )
+
+
+def _quantized(found: dict[str, Found]) -> Iterator[str]:
+    """Each kind of weights, beside bfloat16's tokens a second."""
+    told = []
+    for case, value in found.get("quantized-8b", {}).items():
+        if isinstance(value, dict) and "tokens/s" in value:
+            whole = found.get("decode-8b", {}).get(case.partition(" ")[2], {}).get("tokens/s", 0.0)
+            ratio = f" ({_part(value['tokens/s'], whole)} of bfloat16)" if whole else ""
+            told.append(f"{case} {_rate(value['tokens/s'])} tokens/s{ratio}")
+    if told:
+        yield "quantized 8b: " + "; ".join(told)
+
+
+def _training(found: dict[str, Found]) -> Iterator[str]:
+    """Each way to train: speed, part of the matrix rate by all pairs of attention, memory."""
+    matrix = _matrix(found.get("card", {}))
+    told = [
+        f"{case} {_rate(value['tokens/s'])} tokens/s, {_part(value['flop/s'], matrix)} of rate"
+        for case, value in found.get("train-1b", {}).items()
+        if isinstance(value, dict) and "tokens/s" in value
+    ]
+    if told:
+        yield "training 1b: " + "; ".join(told)
 
 
 def _longest(found: dict[str, Found]) -> Iterator[str]:
