@@ -599,7 +599,7 @@ def test_memory_is_a_few_blocks(tmp_path, format):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["hf", "meta"])
+@pytest.mark.parametrize("format", ["hf"])
 def test_four_gigabytes_go_out_and_come_back_in_below_1500_megabytes(tmp_path, format):
     """In a process of its own, which counts everything it has."""
     config = config_of(

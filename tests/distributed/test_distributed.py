@@ -396,7 +396,7 @@ def test_only_process_0_prints(tmp_path):
         first, second = job.ended(300).values()
     assert first.returncode == 0, first.stderr
     assert first.stdout == run(*arguments).stdout
-    assert first.stderr.startswith("mesh: data=1 fsdp=1 tensor=2 over 2 devices (cpu) of 2 proc")
+    assert "\nmesh: data=1 fsdp=1 tensor=2 over 2 devices (cpu) of 2 proc" in first.stderr
     assert (second.returncode, second.stdout, second.stderr) == (0, "", "")
 
 
