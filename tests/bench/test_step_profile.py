@@ -56,7 +56,10 @@ PROGRAM = """
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["/nowhere"], "/nowhere does not exist; pass a checkpoint's directory"),
+        (
+            ["/nowhere"],
+            "/nowhere does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: stories, smollm2",
+        ),
         (["/nowhere", "--batch", "0"], "--batch 0 must be at least 1"),
         (["/nowhere", "--prefill", "0"], "--prefill 0 must be at least 1"),
     ],
