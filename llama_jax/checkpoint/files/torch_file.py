@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.regular import open_regular
 from llama_jax.checkpoint.files.torch_names import Tensor
 from llama_jax.checkpoint.files.torch_pickle import read_pickle
 
@@ -29,7 +30,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     Nothing is executed and no weight is read. Whatever is wrong with the bytes comes out as one
     ValueError that names the file; the bytes may be a stranger's.
     """
-    with _BoundedReader(io.FileIO(path)) as file:
+    with _BoundedReader(open_regular(path)) as file:
         try:
             return _read(file)
         except Refused as error:
@@ -42,13 +43,13 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 def is_torch_file(path: str | Path) -> bool:
     """Whether a file begins as the zip that `torch.save` writes."""
-    with io.FileIO(path) as file:
+    with open_regular(path) as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def check_sums(path: str | Path) -> None:
     """ValueError where a record's bytes are not those that `torch.save` summed up; reads all."""
-    with _BoundedReader(io.FileIO(path)) as file:
+    with _BoundedReader(open_regular(path)) as file:
         memory = np.memmap(file, dtype=np.uint8, mode="r")
         for info, record in _placed_records(file, memory):
             found = 0
