@@ -523,6 +523,46 @@ def test_damaged_weights_are_named(written, small, damage, message):
         native.read_weights(written, small)
 
 
+def compressed(said):
+    said["codecs"][0]["configuration"]["codecs"].insert(1, {"name": "gzip"})
+
+
+def unsharded(said):
+    said["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+
+
+def tiny_chunks(said):
+    said["codecs"][0]["configuration"]["chunk_shape"] = [1, 1]
+
+
+def huge(said):
+    said["shape"] = [2**40, 2**20]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            compressed,
+            r"the codecs \['sharding_indexed'\], and in them \['bytes', 'gzip', 'crc32c'\]",
+        ),
+        (unsharded, r"the codecs \['bytes'\]"),
+        (tiny_chunks, r"chunks of \[1, 1\] are too small"),
+        (huge, r"4,611,686,018,427,387,904 bytes and its files have [0-9,]*, so some are missing"),
+    ],
+)
+def test_a_weight_described_as_none_is_written_is_not_opened(
+    written, small, change, message, monkeypatch
+):
+    file = written / "weights" / "tok_embeddings.weight" / "zarr.json"
+    said = json.loads(file.read_text())
+    change(said)
+    file.write_text(json.dumps(said))
+    monkeypatch.setattr(weight_files, "_open_all", None)
+    with pytest.raises(ValueError, match=f"tok_embeddings.weight cannot be read: .*{message}"):
+        native.read_weights(written, small)
+
+
 def test_a_flipped_bit_is_noticed(written, small):
     (file,) = (written / "weights" / "tok_embeddings.weight").glob("c/*/*")
     content = bytearray(file.read_bytes())

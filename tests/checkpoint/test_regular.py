@@ -7,14 +7,14 @@ import socket
 import pytest
 
 import llama_jax
-from llama_jax.checkpoint.files import regular, torch_file
+from llama_jax.checkpoint.files import regular, torch_archive, torch_file
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.tokenizer import beside
 
 READERS = {
     "a state dict": torch_file.read_state_dict,
     "its kind": torch_file.is_torch_file,
-    "its sums": torch_file.check_sums,
+    "its sums": torch_archive.check_sums,
     "safetensors": read_safetensors,
     "a tokenizer": llama_jax.load_tokenizer,
     "a model": llama_jax.load,
