@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from llama_jax.kept_programs import check_entries
+
 VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
 MAX_BYTES = 512 << 20
@@ -62,7 +64,7 @@ def keep_programs() -> None:
         return
     folder = Path(wanted or "~")
     try:
-        folder = folder.expanduser() if wanted else cache_folder() / "programs"
+        folder = folder.expanduser().absolute() if wanted else cache_folder() / "programs"
         _prepare(folder, private=not wanted)
     except (OSError, ImportError, RuntimeError) as error:  # the last where there is no home
         warnings.warn(
@@ -73,6 +75,7 @@ def keep_programs() -> None:
         return
     # A program lost to a full disk or to another process is compiled again: no news to anybody.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+    check_entries(str(folder))
     jax.config.update(DIRECTORY, str(folder))
     for name, (default, ours) in SETTINGS.items():
         if _setting(name) == default:
@@ -80,13 +83,15 @@ def keep_programs() -> None:
 
 
 def cache_folder() -> Path:
-    """Where this user's caches of ours belong on this platform."""
+    """Where this user's caches of ours belong on this platform; OSError where that is no place."""
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        if not Path(base).is_absolute():  # it would be another folder from every other one
+            raise OSError(f"XDG_CACHE_HOME={str(base)!r} is no absolute path")
     return Path(base) / "llama_jax"
 
 
@@ -99,9 +104,10 @@ def _prepare(folder: Path, *, private: bool) -> None:
     import filelock  # JAX's own lock, without which it refuses to bound its cache
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if private and hasattr(os, "getuid"):
+    if hasattr(os, "getuid"):
         found = folder.stat()
-        if found.st_uid != os.getuid() or found.st_mode & 0o022:
+        # A group may share a folder that somebody names; nobody shares this user's own.
+        if found.st_uid != os.getuid() or found.st_mode & (0o022 if private else 0o002):
             # Whoever writes there runs code here.
             raise PermissionError(f"others than this user can write {folder}")
     if shutil.disk_usage(folder).free < MAX_BYTES // 8:

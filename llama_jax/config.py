@@ -72,8 +72,8 @@ class Config:
     """Positions the model was made for: generation stops there. No weight depends on it."""
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            check_count(name, getattr(self, name))
+        for name, most in _COUNTS.items():
+            check_count(name, getattr(self, name), most)
         check_number(self, "norm_eps", above=0.0)
         check_number(self, "rope_theta", above=1.0)
         if self.n_heads % self.n_kv_heads:
@@ -144,14 +144,16 @@ def published() -> dict[str, Config]:
     raise FileNotFoundError(f"configs/models lies neither in {here} nor beside it")
 
 
-_COUNTS = (
-    "dim",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "vocab_size",
-    "max_seq_len",
-)
+# At most: ten times what any published model has, and no more than a small file may ask for.
+# A position is an int32, and so are an id and a size of XLA's.
+_COUNTS = {
+    "dim": 2**20,
+    "n_layers": 4096,
+    "n_heads": 2**16,
+    "n_kv_heads": 2**16,
+    "head_dim": 2**16,
+    "hidden_dim": 2**24,
+    "vocab_size": 2**26,
+    "max_seq_len": 2**31 - 1,
+}
 _FLAGS = ("tie_embeddings", "attention_bias", "mlp_bias")

@@ -8,10 +8,12 @@ import sys
 from typing import Any
 
 
-def check_count(name: str, value: Any) -> None:
-    """ValueError where `value` is no positive integer."""
+def check_count(name: str, value: Any, at_most: int | None = None) -> None:
+    """ValueError where `value` is no positive integer, or above `at_most`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name}={value!r} must be a positive integer")
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{name}={value} must be at most {at_most:,}; no model has as many")
 
 
 def check_flag(owner: Any, name: str) -> None:

@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
 from helpers import ROOT
 
-from llama_jax import compilation
+from llama_jax import compilation, kept_programs
 
 PROGRAM = """
 import json, shutil, sys, warnings
@@ -173,13 +174,96 @@ def test_what_a_killed_process_half_wrote_is_compiled_again(tmp_path):
     assert run(LLAMA_JAX_CACHE=str(tmp_path))["cache_misses"] == 0
 
 
-def test_a_damaged_program_is_compiled_without_a_word(tmp_path):
+def test_a_damaged_program_is_compiled_without_a_word_and_written_anew(tmp_path):
     first = run(LLAMA_JAX_CACHE=str(tmp_path))
-    for file in tmp_path.glob("*-cache"):
-        file.write_bytes(file.read_bytes()[:20])
+    for n, file in enumerate(sorted(tmp_path.glob("*-cache"))):
+        content = bytearray(file.read_bytes())
+        content[len(content) * (n + 1) // 9] ^= 4
+        file.write_bytes(content if n else content[:20])
     found = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert found["cache_misses"] == first["cache_misses"]
     assert found["warnings"] == []
     assert found["value"] == first["value"]
+    again = run(LLAMA_JAX_CACHE=str(tmp_path))
+    assert (again["cache_misses"], again["value"]) == (0, first["value"])
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """JAX's folder of programs, as it opens it once `check_entries` has been called."""
+    from jax._src import compilation_cache
+
+    plain = compilation_cache.get_file_cache
+    kept_programs.check_entries(str(tmp_path))
+    cache, path = compilation_cache.get_file_cache(str(tmp_path))
+    assert path == str(tmp_path)
+    yield cache
+    compilation_cache.get_file_cache = plain
+
+
+def test_a_flipped_bit_of_an_entry_is_never_read_and_the_entry_is_removed(kept, tmp_path):
+    kept.put("key", b"a program")
+    assert kept.get("key") == b"a program"
+    (entry,) = tmp_path.glob("*-cache")
+    content = entry.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        broken = bytearray(content)
+        broken[bit // 8] ^= 1 << bit % 8
+        entry.write_bytes(broken)
+        assert kept.get("key") is None
+        assert entries(tmp_path) == []
+        kept.put("key", b"a program")
+    assert kept.get("key") == b"a program"
+
+
+def test_another_folder_of_programs_is_as_jax_has_it(kept, tmp_path):
+    from jax._src import compilation_cache
+
+    other, _ = compilation_cache.get_file_cache(str(tmp_path / "other"))
+    other.put("key", b"a program")
+    assert (tmp_path / "other" / "key-cache").read_bytes() == b"a program"
+
+
+def test_a_folder_that_another_process_holds_is_waited_for_once(kept, tmp_path):
+    import filelock
+
+    kept.eviction_enabled, kept.max_size, kept.lock_timeout_secs = True, 1 << 20, 0.2
+    kept.lock = filelock.FileLock(tmp_path / ".lockfile")
+    kept.put("key", b"a program")
+    with filelock.FileLock(tmp_path / ".lockfile"):
+        start = time.monotonic()
+        assert [kept.get("key") for _ in range(20)] == [None] * 20
+        kept.put("other", b"a program")
+        assert time.monotonic() - start < 2
+    assert entries(tmp_path) == ["key-cache"]
+
+
+def test_a_jax_that_keeps_programs_otherwise_is_said_and_left_alone(tmp_path, monkeypatch):
+    from jax._src import compilation_cache
+
+    monkeypatch.delattr(compilation_cache, "get_file_cache")
+    with pytest.warns(UserWarning, match="are not checked for damage"):
+        kept_programs.check_entries(str(tmp_path))
+    assert not hasattr(compilation_cache, "get_file_cache")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="XDG's variable is Linux's")
+def test_a_relative_cache_folder_of_xdg_is_refused(tmp_path, monkeypatch, keeps_none):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(compilation.VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "somewhere")
+    with pytest.warns(UserWarning, match="XDG_CACHE_HOME='somewhere' is no absolute path"):
+        compilation.keep_programs()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
+def test_a_named_folder_that_everybody_can_write_is_not_used(tmp_path, monkeypatch, keeps_none):
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path))
+    tmp_path.chmod(0o707)
+    with pytest.warns(UserWarning, match="others than this user can write"):
+        compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_processes_at_once_share_one_folder(tmp_path):

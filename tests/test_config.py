@@ -105,6 +105,15 @@ def test_a_wrong_value_is_refused_by_name(config, changes, message):
         config.replace(**changes)
 
 
+def test_a_size_beyond_any_model_is_refused_and_a_published_one_far_from_it(config):
+    most = {"dim": 2**20, "n_layers": 4096, "hidden_dim": 2**24, "vocab_size": 2**26}
+    for name, limit in most.items():
+        config.replace(**{name: limit})
+        with pytest.raises(ValueError, match=f"{name}={limit + 1} must be at most {limit:,}"):
+            config.replace(**{name: limit + 1})
+        assert all(8 * getattr(one, name) <= limit for one in published().values())
+
+
 def test_a_wrong_scaling_is_refused_by_name():
     with pytest.raises(ValueError, match=r"factor=0\.5 must be a finite number at least 1"):
         LinearScaling(0.5)

@@ -14,6 +14,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "field_docs": 0,
     "rope_scaling": 1,
     "config": 2,
+    "kept_programs": 0,
     "compilation": 1,
     "ops": 0,
     "weights": 3,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.files.digests import digests_beside
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.hub import pinned
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_tensors
@@ -61,16 +62,17 @@ def convert(
         tensors = rounded_tensors(tensors, quantize, dtype and parse_dtype(dtype))
 
     def write() -> dict[str, Any]:
-        written = native.write(
-            given_path(destination),
-            opened.config,
-            tensors,
-            dtype=dtype,
-            tokenizer=opened.tokenizer,
-            source=origin(opened),
-            progress=progress,
-            overwrite=overwrite,
-        )
+        with digests_beside(opened.files) as sums:
+            written = native.write(
+                given_path(destination),
+                opened.config,
+                tensors,
+                dtype=dtype,
+                tokenizer=opened.tokenizer,
+                source=lambda: origin(opened, sums()),
+                progress=progress,
+                overwrite=overwrite,
+            )
         return {**dataclasses.asdict(written), "path": str(written.path)}
 
     return Conversion(opened, _written(from_first(write)))
@@ -89,13 +91,17 @@ def _with_its_tokenizer(source: Source) -> Source:
     return dataclasses.replace(source, notes=source.notes_with(tokenizer))
 
 
-def origin(source: Source) -> dict[str, Any]:
-    """Where a checkpoint came from, for the record in the one made of it."""
+def origin(source: Source, sums: Sequence[str]) -> dict[str, Any]:
+    """Where a checkpoint came from, for the record in the one made of it; `sums` are its files'."""
+    files = [
+        {"name": file.name, "bytes": file.stat().st_size, "sha256": digest}
+        for file, digest in zip(source.files, sums, strict=True)
+    ]
     return {
         "path": str(source.path.resolve()),
         "repository": pinned(source.path),
         "format": source.format,
-        "files": [{"name": f.name, "bytes": f.stat().st_size} for f in source.files],
+        "files": files,
         "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "notes": [*source.notes, *source.warnings],
     }

@@ -11,6 +11,7 @@ from llama_jax.checkpoint import native
 from llama_jax.checkpoint.adapters import Rounding, adapters_in, merged, with_adapter
 from llama_jax.checkpoint.convert import origin
 from llama_jax.checkpoint.dtypes import parse_dtype
+from llama_jax.checkpoint.files.digests import digests_beside
 from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
@@ -49,14 +50,15 @@ def merge_checkpoint(
         )
     source.check_sums()
     sums, rounding = merged(source, None if dtype is None else parse_dtype(dtype))
-    written = native.write(
-        given_path(destination),
-        sums.config,
-        sums.tensors,
-        dtype=dtype,
-        tokenizer=sums.tokenizer,
-        source=origin(source),
-        progress=progress,
-        overwrite=overwrite,
-    )
+    with digests_beside(source.files) as digests:
+        written = native.write(
+            given_path(destination),
+            sums.config,
+            sums.tensors,
+            dtype=dtype,
+            tokenizer=sums.tokenizer,
+            source=lambda: origin(source, digests()),
+            progress=progress,
+            overwrite=overwrite,
+        )
     return Merge(source, len(there), written, rounding)

@@ -71,6 +71,10 @@ def open_source(
             f"{path} does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: "
             f"{', '.join(NAMES)}"
         )
+    if not path.is_dir():
+        raise ValueError(
+            f"{path} is a pipe, a socket or a device; pass a checkpoint's directory or GGUF file"
+        )
     if (only := gguf_in(path)) is not None:
         return open_source(only, max_seq_len=max_seq_len, rope_factor=rope_factor)
     for below in sorted(path.iterdir()):

@@ -11,7 +11,8 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
 from llama_jax.checkpoint.files.safe_paths import check_inside
-from llama_jax.checkpoint.files.torch_file import check_sums, is_torch_file
+from llama_jax.checkpoint.files.torch_archive import check_sums
+from llama_jax.checkpoint.files.torch_file import is_torch_file
 from llama_jax.config import Config
 from llama_jax.tokenizer import Tokenizer, find_tokenizer, tokenizer_files
 from llama_jax.weights.table import WeightPath

@@ -63,6 +63,8 @@ def verify(
         open_checkpoint(path, rope_factor=factor)
         for path, factor in zip((checkpoint, other), factors, strict=True)
     )
+    for source in (a, b):
+        source.check_sums()
     verify_same(a, b, as_json=as_json)
 
 

@@ -7,7 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.beside import read_stated, stated_in
+from llama_jax.tokenizer.beside import MAX_TOKENIZER_BYTES, read_bounded, read_stated, stated_in
 from llama_jax.tokenizer.beside import tokenizer_files as files_beside
 from llama_jax.tokenizer.chat_template import read_chat_template, template_in
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
@@ -71,7 +71,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
         raise FileNotFoundError(_not_found(path))
     if is_gguf(file):
         return _open_gguf(file)
-    content = file.read_bytes()
+    content = read_bounded(file, MAX_TOKENIZER_BYTES)
     kind = _kind_of(content)
     if kind is None:
         raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
@@ -116,6 +116,8 @@ def _places(folder: Path) -> list[Path]:
 
 
 def _not_found(path: Path) -> str:
+    if path.exists() and not path.is_dir():
+        return f"{path} is a pipe, a socket or a device, and no tokenizer's file; copy that there"
     if not path.is_dir():
         return f"{path} does not exist; pass a checkpoint's directory or a tokenizer's file"
     places = " nor at ".join(map(str, _places(path)))

@@ -23,6 +23,8 @@ _OBJECTS = (
     *("generation_config.json", "added_tokens.json"),
 )
 _MAX_BYTES = 16 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
+"""The size limit of a tokenizer's own file. Llama 3.3's tokenizer.json has 17 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,12 +202,14 @@ def _is_models(config: Path) -> bool:
         return False
 
 
-def read_bounded(file: Path) -> bytes:
-    """A stranger's file, which must not be endless."""
+def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
+    """A stranger's regular file of at most so many bytes; ValueError otherwise."""
+    if not file.is_file():  # to open a pipe may be to wait for ever
+        raise ValueError(f"{file} is no regular file; copy or download it again")
     with file.open("rb") as opened:
-        found = opened.read(_MAX_BYTES + 1)
-    if len(found) > _MAX_BYTES:
-        raise ValueError(f"{file} has more than {_MAX_BYTES:,} bytes; it is not a tokenizer's")
+        found = opened.read(at_most + 1)
+    if len(found) > at_most:
+        raise ValueError(f"{file} has more than {at_most:,} bytes; it is not a tokenizer's")
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
+from llama_jax.tokenizer.hf_bounds import check_growth
 from llama_jax.tokenizer.hf_decoder import spelling_of
 from llama_jax.tokenizer.hf_library import (
     in_words,
@@ -36,6 +37,7 @@ class HuggingFaceTokenizer(WithTemplate):
     ) -> None:
         self._file, self._template = file, template
         self._stated = stated = stated or Stated()
+        check_growth(file)  # before the library normalizes the added tokens as it opens the file
         base = open_library(file)
         said = json.loads(file)
         joining, self.notes = stated.join(base.token_to_id, vocab_size(base))

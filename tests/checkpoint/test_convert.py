@@ -1,5 +1,6 @@
 """A whole conversion: what it costs, and what it leaves behind when it fails."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -133,6 +134,9 @@ def test_the_checkpoint_says_where_it_came_from(source, tmp_path):
     assert info["source"]["path"] == str(source.resolve())
     assert info["source"]["format"] == "meta"
     assert [f["name"] for f in info["source"]["files"]] == [FIRST, SECOND]
+    for file in info["source"]["files"]:
+        content = (source / file["name"]).read_bytes()
+        assert file["sha256"] == hashlib.sha256(content).hexdigest()
     assert info["dtype"] == "float32"
 
 

@@ -20,6 +20,7 @@ from meta_folder import cut, weights_of
 import llama_jax
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.reading import open_checkpoint, open_source
+from llama_jax.cli.verify import verify
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -425,12 +426,12 @@ def test_a_path_that_the_locale_cannot_spell_is_told(native_checkpoint, name):
         llama_jax.load(strange)
 
 
-@pytest.mark.parametrize("layers", [10**3, 10**9])
+@pytest.mark.parametrize("layers", [10**3, 4096, 4097, 10**9])
 def test_a_number_of_layers_makes_no_long_table(native_checkpoint, layers):
     file = native_checkpoint / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"n_layers": layers}))
     for opens in (llama_jax.load, open_checkpoint, llama_jax.checkpoint.shapes):
-        with pytest.raises(ValueError, match=f"n_layers={layers}, and .* holds"):
+        with pytest.raises(ValueError, match=f"n_layers={layers}(, and .* holds| must be at most)"):
             opens(native_checkpoint)
 
 
@@ -477,7 +478,14 @@ def test_a_flipped_bit_of_a_torch_file_is_found(tmp_path, kind, record):
     name, extra = struct.unpack_from("<HH", content, info.header_offset + 26)
     content[info.header_offset + 30 + name + extra + info.file_size // 2] ^= 0x40
     file.write_bytes(content)
-    for opens in (llama_jax.load, lambda path: convert(path, tmp_path / "out")):
+
+    def converted(path):
+        convert(path, tmp_path / "out")
+
+    def compared(path):
+        verify(path, path)
+
+    for opens in (llama_jax.load, converted, compared):
         with pytest.raises(ValueError, match=f"data/{record}' does not have the checksum"):
             opens(file.parent)
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_what_is_written_is_read(tmp_path, small, tensors):
         small,
         tensors,
         tokenizer=tokenizer,
-        source=source,
+        source=lambda: source,
         progress=lambda done, total: told.append((done, total)),
     )
     dst = tmp_path / "new" / "model"
@@ -522,6 +523,46 @@ def test_damaged_weights_are_named(written, small, damage, message):
         native.read_weights(written, small)
 
 
+def compressed(said):
+    said["codecs"][0]["configuration"]["codecs"].insert(1, {"name": "gzip"})
+
+
+def unsharded(said):
+    said["codecs"] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+
+
+def tiny_chunks(said):
+    said["codecs"][0]["configuration"]["chunk_shape"] = [1, 1]
+
+
+def huge(said):
+    said["shape"] = [2**40, 2**20]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            compressed,
+            r"the codecs \['sharding_indexed'\], and in them \['bytes', 'gzip', 'crc32c'\]",
+        ),
+        (unsharded, r"the codecs \['bytes'\]"),
+        (tiny_chunks, r"chunks of \[1, 1\] are too small"),
+        (huge, r"4,611,686,018,427,387,904 bytes and its files have [0-9,]*, so some are missing"),
+    ],
+)
+def test_a_weight_described_as_none_is_written_is_not_opened(
+    written, small, change, message, monkeypatch
+):
+    file = written / "weights" / "tok_embeddings.weight" / "zarr.json"
+    said = json.loads(file.read_text())
+    change(said)
+    file.write_text(json.dumps(said))
+    monkeypatch.setattr(weight_files, "_open_all", None)
+    with pytest.raises(ValueError, match=f"tok_embeddings.weight cannot be read: .*{message}"):
+        native.read_weights(written, small)
+
+
 def test_a_flipped_bit_is_noticed(written, small):
     (file,) = (written / "weights" / "tok_embeddings.weight").glob("c/*/*")
     content = bytearray(file.read_bytes())
@@ -529,6 +570,74 @@ def test_a_flipped_bit_is_noticed(written, small):
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"tok_embeddings.weight cannot be read: .*mismatch"):
         native.read_weights(written, small)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A checkpoint with a tokenizer, to be copied."""
+    folder, rng = tmp_path_factory.mktemp("whole"), np.random.default_rng(0)
+    (folder / "tokenizer.model").write_bytes(b"pieces")
+    config = config_of()
+    weights = {w.path: rng.standard_normal(w.shape, dtype=np.float32) for w in names_table(config)}
+    native.write(folder / "m", config, weights, tokenizer=folder / "tokenizer.model")
+    return folder / "m"
+
+
+def read_whole(path):
+    config = native.read_config(path)
+    return native.read_weights(path, config)
+
+
+def test_a_flipped_bit_of_any_file_is_noticed(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "m")
+    files = sorted(file for file in (tmp_path / "m").rglob("*") if file.is_file())
+    assert {"checkpoint.json", "config.json", "tokenizer.model", "zarr.json", "_METADATA"} < {
+        file.name for file in files
+    }
+    rng, chunks = np.random.default_rng(1), 0
+    for file in files:
+        if chunk := file.parent.name != "m" and file.name.isdigit():
+            chunks += 1
+            if chunks > 3:
+                continue
+        content = file.read_bytes()
+        for at in rng.integers(8 * len(content), size=2):
+            broken = bytearray(content)
+            broken[at // 8] ^= 1 << at % 8
+            file.write_bytes(broken)
+            with pytest.raises(ValueError, match=str(tmp_path / "m")):
+                read_whole(tmp_path / "m") if chunk else native.read_config(tmp_path / "m")
+        file.write_bytes(content)
+    read_whole(tmp_path / "m")
+
+
+def test_a_checkpoint_from_before_the_checksums_opens_and_one_half_of_them_does_not(
+    tmp_path, whole
+):
+    shutil.copytree(whole, tmp_path / "m")
+    manifest = tmp_path / "m" / "checkpoint.json"
+    info = json.loads(manifest.read_text())
+    for lost in ({"sha256"}, {"own_sha256"}):
+        manifest.write_text(json.dumps({k: v for k, v in info.items() if k not in lost}))
+        with pytest.raises(ValueError, match=r"checkpoint\.json does not have the checksum"):
+            native.read_config(tmp_path / "m")
+    lost = {"sha256", "own_sha256"}
+    manifest.write_text(json.dumps({k: v for k, v in info.items() if k not in lost}))
+    (tmp_path / "m" / "tokenizer.model").write_bytes(b"others")
+    read_whole(tmp_path / "m")
+
+
+def test_a_changed_file_is_named_with_the_way_out_and_a_lost_one_is_missing(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "m")
+    config = tmp_path / "m" / "config.json"
+    config.write_text(config.read_text().replace('"max_seq_len": ', '"max_seq_len": 1'))
+    way_out = r'config\.json .* changed it yourself, take "sha256" and "own_sha256" out'
+    with pytest.raises(ValueError, match=way_out):
+        native.read_config(tmp_path / "m")
+    shutil.copyfile(whole / "config.json", config)
+    (tmp_path / "m" / "tokenizer.model").unlink()
+    with pytest.raises(ValueError, match=r'checksum of "tokenizer\.model", which is missing'):
+        native.read_config(tmp_path / "m")
 
 
 def test_weights_of_another_config_are_refused_before_they_are_read(written, small):

@@ -19,6 +19,7 @@ import pytest
 import torch_zip
 from torch_zip import ORDERED_DICT, Call, Global, Parameter, Storages, View
 
+from llama_jax.checkpoint.files import torch_archive
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 
 GOLDEN = helpers.GOLDEN / "meta" / "llama2-gqa" / "consolidated.00.pth"
@@ -52,6 +53,28 @@ def test_offset_size_and_stride_are_honoured_over_a_shared_storage(tmp_path):
         strides = [4 * step for step in view.stride]
         expected = np.lib.stride_tricks.as_strided(flat[view.offset :], view.size, strides)
         np.testing.assert_array_equal(state[name], expected)
+
+
+def test_tensors_over_one_storage_are_together_no_more_than_twice_the_file(tmp_path):
+    flat = np.ones(2**16, np.float32)
+    views = {str(n): View(flat, 0, (2**16,), (1,)) for n in range(8)}
+    torch_zip.save(tmp_path / "tied.pth", {n: views[n] for n in "01"})
+    tied = read_state_dict(tmp_path / "tied.pth")
+    np.testing.assert_array_equal(tied["0"], tied["1"])
+    torch_zip.save(tmp_path / "a.pth", views)
+    with pytest.raises(ValueError, match=r"a\.pth: its tensors are 2,097,152 bytes together and"):
+        read_state_dict(tmp_path / "a.pth")
+
+
+def test_records_are_counted_before_any_is_read(tmp_path, monkeypatch):
+    torch_zip.save(tmp_path / "a.pth", {"a": np.ones(3, np.float32)})
+    count = len(zipfile.ZipFile(tmp_path / "a.pth").namelist())
+    monkeypatch.setattr(torch_archive, "_MAX_RECORDS", count)
+    read_state_dict(tmp_path / "a.pth")
+    monkeypatch.setattr(torch_archive, "_MAX_RECORDS", count - 1)
+    monkeypatch.setattr(torch_archive, "_payload_start", None)
+    with pytest.raises(ValueError, match=f"it holds {count} records and .* at most {count - 1}"):
+        read_state_dict(tmp_path / "a.pth")
 
 
 def test_tensors_are_views_of_the_file_that_cannot_be_written(tmp_path):

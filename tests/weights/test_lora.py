@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import edit_manifest
 from test_weight import same
 from toy_weight import Scaled
 
@@ -158,7 +159,6 @@ def test_a_tied_embedding_may_have_an_adapter():
 def test_constants_that_are_damaged_name_the_weight(models, tmp_path):
     values, _ = models
     llama_jax.save(values, tmp_path / "model")
-    manifest = tmp_path / "model" / "checkpoint.json"
-    manifest.write_text(manifest.read_text().replace('"scale": 1.5', '"scale": "much"', 1))
+    edit_manifest(tmp_path / "model", lambda text: text.replace("1.5", '"much"', 1))
     with pytest.raises(ValueError, match=r"wq is no whole weight of kind lora: scale='much' must"):
         llama_jax.load(tmp_path / "model")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import run
+from helpers import edit_manifest, run
 from jax.sharding import PartitionSpec as P
 from toy_weight import GROUP, Scaled
 
@@ -204,7 +204,7 @@ def test_a_kind_that_nobody_defined_is_refused_with_the_way_out(models, tmp_path
     llama_jax.save(values, tmp_path / "model")
     manifest = tmp_path / "model" / "checkpoint.json"
     assert json.loads(manifest.read_text())["version"] == 2
-    manifest.write_text(manifest.read_text().replace("toy-scaled", "unheard-of"))
+    edit_manifest(manifest.parent, lambda text: text.replace("toy-scaled", "unheard-of"))
     with pytest.raises(ValueError, match=r"kind .unheard-of.*this program knows .*toy-scaled"):
         llama_jax.load(tmp_path / "model")
 
@@ -212,9 +212,7 @@ def test_a_kind_that_nobody_defined_is_refused_with_the_way_out(models, tmp_path
 def test_constants_that_the_kind_refuses_name_the_weight(models, tmp_path):
     values, _ = models
     llama_jax.save(values, tmp_path / "model")
-    manifest = tmp_path / "model" / "checkpoint.json"
-    text = manifest.read_text().replace('"group": 8', '"group": 9', 1)
-    manifest.write_text(text)
+    edit_manifest(tmp_path / "model", lambda text: text.replace('"group": 8', '"group": 9', 1))
     with pytest.raises(ValueError, match=r"tok_embeddings.weight is no whole weight.*group=9"):
         llama_jax.load(tmp_path / "model")
 

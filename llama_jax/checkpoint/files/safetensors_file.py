@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.regular import open_regular
 
 # Far above any model (405B: 0.2 MB in all), far below what would hurt to parse.
 _MAX_HEADER_BYTES = 4 * 2**20
@@ -41,7 +42,7 @@ def read_safetensors(path: str | Path) -> dict[str, np.ndarray]:
     No weight is read. The header must place every tensor within the file, and all of them side by
     side: whatever else it says comes out as one ValueError that names the file and the tensor.
     """
-    with io.FileIO(path) as file:
+    with open_regular(path) as file:
         try:
             return _read(file)
         except Refused as error:

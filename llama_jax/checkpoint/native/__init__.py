@@ -1,6 +1,7 @@
 """The project's own checkpoint: a directory that holds a model and says what it is.
 
-checkpoint.json   the format's version, the dtype, the tokenizer's file, where it came from
+checkpoint.json   the format's version, the dtype, the tokenizer's file, where it came from, and
+                  the sha256 of every file but the weights' chunks, which have sums of their own
 config.json       `Config.to_json`
 weights/          Orbax: an array for each part of each weight, under the weight's path
 tokenizer.model   or whatever the tokenizer's file was called, where there is one; and what goes
@@ -73,13 +74,14 @@ def write(
     *,
     dtype: Any = None,
     tokenizer: Path | None = None,
-    source: Mapping[str, Any] | None = None,
+    source: Callable[[], Mapping[str, Any]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
 ) -> Written:
     """Writes a checkpoint, whole or not at all, a block of a tensor in memory at a time.
 
-    `dtype` is one for all weights, None each one's own. `source` is kept in `checkpoint.json`.
+    `dtype` is one for all weights, None each one's own. What `source` gives, which is
+    asked last, is kept in `checkpoint.json`.
     `progress` is told the bytes done and the bytes in all. `overwrite` replaces an older
     checkpoint of this project, once the new one is whole, and nothing else.
     """

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint.files.json_file import read_object, shown, write_json
 from llama_jax.checkpoint.files.safe_paths import check_inside
+from llama_jax.checkpoint.native.checked import check_files, check_own, stated
 from llama_jax.config import Config
 from llama_jax.tokenizer.beside import FILES
 
@@ -52,6 +53,7 @@ def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} was written by a newer version ({version}); this is llama_jax "
             f"{_package_version()}, which reads version {VERSION}; upgrade it"
         )
+    check_own(path / INFO, info)
     return info
 
 
@@ -76,8 +78,8 @@ def check_spelled(path: Path) -> None:
 
 
 def read_config(path: str | os.PathLike[str]) -> Config:
-    """The checkpoint's model."""
-    read_info(path)
+    """The checkpoint's model, once every file has the checksum that the manifest states of it."""
+    info = read_info(path)
     file = Path(path) / CONFIG
     try:
         config = Config.from_json(_json(file))
@@ -90,6 +92,8 @@ def read_config(path: str | os.PathLike[str]) -> Config:
             f"{file} says n_layers={config.n_layers}, and {weights} lacks most of such a model: "
             f"it holds {held} entries; one of the two is damaged or belongs to another model"
         )
+    check_inside(Path(path), weights)
+    check_files(Path(path), Path(path) / INFO, info)
     return config
 
 
@@ -113,12 +117,15 @@ def write_manifest(
     *,
     dtypes: Sequence[str],
     tokenizer: str | None,
-    source: Mapping[str, Any] | None,
+    source: Callable[[], Mapping[str, Any]] | None,
     records: Mapping[str, Any],
 ) -> None:
-    """Writes both files. `dtypes` are the weights'; `tokenizer` is the name of its file.
+    """Writes both files, once all others are there.
 
-    `records` says, by name, what the weights are that are no arrays.
+    `dtypes` are the weights'; `tokenizer` is the name of its file.
+
+    `source` gives where the weights came from, and is asked last. `records` says, by name, what the
+    weights are that are no arrays.
     """
     info = {
         "format": FORMAT,
@@ -126,12 +133,12 @@ def write_manifest(
         "llama_jax": _package_version(),
         "dtype": dtypes[0] if len(dtypes) == 1 else "mixed",
         "tokenizer": tokenizer,
-        "source": dict(source) if source is not None else None,
+        "source": dict(source()) if source is not None else None,
     }
     if records:
         info["weights"] = dict(records)
     write_json(path / CONFIG, config.to_json())
-    write_json(path / INFO, info)
+    write_json(path / INFO, stated(info, path))
 
 
 def _json(file: Path) -> dict[str, Any]:

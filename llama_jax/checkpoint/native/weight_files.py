@@ -22,6 +22,7 @@ import numpy as np
 import tensorstore as ts
 
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
+from llama_jax.checkpoint.native.described import check_described
 from llama_jax.checkpoint.native.transfers import StoreError, Transfer, finish, finished, short
 from llama_jax.checkpoint.placement import Index, Placing
 from llama_jax.weights.params import nested
@@ -97,6 +98,8 @@ def fill(
 def stored(directory: Path) -> dict[WeightPath, jax.ShapeDtypeStruct]:
     """Every weight that lies in `directory`, by what its own metadata says of it."""
     found = sorted(entry.parent.name for entry in directory.glob("*/zarr.json"))
+    for folder in found:
+        check_described(directory / folder)
     stores = _open_all(directory, [tuple(folder.split(".")) for folder in found])
     return {p: jax.ShapeDtypeStruct(s.shape, s.dtype.numpy_dtype) for p, s in stores.items()}
 

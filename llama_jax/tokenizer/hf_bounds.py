@@ -1,0 +1,83 @@
+"""How much longer a tokenizer.json makes a text: a stranger's must not make it endless.
+
+Each of a chain of replacements may double a text, so a file of a kilobyte could ask for all memory.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from typing import Any
+
+MAX_GROWTH = 64
+"""The most that a chain of steps may make of one character; Llama's make up to 4 bytes of one."""
+_MAX_STEPS = 64
+_PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+_KNOWN = {"ByteLevel": 4.0, "Metaspace": 2.0, "BertNormalizer": 3.0}
+"""Steps that lengthen a text each time; a Unicode normal form does so once."""
+_UNICODE_BYTES = 48
+"""What no Unicode normal form of one character exceeds: the longest, of U+FDFA, has 33."""
+
+
+def check_growth(file: bytes) -> None:
+    """ValueError where a chain of steps in a tokenizer.json lengthens a text beyond all use.
+
+    What is no JSON object is left to the library to refuse.
+    """
+    try:
+        said = json.loads(file)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(said, dict):
+        _check_chains(said)
+
+
+def _check_chains(said: dict[str, Any]) -> None:
+    for part, chain in _PARTS.items():
+        growth = 1.0
+        for count, step in enumerate(_steps(said.get(part), chain), 1):
+            growth *= _growth(step)
+            if count > _MAX_STEPS or growth > MAX_GROWTH:
+                raise ValueError(
+                    f"its {part} makes a text over {MAX_GROWTH} times as long, or has over "
+                    f"{_MAX_STEPS} steps, which no model's does; download tokenizer.json again"
+                )
+
+
+def _steps(part: Any, chain: str) -> Iterator[dict[str, Any]]:
+    """The steps of a chain, however deep."""
+    waiting = [part]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            yield step
+            inner = step.get(chain)
+            waiting += inner if isinstance(inner, list) else []
+
+
+def _growth(step: dict[str, Any]) -> float:
+    """The most that a step makes of a character."""
+    kind, content = step.get("type"), step.get("content", step.get("prepend"))
+    length = len(content) if isinstance(content, str) else 0
+    if kind == "Prepend":
+        return max(1.0, length)
+    if kind == "Replace":
+        pattern = step.get("pattern")
+        found = pattern.get("String") if isinstance(pattern, dict) else None
+        # An empty text and a regex may be found between any two characters.
+        return max(1.0, length / len(found)) if isinstance(found, str) and found else 1.0 + length
+    if kind == "Precompiled":
+        return max(1.0, _longest(step.get("precompiled_charsmap")) / _UNICODE_BYTES)
+    return _KNOWN.get(str(kind), 1.0)
+
+
+def _longest(charsmap: Any) -> int:
+    """The bytes of the longest text in SentencePiece's table: a trie's size, the trie, texts."""
+    try:
+        table = base64.b64decode(charsmap if isinstance(charsmap, str) else "")
+    except (binascii.Error, ValueError):
+        return 0  # which the library refuses
+    texts = table[4 + int.from_bytes(table[:4], "little") :]
+    return max(map(len, texts.split(b"\0")))

@@ -1,0 +1,81 @@
+"""A tokenizer.json that would make a text endless is refused; the models' own are not."""
+
+import base64
+import json
+
+import pytest
+
+import llama_jax
+from llama_jax.tokenizer import hf_bounds
+
+SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+LLAMA_2 = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACE]}
+LLAMA_3 = {
+    "type": "Sequence",
+    "pretokenizers": [{"type": "Split", "pattern": {"Regex": "a+"}}, {"type": "ByteLevel"}],
+}
+BACK = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
+LLAMA_2_DECODER = {
+    "type": "Sequence",
+    "decoders": [BACK, *({"type": kind} for kind in ("ByteFallback", "Fuse", "Strip"))],
+}
+
+
+def charsmap(*texts):
+    trie = bytes(1024)
+    table = len(trie).to_bytes(4, "little") + trie + b"\0".join(texts) + b"\0"
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(table).decode()}
+
+
+def check_growth(said):
+    hf_bounds.check_growth(json.dumps(said).encode())
+
+
+def test_the_models_own_chains_pass():
+    check_growth({"normalizer": LLAMA_2, "pre_tokenizer": None, "decoder": LLAMA_2_DECODER})
+    check_growth({"normalizer": None, "pre_tokenizer": LLAMA_3, "decoder": {"type": "ByteLevel"}})
+    check_growth({"normalizer": charsmap("صلى الله عليه وسلم".encode(), b"fi")})
+    many_forms = [{"type": form} for form in ("NFD", "StripAccents", "Lowercase", "NFKC")]
+    check_growth({"normalizer": {"type": "Sequence", "normalizers": many_forms}})
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+DOUBLES = [
+    replace({"String": "a"}, "aa"),
+    replace({"Regex": "a"}, "aa"),
+    replace({"String": ""}, "a"),
+    {"type": "Prepend", "prepend": "aa"},
+    {"type": "ByteLevel"},
+    {"type": "Metaspace"},
+    charsmap(b"a" * 96),
+]
+
+
+@pytest.mark.parametrize("step", DOUBLES)
+def test_a_chain_that_doubles_is_refused(step):
+    check_growth({"normalizer": step})
+    chain = {"type": "Sequence", "normalizers": [step] * 7}
+    for normalizer in (chain, {"type": "Sequence", "normalizers": [{"normalizers": [chain]}]}):
+        with pytest.raises(ValueError, match="its normalizer makes a text over 64 times as long"):
+            check_growth({"normalizer": normalizer})
+
+
+def test_many_steps_are_refused_as_they_are_counted():
+    chain = {"decoders": [{"type": "Fuse"}] * 65}
+    with pytest.raises(ValueError, match=r"its decoder .* has over 64 steps"):
+        check_growth({"decoder": chain})
+
+
+def test_a_tokenizer_whose_normalizer_doubles_is_not_opened(shared, tmp_path):
+    folder = shared / "models/tinystories656K-hf"
+    said = json.loads((folder / "tokenizer.json").read_text())
+    doubles = [replace({"String": "a"}, "aa")] * 40
+    for name in ("tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    said["normalizer"] = {"type": "Sequence", "normalizers": doubles}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"tokenizer\.json .*its normalizer makes a text over 64"):
+        llama_jax.load_tokenizer(tmp_path)
