@@ -11,30 +11,34 @@ from collections.abc import Iterator
 
 MAX_SAID = 240
 """Characters of a stranger's words in an error: none repeats a file."""
+MAX_ERROR = 400
+"""Characters of an error that says what is wrong with a stranger's file, without its path."""
 _TAIL = 60
 _ENDS = KeyboardInterrupt, SystemExit, GeneratorExit
 """No failure of an interpreter: they end this one."""
 
 
 @contextlib.contextmanager
-def in_words(message: str) -> Iterator[None]:
-    """Whatever the block raises as a ValueError of `message`, its own words in the place of {}."""
+def in_words(
+    before: str, after: str = "", *, limit: int = MAX_SAID, but: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """Whatever the block raises, `but` for these, as a ValueError: its words between two texts."""
     try:
         yield
-    except _ENDS:
-        raise
     except BaseException as error:
-        raise ValueError(message.replace("{}", plain(error), 1)) from None
+        if isinstance(error, (*_ENDS, *but)):
+            raise
+        raise ValueError(f"{before}{plain(error, limit)}{after}") from None
 
 
-def plain(said: object) -> str:
-    """The words of an error, or any text: cut to `MAX_SAID`, its control characters escaped."""
+def plain(said: object, limit: int = MAX_SAID) -> str:
+    """The words of an error, or any text: cut to `limit`, its control characters escaped."""
     text = _words(said)
-    if len(text) <= MAX_SAID and len(whole := _escaped(text)) <= MAX_SAID:
+    if len(text) <= limit and len(whole := _escaped(text)) <= limit:
         return whole
     # No more is escaped than may be shown: a stranger's text can be a file.
-    head, tail = _escaped(text[:MAX_SAID]), _escaped(text[-_TAIL:])
-    return f"{head[: MAX_SAID - _TAIL - 5]} ... {tail[-_TAIL:]}"
+    head, tail = _escaped(text[:limit]), _escaped(text[-_TAIL:])
+    return f"{head[: limit - _TAIL - 5]} ... {tail[-_TAIL:]}"
 
 
 def _escaped(text: str) -> str:

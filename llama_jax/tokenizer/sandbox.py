@@ -36,6 +36,7 @@ ANSWER = "_answer_begins", "_answer_ends"
 """Variables that `{% generation %}` writes before and after its part."""
 
 _VALUES = str, bytes, list, tuple, dict, int, float, range
+_NOT_JINJA = "the chat template is not Jinja (", "); copy or download its file again"
 _JINJAS = "_loop_vars", "_block_vars"
 """What Jinja adds to a call, and takes away before it."""
 _OF_CONTEXT = {"eval_context": "eval_ctx", "environment": "environment"}
@@ -45,7 +46,7 @@ def compile_template(source: str) -> Template:
     """The template, measured; ValueError where `source` is not Jinja."""
     environment = _Sandbox()
     # Jinja compiles to Python, which refuses some of it as it likes.
-    with in_words("the chat template is not Jinja ({}); copy or download its file again"):
+    with in_words(*_NOT_JINJA):
         source.encode()
         check_source(source)
         return environment.from_string(measured(environment.parse(source)))
@@ -53,7 +54,7 @@ def compile_template(source: str) -> Template:
 
 def variables_of(source: str) -> set[str]:
     """The variables that a template reads, among those it is given."""
-    with in_words("the chat template is not Jinja ({}); copy or download its file again"):
+    with in_words(*_NOT_JINJA):
         check_source(source)
         return meta.find_undeclared_variables(measured(_Sandbox().parse(source)))
 
@@ -65,8 +66,8 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
     try:
         # A template can fail in any way that Python can.
         with in_words(
-            "the model's chat template does not take this dialog: {}; change the dialog, or encode "
-            "it in a format of your own"
+            "the model's chat template does not take this dialog: ",
+            "; change the dialog, or encode it in a format of your own",
         ):
             for part in template.generate(variables):
                 parts.append(part)
