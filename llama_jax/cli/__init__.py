@@ -19,7 +19,7 @@ import typer
 import llama_jax
 from llama_jax import distributed
 from llama_jax.cli.chat import chat
-from llama_jax.cli.console import FAILED
+from llama_jax.cli.console import FAILED, print_error
 from llama_jax.cli.convert import convert
 from llama_jax.cli.download import download
 from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words
@@ -30,7 +30,7 @@ from llama_jax.cli.inspect import inspect
 from llama_jax.cli.merge import merge
 from llama_jax.cli.perplexity import perplexity
 from llama_jax.cli.plot import plot
-from llama_jax.cli.text_input import prepare_streams
+from llama_jax.cli.text_input import discard_output, prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
 from llama_jax.cli.train_tokenizer import train_tokenizer
@@ -87,16 +87,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     prepare_streams()
     try:
-        with _seldom_collected():
-            app(args=arguments, prog_name=_program(arguments))
+        try:
+            with _seldom_collected():
+                app(args=arguments, prog_name=_program(arguments))
+        except SystemExit as ended:
+            if ended.code == INTERRUPTED:
+                _leave_at_once()
+            raise
+        finally:
+            sys.stdout.flush()  # Python would only say at its end that an error was ignored
     except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough
         distributed.fail(None)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         raise SystemExit(1) from None
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            _leave_at_once()
-        raise
+    except OSError as error:  # of `--help`, say, on a full disk: the commands tell of their own
+        discard_output()
+        print_error(f"the output cannot be written: {error.strerror or error}")
+        raise SystemExit(1) from None
 
 
 def _program(arguments: Sequence[str] | None) -> str | None:

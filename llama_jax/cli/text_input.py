@@ -7,6 +7,7 @@ A byte order mark is dropped, and a file that begins with UTF-16's is read as th
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import io
 import os
@@ -93,8 +94,20 @@ def argument(text: str, where: str) -> str:
     return text
 
 
+def discard_output() -> None:
+    """Lets stdout lead nowhere: what it still holds can be written no more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def prepare_streams() -> None:
-    """Text typed is UTF-8 too, and what stdout's encoding lacks is "?" there, and ends nothing."""
+    """Text typed is UTF-8 too, and what stdout's encoding lacks is "?" there, and ends nothing.
+
+    A stream that was closed (`<&-`) is one that is empty, or that nobody reads.
+    """
+    sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):

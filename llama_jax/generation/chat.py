@@ -13,6 +13,7 @@ from llama_jax.generation.batch import Row, batch_settings, ended_by_turn, rows_
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
 from llama_jax.generation.generate import complete
 from llama_jax.generation.limits import initial_slots, limits_on
+from llama_jax.generation.one_thread import OneThread
 from llama_jax.generation.prompts import tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
@@ -53,7 +54,8 @@ class Conversation:
 
     `messages` is the dialog, and all that the model sees: each turn reads what the model's format
     makes of it, from the first token that differs from what was read before. It may be edited
-    between two answers. Where the context is full, the oldest turns are forgotten.
+    between two answers. Where the context is full, the oldest turns are forgotten. It is one
+    thread's at a time: a second one that asks during an answer gets a ValueError.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Conversation:
         """Turns that no longer fit in the context."""
         self.prefilled = 0
         """Tokens that the last turn had to read."""
+        self._turn = OneThread()
         self._ids: list[int] = []  # the last turn's: what was read, and what was written then
         self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
@@ -105,11 +108,12 @@ class Conversation:
         An answer that is not taken to its end (the iterator is closed, or Ctrl-C) joins the dialog
         as far as it came.
         """
-        yield from self._answer_to([*self.messages, {"role": "user", "content": content}])
+        asked = {"role": "user", "content": content}
+        yield from self._turn.alone(self._answer_to([*self.messages, asked]))
 
     def answer(self) -> Generator[Delta, None, None]:
         """Yields an answer to the dialog as it is, say after a tool's result was appended."""
-        yield from self._answer_to(list(self.messages))
+        yield from self._turn.alone(self._answer_to(list(self.messages)))
 
     def _answer_to(self, dialog: list[Message]) -> Generator[Delta, None, None]:
         messages, ids = self._fitted(dialog)

@@ -11,6 +11,7 @@ from llama_jax.tokenizer.beside import MAX_TOKENIZER_BYTES, read_bounded, read_s
 from llama_jax.tokenizer.beside import tokenizer_files as files_beside
 from llama_jax.tokenizer.chat_template import read_chat_template, template_in
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
+from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
 from llama_jax.tokenizer.gguf import gguf_tokenizer
 from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
@@ -75,10 +76,8 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     kind = _kind_of(content)
     if kind is None:
         raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
-    try:
+    with in_words(f"{file} is a broken tokenizer: ", limit=MAX_ERROR, but=(OSError,)):
         return _open(kind, content, file.parent)
-    except ValueError as error:
-        raise ValueError(f"{file} is a broken tokenizer: {error}") from error
 
 
 def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
@@ -91,12 +90,10 @@ def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
 def _open_gguf(file: Path) -> Tokenizer:
     """The tokenizer of a GGUF file, from the files that a conversion would write."""
     made = gguf_tokenizer(file)
-    try:
+    with in_words(f"the tokenizer in {file} is broken: ", limit=MAX_ERROR, but=(OSError,)):
         objects, content = made.objects(), made.contents[made.name]
         template = template_in(objects["tokenizer_config.json"], str(file))
         tokenizer = _kind_of(content)(content, stated_in(objects), template)
-    except ValueError as error:
-        raise ValueError(f"the tokenizer in {file} is broken: {error}") from error
     tokenizer.notes = (*made.notes, *tokenizer.notes)
     return tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -26,6 +27,8 @@ class ChatTemplate:
     tokens: Mapping[str, str]
     tool_source: str | None = None
     """The template for dialogs with tools, where the checkpoint has another one for them."""
+    where: str = dataclasses.field(default="", compare=False)
+    """The file that it lies in, for errors."""
 
     @property
     def marks_answers(self) -> bool:
@@ -53,7 +56,8 @@ class ChatTemplate:
         from llama_jax.tokenizer.sandbox import ANSWER, render
 
         messages, tools = checked_messages(messages, ROLES), checked_tools(tools)
-        template, read = _compiled(self.source_for(tools))
+        with self._named():
+            template, read = _compiled(self.source_for(tools))
         if tools and "tools" not in read:
             raise ValueError(
                 "the model's chat template does not write tools=; describe them in the system "
@@ -66,7 +70,16 @@ class ChatTemplate:
             **self.tokens,
             **dict(zip(ANSWER, marks, strict=True)),
         }
-        return render(template, {**variables, "add_generation_prompt": opened})
+        with self._named():
+            return render(template, {**variables, "add_generation_prompt": opened})
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            said = f"{error}; the template is that of {self.where}" if self.where else str(error)
+            raise ValueError(said) from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -87,7 +100,8 @@ def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
     if own.is_file():
         config = {**config, "chat_template": _read_text(own)}
     legacy = read_object(folder / "special_tokens_map.json")
-    return template_in({**legacy, **config}, str(folder / "tokenizer_config.json"))
+    where = own if own.is_file() else folder / "tokenizer_config.json"
+    return template_in({**legacy, **config}, str(where))
 
 
 def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
@@ -105,7 +119,7 @@ def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
                 f"chat_template in {where} is a {type(text).__name__}; "
                 "it must be a str, or a list of names and templates"
             )
-    return ChatTemplate(source, dict(_named_tokens(config)), for_tools)
+    return ChatTemplate(source, dict(_named_tokens(config)), for_tools, where)
 
 
 def encode_with_template(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.tokenizer.added import MAX_ID
+from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
 from llama_jax.tokenizer.gguf_bpe import tokenizer_json
 from llama_jax.tokenizer.gguf_header import read_header
 from llama_jax.tokenizer.gguf_sentencepiece import tokenizer_model
@@ -42,10 +43,8 @@ class MadeFiles:
 def gguf_tokenizer(path: Path) -> MadeFiles:
     """The files for the tokenizer in a GGUF file; ValueError names the file and what is wrong."""
     metadata = read_header(path).metadata
-    try:
+    with in_words(f"the tokenizer in {path}: ", limit=MAX_ERROR):
         return _made(metadata)
-    except ValueError as error:
-        raise ValueError(f"the tokenizer in {path}: {error}") from error
 
 
 def _made(metadata: Mapping[str, Any]) -> MadeFiles:

@@ -42,6 +42,7 @@ def _alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _alphabet()
+_MAX_TOKEN = 2**20
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -83,6 +84,11 @@ def _sentencepiece(steps: list[dict[str, Any]]) -> Spelling | None:
             for mark, _ in marks:
                 token = token.replace(mark, "")
         for mark, content in marks:
+            if token.count(mark) * len(content) > _MAX_TOKEN:
+                raise ValueError(
+                    f"the decoder in tokenizer.json makes a token of over {_MAX_TOKEN:,} "
+                    "characters; copy or download the file again"
+                )
             token = token.replace(mark, content)
         return token.removeprefix(" " if at_start and drops_one else "").encode(), False
 

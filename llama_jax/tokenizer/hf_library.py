@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from llama_jax.tokenizer import foreign
 from llama_jax.tokenizer.added import AddedToken
 
 _MAX_FILLERS = 2**16
@@ -79,14 +80,8 @@ def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:
     return ordered
 
 
-@contextlib.contextmanager
-def in_words() -> Iterator[None]:
+def in_words() -> contextlib.AbstractContextManager[None]:
     """The library's failures as ValueErrors; what Rust panics with is not even an Exception."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(
-            f"the tokenizers library cannot use tokenizer.json ({error}); copy or download it again"
-        ) from None
+    return foreign.in_words(
+        "the tokenizers library cannot use tokenizer.json (", "); copy or download it again"
+    )

@@ -1,113 +1,145 @@
-"""Jinja's sandbox as Hugging Face's chat templates expect it, and limits for a hostile one.
+"""Jinja's sandbox as Hugging Face's chat templates expect it, with a clock and a measure.
 
 A template comes with a checkpoint, from strangers. The sandbox keeps it from files and from
-Python's insides; the limits end loops, recursion and output that go on and on. Memory is not
-limited as such: run a template you have reason to fear in a process of its own.
+Python's insides. `template_budget` bounds a rendering's turns, time and memory, and nothing is
+computed before they hold: Jinja would fold constants when it compiles.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 from jinja2 import Template, meta, nodes, pass_context
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context
+from jinja2.runtime import Context, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_STEPS = 300_000
-"""Turns of loops and calls, together, in one rendering."""
+from llama_jax.tokenizer import template_budget
+from llama_jax.tokenizer.foreign import in_words
+from llama_jax.tokenizer.template_budget import budget
+from llama_jax.tokenizer.template_filters import NO_FILTERS, OF_FILTERS, to_json
+from llama_jax.tokenizer.template_tree import CONCAT, COUNTED, MADE, TICKED, check_source, measured
+from llama_jax.tokenizer.template_values import check_format, check_method, check_operation
+
 MAX_CHARACTERS = 50_000_000
 """The limit on one rendering."""
-MAX_FACTOR = 1_000
-"""What `'a' * n` and `a ** n` take."""
-MAX_BITS = 10_000
-"""The limit on a product of two integers, whose length a loop could double at every turn."""
+MAX_DATE_FORM = 1_000
 
 ANSWER = "_answer_begins", "_answer_ends"
 """Variables that `{% generation %}` writes before and after its part."""
 
-_STEPS, _COUNTED = "_steps left", "_counted"
+_VALUES = str, bytes, list, tuple, dict, int, float, range
+_NOT_JINJA = "the chat template is not Jinja (", "); copy or download its file again"
+_JINJAS = "_loop_vars", "_block_vars"
+"""What Jinja adds to a call, and takes away before it."""
+_OF_CONTEXT = {"eval_context": "eval_ctx", "environment": "environment"}
 
 
 def compile_template(source: str) -> Template:
-    """The template, its loops counted; ValueError where `source` is not Jinja."""
+    """The template, measured; ValueError where `source` is not Jinja."""
     environment = _Sandbox()
-    try:
+    # Jinja compiles to Python, which refuses some of it as it likes.
+    with in_words(*_NOT_JINJA):
         source.encode()
-        tree = environment.parse(source)
-        for loop in list(tree.find_all(nodes.For)):
-            loop.iter = nodes.Filter(loop.iter, _COUNTED, [], [], None, None, lineno=loop.lineno)
-        return environment.from_string(tree)
-    except Exception as error:  # Jinja compiles to Python, which refuses some of it as it likes
-        raise ValueError(
-            f"the chat template is not Jinja ({_said(error)}); copy or download its file again"
-        ) from error
+        check_source(source)
+        return environment.from_string(measured(environment.parse(source)))
 
 
 def variables_of(source: str) -> set[str]:
     """The variables that a template reads, among those it is given."""
-    return meta.find_undeclared_variables(_Sandbox().parse(source))
+    with in_words(*_NOT_JINJA):
+        check_source(source)
+        return meta.find_undeclared_variables(measured(_Sandbox().parse(source)))
 
 
 def render(template: Template, variables: Mapping[str, Any]) -> str:
     """What the template writes; ValueError where it refuses, fails or does not come to an end."""
     parts, length = [], 0
+    begun = template_budget.begin()
     try:
-        for part in template.generate(variables, **{_STEPS: iter(range(MAX_STEPS))}):
-            parts.append(part)
-            length += len(part)
-            if length > MAX_CHARACTERS:
-                raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
-        text = "".join(parts)
-        text.encode()
-    except Exception as error:  # a template can fail in any way that Python can
-        raise ValueError(
-            f"the model's chat template does not take this dialog: {_said(error)}; change the "
-            "dialog, or encode it in a format of your own"
-        ) from error
+        # A template can fail in any way that Python can.
+        with in_words(
+            "the model's chat template does not take this dialog: ",
+            "; change the dialog, or encode it in a format of your own",
+        ):
+            for part in template.generate(variables):
+                parts.append(part)
+                length += len(part)
+                if length > MAX_CHARACTERS:
+                    raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
+            text = "".join(parts)
+            text.encode()
+    finally:
+        template_budget.end(begun)
     return text
 
 
-def _said(error: Exception) -> str:
-    if isinstance(error, UnicodeEncodeError):
-        return f"it writes the lone surrogate {error.object[error.start]!r}, which is no character"
-    return str(error) or type(error).__name__
-
-
 class _Sandbox(ImmutableSandboxedEnvironment):
-    intercepted_binops = frozenset(["*", "**"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[loopcontrols, _Generation],
+            optimized=False,
+            finalize=_written,
         )
-        self.filters["tojson"] = _to_json
-        self.filters[_COUNTED] = _counted
+        self.filters["tojson"] = to_json
+        self.filters = {
+            name: _bounded(run, OF_FILTERS.get(name))
+            for name, run in self.filters.items()
+            if name not in NO_FILTERS
+        }
+        self.filters |= {COUNTED: _counted, MADE: _made, TICKED: _ticked, CONCAT: _concat}
+        self.tests = {name: _bounded(run) for name, run in self.tests.items()}
+        del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise
-        self.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        # The class itself would lend its other methods.
-        self.globals["dict"] = lambda *items, **named: dict(*items, **named)
+        self.globals["strftime_now"] = _now
+        self.globals["dict"] = _dict
         self.globals["namespace"] = _Namespace
 
+    @staticmethod
+    def concat(parts: Iterable[str]) -> str:
+        """What a macro, a block or `{% set %}` wrote."""
+        found, length = [], 0
+        for part in parts:
+            found.append(part)
+            length += len(part)
+            budget().allow(length)
+        return budget().made("".join(found))
+
     def call(__self, __context: Context, __callable: Any, *args: Any, **named: Any) -> Any:
-        _step(__context)
-        return super().call(__context, __callable, *args, **named)
+        budget().step()
+        if isinstance(__callable, types.BuiltinMethodType | types.MethodType):
+            owner = __callable.__self__
+            if isinstance(owner, _VALUES):
+                said = {key: one for key, one in named.items() if key not in _JINJAS}
+                args = check_method(__callable.__name__, owner, args, said)
+        return _paid(super().call(__context, __callable, *args, **named))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        run = super().wrap_str_format(value)
+        if run is None:
+            return None
+
+        @functools.wraps(run)
+        def measured(*args: Any, **named: Any) -> str:
+            check_format(value.__self__, [*args, named])
+            return run(*args, **named)
+
+        return measured
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator == "**" or not numbers:
-            for side in (left, right):
-                if (abs(side) if isinstance(side, int | float) else len(side)) > MAX_FACTOR:
-                    raise SecurityError(f"{operator} takes nothing beyond {MAX_FACTOR:,}")
-        elif sum(side.bit_length() for side in (left, right) if isinstance(side, int)) > MAX_BITS:
-            raise SecurityError(f"{operator} makes no number beyond {MAX_BITS:,} bits")
-        return super().call_binop(context, operator, left, right)
+        check_operation(operator, left, right)
+        return budget().made(super().call_binop(context, operator, left, right), fresh=False)
 
 
 class _Generation(Extension):
@@ -133,30 +165,81 @@ class _Namespace(Namespace):
             return object.__getattribute__(self, name)
         return super().__getattribute__(name)
 
+    def __repr__(self) -> str:  # what it holds may change after it was measured, and grow
+        return "<Namespace>"
+
+
+def _bounded(run: Any, check: Callable[..., Any] | None = None) -> Any:
+    """A filter or a test that looks at the clock, and pays for what it makes.
+
+    It asks for the context, whatever `run` asks for: Jinja then computes it in no compilation.
+    """
+    wanted = getattr(getattr(run, "jinja_pass_arg", None), "name", None)
+
+    @pass_context
+    def bounded(context: Context, value: Any, *args: Any, **named: Any) -> Any:
+        budget().tick()
+        if check is not None:
+            checked = check(value, *args, **named)
+            value = value if checked is None else checked
+        if wanted is None:
+            return _paid(run(value, *args, **named))
+        first = context if wanted == "context" else getattr(context, _OF_CONTEXT[wanted])
+        return _paid(run(first, value, *args, **named))
+
+    return bounded
+
+
+def _paid(value: Any) -> Any:
+    if isinstance(value, types.GeneratorType):
+        return budget().turns(value)
+    return budget().made(value)
+
 
 @pass_context
 def _counted(context: Context, items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        _step(context)
-        yield item
+    return budget().turns(items)
 
 
-def _step(context: Context) -> None:
-    if next(context.parent[_STEPS], None) is None:
-        raise SecurityError(f"it takes more than {MAX_STEPS:,} turns of loops and calls")
+@pass_context
+def _made(context: Context, value: Any) -> Any:
+    return budget().made(value, fresh=False)
+
+
+@pass_context
+def _ticked(context: Context, value: Any) -> Any:
+    budget().tick()
+    return value
+
+
+@pass_context
+def _concat(context: Context, parts: list[Any]) -> str:
+    """Jinja's `~`."""
+    budget().allow(sum(map(budget().size, parts)))
+    join = markup_join if context.eval_ctx.autoescape else str_join
+    return budget().made(join(parts))
+
+
+@pass_context
+def _written(context: Context, value: Any) -> Any:
+    """A value that becomes text."""
+    if isinstance(value, str):
+        budget().tick()
+        return value
+    budget().allow(budget().size(value))
+    return budget().made(str(value))
+
+
+def _dict(items: Any = (), **named: Any) -> dict[Any, Any]:
+    # The class itself would lend its other methods, and be filled without a look at the clock.
+    return dict(items if isinstance(items, Mapping) else budget().turns(items), **named)
+
+
+def _now(form: str) -> str:
+    if len(form) > MAX_DATE_FORM:
+        raise SecurityError(f"a form of a date has at most {MAX_DATE_FORM:,} characters")
+    return datetime.datetime.now().strftime(form)
 
 
 def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

@@ -17,11 +17,16 @@ from llama_jax.tokenizer.dialog import (
     encode_llama2_answers,
     refuse_codellama70b_answers,
 )
+from llama_jax.tokenizer.foreign import in_words
 from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
 from llama_jax.tokenizer.template_answers import Located, located
 from llama_jax.tokenizer.with_template import WithTemplate
 
 SPACE = "\u2581"  # how a piece spells a space
+_CANNOT_ENCODE = (
+    "SentencePiece cannot encode the text by tokenizer.model (",
+    "); copy or download the file again",
+)
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 """Behind a model's file: normalizer_spec.add_dummy_prefix is false. The last word counts."""
 
@@ -79,7 +84,8 @@ class SentencePieceTokenizer(WithTemplate):
             return [self.encode(text, bos=bos, eos=eos) for text in texts]
         for text in texts:
             check_text(text)
-        found = self._model.encode(list(texts), num_threads=threads)
+        with in_words(*_CANNOT_ENCODE):
+            found = self._model.encode(list(texts), num_threads=threads)
         first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
         return [first + ids + last for ids in found]
 
@@ -99,7 +105,7 @@ class SentencePieceTokenizer(WithTemplate):
     def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         ids: list[int] = []
         for part, _, model in self._parts(text, controls, begins):
-            ids += [part] if isinstance(part, int) else model.encode(part)
+            ids += [part] if isinstance(part, int) else _encoded(model, part)
         return ids
 
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
@@ -108,7 +114,7 @@ class SentencePieceTokenizer(WithTemplate):
             if isinstance(part, int):
                 found.append((part, (begin, end)))
                 continue
-            ids = model.encode(part)
+            ids = _encoded(model, part)
             spelled = [self._bytes[id] for id in ids]
             if b"".join(spelled) == b" " + part.encode():
                 spelled[0] = spelled[0][1:]
@@ -161,17 +167,20 @@ class SentencePieceTokenizer(WithTemplate):
         return self._base_id(text) if id is None else id
 
 
+def _encoded(model: Any, text: str) -> list[int]:
+    with in_words(*_CANNOT_ENCODE):
+        return model.encode(text)
+
+
 def _open(file: bytes) -> Any:
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor()
-    try:
+    with in_words(
+        "SentencePiece cannot read it (",
+        "); it is truncated or damaged, so copy or download it again",
+    ):
         model.LoadFromSerializedProto(file)
-    except RuntimeError as error:
-        raise ValueError(
-            f"SentencePiece cannot read it ({error}); it is truncated or damaged, "
-            "so copy or download it again"
-        ) from None
     if model.bos_id() < 0 or model.eos_id() < 0:
         raise ValueError(
             f"its bos id is {model.bos_id()} and its eos id {model.eos_id()}, where -1 means "

@@ -13,6 +13,7 @@ from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.dialog import encode_llama3, encode_llama3_answers
+from llama_jax.tokenizer.foreign import in_words
 from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
 from llama_jax.tokenizer.template_answers import Located, located
 from llama_jax.tokenizer.with_template import WithTemplate
@@ -65,11 +66,12 @@ class TiktokenTokenizer(WithTemplate):
         import tiktoken
 
         ranks, stated = _parse(file), stated or Stated()
-        self._template, self._stated = template, stated
+        self._file, self._template, self._stated = file, template, stated
         # tiktoken is told of no special token: it then has none to find in a text.
-        self._words = tiktoken.Encoding(
-            "llama3", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={}
-        )
+        with in_words("tiktoken cannot use it (", "); copy or download it again"):
+            self._words = tiktoken.Encoding(
+                "llama3", pat_str=WORDS, mergeable_ranks=ranks, special_tokens={}
+            )
         self._bytes = [*ranks, *(b"" for _ in SPECIAL)]
         own = {name: len(ranks) + n for n, name in enumerate(SPECIAL)}
         joining, self.notes = stated.join(own.get, len(self._bytes))
@@ -114,7 +116,8 @@ class TiktokenTokenizer(WithTemplate):
         return ids
 
     def _encode_ordinary(self, text: str) -> list[int]:
-        return [id for cut in _parts(text) for id in self._words.encode_ordinary(cut)]
+        with in_words("tiktoken cannot encode the text (", "); pass it in shorter pieces"):
+            return [id for cut in _parts(text) for id in self._words.encode_ordinary(cut)]
 
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
         found: list[Located] = []

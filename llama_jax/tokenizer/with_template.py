@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from llama_jax.tokenizer.added import check_controls
 from llama_jax.tokenizer.beside import Stated
@@ -27,8 +28,15 @@ class WithTemplate(Tokenizer):
 
     special: Mapping[str, int]
     """The id of each control token, by name. No text encodes to them."""
+    notes: tuple[str, ...]
+    """What the files say and what is not followed."""
+    _file: bytes
     _template: ChatTemplate | None
     _stated: Stated
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as the files that it was made of: what the libraries pickle loses settings."""
+        return _made, (type(self), self._file, self._stated, self._template, self.notes)
 
     @property
     def dialog_format(self) -> str | None:
@@ -110,3 +118,11 @@ class WithTemplate(Tokenizer):
     @abc.abstractmethod
     def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
         """`encode_answers` in the tokenizer's own format."""
+
+
+def _made(
+    kind: Any, file: bytes, stated: Stated, template: ChatTemplate | None, notes: tuple[str, ...]
+) -> WithTemplate:
+    tokenizer = kind(file, stated, template)
+    tokenizer.notes = notes
+    return tokenizer

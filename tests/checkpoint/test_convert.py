@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ from memory import run_measured
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
+from llama_jax.checkpoint.files.atomic import whole_directory
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.names import names_table
 
@@ -173,3 +175,22 @@ def test_a_two_gigabyte_checkpoint_converts_in_below_1200_megabytes(tmp_path):
     print(f"{stored / 1e9:.2f} GB in {seconds:.1f} s, {peak / 1e9:.2f} GB anonymous at the peak")
     assert stored > 2e9
     assert peak < 1.2e9
+
+
+def test_all_below_a_new_directory_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with whole_directory(tmp_path / "new") as partial:
+        (partial / "a" / "b").mkdir(parents=True)
+        for name in ("a/b/c", "a/d", "e"):
+            (partial / name).write_text("x")
+        (partial / "link").symlink_to("e")
+    below = [name.rpartition("partial")[2] for name in synced if "partial" in name]
+    assert {"/a/b/c", "/a/d", "/e", "/a/b", "/a", ""} <= set(below)
+    assert below.index("/a/b/c") < below.index("/a/b") < below.index("/a") < below.index("")
+    assert below[-1] == "", "the directory itself comes last"

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import sentencepiece
@@ -13,7 +14,7 @@ import tokenizers
 from helpers import ROOT, SHARED
 from small_tokenizers import needs_shared, references, sentencepiece_file, tokenizer_of
 
-from llama_jax.tokenizer import load_tokenizer, sandbox
+from llama_jax.tokenizer import load_tokenizer, template_budget
 from llama_jax.tokenizer.chat_template import (
     ChatTemplate,
     encode_with_template,
@@ -656,6 +657,63 @@ HOSTILE = {
         "{% set n = namespace(x=3) %}{% for i in range(20) %}{% set n.x = n.x * n.x %}{% endfor %}",
         "makes no number beyond 10,000 bits",
     ),
+    "a source too long": ("a " * 2**19 + "a", "is not Jinja .*1,048,576 characters"),
+    "too many words": ("{{a}}" * 10_001, "is not Jinja .*50,000 words"),
+    "a block that doubles": (
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}"
+        "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}{% endfor %}",
+        "more than 32 MiB",
+    ),
+    "a sum that doubles": (
+        "{% set n = namespace(x='a') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}"
+        "{% endfor %}",
+        "more than 32 MiB",
+    ),
+    "a list that doubles": (
+        "{% set n = namespace(x=[1]) %}{% for i in range(60) %}{% set n.x = [n.x, n.x] %}"
+        "{% endfor %}{{ n.x == [n.x] }}",
+        "more than 32 MiB",
+    ),
+    "parts that are kept": (
+        "{% set n = namespace(l=[], x='a' * 1000) %}"
+        "{% for i in range(10) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+        "{% for i in range(999) %}{% set y = n.x[i:] %}{% endfor %}",
+        "more than 256 MiB of values",
+    ),
+    "colliding keys": (
+        "{% set m = 2 ** 61 - 1 %}{{ dict(range(0, m * 99999, m) | batch(2) | list) }}",
+        "more than 0.2 seconds",
+    ),
+    "colliding items": (
+        "{% set m = 2 ** 61 - 1 %}{{ range(0, m * 99999, m) | unique | list }}",
+        "more than 0.2 seconds",
+    ),
+    "a wide text": ("{{ 'a'.ljust(10000000000) }}", "more than 32 MiB"),
+    "wide tabs": ("{{ '\t'.expandtabs(tabsize=1000000000) }}", "more than 32 MiB"),
+    "a wide constant": ("{{ 'a' | center(10000000000) }}", "more than 32 MiB"),
+    "a wide argument": (
+        "{% autoescape 'a' | center(10000000000) %}{% endautoescape %}",
+        "more than 32 MiB",
+    ),
+    "a far indent": ("{{ 'a\n' | indent(width=3000000000) }}", "more than 32 MiB"),
+    "a wide number": ("{{ '%999999999d' % 1 }}", "more than 32 MiB"),
+    "a number as wide as said": ("{{ '%*d' | format(999999999, 1) }}", "no width from"),
+    "a wide format": ("{{ '{:999999999}'.format(1) }}", "more than 32 MiB"),
+    "a format as wide as said": ("{{ '{:{}}'.format(1, 999999999) }}", "no width from"),
+    "a long replacement": (
+        "{% set x = ('a' * 1000) %}{{ x.replace('a', x).replace('a', x) }}",
+        "more than 32 MiB",
+    ),
+    "a long join": ("{{ range(90000) | join('a' * 1000) }}", "more than 32 MiB"),
+    "a far digit": ("{{ 5 | round(precision=-1000000000) }}", "round takes nothing beyond"),
+    "a long number": ("{{ (1).to_bytes(1000000000, 'big') }}", "int.to_bytes, which templates may"),
+    "many to fill": ("{{ [1] | batch(1000000000, 'x') | list }}", "more than 32 MiB"),
+    "lists summed": ("{{ [[1]] | sum(start=[]) }}", "sum takes numbers"),
+    "JSON far to the right": ("{{ [1] | tojson(indent=1000000000) }}", "no indent"),
+    "a long refusal": (
+        "{{ raise_exception('\x1b[31m' ~ 'a' * 1000 ~ 'the end') }}",
+        r"this dialog: \\x1b\[31ma{100,200} \.\.\. a+the end; change",
+    ),
     "a class": ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
     "a module": ("{{ cycler.__init__.__globals__ }}", "'__init__' of 'type' object is unsafe"),
     "a formatted class": ("{{ '{0.__class__.__mro__}'.format(1) }}", "is unsafe"),
@@ -671,9 +729,40 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("source", "message"), HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_template_ends_in_an_error(source, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_hostile_template_ends_in_a_short_error(monkeypatch, source, message):
+    if "0.2 seconds" in message:
+        monkeypatch.setattr(template_budget, "MAX_SECONDS", 0.2)
+    with pytest.raises(ValueError, match=message) as refused:
         ChatTemplate(source, {}).render([user("a")])
+    assert len(str(refused.value)) <= 500
+    assert str(refused.value).isprintable()
+
+
+def test_measuring_its_values_changes_nothing_of_them():
+    source = (
+        "{% set s = messages[0].content %}{{ s[1:] + s[:1] ~ [s, 1] ~ {'k': (s, none)} }}|"
+        "{{ '%s-%d' % (s, 7) }}|{{ '{}/{x}'.format(s, x=2) }}|{{ s.replace('a', 'oo') | upper }}|"
+        "{{ [3, 1, 2] | sort | join('-') }}|{{ [1, 2.5] | sum }}|{{ 'a b\tc'.split() }}|"
+        "{{ [1, 2, 3] | batch(2) | list }}|{{ ['x', 'y'] | map('upper') | join(d='') }}|"
+        "{{ 'a\nb' | indent(2) }}|{{ 2.567 | round(1) }}|{{ {'a': [1]} | tojson(indent=1) }}|"
+        "{% set b %}<{{ s }}>{% endset %}{{ b | trim }}|{{ [1] if s in ['a'] else [2] }}|"
+        "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}|"
+        "{{ '-'.join(s | list) }}|{{ dict([['k', 1]], z=2) }}|{{ loop is defined }}"
+    )
+    assert ChatTemplate(source, {}).render([user("abc")]) == (
+        "bca['abc', 1]{'k': ('abc', None)}|abc-7|abc/2|OOBC|1-2-3|3.5|['a', 'b', 'c']|"
+        '[[1, 2], [3]]|XY|a\n  b|2.6|{\n "a": [\n  1\n ]\n}|<abc>|[2]|1|a-b-c|'
+        "{'k': 1, 'z': 2}|False"
+    )
+
+
+def test_a_busy_processor_refuses_no_template(monkeypatch):
+    monkeypatch.setattr(template_budget, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(time, "thread_time", lambda: 0.0)
+    template = ChatTemplate("{% for i in range(9) %}{{ strftime_now('%j') }}{% endfor %}", {})
+    later = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(later))
+    assert len(template.render([user("a")])) == 27
 
 
 def test_counting_its_turns_changes_nothing_for_a_loop():
@@ -688,7 +777,7 @@ def test_counting_its_turns_changes_nothing_for_a_loop():
 
 
 def test_each_rendering_has_the_whole_budget(monkeypatch):
-    monkeypatch.setattr(sandbox, "MAX_STEPS", 10)
+    monkeypatch.setattr(template_budget, "MAX_STEPS", 10)
     template = ChatTemplate("{% for i in range(9) %}{% endfor %}", {})
     for _ in range(3):
         assert template.render([user("a")]) == ""

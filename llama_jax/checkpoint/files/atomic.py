@@ -30,7 +30,7 @@ def whole_directory(dst: Path) -> Iterator[Path]:
             _clear(partial)
             _clear_former(former, dst)
             yield partial
-            _sync(partial)
+            _sync_tree(partial)
             _replace(dst, partial, former)
         except BaseException:
             _remove(partial)
@@ -141,9 +141,19 @@ def _replace(dst: Path, partial: Path, former: Path) -> None:
         raise
 
 
-def _sync(directory: Path) -> None:
-    """Waits until the directory's own entries are on disk."""
-    entry = os.open(directory, os.O_RDONLY)
+def _sync_tree(directory: Path) -> None:
+    """Waits until all below a directory is on disk, files before the directories that name them."""
+    for folder, _, names in os.walk(directory, topdown=False):
+        for name in names:
+            file = Path(folder, name)
+            if stat.S_ISREG(file.lstat().st_mode):
+                _sync(file)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's bytes, or a directory's own entries, are on disk."""
+    entry = os.open(path, os.O_RDONLY)
     try:
         os.fsync(entry)
     finally:

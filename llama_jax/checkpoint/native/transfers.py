@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tensorstore as ts
 
+from llama_jax.tokenizer.foreign import plain
 from llama_jax.weights.table import WeightPath
 
 MAX_BYTES = 96 << 20
@@ -67,4 +68,5 @@ def finish(path: WeightPath, future: ts.Future) -> Any:
 
 def short(error: Exception) -> str:
     """TensorStore's messages end in a dump of their source lines and specs."""
-    return f"{error}\n".splitlines()[0].split(" [", 1)[0] or type(error).__name__
+    said = f"{error}\n".splitlines()[0].split(" [", 1)[0]
+    return plain(said or type(error).__name__)

@@ -1,0 +1,125 @@
+"""A small sound checkpoint of every format that the project reads, and how each is read whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf_file
+import meta_folder
+import numpy as np
+from dialog_kinds import KINDS, byte_folder
+from hf_folder import SMALL, write_folder, write_safetensors
+from small_tokenizers import sentencepiece_file, tiktoken_file
+
+from llama_jax.checkpoint.adapters import with_adapter
+from llama_jax.checkpoint.convert import convert
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.checkpoint.source import Source
+from llama_jax.tokenizer import load_tokenizer
+
+DIALOG = [
+    {"role": "user", "content": "Who is Lily?"},
+    {"role": "assistant", "content": "A cat."},
+    {"role": "user", "content": "Why?"},
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """A folder, the files of it that are changed, and what reads it."""
+
+    folder: Path
+    files: tuple[str, ...]
+    read: Callable[[Path], Any]
+
+
+def make(root: Path) -> dict[str, Seed]:
+    """The seeds by format, written below `root`."""
+    config = meta_folder.config_of(_folder(root / "said"))
+    states = meta_folder.cut(meta_folder.weights_of(config), 1)
+    meta = meta_folder.write(root / "meta", states)
+    hf = write_folder(root / "hf")
+    convert(meta, root / "native")
+    weight = "weights/layers_0.attention.wq"
+    native = ("config.json", "checkpoint.json", f"{weight}/zarr.json", f"{weight}/c/0/0")
+    json_tokenizer = byte_folder(root / "tokenizer.json", KINDS["plain"][0])
+    return {
+        "pth": Seed(meta, ("consolidated.00.pth", "params.json"), read_weights),
+        "safetensors": Seed(hf, ("model.safetensors", "config.json"), read_weights),
+        "native": Seed(root / "native", native, read_weights),
+        "gguf": Seed(_gguf(root / "gguf"), ("model.gguf",), read_gguf),
+        "peft": Seed(_peft(root / "peft"), ("adapter_model.safetensors", PEFT), peft_on(hf)),
+        "tokenizer.json": Seed(
+            json_tokenizer, ("tokenizer.json", "tokenizer_config.json"), read_tokenizer
+        ),
+        "tokenizer.model": Seed(
+            _of(root / "sp", sentencepiece_file()), ("tokenizer.model",), read_tokenizer
+        ),
+        "tiktoken": Seed(_of(root / "tt", tiktoken_file()), ("tokenizer.model",), read_tokenizer),
+    }
+
+
+PEFT = "adapter_config.json"
+
+
+def read_weights(folder: Path) -> None:
+    """Every weight, as a conversion would read it."""
+    _read_all(open_checkpoint(folder))
+
+
+def peft_on(base: Path) -> Callable[[Path], None]:
+    """What reads an adapter of `base`."""
+    return lambda folder: _read_all(with_adapter(open_checkpoint(base), folder))
+
+
+def _read_all(source: Source) -> None:
+    for tensor in source.tensors.values():
+        tensor.read(tuple(slice(0, n) for n in tensor.shape), np.empty(tensor.shape, tensor.dtype))
+
+
+def read_gguf(folder: Path) -> None:
+    read_weights(folder / "model.gguf")
+    read_tokenizer(folder / "model.gguf")
+
+
+def read_tokenizer(path: Path) -> None:
+    tokenizer = load_tokenizer(path)
+    tokenizer.decode(tokenizer.encode("Once upon a time </s> 🦙", bos=True, eos=True))
+    tokenizer.encode_dialog(DIALOG)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _of(folder: Path, tokenizer: bytes) -> Path:
+    (_folder(folder) / "tokenizer.model").write_bytes(tokenizer)
+    return folder
+
+
+def _gguf(folder: Path) -> Path:
+    tokenizer = gguf_file.sentencepiece_metadata(sentencepiece_file())
+    size = len(tokenizer["tokenizer.ggml.tokens"])
+    metadata, tensors = gguf_file.small_model(vocab=size)
+    (_folder(folder) / "model.gguf").write_bytes(
+        gguf_file.gguf_bytes({**metadata, **tokenizer}, tensors)
+    )
+    return folder
+
+
+def _peft(folder: Path) -> Path:
+    wide, name = SMALL["hidden_size"], "base_model.model.model.layers.0.self_attn.q_proj"
+    outputs = SMALL["num_attention_heads"] * SMALL["head_dim"]
+    tensors = {
+        f"{name}.lora_A.weight": np.ones((2, wide), np.float32),
+        f"{name}.lora_B.weight": np.ones((outputs, 2), np.float32),
+    }
+    write_safetensors(_folder(folder) / "adapter_model.safetensors", tensors)
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (folder / PEFT).write_text(json.dumps(said))
+    return folder

@@ -1,0 +1,118 @@
+"""Changed files, each read; what breaks a promise of docs/security.md is a find, and kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import itertools
+import random
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from fuzz.mutations import change, template
+from fuzz.seeds import DIALOG, Seed, make
+
+from llama_jax.tokenizer.chat_template import ChatTemplate
+
+FORMATS = (
+    *("pth", "safetensors", "native", "gguf", "peft"),
+    *("tokenizer.json", "tokenizer.model", "tiktoken", "template"),
+)
+MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 600
+HANGS = 60
+"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now."""
+RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
+_ran: list[str] = []
+
+
+@dataclasses.dataclass
+class Report:
+    """What was tried of each format, what was accepted, and the slowest."""
+
+    tried: dict[str, int] = dataclasses.field(default_factory=dict)
+    accepted: dict[str, int] = dataclasses.field(default_factory=dict)
+    slowest: dict[str, float] = dataclasses.field(default_factory=dict)
+    finds: list[str] = dataclasses.field(default_factory=list)
+    mib: int = 0
+
+    def lines(self) -> list[str]:
+        each = [
+            f"{name:16} {self.tried[name]:7,} tried {self.accepted.get(name, 0):7,} accepted, "
+            f"slowest {self.slowest[name]:.2f} s"
+            for name in self.tried
+        ]
+        return [*each, f"largest process {self.mib:,} MiB", *self.finds[:40]]
+
+
+def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Report:
+    """Tries changes, the first of seed `first`, format after format, until the time is over."""
+    sys.addaudithook(lambda event, _: _ran.append(event) if event in RUNS_CODE else None)
+    report, until = Report(), time.monotonic() + seconds
+    with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        seeds = make(Path(root))
+        for seed in seeds.values():  # sound as they are
+            seed.read(seed.folder)
+        for number in itertools.count(first):
+            for name in formats:
+                if time.monotonic() > until and report.tried.keys() >= set(formats):
+                    return report
+                _try(name, seeds.get(name), number, keep, report)
+    return report
+
+
+def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) -> None:
+    rng, now, before = random.Random(f"{name} {number}"), keep / "now", _peak()
+    shutil.rmtree(now, ignore_errors=True)
+    if seed is None:
+        now.mkdir(parents=True)
+        (now / "template").write_text(source := template(rng))
+    else:
+        shutil.copytree(seed.folder, now)
+        file = now / rng.choice(seed.files)
+        file.write_bytes(change(file.name, file.read_bytes(), rng))
+    _ran.clear()
+    faulthandler.dump_traceback_later(HANGS, exit=True)
+    began, wrong = time.process_time(), None
+    try:
+        if seed is None:
+            ChatTemplate(source, {"bos_token": "<s>"}).render(DIALOG)
+        else:
+            seed.read(now)
+        report.accepted[name] = report.accepted.get(name, 0) + 1
+    except (ValueError, OSError) as error:
+        wrong = _wrong_words(str(error).replace(str(now), ""))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        wrong = f"{type(error).__name__}: {error}"
+    faulthandler.cancel_dump_traceback_later()
+    used = time.process_time() - began
+    report.tried[name] = report.tried.get(name, 0) + 1
+    report.slowest[name] = max(used, report.slowest.get(name, 0.0))
+    report.mib = _peak()
+    wrong = f"it ran {_ran}" if _ran else wrong
+    wrong = f"it took {used:.1f} s" if used > MAX_SECONDS else wrong
+    wrong = f"it took {report.mib:,} MiB" if max(before, MAX_MIB) < report.mib else wrong
+    if wrong is not None:
+        kept = keep / f"{name}-{number}"
+        report.finds.append(f"{name} {number}: {wrong[:300]!r}, kept in {kept}")
+        with contextlib.suppress(FileExistsError):
+            shutil.copytree(now, kept)
+
+
+def _wrong_words(said: str) -> str | None:
+    if len(said) > MAX_SAID:
+        return f"an error of {len(said):,} characters: {said}"
+    return None if said.isprintable() else f"control characters in an error: {said}"
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
