@@ -14,7 +14,8 @@ import llama_jax
 from llama_jax.checkpoint import convert
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+OWN = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES = [*OWN, *sorted(DOCS.rglob("*.md"))]
 RUN = [DOCS / "start.md", *sorted(DOCS.glob("guides/*.md"))]
 RUN.remove(DOCS / "guides/distributed.md")  # its snippet is one process of two, over 16 devices
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -69,6 +70,13 @@ def test_python_on_a_page_is_python(page):
     for kind, text in FENCED.findall(page.read_text()):
         if kind == "python":
             compile(text, str(page), "exec")
+
+
+def test_the_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:llama_jax|tests|configs)/[\w./]*)`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
 
 
 def test_the_site_builds(tmp_path):
