@@ -1,5 +1,6 @@
 """The documentation: the reference has every public name, links lead somewhere, the site builds."""
 
+import html
 import importlib.util
 import inspect
 import os
@@ -14,7 +15,8 @@ import llama_jax
 from llama_jax.checkpoint import convert
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+OWN = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
+PAGES = [*OWN, *sorted(DOCS.rglob("*.md"))]
 RUN = [DOCS / "start.md", *sorted(DOCS.glob("guides/*.md"))]
 RUN.remove(DOCS / "guides/distributed.md")  # its snippet is one process of two, over 16 devices
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -69,6 +71,24 @@ def test_python_on_a_page_is_python(page):
     for kind, text in FENCED.findall(page.read_text()):
         if kind == "python":
             compile(text, str(page), "exec")
+
+
+def test_the_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:llama_jax|tests|configs)/[\w./]*)`", text)
+    assert len(named) > 15
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_picture_shows_the_readmes_first_command_and_fetches_nothing():
+    picture = (DOCS / "first_run.svg").read_text()
+    shown = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)", picture)))
+    shown = shown.replace("\N{NO-BREAK SPACE}", " ")
+    command = re.search(r'llama-jax generate "[^"]*"', OWN[0].read_text())[0]
+    assert f"$ {command}" in shown
+    assert "Once upon a time, there was" in shown
+    assert "(docs/first_run.svg)" in OWN[0].read_text()
+    assert re.findall(r"url\((?!#)|href=|@import", picture) == []
 
 
 def test_the_site_builds(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,21 +29,23 @@ class CompileTimes:
     def __init__(self) -> None:
         import jax
 
-        self._spans: list[tuple[float, float]] = []
+        self._spans: list[tuple[float, float, int]] = []
         jax.monitoring.register_event_duration_secs_listener(self._note)
 
     def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
-            self._spans.append((now - duration_secs, now))
+            self._spans.append((now - duration_secs, now, threading.get_ident()))
 
-    def between(self, start: float, end: float) -> float:
-        """Seconds from `start` to `end` in which something was compiled.
+    def between(self, start: float, end: float, thread: int | None = None) -> float:
+        """Seconds from `start` to `end` in which something was compiled, or in one thread alone.
 
         One span may hold another, and threads compile at once: no second counts twice.
         """
         total, reached = 0.0, start
-        for begin, until in sorted(self._spans):
+        for begin, until, where in sorted(self._spans):
+            if thread not in (None, where):
+                continue
             begin, until = max(begin, reached), min(until, end)
             if until > begin:
                 total, reached = total + until - begin, until
@@ -95,7 +98,8 @@ class Speed:
         said = f"; compiling took {compiled:.2f} s more" if compiled > _SHORTEST else ""
         if not self.tokens:
             return "no tokens" + said
-        first = self._net(self._started, self._first)
+        # The loop is compiled in another thread, while this one waits for the first token.
+        first = self._net(self._started, self._first, threading.get_ident())
         after = f"{first:.2f} s" if first >= 0.1 else f"{first * 1000:.0f} ms"
         text = f"{counted(self.tokens)}; the first after {after}"
         seconds = self._net(self._steady, self._last)
@@ -103,5 +107,5 @@ class Speed:
             text += f", then {self._followed / seconds:,.1f} tokens/s"
         return text + said
 
-    def _net(self, start: float, end: float) -> float:
-        return end - start - self._times.between(start, end)
+    def _net(self, start: float, end: float, thread: int | None = None) -> float:
+        return end - start - self._times.between(start, end, thread)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -75,7 +76,8 @@ def train(
         model = train(asked, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked
         raise ValueError(str(error)) from error
-    _say(f"the model is in {model}: llama-jax generate {model}")
+    prompt = next(iter(asked.run.prompts), "")
+    _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), prompt])}")
 
 
 def _plan(recipe: Recipe, name: str | None) -> None:

@@ -58,7 +58,8 @@ PROGRAM = """
     [
         (
             ["/nowhere"],
-            "/nowhere does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: stories, smollm2",
+            "/nowhere does not exist; pass a checkpoint's directory, hf:ORG/NAME or a name: "
+            "stories, smollm2",
         ),
         (["/nowhere", "--batch", "0"], "--batch 0 must be at least 1"),
         (["/nowhere", "--prefill", "0"], "--prefill 0 must be at least 1"),

@@ -1,5 +1,7 @@
 """The speed that is printed leaves compiling out."""
 
+import functools
+import threading
 import time
 
 import pytest
@@ -55,6 +57,22 @@ def test_a_cache_that_doubles_costs_no_speed(clock):
     assert watched.summary() == (
         "11 tokens; the first after 0.50 s, then 2.0 tokens/s; compiling took 6.00 s more"
     )
+
+
+def test_the_first_token_has_a_time_while_another_thread_compiles(clock):
+    watched = speed.Speed()
+
+    def deltas():
+        clock.now += 0.5
+        note = functools.partial(watched._times._note, "/jax/core/compile/x", duration_secs=9.0)
+        other = threading.Thread(target=note)
+        other.start()
+        other.join()
+        yield Delta(0, "", [1], None, None)
+
+    for _ in watched.watch(deltas()):
+        pass
+    assert watched.summary() == "1 token; the first after 0.50 s; compiling took 0.50 s more"
 
 
 def test_jax_tells_when_it_compiles():
