@@ -15,11 +15,13 @@ from llama_jax.checkpoint.native.values import StoredValue
 from llama_jax.checkpoint.peft import open_peft
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source
+from llama_jax.tokenizer.foreign import in_short
 from llama_jax.weights.lora import Adapter, Lora
 from llama_jax.weights.table import WeightPath
 from llama_jax.weights.weight import is_value
 
 
+@in_short()
 def with_adapter(source: Source, adapter: str | PathLike[str] | None) -> Source:
     """A checkpoint with the adapter of a folder of peft's, whose matrices are not read yet.
 

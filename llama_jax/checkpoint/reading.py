@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from llama_jax.checkpoint.named import NAMES, find_checkpoint
 from llama_jax.checkpoint.native.values import StoredValue, part_path
 from llama_jax.checkpoint.placement import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
-from llama_jax.tokenizer.foreign import MAX_ERROR, plain
+from llama_jax.tokenizer.foreign import in_short
 from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
 from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import ARRAY, is_value, parts_of
@@ -42,22 +41,11 @@ def open_checkpoint(
     theirs it is an error.
     """
     path = find_checkpoint(path)
-    with _in_short():
+    with in_short():
         if native.is_native(path):
             _check_unsaid(path, rope_factor)
             return _open_native(path, max_seq_len)
         return open_source(path, max_seq_len=max_seq_len, rope_factor=rope_factor)
-
-
-@contextlib.contextmanager
-def _in_short() -> Iterator[None]:
-    """No error repeats a stranger's file."""
-    try:
-        yield
-    except ValueError as error:
-        if len(said := str(error)) <= MAX_ERROR and said.isprintable():
-            raise
-        raise ValueError(plain(said, MAX_ERROR)) from None
 
 
 def open_source(

@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from llama_jax.tokenizer.foreign import in_short
+
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
 
@@ -131,6 +133,7 @@ def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
     return re.compile("|".join(found)) if found else None
 
 
+@in_short()
 def check_controls(
     source: str, named: Mapping[str, str], id_of: Callable[[str], int | None]
 ) -> None:

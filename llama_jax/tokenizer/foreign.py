@@ -31,6 +31,17 @@ def in_words(
         raise ValueError(f"{before}{plain(error, limit)}{after}") from None
 
 
+@contextlib.contextmanager
+def in_short() -> Iterator[None]:
+    """Cuts a ValueError of ours to `MAX_ERROR`, control characters escaped: it quotes a file."""
+    try:
+        yield
+    except ValueError as error:
+        if len(said := str(error)) <= MAX_ERROR and said.isprintable():
+            raise
+        raise ValueError(plain(said, MAX_ERROR)) from None
+
+
 def plain(said: object, limit: int = MAX_SAID) -> str:
     """The words of an error, or any text: cut to `limit`, its control characters escaped."""
     text = _words(said)

@@ -8,7 +8,7 @@ from dialog_kinds import KINDS, byte_folder
 from small_tokenizers import sentencepiece_file, tiktoken_file
 
 from llama_jax.tokenizer import SentencePieceTokenizer, TiktokenTokenizer, load_tokenizer
-from llama_jax.tokenizer.foreign import MAX_SAID, in_words, plain
+from llama_jax.tokenizer.foreign import MAX_ERROR, MAX_SAID, in_short, in_words, plain
 from llama_jax.tokenizer.hf_decoder import spelling_of
 
 
@@ -81,3 +81,14 @@ def test_a_decoder_that_doubles_is_refused():
     spell = spelling_of({"type": "Sequence", "decoders": [doubling] * 60})
     with pytest.raises(ValueError, match="a token of over 1,048,576"):
         spell("a", False)
+
+
+def test_our_own_errors_quote_no_whole_file_and_no_control_characters():
+    @in_short()
+    def fail(said):
+        raise ValueError(said)
+
+    for said in ("a" * 10**5, "r\x00=2 is not supported"):
+        with pytest.raises(ValueError, match=r"^[ -~]+$") as refused:
+            fail(said)
+        assert len(str(refused.value)) <= MAX_ERROR
