@@ -5,7 +5,7 @@ import pytest
 
 import llama_jax
 from llama_jax.checkpoint import shapes
-from llama_jax.cli import devices
+from llama_jax.cli import devices, options
 from llama_jax.cli.loading import load_ahead
 from llama_jax.generation.generate import prepare
 
@@ -65,5 +65,5 @@ def test_a_failure_to_prepare_is_left_to_who_generates(checkpoint):
 
 def test_a_command_with_nothing_to_prepare_starts_no_thread_for_it(checkpoint, monkeypatch):
     monkeypatch.setattr(devices, "load_ahead", None)
-    params = devices.Devices().load(checkpoint, None, lambda source: (1, 16))
+    params = devices.Devices().load(checkpoint, options.Weights(), lambda source: (1, 16))
     assert params.config == shapes(checkpoint).config
