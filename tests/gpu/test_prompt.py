@@ -116,7 +116,7 @@ def test_a_cache_that_a_fresh_prompt_copies_is_caught(h100s):
 @pytest.mark.usefixtures("cudnn")
 def test_a_cache_that_a_fresh_prompt_turns_around_is_caught(h100s, replace):
     """Its last slot first, to be written, and then as it was."""
-    write = cache_room._write
+    write = cache_room.write_slots
 
     def turned(slots, new, positions):
         return jnp.flip(write(jnp.flip(slots, 2), new, positions), 2)
