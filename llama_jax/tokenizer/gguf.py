@@ -76,7 +76,7 @@ class Vocabulary:
 
     tokens: list[str]
     kinds: list[int]
-    """Of each token, a number as above."""
+    """The kind of each token: one of the numbers above."""
     scores: np.ndarray
     pre: str | None
     """How a text is cut into words before merges, by llama.cpp's name for it."""

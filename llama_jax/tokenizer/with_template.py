@@ -40,7 +40,7 @@ class WithTemplate(Tokenizer):
 
     @property
     def dialog_format(self) -> str | None:
-        """Whose format a dialog is written in; None where the folder's own template says it."""
+        """The name of Meta's format that dialogs are written in; None where a template writes them."""
         return self.own_format if self._template is None else None
 
     def encode_dialog(
@@ -97,7 +97,7 @@ class WithTemplate(Tokenizer):
     @property
     @abc.abstractmethod
     def own_format(self) -> str | None:
-        """Whose format a dialog has where there is no template; None for none."""
+        """The name of Meta's format for dialogs without a template; None where there is none."""
 
     @abc.abstractmethod
     def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:

@@ -1,4 +1,4 @@
-"""What of a model training changes: all weights, or the adapters alone, beside frozen weights."""
+"""The trained part of a model: all of its weights, or only its adapters."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ class GGUFType(NamedTuple):
     block: int
     nbytes: int
     dtype: Any = None
-    """Of a plain type."""
+    """The dtype of a type whose numbers lie as they are; None where they are quantized."""
     unpack: Callable[[np.ndarray], Unpacked] | None = None
-    """Of a quantized one: from bytes [blocks, nbytes]."""
+    """Takes a quantized type's bytes, uint8 [blocks, nbytes], apart; None for any other type."""
 
 
 F32 = GGUFType("F32", 1, 4, np.float32)

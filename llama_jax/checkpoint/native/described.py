@@ -79,7 +79,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _itemsize(dtype: Any) -> int:
-    """Of a dtype by its name; 1 of one unknown, which the library refuses."""
+    """Bytes of a number of this dtype; 1 where the name is unknown: the library refuses it later."""
     try:
         return np.dtype(str(dtype)).itemsize  # JAX has taught NumPy bfloat16 and its like
     except TypeError:
