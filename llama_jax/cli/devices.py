@@ -158,22 +158,23 @@ class Devices(options.Mesh):
         from llama_jax.checkpoint.reading import open_checkpoint
         from llama_jax.kernels import cache_dtype, weight_dtype
         from llama_jax.model.memory import memory
+        from llama_jax.weights.params import weight_at
+        from llama_jax.weights.table import weight_table
 
         source = open_checkpoint(checkpoint)
         rows, positions = cache(source)
         positions = min(positions, source.config.max_seq_len)
         dtype = parse_dtype(weights.dtype or weight_dtype(jax.default_backend()).name)
+        loaded = shapes(checkpoint, mesh=mesh, **weights.how).weights
         needed = memory(
             source.config,
             dtype=dtype,
             batch=rows,
             context=positions,
             cache_dtype=cache_dtype(jax.default_backend(), dtype),
+            stored={path: weight_at(loaded, path) for path in weight_table(source.config)},
             **self.axes,
         )
-        parts = jax.tree.leaves(shapes(checkpoint, mesh=mesh, **weights.how).weights)
-        held = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in parts)
-        needed = dataclasses.replace(needed, weights_per_device=held, weights=held * needed.devices)
         return needed, (rows, positions)
 
 

@@ -13,7 +13,7 @@ from jinja2.exceptions import SecurityError
 MAX_STEPS = 300_000
 """Turns of loops and calls, together."""
 MAX_SECONDS = 2.0
-"""Seconds of processor time. Time spent waiting does not count, so a busy machine refuses none."""
+"""Seconds of processor time: waiting does not count, so a busy machine refuses no template."""
 MAX_VALUE = 32 * 2**20
 """Bytes of one value, with all that it holds."""
 MAX_MADE = 256 * 2**20

@@ -40,7 +40,7 @@ class WithTemplate(Tokenizer):
 
     @property
     def dialog_format(self) -> str | None:
-        """The name of Meta's format that dialogs are written in; None where a template writes them."""
+        """The name of Meta's format that dialogs have; None where a template writes them."""
         return self.own_format if self._template is None else None
 
     def encode_dialog(

@@ -19,7 +19,7 @@ class GGUFType(NamedTuple):
     block: int
     nbytes: int
     dtype: Any = None
-    """The dtype of a type whose numbers lie as they are; None where they are quantized."""
+    """The dtype of numbers that lie as they are; None where they are quantized."""
     unpack: Callable[[np.ndarray], Unpacked] | None = None
     """Takes a quantized type's bytes, uint8 [blocks, nbytes], apart; None for any other type."""
 

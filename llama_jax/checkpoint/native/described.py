@@ -79,7 +79,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _itemsize(dtype: Any) -> int:
-    """Bytes of a number of this dtype; 1 where the name is unknown: the library refuses it later."""
+    """Bytes of a number of this dtype; 1 for an unknown name, which the library refuses."""
     try:
         return np.dtype(str(dtype)).itemsize  # JAX has taught NumPy bfloat16 and its like
     except TypeError:
