@@ -16,18 +16,9 @@ from llama_jax.generation.state import TokenBuffer
 from llama_jax.serve.device import Device, Round
 from llama_jax.serve.line import Line
 from llama_jax.serve.scheduler import Read, Scheduler
+from llama_jax.serve.stats import Counts
 from llama_jax.serve.stream import RequestFailedError, Stream, notify
 from llama_jax.serve.writing import Writing
-
-
-@dataclasses.dataclass
-class Counts:
-    """What was done since the start."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    nan_rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
