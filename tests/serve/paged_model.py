@@ -210,8 +210,7 @@ class Engine:
         if asked.host_stop is not None and len(asked.got) >= asked.host_stop:
             asked.got = asked.got[: asked.host_stop]
             end = "stop"
-        known = asked.line.count == len(asked.line.written)  # nothing is drawn again any more
-        if (end and known) or (asked.line.max_new_tokens == 0 and asked.line.state == "writing"):
+        if end or (asked.line.max_new_tokens == 0 and asked.line.state == "writing"):
             self.finish(asked, end or "length")
 
     def reset(self) -> None:

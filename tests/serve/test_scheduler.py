@@ -119,6 +119,20 @@ def test_an_exact_engine_begins_again_and_gives_only_new_tokens():
     assert young.written == [7, 4, 5, 6, 3, 9]
 
 
+def test_an_exact_engine_that_draws_another_token_ends_the_line():
+    made = scheduler(pages=6, lookahead=1, exact=True)
+    old, young = written(made, [1] * 8, 16), written(made, [2] * 6, 8)
+    write(made, 4, 5, 6, 3)
+    made.next_decode()
+    made.ended(old)
+    made.wrote(old, [])
+    made.next_read()
+    with pytest.raises(RuntimeError, match=r"a preempted line drew \[8\] where it had drawn \[7\]"):
+        made.wrote(young, [8])
+    assert (young.state, young.written) == ("ended", [7, 4, 5, 6, 3])
+    assert made.pages.used == 0
+
+
 def test_tokens_in_flight_count_though_their_line_was_preempted():
     made = scheduler(pages=6, lookahead=2)
     old, young = written(made, [1] * 6, 18), written(made, [2] * 6, 10)
@@ -149,6 +163,19 @@ def test_the_youngest_waits_in_its_seat_where_there_are_no_pages():
     made.wrote(old, [])
     assert made.next_decode() == [young]
     assert made.next_read().line is behind
+
+
+def test_a_younger_line_takes_no_page_that_an_older_one_waits_for():
+    made = scheduler(pages=8, lookahead=5)
+    old, young, last = (written(made, [i] * 3, 16) for i in range(3))
+    assert made.pages.take(1)  # somebody else's, so that one is free
+    assert made.next_decode() == [old, young, last]
+    made.wrote(old, [4] * 5)  # it needs two pages
+    made.wrote(young, [4])  # and this one
+    assert made.next_decode() == []
+    assert made.pages.free == 1
+    made.wrote(last, [4])  # it was preempted, and its pages come back
+    assert made.next_decode() == [old, young]
 
 
 def test_a_line_gets_in_where_each_one_before_it_finds_another_page():
