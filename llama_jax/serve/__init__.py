@@ -1,0 +1,1 @@
+"""A model behind a socket: pages, an engine that decodes many requests together, and HTTP."""
