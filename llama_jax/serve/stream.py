@@ -51,7 +51,7 @@ class Stream:
         """One entry for each token of the prompt, if the settings asked for them; None for the
         first. There with the first item."""
         self._cancel, self._has_text = cancel, text
-        self._going = n
+        self.n, self._going = n, n
         self._items: deque[Delta | BaseException] = deque()
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -82,7 +82,7 @@ class Stream:
 
     def completions(self) -> list[Completion]:
         """Waits for all rows; `NaNLogitsError`, with all of them, where some have failed."""
-        parts: dict[int, list[Delta]] = {row: [] for row in range(self._going)}
+        parts: dict[int, list[Delta]] = {row: [] for row in range(self.n)}
         for delta in self:
             parts[delta.row].append(delta)
         found = [self._completion(deltas) for deltas in parts.values()]
