@@ -33,6 +33,10 @@ OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
     "optax": {"train"},
     "orbax": {"checkpoint", "train"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "h11": {"serve"},
+    "msgspec": {"serve"},
     "torch": set(),
     "transformers": set(),
 }
