@@ -104,6 +104,16 @@ class Paged:
         """The same pages, and which of them the rows of a call have."""
         return dataclasses.replace(self, table=table)
 
+    def cleared(self, pages: Int[Array, " n"]) -> Paged:
+        """The same pools, with zeros in these pages; those beyond the pool are none."""
+        clear = lambda pool: pool.at[pages].set(0, mode="drop")  # noqa: E731
+        return dataclasses.replace(self, k=tuple(map(clear, self.k)), v=tuple(map(clear, self.v)))
+
+    def is_finite(self, pages: Int[Array, " n"]) -> Bool[Array, ""]:
+        """Whether these pages hold numbers alone, in every layer."""
+        held = [pool.at[pages].get(mode="fill", fill_value=0) for pool in (*self.k, *self.v)]
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in held]))
+
     def specs(self) -> Paged:
         """Pools are cut by key heads over `tensor`; every device has the whole table."""
         k, v = jax.tree.map(lambda _: POOL, (self.k, self.v))
