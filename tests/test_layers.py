@@ -32,6 +32,7 @@ OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
     "optax": {"train"},
     "orbax": {"checkpoint", "train"},
+    "llguidance": {"generation"},
     "torch": set(),
     "transformers": set(),
 }
