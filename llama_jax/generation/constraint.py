@@ -120,7 +120,7 @@ class _Followed:
         """ValueError where llguidance cannot go on."""
         if not self._matcher.is_error():
             return
-        reason = self._matcher.stop_reason()
+        reason = self._matcher.get_error().split("\n")[0][:60]
         if reason.startswith("NoExtension"):
             raise ValueError(_UNSPELLABLE)
         raise ValueError(
