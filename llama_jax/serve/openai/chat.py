@@ -43,6 +43,7 @@ def asked_for(served: Served, request: ChatRequest) -> tuple[list[Prompt], Asked
         param="messages",
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         max_tokens=request.max_tokens if most is None else most,
+        after=(),  # an answer stands alone
         turn_end=_turn_end(served, messages),
     )
     return [messages], asked
