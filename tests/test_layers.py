@@ -37,6 +37,7 @@ OWNERS = {  # third-party packages that belong to certain rooms alone
     "uvicorn": {"serve"},
     "h11": {"serve"},
     "msgspec": {"serve"},
+    "llguidance": {"generation"},
     "torch": set(),
     "transformers": set(),
 }

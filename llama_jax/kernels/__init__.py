@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, quantized, select
+from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quantized, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
@@ -36,6 +36,7 @@ __all__ = [
     "linear",
     "linear_transposed",
     "max_and_argmax",
+    "paged_attention",
     "rotations",
     "top_k",
     "top_k_keeps",
@@ -166,6 +167,14 @@ def attention(
     else:
         return otherwise()
     return jax.lax.platform_dependent(cuda=kernel, default=otherwise)
+
+
+def paged_attention(
+    q: Queries, k: NewKeys, v: NewKeys, past: paged.Pages, lengths: Lengths
+) -> Queries:
+    """`attention` to a past in pages: row b sees its first `lengths[b]` positions."""
+    form = paged.step_attention if q.shape[1] == 1 else paged.chunk_attention
+    return form(q, k, v, past, lengths)
 
 
 def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: causal.First = None) -> Queries:

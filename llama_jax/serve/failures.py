@@ -21,7 +21,8 @@ def known(error: Exception) -> ApiError:
             said = "the queue is full: too many requests wait; ask again later"
             return ApiError(429, said, code="queue_full", retry_after=error.retry_after)
         case EngineClosedError():
-            return ApiError(503, "the server ends, and takes no more requests", code="draining")
+            said = "the server takes no more requests: it ends, or its engine has failed"
+            return ApiError(503, said, code="engine_closed")
         case RequestFailedError():
             return ApiError(500, "the engine failed at this request", code="request_failed")
     return ApiError(500, "the server failed at this request; its log says why", code="internal")

@@ -34,7 +34,8 @@ from llama_jax.serve.stream import Stream
 logger = logging.getLogger("llama_jax.serve")
 PAGE = Path(__file__).with_name("page")
 PAGE_HEADERS = {
-    "content-security-policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

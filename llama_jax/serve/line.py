@@ -24,11 +24,12 @@ class Line:
     prompt: Sequence[int]
     max_new_tokens: int
     salt: bytes = b""
-    """Only lines of one salt share pages."""
+    """Only lines of one salt share pages: an adapter's, a tenant's, or one request's alone."""
     index: int = 0
     """Its place among the completions of its request. The first is the one counted as waiting."""
     whole: bool = False
-    """It reads its prompt from the first token, whatever is known: for prompt log-probabilities."""
+    """It reads all of its prompt, whatever is known: for the prompt's log-probabilities. Whoever
+    has them may set it back."""
     waits: bool = False
     """No two of its rounds are in flight at once: a constraint must see a token before the next."""
 
@@ -65,9 +66,10 @@ class Line:
         return len(self.prompt) + max(self.count - 1, 0)
 
     @property
-    def wants_more(self) -> bool:
-        """Whether it has new tokens to come that no round in flight will give."""
-        return self.count + sum(one.draws for one in self.flights) < self.max_new_tokens
+    def may_decode(self) -> bool:
+        """Whether another round, once it is read, may give it a token."""
+        coming = sum(flight.draws for flight in self.flights)
+        return self.count + coming < self.max_new_tokens and not (self.waits and coming)
 
     def ids(self, start: int, stop: int) -> list[int]:
         """Tokens of the prompt and the new ones after it, by position."""

@@ -28,10 +28,10 @@ def beginning(line: Line, pages: Pages, running: Iterable[Line], chunk: int) -> 
 
 def fill(line: Line, pages: Pages, certain: int) -> None:
     """Makes the pages known that the line's first `certain` tokens fill."""
-    digests = _digests(line, pages.size, certain // pages.size)
-    for place in range(line.filled, len(digests)):
-        pages.fill(line.pages[place], digests[place])
-    line.filled = max(line.filled, len(digests))
+    while line.filled < certain // pages.size:
+        digest = _digests(line, pages.size, line.filled + 1)[-1]
+        pages.fill(line.pages[line.filled], digest)
+        line.filled += 1
 
 
 def _in_flight(line: Line, size: int) -> list[bytes]:

@@ -16,18 +16,9 @@ from llama_jax.generation.state import TokenBuffer
 from llama_jax.serve.device import Device, Round
 from llama_jax.serve.line import Line
 from llama_jax.serve.scheduler import Read, Scheduler
+from llama_jax.serve.stats import Counts
 from llama_jax.serve.stream import RequestFailedError, Stream, notify
 from llama_jax.serve.writing import Writing
-
-
-@dataclasses.dataclass
-class Counts:
-    """What was done since the start."""
-
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    new_tokens: int = 0
-    nan_rows: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +121,16 @@ class Rounds:
 
     def _bound(self, writings: list[Writing]) -> None:
         """Tells the device which tokens the constraints allow next."""
-        bounded = [(w.line.seat or 0, w.constraint) for w in writings if w.constraint is not None]
-        if bounded:
-            self._device.allow([(seat, constraint.mask()) for seat, constraint in bounded])
+        masks = []
+        for writing in writings:
+            if writing.constraint is None or writing.line not in self._writings:
+                continue
+            try:
+                masks.append((writing.line.seat or 0, writing.constraint.mask()))
+            except ValueError as error:  # no token can follow; this round is its last
+                self.end([writing.stream], RequestFailedError(str(error)))
+        if masks:
+            self._device.allow(masks)
 
     def _taken(self, one: InFlight, made: Round, i: int, writing: Writing) -> Iterator[Delta]:
         """What one completion gained by a round."""

@@ -110,12 +110,15 @@ class Scheduler:
         """The lines that are read and want tokens, each with pages for its lookahead.
 
         The oldest get pages first, if need be from the youngest, which goes back to the queue. A
-        line that finds no page to take waits in its seat.
+        line that finds too few waits in its seat, and so do younger ones that need any.
         """
-        lines = []
+        lines, short = [], False
         for line in list(self.running):
-            busy = line.waits and any(one.draws for one in line.flights)
-            if line.state == "writing" and line.wants_more and not busy and self._grown(line):
+            if line.state != "writing" or not line.may_decode:
+                continue
+            if line.lacks(self.lookahead, self.pages.size) and (short or not self._grown(line)):
+                short = True
+            else:
                 line.flights.append(Flight(None, True))
                 lines.append(line)
         return lines
@@ -123,14 +126,15 @@ class Scheduler:
     def wrote(self, line: Line, tokens: Sequence[int]) -> list[int]:
         """A round of the line is taken and gave it `tokens`; returns those that are new.
 
-        Not new are those that an exact engine draws once more after a preemption. A line that has
-        ended gets nothing.
+        Not new are those that an exact engine draws again after a preemption; RuntimeError, and
+        the line has ended, where they are others than before. A line that has ended gets nothing.
         """
         flight = line.flights.pop(0)
-        new = [] if line.state == "ended" else self._told(line, flight, tokens)
-        if not line.flights and line in self.leaving:
-            self._release(line)
-        return new
+        try:
+            return self._told(line, flight, tokens)
+        finally:
+            if not line.flights and line in self.leaving:
+                self._release(line)
 
     def ended(self, line: Line) -> None:
         """The line is out. Its pages come back when no round in flight has them."""
@@ -195,9 +199,15 @@ class Scheduler:
         return line
 
     def _told(self, line: Line, flight: Flight, tokens: Sequence[int]) -> list[int]:
-        new = list(tokens[len(line.written) - line.count :])
-        line.written += new
+        before = line.written[line.count : line.count + len(tokens)]
+        again, new = list(tokens[: len(before)]), list(tokens[len(before) :])
         line.count += len(tokens)
+        if line.state == "ended":
+            return []
+        if again != before:
+            self.ended(line)
+            raise RuntimeError(f"a preempted line drew {again} where it had drawn {before}")
+        line.written += new
         line.read = line.to_read if flight.stop is None else flight.stop
         fill(line, self.pages, min(line.read, len(line.prompt)) if self.exact else line.read)
         return new

@@ -87,25 +87,26 @@ def seats_for(config: Config, rows: Sequence[Row], written: Sequence[Sequence[in
     """
     size, vocab = max(len(rows), 1), config.vocab_size
     settings = batch_settings(config, rows, size)
-    in_prompt, counts = np.zeros((size, vocab), bool), np.zeros((size, vocab), np.int32)
+    in_prompt: Any = np.zeros((size, vocab), bool)
+    counts: Any = np.zeros((size, vocab), np.int32)
     for i, (row, ids) in enumerate(zip(rows, written, strict=True)):
         in_prompt[i, row.prompt] = True
         counts[i] = np.bincount(np.array(ids, int), minlength=vocab)
     wants = [row.settings.logprobs is not None for row in rows] or [False]
-    of_each = lambda values, none: np.array(values or [none], np.int32)  # noqa: E731
-    made: Any = Seats(
-        settings=dataclasses.replace(settings, logprobs=np.array(wants)),  # type: ignore[arg-type]
+    array: Any = np.array  # NumPy's until a program is called with them
+    of_each = lambda values, none: array(values or [none], np.int32)  # noqa: E731
+    return Seats(
+        settings=dataclasses.replace(settings, logprobs=array(wants)),
         history=History(
             prompt_lengths=of_each([len(row.prompt) for row in rows], 1),
             in_prompt=in_prompt,
             counts=counts,
             count=of_each([len(ids) for ids in written], 0),
         ),
-        allowed=np.full((size, -(-vocab // 32)), EVERY, np.uint32),
+        allowed=array([[EVERY] * -(-vocab // 32)] * size, np.uint32),
         last=of_each([ids[-1] if ids else 0 for ids in written], 0),
-        stopped=np.array([not rows] * size),
+        stopped=array([not rows] * size),
     )
-    return made
 
 
 def laid_out_empty(config: Config, count: int) -> Seats:

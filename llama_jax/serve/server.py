@@ -56,6 +56,8 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LOOK_SECONDS)
         if engine.failure is None:
             self._ready()
+        else:
+            self.should_exit = True  # it never answered anything
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -68,10 +70,17 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         raise ValueError(
-            f"host={host!r} port={port} cannot be listened at: {error.strerror or error}; "
-            "pass another port="
+            f"nothing can listen at {host}, port {port}: {error.strerror or error}; "
+            "pass another port= or host="
         ) from None
     return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where a browser on this machine finds it."""
+    host, port, *_ = listening.getsockname()
+    name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{name}:{port}"
 
 
 def serve(server: Server, listening: socket.socket) -> None:

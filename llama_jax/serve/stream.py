@@ -40,7 +40,7 @@ class Stream:
     """
 
     def __init__(
-        self, prompt: list[int], n: int, cancel: Callable[[], None], text: bool = True
+        self, prompt: list[int], n: int, cancel: Callable[[Stream], None], text: bool = True
     ) -> None:
         self.prompt = prompt
         """The prompt's ids."""
@@ -59,7 +59,7 @@ class Stream:
 
     def cancel(self) -> None:
         """Ends the request within a round; its iteration ends with what was there. Idempotent."""
-        self._cancel()
+        self._cancel(self)
 
     def __iter__(self) -> Iterator[Delta]:
         while True:

@@ -9,7 +9,7 @@ import dataclasses
 from llama_jax.serve.pages import Pages
 from llama_jax.serve.scheduler import Line, Scheduler
 
-STOP, VOCAB = 0, 7
+STOP, VOCAB = 0, 25
 NAN = "nan"
 
 
@@ -18,7 +18,7 @@ def key(before: int, token: int) -> int:
 
 
 def drawn(state: int, seed: int) -> int:
-    """The token that follows a text; one in seven ends it."""
+    """The token that follows a text; one in 25 ends it."""
     return hash((state, seed, "draw")) % VOCAB
 
 
@@ -139,7 +139,7 @@ class Device:
 class Engine:
     """Dispatches `depth` turns before it takes what the first of them gave."""
 
-    def __init__(self, *, pages, size, seats, chunk, tokens, depth, exact) -> None:
+    def __init__(self, *, pages, seats, chunk, tokens, depth, exact, size=4) -> None:
         self.pages = Pages(pages, size)
         self.scheduler = Scheduler(
             self.pages,
@@ -210,9 +210,15 @@ class Engine:
         if asked.host_stop is not None and len(asked.got) >= asked.host_stop:
             asked.got = asked.got[: asked.host_stop]
             end = "stop"
-        known = asked.line.count == len(asked.line.written)  # nothing is drawn again any more
-        if (end and known) or (asked.line.max_new_tokens == 0 and asked.line.state == "writing"):
+        if end or (asked.line.max_new_tokens == 0 and asked.line.state == "writing"):
             self.finish(asked, end or "length")
+
+    def reset(self) -> None:
+        """A program failed: the device forgets all, and the rounds in flight are lost."""
+        self.device = Device(self.pages, self.exact)
+        self.flying.clear()
+        self.scheduler.forget()
+        self.check()
 
     def run(self, turns: int = 3000) -> None:
         """Until all have ended."""

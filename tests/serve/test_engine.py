@@ -125,6 +125,9 @@ def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
     mine = {"temperature": 1.0, "max_new_tokens": 60, "logprobs": 5, "seed": 4, "stop_ids": ()}
     with Engine(model, **FEW, exact=True) as engine:
         alone = logprobs_of(engine.submit(shared + [9] * 20, **mine))
+        next_one = engine.submit(shared + [9] * 20, **mine)
+        assert logprobs_of(next_one) == alone
+        assert next_one.cached_tokens == 128
         others = [
             engine.submit([k] * 40, max_new_tokens=n, temperature=0, stop_ids=())
             for k, n in ((3, 300), (4, 30), (5, 250))
@@ -132,7 +135,6 @@ def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
         again = engine.submit(shared + [9] * 20, **mine)
         more = [engine.submit(shared, max_new_tokens=20, temperature=0) for _ in range(3)]
         assert logprobs_of(again) == alone
-        assert again.cached_tokens == 128
         for other in [*others, *more]:
             list(other)
         assert engine.stats().preemptions > 0
@@ -140,9 +142,7 @@ def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
 
 def test_what_is_no_number_ends_its_own_row_and_spoils_no_page(model):
     table = model.weights["tok_embeddings"]["weight"].at[77].set(np.nan)
-    broken = model.replace(
-        weights=model.weights | {"tok_embeddings": {"weight": table}}
-    )
+    broken = model.replace(weights=model.weights | {"tok_embeddings": {"weight": table}})
     kept = {"max_new_tokens": 30, "temperature": 0, "forbidden_ids": [77]}
     prompts = [[5] * 70, [6] * 20]
     wanted = [c for p in prompts for c in generate(model, [p], **kept)]

@@ -1,12 +1,12 @@
-"""What the openai client gets: equal to `generate` and `score`, whole and streamed."""
+"""What the openai client gets: what the engine gives, whole and streamed, to the letter."""
 
 import openai
 import pytest
 from serving import NAME, served
-from standin import StandIn
 
 import llama_jax
 from llama_jax.generation.prompts import tokenizer_of
+from llama_jax.serve.engine import Engine
 
 PROMPT = "Once upon a time"
 DIALOG = [{"role": "user", "content": "Tell me a story."}]
@@ -19,7 +19,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    with StandIn(model, rows=4, cache_bytes=8 << 20) as engine:
+    with Engine(model, rows=2, cache_bytes=2 << 20) as engine:
         yield engine
 
 
@@ -72,8 +72,8 @@ def text_of(chunks, index=0):
         ),
     ],
 )
-def test_a_completion_is_that_of_generate(client, model, asked, settings):
-    (expected,) = llama_jax.generate(model, [PROMPT], max_new_tokens=12, **settings)
+def test_a_completion_is_the_engines(client, engine, asked, settings):
+    (expected,) = engine.submit(PROMPT, max_new_tokens=12, **settings).completions()
     got = whole(client, **asked)
     assert (got.choices[0].text, got.choices[0].finish_reason) == (
         expected.text,
@@ -107,15 +107,17 @@ def test_usage_is_the_last_chunk_where_it_is_asked_for(client):
     assert [c.choices[0].finish_reason for c in others] == [None] * (len(others) - 1) + ["length"]
 
 
-def test_echoed_logprobs_are_those_of_score(client, model, tokenizer):
+def test_echoed_logprobs_are_those_of_the_prompt(client, engine, tokenizer):
     """As lm-evaluation-harness asks for them."""
     ids = tokenizer.encode("Once upon a time, there was", bos=True, eos=False)
     got = whole(client, prompt=ids, max_tokens=1, logprobs=1, echo=True, seed=1234)
     found = got.choices[0].logprobs
-    (score,) = llama_jax.score(model, [ids])
+    direct = engine.submit(ids, max_new_tokens=1, temperature=0, prompt_logprobs=1)
+    direct.completions()
     assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(ids) + 1
     assert found.token_logprobs[0] is found.top_logprobs[0] is None
-    assert found.token_logprobs[1:-1] == pytest.approx(score.logprobs, abs=1e-5)
+    scored = [entry.logprob for entry in direct.prompt_logprobs[1:]]
+    assert found.token_logprobs[1:-1] == pytest.approx(scored, abs=1e-5)
     greedy = [
         max(top.values()) == own
         for own, top in zip(found.token_logprobs[1:], found.top_logprobs[1:], strict=True)
@@ -163,8 +165,8 @@ def test_nothing_is_written_where_nothing_is_asked_for(client, tokenizer):
     assert whole(client, prompt=full).choices[0].text == ""
 
 
-def test_a_chat_is_that_of_generate_and_streams_role_content_and_end(client, model):
-    (expected,) = llama_jax.generate(model, [DIALOG], max_new_tokens=10, temperature=0)
+def test_a_chat_is_the_engines_and_streams_role_content_and_end(client, engine):
+    (expected,) = engine.submit(DIALOG, max_new_tokens=10, temperature=0).completions()
     given = {"model": NAME, "messages": DIALOG, "max_completion_tokens": 10, "temperature": 0}
     got = client.chat.completions.create(**given, logprobs=True, top_logprobs=2)
     assert got.choices[0].message.content == expected.text

@@ -118,7 +118,7 @@ def test_a_digest_is_of_the_whole_text_and_of_the_salt():
 
 @pytest.mark.parametrize("count", [0, -1, 1.5])
 def test_a_pool_has_pages(count):
-    with pytest.raises(ValueError, match="count=.* must be a positive integer"):
+    with pytest.raises(ValueError, match=r"count=.* must be a positive integer"):
         Pages(count)
 
 

@@ -167,6 +167,7 @@ class Model(Struct, kw_only=True):
     created: int
     owned_by: str = "llama_jax"
     max_model_len: int
+    chat: bool
 
 
 class Models(Struct, kw_only=True):

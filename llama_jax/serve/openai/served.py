@@ -30,6 +30,8 @@ class Served:
     name: str
     created: int
     """When it was loaded, in seconds since 1970."""
+    chats: bool = True
+    """Whether it was made to talk with; another continues texts."""
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -77,7 +77,12 @@ def model(served: Served, name: str) -> Model:
 
 
 def _model(served: Served) -> Model:
-    return Model(id=served.name, created=served.created, max_model_len=served.context)
+    return Model(
+        id=served.name,
+        created=served.created,
+        max_model_len=served.context,
+        chat=served.chats,
+    )
 
 
 def no_embeddings() -> ApiError:
