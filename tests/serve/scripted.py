@@ -31,7 +31,7 @@ class Scripted:
         self.open.wait()
         if self.errors:
             raise self.errors.pop(0)
-        stream = Stream(list(prompt), n, lambda: self._cancel(stream))
+        stream = Stream(list(prompt), n, self._cancel)
         self.streams.put(stream)
         return stream
 
