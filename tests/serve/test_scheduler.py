@@ -69,17 +69,17 @@ def test_lines_are_read_one_after_another_in_order_of_arrival():
 
 
 def test_a_decoding_line_has_pages_for_its_lookahead_and_none_beyond_its_end():
-    made = scheduler(lookahead=6)
+    made = scheduler(lookahead=7)
     line = written(made, [1, 2, 3])
-    assert len(line.pages) == 3  # for 3 + 6 tokens
+    assert len(line.pages) == 3  # for 3 + 7 tokens
     write(made, 4, 4, 4)
     assert made.next_decode() == [line]
-    assert len(line.pages) == 3  # for all of its 11 tokens, and not for 6 + 6
-    line = written(made, [1, 2], 20)
+    assert len(line.pages) == 3  # for all of its 11 tokens, and not for 6 + 7
+    line = written(made, [1], 20)
     write(made, 4)
-    assert len(line.pages) == 2  # for 2 + 6
+    assert len(line.pages) == 2  # for 1 + 7
     write(made, 4)
-    assert len(line.pages) == 3  # for 3 + 6
+    assert len(line.pages) == 3  # for 2 + 7
 
 
 def test_the_youngest_gives_way_and_is_read_again_without_a_draw():
