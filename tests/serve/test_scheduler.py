@@ -178,6 +178,20 @@ def test_a_younger_line_takes_no_page_that_an_older_one_waits_for():
     assert made.next_decode() == [old, young]
 
 
+def test_a_page_that_others_hold_is_not_waited_for():
+    made = scheduler(pages=9, lookahead=5)
+    old, other, gone, last = (
+        written(made, prompt, most)
+        for prompt, most in (([0] * 3, 16), ([1] * 8 + [2], 3), ([1] * 8 + [3], 3), ([4] * 3, 16))
+    )
+    assert made.pages.take(1)  # somebody else's, so that none is free
+    assert made.next_decode() == [old, other, gone, last]
+    made.wrote(old, [4] * 5)  # it needs two pages
+    made.ended(gone)  # one of its three comes back
+    assert made.next_decode() == [other]
+    assert last.state == "waiting"
+
+
 def test_a_line_gets_in_where_each_one_before_it_finds_another_page():
     made = scheduler(pages=4, lookahead=1)
     old = written(made, [1] * 3, 9)
