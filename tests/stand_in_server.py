@@ -33,6 +33,8 @@ class Answer:
     hangs: bool = False
     """Nothing follows the pieces until the client leaves."""
     finish: str = "stop"
+    cut: bool = False
+    """Lines end in CR LF, and each byte travels alone."""
 
 
 class StandIn(ThreadingHTTPServer):
@@ -117,9 +119,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.left.set()
 
     def _event(self, value: object) -> None:
-        self.wfile.write(f"data: {json.dumps(value, ensure_ascii=False)}\n\n".encode())
+        self._write(f"data: {json.dumps(value, ensure_ascii=False)}\n\n")
+
+    def _write(self, text: str) -> None:
+        if not self._cut:
+            self.wfile.write(text.encode())
+            return
+        for byte in text.replace("\n", "\r\n").encode():
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.0005)
 
     def _stream(self, answer: Answer, *, chat: bool) -> None:
+        self._cut = answer.cut
+
         def choice(text: str, finish: str | None = None) -> dict:
             said = {"delta": {"content": text} if text else {}} if chat else {"text": text}
             return {"choices": [{"index": 0, "finish_reason": finish, **said}]}
@@ -131,7 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(choice(piece))
         while answer.hangs:
             time.sleep(0.02)
-            self.wfile.write(b": ping\n\n")
+            self._write(": ping\n\n")
         if answer.error:
             self._event({"error": {"message": answer.error}})
         elif answer.ends:
@@ -140,4 +152,4 @@ class _Handler(BaseHTTPRequestHandler):
             usage = {"prompt_tokens": 9, "prompt_tokens_details": details}
             usage["completion_tokens"] = len(answer.pieces)
             self._event({"choices": [], "usage": usage})
-            self.wfile.write(b"data: [DONE]\n\n")
+            self._write("data: [DONE]\n\n")

@@ -23,7 +23,7 @@ GRAMMARS = 32
 """Texts whose verdict is kept, and compiled grammars that a vocabulary keeps."""
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """The model cuts its text into tokens as it likes; otherwise the one cut of `encode` is allowed."""
-_WHITESPACE = r" |\n[ \t]{0,40}"
+_WHITESPACE = r" |\n[ \t]{0,20}"
 """Between JSON's tokens: as `json.dumps` writes it, also with an indent, and no endless blanks."""
 _CHECK_SECONDS = 60
 """The check's own limit is a second of CPU; this one is for a machine that hardly runs it."""

@@ -116,8 +116,8 @@ class Paged:
 
     def specs(self) -> Paged:
         """Pools are cut by key heads over `tensor`; every device has the whole table."""
-        k, v = jax.tree.map(lambda _: POOL, (self.k, self.v))
-        return Paged(k, v, REPLICATED)
+        specs: Any = *jax.tree.map(lambda _: POOL, (self.k, self.v)), REPLICATED
+        return Paged(*specs)
 
     def layer(self, layer: int) -> Past:
         """The past of one layer."""

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+from llama_jax.serve.pages import Pages
+
 
 @dataclasses.dataclass(frozen=True)
 class Flight:
@@ -84,6 +86,23 @@ class Line:
     def lacks(self, ahead: int, size: int) -> int:
         """How many of those it does not have."""
         return max(self.pages_with(ahead, size) - len(self.pages), 0)
+
+    def check_fits(self, width: int, pages: Pages) -> None:
+        """ValueError where a table of `width` pages, or all pages there are, would be too few."""
+        most, context = -(-self.limit // pages.size), width * pages.size
+        told = f"{len(self.prompt)} tokens and max_new_tokens={self.max_new_tokens}"
+        if not self.prompt:
+            raise ValueError("the prompt has no tokens; give at least one")
+        if self.limit > context:
+            raise ValueError(
+                f"a prompt of {told} make {self.limit}, and the context ends at {context}; "
+                "shorten the prompt, or lower max_new_tokens"
+            )
+        if most > pages.count:
+            raise ValueError(
+                f"a prompt of {told} need {most} pages of {pages.size} tokens, and the cache has "
+                f"{pages.count}; lower max_new_tokens, or give the engine a larger cache"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,21 +66,7 @@ class Scheduler:
 
     def check(self, line: Line) -> None:
         """ValueError where a line would not fit even alone."""
-        most = line.pages_with(line.max_new_tokens, self.pages.size)
-        context = self.width * self.pages.size
-        told = f"{len(line.prompt)} tokens and max_new_tokens={line.max_new_tokens}"
-        if not line.prompt:
-            raise ValueError("the prompt has no tokens; give at least one")
-        if line.limit > context:
-            raise ValueError(
-                f"a prompt of {told} make {line.limit} and the context has {context}; "
-                "shorten the prompt, or lower max_new_tokens"
-            )
-        if most > self.pages.count:
-            raise ValueError(
-                f"a prompt of {told} need {most} pages of {self.pages.size} tokens and the cache "
-                f"has {self.pages.count}; lower max_new_tokens, or give the cache more bytes"
-            )
+        line.check_fits(self.width, self.pages)
 
     def add(self, line: Line) -> None:
         """The line waits behind all others. ValueError as `check`."""

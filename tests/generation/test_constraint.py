@@ -183,7 +183,7 @@ def test_blanks_between_the_tokens_of_json_come_to_an_end():
     assert allowed(constraint) == {ord("{")}
     constraint.take(ord("{"))
     constraint.take(ord("\n"))
-    for _ in range(40):
+    for _ in range(20):
         constraint.take(ord(" "))
     assert ord(" ") not in allowed(constraint)
     assert {ord('"'), ord("}")} <= allowed(constraint)

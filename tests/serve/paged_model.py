@@ -220,12 +220,13 @@ class Engine:
         self.scheduler.forget()
         self.check()
 
-    def run(self, turns: int = 3000) -> None:
-        """Until all have ended."""
-        for _ in range(turns):
-            if not self.turn():
-                return
-        raise AssertionError("lines starve")
+    def run(self) -> None:
+        """Until all have ended. Each turn but the last few must take some line on."""
+        turns = 0
+        while self.turn():
+            turns += 1
+            work = sum(line.limit * (line.preempted + 1) for line in self.asked)
+            assert turns <= (self.depth + 1) * (work + 1), "lines starve"
 
     def check(self) -> None:
         """What is true between any two calls."""

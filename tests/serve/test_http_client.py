@@ -1,5 +1,8 @@
 """What the openai client gets: what the engine gives, whole and streamed, to the letter."""
 
+import json
+import re
+
 import openai
 import pytest
 from serving import NAME, served
@@ -19,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    with Engine(model, rows=2, cache_bytes=2 << 20) as engine:
+    with Engine(model, rows=1, cache_bytes=2 << 20) as engine:
         yield engine
 
 
@@ -255,3 +258,59 @@ def test_another_model_is_not_found(client):
         client.models.retrieve("gpt")
     with pytest.raises(openai.NotFoundError, match="no embeddings"):
         client.embeddings.create(model=NAME, input="a")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"extra_body": {"guided_choice": [" yes.", " no (a+b)"]}}, r" yes\.| no \(a\+b\)"),
+        ({"extra_body": {"guided_regex": " [0-9]{3}"}}, " [0-9]{3}"),
+        ({"extra_body": {"structured_outputs": {"regex": " [0-9]{3}"}}}, " [0-9]{3}"),
+        (
+            {
+                "extra_body": {
+                    "guided_json": {"type": "array", "items": {"const": 1}, "maxItems": 2}
+                }
+            },
+            r"\s*\[\s*(1\s*(,\s*1\s*)?)?\]\s*",
+        ),
+    ],
+)
+def test_completions_are_what_was_asked_for(client, asked, expected):
+    pytest.importorskip("llguidance")
+    text = whole(client, temperature=1, seed=2, max_tokens=40, **asked).choices[0].text
+    assert re.fullmatch(expected, text)
+
+
+def test_an_answer_follows_a_schema(client):
+    pytest.importorskip("llguidance")
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Lily", "Tom"]}, "age": {"type": "integer", "maximum": 9}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    format = {"type": "json_schema", "json_schema": {"name": "who", "schema": schema}}
+    given = {"model": NAME, "messages": DIALOG, "max_tokens": 80, "seed": 1}
+    got = client.chat.completions.create(**given, response_format=format)
+    found = json.loads(got.choices[0].message.content)
+    assert found["name"] in ("Lily", "Tom")
+    assert set(found) == {"name", "age"}
+    assert got.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("format", "param"),
+    [
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "xml"}, "response_format.type"),
+        ({"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}, "response_format"),
+        ({"type": "regex", "regex": "(a"}, "response_format"),
+        ({"type": "regex", "regex": "a" * 100_000}, "response_format.regex"),
+    ],
+)
+def test_a_format_that_is_none_is_refused(client, format, param):
+    pytest.importorskip("llguidance")
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model=NAME, messages=DIALOG, response_format=format)
+    assert error.value.param == param

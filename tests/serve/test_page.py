@@ -112,6 +112,15 @@ def test_shift_enter_begins_a_line_and_a_dialog_goes_on(opened, server):
     assert contents == ["one\ntwo", "Hello there.", "three"]
 
 
+def test_events_are_read_however_their_bytes_are_cut(opened, server):
+    page = opened()
+    server.answers = [Answer(pieces=("é", "中文", "🦙"), cut=True)]
+    send(page, "Hello.")
+    ended(page, 2)
+    assert said(page)[1] == "é中文🦙"
+    assert page.text(".assistant .notes").startswith("3 tokens")
+
+
 @pytest.mark.parametrize("how", ["button", "key"])
 def test_stop_ends_the_request_and_keeps_what_came(opened, server, how):
     page = opened()
@@ -274,6 +283,19 @@ def test_conversations_are_listed_deleted_and_brought_back(opened, server):
     assert page.text("#list .open") == "second\nfirst"
     page.click("#list li:last-child .open")
     assert said(page)[0] == "first"
+
+
+def test_a_conversation_deleted_while_its_answer_is_written_stays_deleted(opened, server):
+    page = opened()
+    server.answers = [Answer(hangs=True)]
+    send(page, "Hello.")
+    page.until(lambda: "Hello there." in page.text(".assistant"))
+    page.run("document.querySelector('#list .forget').click()")
+    assert server.left.wait(5)
+    page.run("return new Promise((done) => setTimeout(done, 100))")
+    assert page.text("#list") == ""
+    page.click("#deleted button")
+    assert said(page) == ["Hello.", "Hello there."]
 
 
 def test_an_answer_is_written_on_while_another_conversation_is_shown(opened, server):

@@ -358,14 +358,14 @@ def test_a_line_that_can_never_fit_is_refused():
     with pytest.raises(ValueError, match="the prompt has no tokens; give at least one"):
         made.add(Line([], 3))
     told = (
-        "a prompt of 30 tokens and max_new_tokens=3 make 33 and the context has 32; shorten the "
-        "prompt, or lower max_new_tokens"
+        "a prompt of 30 tokens and max_new_tokens=3 make 33, and the context ends at 32; shorten "
+        "the prompt, or lower max_new_tokens"
     )
     with pytest.raises(ValueError, match=told):
         made.add(Line([1] * 30, 3))
     told = (
-        "a prompt of 20 tokens and max_new_tokens=5 need 7 pages of 4 tokens and the cache has 6; "
-        "lower max_new_tokens, or give the cache more bytes"
+        "a prompt of 20 tokens and max_new_tokens=5 need 7 pages of 4 tokens, and the cache has "
+        "6; lower max_new_tokens, or give the engine a larger cache"
     )
     with pytest.raises(ValueError, match=told):
         made.add(Line([1] * 20, 5))

@@ -30,14 +30,16 @@ def asked_for(served: Served, request: CompletionRequest) -> tuple[list[list[int
             "is chosen; leave it out",
             "best_of",
         )
+    prompts = _prompts(served, request)
     asked = asked_of(
         served,
         request,
         param="prompt",
         logprobs=request.logprobs,
         max_tokens=request.max_tokens,
+        after=prompts[0] if len(prompts) == 1 else None,
     )
-    return _prompts(served, request), asked
+    return prompts, asked
 
 
 def _prompts(served: Served, request: CompletionRequest) -> list[list[int]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.serve import limits
+from llama_jax.generation.constraint import Constraint, constraint_for
 from llama_jax.serve.openai.errors import bad
 from llama_jax.serve.openai.requests import Request, ResponseFormat, StructuredOutputs
 
@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from llama_jax.serve.openai.served import Served
 
 
-def constraint_of(served: Served, request: Request, schema: Mapping[str, Any] | None) -> Any:
+def constraint_of(
+    served: Served,
+    request: Request,
+    schema: Mapping[str, Any] | None,
+    *,
+    stop_ids: Sequence[int] | None,
+    after: Sequence[int] | None,
+) -> Constraint | None:
     """The constraint that a request states, or None. `schema` is that of tools' calls."""
     asked = list(_asked(request))
     if schema is not None:
@@ -26,24 +33,17 @@ def constraint_of(served: Served, request: Request, schema: Mapping[str, Any] | 
         (first, _), (second, _), *_ = asked
         raise bad(f"{first} and {second} both say what the answer is; keep one", second)
     ((param, wanted),) = asked
-    if len(json.dumps(wanted)) > limits.MAX_GRAMMAR_CHARACTERS:
-        said = f"{param} has more than {limits.MAX_GRAMMAR_CHARACTERS} characters; simplify it"
-        raise bad(said, param, "invalid_value")
-    return _compiled(served, param, wanted)
-
-
-def _compiled(served: Served, param: str, wanted: dict[str, Any]) -> Any:
+    size = served.engine.config.vocab_size
     try:
-        from llama_jax.generation.constraint import constraint_for
-    except ImportError:
-        raise bad(f"{param} needs what `pip install 'llama_jax[grammar]'` brings", param) from None
-    try:
-        return constraint_for(served.tokenizer, served.engine.config.vocab_size, **wanted)
+        return constraint_for(served.tokenizer, size, stop_ids=stop_ids, after=after, **wanted)
     except ValueError as error:
         raise bad(f"{param} is refused: {error}", param, "invalid_value") from None
+    except ImportError:
+        said = f"{param} needs the package llguidance, which this server lacks: install "
+        raise bad(said + "'llama_jax[grammar]' there", param, "not_installed") from None
 
 
-def _asked(request: Request) -> Any:
+def _asked(request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each field that says something, with what `constraint_for` is given for it."""
     if request.response_format is not None:
         yield from _response_format(request.response_format)
@@ -59,7 +59,7 @@ def _asked(request: Request) -> Any:
         yield "guided_grammar", {"grammar": request.guided_grammar}
 
 
-def _response_format(format: ResponseFormat) -> Any:
+def _response_format(format: ResponseFormat) -> Iterator[tuple[str, dict[str, Any]]]:
     match format.type:
         case "text":
             return
@@ -76,7 +76,7 @@ def _response_format(format: ResponseFormat) -> Any:
     yield "response_format", wanted
 
 
-def _structured(asked: StructuredOutputs) -> Any:
+def _structured(asked: StructuredOutputs) -> Iterator[tuple[str, dict[str, Any]]]:
     name = "structured_outputs"
     if asked.json is not None:
         yield name, {"json_schema": _schema(name, asked.json)}

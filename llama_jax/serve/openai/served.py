@@ -14,6 +14,7 @@ from llama_jax.serve.openai.errors import ApiError, bad, refused
 from llama_jax.serve.openai.requests import CompletionRequest, Request
 
 if TYPE_CHECKING:
+    from llama_jax.generation.constraint import Constraint
     from llama_jax.generation.prompts import Prompt
     from llama_jax.serve.engine import Engine
     from llama_jax.serve.stream import Stream
@@ -121,7 +122,7 @@ class Asked:
     salt: str
     param: str
     """The field that the prompt came in, by which errors name it."""
-    constraint: Any = None
+    constraint: Constraint | None = None
 
 
 def asked_of(
@@ -131,22 +132,27 @@ def asked_of(
     param: str,
     logprobs: int | None,
     max_tokens: int | None,
+    after: Sequence[int] | None,
     turn_end: int | None = None,
     schema: Mapping[str, Any] | None = None,
 ) -> Asked:
-    """The settings of a request. `turn_end` is a stop id that the chat template adds."""
+    """The settings of a request, and its constraint on a text that comes `after` ids.
+
+    `turn_end` is a stop id that the chat template adds.
+    """
     prompt_logprobs = request.prompt_logprobs
     if isinstance(request, CompletionRequest) and request.echo and logprobs is not None:
         prompt_logprobs = logprobs
+    stop_ids = _stop_ids(served, request, turn_end)
     settings = _settings(
         served,
         request,
         max_new_tokens=served.context if max_tokens is None else max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        stop_ids=_stop_ids(served, request, turn_end),
+        stop_ids=stop_ids,
     )
-    constraint = constraint_of(served, request, schema)
+    constraint = constraint_of(served, request, schema, stop_ids=stop_ids, after=after)
     return Asked(settings, request.n, request.cache_salt, param, constraint)
 
 

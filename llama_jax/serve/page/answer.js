@@ -54,8 +54,10 @@ export function failed(error) {
   return { title, said, advice, ...(wait ? { until: Date.now() + wait * 1000 } : {}) };
 }
 
-/** What is added to a text, with a space where two words would become one. */
-export function joined({ turns }, content) {
+/** Adds words to a text, after a space where two words would become one. */
+export function add({ turns }, content) {
   const before = turns.map((turn) => turn.content).join("");
-  return /[\p{L}\p{N}.,;:!?…"'”’»)]$/u.test(before) && /^[\p{L}\p{N}]/u.test(content) ? ` ${content}` : content;
+  const joins = /[\p{L}\p{N}.,;:!?…"'”’»)]$/u.test(before) && /^[\p{L}\p{N}]/u.test(content);
+  if (joins) turns.at(-1).content += " ";
+  turns.push({ role: "user", content });
 }

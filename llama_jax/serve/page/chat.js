@@ -1,11 +1,12 @@
 // The page: conversations with the model that this server has. State lives here, and nowhere else.
-import { counts, failed, joined, requestOf, take, TEXT_TOKENS } from "./answer.js";
+import { add, counts, failed, requestOf, take, TEXT_TOKENS } from "./answer.js";
 import { Failure, events, models } from "./api.js";
 import { button, make, reader, say } from "./dom.js";
 import * as store from "./store.js";
 import { conversationView, failureView, grow, sends, waitOf } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
+const deleted = new Set(); // conversations whose answer may end after them
 const jobs = new Map(); // answers that are being written, by the conversation's id
 let served = []; // what /v1/models has
 let model = null;
@@ -55,7 +56,7 @@ function later(conversation, job) {
   });
   if (performance.now() - (job.stored ?? 0) < 1000) return;
   job.stored = performance.now();
-  store.save(conversation);
+  if (!deleted.has(conversation)) store.save(conversation);
 }
 
 const does = {
@@ -95,7 +96,8 @@ function send() {
   const content = field.value;
   const text = current.kind === "text";
   if (jobs.has(current.id) || !(content.trim() || (text && current.turns.length > 0))) return;
-  if (content.trim()) current.turns.push({ role: "user", content: text ? joined(current, content) : content.trim() });
+  if (text && content.trim()) add(current, content);
+  else if (!text) current.turns.push({ role: "user", content: content.trim() });
   field.value = "";
   grow(field);
   answer(current);
@@ -104,6 +106,7 @@ function send() {
 // ---- what is shown
 
 function changed(conversation, turn) {
+  if (deleted.has(conversation)) return;
   conversation.changed = Date.now();
   const whole = store.save(conversation);
   if (!whole) notice(new Failure("This browser keeps no more.", "Export the conversations, delete some, or leave this tab open."));
@@ -154,7 +157,7 @@ function list() {
     const open = button(title, () => choose(conversation), { class: "open" });
     if (conversation.id === current.id) open.setAttribute("aria-current", "true");
     if (jobs.has(conversation.id)) open.prepend(make("span", { class: "dot" }, make("span", { class: "unseen" }, "Being written: ")));
-    const forget = button("×", () => discard(conversation), { class: "forget", title: "Delete", "aria-label": `Delete “${title}”` });
+    const forget = button("", () => discard(conversation), { class: "forget", title: "Delete", "aria-label": `Delete “${title}”` });
     return make("li", {}, open, forget);
   });
   $("list").replaceChildren(...items);
@@ -196,9 +199,12 @@ function begin() {
 }
 
 function discard(conversation) {
+  conversation = jobs.get(conversation.id)?.conversation ?? conversation;
+  deleted.add(conversation);
   stop(conversation);
   store.remove(conversation.id);
   const back = button("Undo", () => {
+    deleted.delete(conversation);
     store.save(conversation);
     $("deleted").replaceChildren();
     choose(conversation);
@@ -311,6 +317,8 @@ function themed(theme) {
 function drawer(open) {
   document.body.classList.toggle("drawn", open);
   $("page").inert = open;
+  $("drawer").setAttribute("role", open ? "dialog" : "navigation");
+  $("drawer").setAttribute("aria-modal", String(open));
   $("menu").setAttribute("aria-expanded", String(open));
   if (open) $("close").focus();
 }

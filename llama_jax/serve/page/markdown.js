@@ -12,6 +12,8 @@ const DEEPEST = 6; // lists in lists and quotes in quotes beyond it are paragrap
 /** Shows `text` in `parent`. Blocks that have not changed since the last call keep their elements. */
 export function show(parent, text) {
   const blocks = blocksOf(text.split("\n"), 0);
+  let last = 2; // the page has an h1, and each turn an h2
+  for (const block of blocks) if (block.kind === "heading") last = block.shown = Math.min(block.level + 2, last + 1);
   blocks.forEach((block, i) => {
     const old = parent.children[i];
     const key = JSON.stringify(block);
@@ -108,8 +110,9 @@ function elementOf(block) {
   switch (block.kind) {
     case "code":
       return codeElement(block);
-    case "heading": // below the page's own h1 and each turn's h2
-      return make(`h${Math.min(block.level + 2, 6)}`, { dir: "auto" }, inline(block.text));
+    case "heading":
+      if (!block.shown) return make("p", { dir: "auto" }, make("strong", {}, inline(block.text))); // in a list, say
+      return make(`h${Math.min(block.shown, 6)}`, { dir: "auto" }, inline(block.text));
     case "rule":
       return make("hr");
     case "quote":

@@ -135,8 +135,9 @@ export function sends(event) {
   return event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229;
 }
 
-/** Makes a field as high as its text; the style sheet bounds it. */
+/** Makes a field as high as its text. The style sheet says the most. */
 export function grow(field) {
+  if (CSS.supports("field-sizing", "content")) return; // the browser does it
   field.style.height = "auto";
   field.style.height = `${field.scrollHeight + field.offsetHeight - field.clientHeight}px`;
 }
