@@ -1,6 +1,6 @@
 // The page: conversations with the model that this server has. State lives here, and nowhere else.
-import { add, counts, failed, requestOf, take, TEXT_TOKENS } from "./answer.js";
-import { Failure, events, models } from "./api.js";
+import { add, counts, failed, requestOf, take } from "./answer.js";
+import { Failure, events, models, unready } from "./api.js";
 import { button, make, reader, say } from "./dom.js";
 import * as store from "./store.js";
 import { conversationView, failureView, grow, sends, waitOf } from "./view.js";
@@ -10,7 +10,7 @@ const deleted = new Set(); // conversations whose answer may end after them
 const jobs = new Map(); // answers that are being written, by the conversation's id
 let served = []; // what /v1/models has
 let model = null;
-let current = store.fresh("chat", settingsKept());
+let current = store.fresh("chat");
 let view = null;
 let follow = true; // the page scrolls with the words
 let unlocked = null; // what to do again once there is a key
@@ -127,9 +127,9 @@ function draw(turn) {
   $("send").classList.toggle("busy", busy);
   $("asks").textContent = text ? "Words to add to the text" : "Message";
   $("message").placeholder = !text ? "Write a message" : current.turns.length > 0 ? "Add words, or let it go on" : "Begin a text";
-  $("new").textContent = model && !model.chat ? "New text" : "New conversation";
+  $("new").textContent = kind() === "text" ? "New text" : "New conversation";
   $("system-field").hidden = text;
-  $("sheet").querySelector("[name=max_tokens]").placeholder = text ? TEXT_TOKENS : "to its end";
+  $("sheet").querySelector("[name=max_tokens]").placeholder = text ? "16" : "to its end";
   progress();
   if (follow) scrollTo(0, document.documentElement.scrollHeight);
 }
@@ -180,11 +180,18 @@ function progress() {
   const silent = job ? (now - job.heard) / 1000 : 0;
   let words = "";
   if (job?.first) words = `about ${job.pieces} tokens, ${((job.pieces * 1000) / (now - job.first + 1)).toFixed(1)} a second`;
-  else if (job) words = `reading, ${Math.floor((now - job.began) / 1000)} s`;
+  else if (job) words = `${job.why || "reading"}, ${Math.floor((now - job.began) / 1000)} s`;
   if (silent > 30) words = `nothing has come for ${Math.floor(silent)} s; stop and retry, or see the server's log`;
   $("progress").textContent = words;
   $("latest").hidden = follow;
   for (const wait of document.querySelectorAll(".wait")) wait.textContent = waitOf(Number(wait.dataset.until));
+}
+
+/** Learns why a first word is late: a server that has just started still compiles. */
+async function wonder() {
+  for (const job of jobs.values()) {
+    if (!job.first && performance.now() - job.began > 2000) job.why = await unready();
+  }
 }
 
 function notice(failure, ...more) {
@@ -194,8 +201,7 @@ function notice(failure, ...more) {
 // ---- conversations
 
 function begin() {
-  current = store.fresh(model && !model.chat ? "text" : "chat", current.settings);
-  choose(current);
+  choose(store.fresh(kind()));
 }
 
 function discard(conversation) {
@@ -248,8 +254,10 @@ async function load() {
   $("models").replaceChildren(...served.map(({ id }) => make("option", { value: id, selected: id === model.id }, id)));
   document.title = `${model.id} – llama-jax`;
   notice(null);
-  if (current.turns.length === 0) current.kind = model.chat ? "chat" : "text";
+  if (current.turns.length === 0) current = store.fresh(kind());
 }
+
+const kind = () => (model && !model.chat ? "text" : "chat");
 
 async function start() {
   try {
@@ -280,14 +288,6 @@ function keyGiven() {
   unlocked = null;
 }
 
-function settingsKept() {
-  try {
-    return JSON.parse(store.kept("settings")) ?? store.NO_SETTINGS;
-  } catch {
-    return store.NO_SETTINGS;
-  }
-}
-
 const settingFields = () => [...$("sheet").querySelectorAll("[name]")];
 
 function settingsShown() {
@@ -299,7 +299,7 @@ function settingsShown() {
 /** Takes each field that is in order; the form does not close over one that is not. */
 function settingsTaken() {
   for (const field of settingFields()) if (field.checkValidity()) current.settings[field.name] = field.value;
-  store.keep("settings", JSON.stringify(current.settings));
+  store.chosen(current);
   if (current.turns.length > 0) store.save(current);
 }
 
@@ -350,7 +350,7 @@ on("close", "click", () => {
 on("settings", "click", settingsShown);
 on("sheet", "input", settingsTaken);
 on("reset", "click", () => {
-  for (const field of settingFields()) field.value = "";
+  for (const field of settingFields()) field.value = store.USUAL[current.kind][field.name];
   settingsTaken();
 });
 on("unlock-not", "click", () => $("lock").close());
@@ -389,6 +389,7 @@ addEventListener("pagehide", () => {
   }
 });
 setInterval(progress, 500);
+setInterval(wonder, 2000);
 
 themed(store.kept("theme") ?? "");
 current = store.all()[0] ?? current;
