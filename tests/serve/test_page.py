@@ -178,6 +178,35 @@ def test_an_edited_message_replaces_all_that_followed(opened, server):
     assert sent == [{"role": "user", "content": "first of all"}]
 
 
+def test_a_message_edited_while_its_answer_is_written_is_answered_anew(opened, server):
+    page = opened()
+    server.answers = [Answer(hangs=True), Answer(pieces=("New ",), hangs=True)]
+    send(page, "first")
+    page.until(lambda: "Hello there." in page.text(".assistant"))
+    press_button(page, "Edit")
+    page.type(".editor textarea", ", again" + ENTER)
+    assert server.left.wait(5)
+    page.until(lambda: said(page) == ["first, again", "New "])
+    assert page.text("#send") == "Stop"
+    page.click("#send")
+    ended(page, 2)
+    assert page.text(".assistant .notes").startswith("stopped by you · about 1 token ")
+
+
+def test_of_several_models_one_is_chosen_and_stays_chosen(opened, server):
+    page = opened(models=("first", "second"))
+    page.run(
+        "const models = document.querySelector('#models'); models.value = 'second';"
+        "models.dispatchEvent(new Event('change'))"
+    )
+    page.until(lambda: page.text("#model") == "second")
+    page.go(server.url)
+    page.until(lambda: page.text("#model") == "second")
+    send(page, "Hello.")
+    ended(page, 2)
+    assert server.requests[0][1]["model"] == "second"
+
+
 def test_settings_go_into_the_request_and_empty_ones_do_not(opened, server):
     page = opened()
     page.click("#settings")
