@@ -190,7 +190,7 @@ def test_a_message_edited_while_its_answer_is_written_is_answered_anew(opened, s
     assert page.text("#send") == "Stop"
     page.click("#send")
     ended(page, 2)
-    assert page.text(".assistant .notes").startswith("stopped by you · about 1 token ")
+    assert page.text(".assistant .notes").startswith("stopped by you · about 1 token")
 
 
 def test_of_several_models_one_is_chosen_and_stays_chosen(opened, server):
