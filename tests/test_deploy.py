@@ -64,6 +64,25 @@ def test_the_image_runs_as_nobody_in_particular_and_stops_as_the_server_does():
     assert pod()["securityContext"]["runAsUser"] == int(user.split(":")[0])
 
 
+def test_the_images_command_is_one_that_llama_jax_knows():
+    """A model that is not there is all that is wrong with it."""
+    (entry,) = (json.loads(line) for line in steps("ENTRYPOINT"))
+    assert entry[0] == "llama-jax"
+    command = [word.replace("8000", "0") for word in entry[1:]]  # which may be taken here
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_jax", *command, "/no/such/model"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1  # and 2 where an option is unknown
+    assert "/no/such/model" in done.stderr
+    (port,) = steps("EXPOSE")
+    assert entry[entry.index("--port") + 1] == port
+    assert pod()["containers"][0]["ports"] == [{"name": "http", "containerPort": int(port)}]
+
+
 @pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1)])
 def test_health_checks_say_what_the_server_says(status, code):
     asked = []
@@ -181,8 +200,8 @@ def test_litellm_calls_the_protocol_at_its_path():
         assert one["litellm_params"]["api_base"].endswith("/v1")
 
 
-def sample_names():
-    """Every name that Prometheus finds at /metrics."""
+def metrics_text():
+    """What Prometheus finds at /metrics, a sample at least of each kind."""
     stats = types.SimpleNamespace(
         running=1,
         waiting=0,
@@ -198,7 +217,12 @@ def sample_names():
     metrics = Metrics()
     for counter in (metrics.answers, metrics.refused, metrics.gone, metrics.finished):
         counter.add(*counter.labels)
-    lines = [line for line in metrics.text(engine).splitlines() if not line.startswith("#")]
+    return metrics.text(engine)
+
+
+def sample_names():
+    """Each name there, and its labels."""
+    lines = [line for line in metrics_text().splitlines() if not line.startswith("#")]
     return {line.split("{")[0].split(" ")[0]: set(re.findall(r"(\w+)=", line)) for line in lines}
 
 
@@ -217,6 +241,17 @@ def test_the_dashboard_asks_for_what_is_measured_and_leaves_nothing_out():
         assert named <= by | {"instance"}
     of_histograms = {name for name in samples if name.endswith(("_sum", "_count"))}
     assert asked == set(samples) - of_histograms
+
+
+def test_the_guide_maps_our_names_to_vllms():
+    """A line for each metric; what its help names is in its line."""
+    guide = (ROOT / "docs/guides/serving.md").read_text()
+    rows = dict(re.findall(r"^\| `(llama_jax_\w+)[{`].*?\| \w+ \|(.*)\|$", guide, re.MULTILINE))
+    helped = re.findall(r"# HELP (\S+) (.*)", metrics_text())
+    assert set(rows) == {name for name, _ in helped}
+    for name, text in helped:
+        named = re.search(r"vllm:\w+", text)
+        assert (named[0] in rows[name]) if named else not rows[name].strip()
 
 
 def test_the_dashboards_panels_stand_beside_one_another():

@@ -39,7 +39,7 @@ class Exchange:
         self.status: int | None = None
         self.notes: dict[str, object] = {}
         """What the log says of it beside route and status."""
-        self._sent_at, self._unread = 0.0, self.method == "POST"
+        self._sent_at, self._unread, self._whole = 0.0, self.method == "POST", False
         self._turn = asyncio.Lock()
 
     def header(self, name: str) -> str:
@@ -113,7 +113,7 @@ class Exchange:
         """A whole answer."""
         fixed = [("content-type", kind), ("content-length", str(len(content)))]
         await self.start(status, [*fixed, *headers])
-        await self._send({"type": "http.response.body", "body": content})
+        await self._end(content)
 
     async def json(self, value: Any, status: int = 200, headers: Headers = ()) -> None:
         """A whole answer as JSON."""
@@ -140,9 +140,9 @@ class Exchange:
         if self.status is None:
             closing = [("connection", "close")] if self._unread else []
             await self.json(error.body(), error.status, [*error.headers(), *closing])
-        else:
+        elif not self._whole:
             await self._event(msgspec.json.encode(error.body()))
-            await self._send({"type": "http.response.body", "body": b""})
+            await self._end()
 
     async def events(self, values: AsyncIterator[Any]) -> None:
         """A stream of server-sent events, one a value, and `[DONE]` after the last.
@@ -163,7 +163,11 @@ class Exchange:
             pinging.cancel()
             await asyncio.gather(pinging, return_exceptions=True)
         await self._event(b"[DONE]")
-        await self._send({"type": "http.response.body", "body": b""})
+        await self._end()
+
+    async def _end(self, content: bytes = b"") -> None:
+        self._whole = True
+        await self._send({"type": "http.response.body", "body": content})
 
     async def _event(self, data: bytes) -> None:
         await self._write(b"data: " + data + b"\n\n")

@@ -33,6 +33,7 @@ class Server(uvicorn.Server):
                 log_level="warning",
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 backlog=2048,
                 limit_concurrency=limits.MAX_CONNECTIONS,
                 timeout_keep_alive=int(limits.KEEP_ALIVE_SECONDS),

@@ -1,5 +1,6 @@
 """An engine that does what a test says, without a model."""
 
+import json
 import queue
 import threading
 from types import SimpleNamespace
@@ -14,11 +15,18 @@ def delta(text="", reason=None, row=0):
     return Delta(row, text, list(text.encode()), None, reason)
 
 
+class Talking(Letters):
+    """Writes a dialog and its tools as their JSON."""
+
+    def encode_dialog(self, messages, *, tools=None):
+        return self.encode(json.dumps([messages, tools]), bos=True, eos=False)
+
+
 class Scripted:
     """Streams get what `say` gives them; those that are cancelled end."""
 
     def __init__(self):
-        self.config, self.tokenizer = config_of(vocab_size=256, max_seq_len=1 << 20), Letters()
+        self.config, self.tokenizer = config_of(vocab_size=256, max_seq_len=1 << 20), Talking()
         self.ready, self.heartbeat, self.failure = True, 0.0, None
         self.errors, self.asked, self.streams = [], [], queue.Queue()
         self.cancelled, self.submitted = threading.Event(), threading.Event()
@@ -26,12 +34,13 @@ class Scripted:
         self.open.set()
 
     def submit(self, prompt, settings, *, n, cache_salt, constraint):
-        self.asked.append((prompt, settings, n, cache_salt))
+        self.asked.append((prompt, settings, n, cache_salt, constraint))
         self.submitted.set()
         self.open.wait()
         if self.errors:
             raise self.errors.pop(0)
-        stream = Stream(list(prompt), n, self._cancel)
+        ids = prompt if isinstance(prompt[0], int) else self.tokenizer.encode_dialog(prompt)
+        stream = Stream(list(ids), n, self._cancel)
         self.streams.put(stream)
         return stream
 

@@ -22,7 +22,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def engine(model):
-    with Engine(model, rows=2, cache_bytes=2 << 20) as engine:
+    with Engine(model, rows=1, cache_bytes=2 << 20) as engine:
         yield engine
 
 

@@ -6,36 +6,36 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import UNSET
 
-from llama_jax.generation.results import Delta
-from llama_jax.serve.openai.answers import (
-    Chat,
-    ChatChoice,
-    ChatChunk,
-    ChatDelta,
-    ChatLogprob,
-    ChatLogprobs,
-    ChatMessage,
-    ChunkChoice,
-    Reason,
-    ToolCall,
-)
+from llama_jax.serve.openai.answers import Chat, ChatChunk, ChunkChoice
+from llama_jax.serve.openai.chat_parts import Parts, Whole
 from llama_jax.serve.openai.errors import bad, refused
 from llama_jax.serve.openai.flow import Answering
-from llama_jax.serve.openai.logprobs import Spelling, chat_form, prompt_form
+from llama_jax.serve.openai.logprobs import Spelling, prompt_form
 from llama_jax.serve.openai.requests import ChatRequest
 from llama_jax.serve.openai.served import Asked, Served, asked_of
+from llama_jax.serve.tools import parser_of, schema_for
+from llama_jax.tokenizer import Tools
 
-Prompt = list[dict[str, Any]]
+Messages = list[dict[str, Any]]
 
 
-def asked_for(served: Served, request: ChatRequest) -> tuple[list[Prompt], Asked]:
-    """The dialog as the model's format takes it, and what is asked of the engine for it."""
+def asked_for(served: Served, request: ChatRequest) -> tuple[list[Any], Asked]:
+    """The dialog as the engine takes it, and what is asked of the engine for it."""
     served.check_name(request.model)
     if request.top_logprobs is not None and not request.logprobs:
         raise bad("top_logprobs needs logprobs=true; add it", "top_logprobs")
     messages = messages_of(served, request.messages)
+    tools = tools_of(request)
+    prompt: Any = messages
+    try:
+        end = _turn_end(served, messages, tools)
+        if tools is not None:
+            prompt = served.tokenizer.encode_dialog(messages, tools=tools)
+    except ValueError as error:
+        raise refused(error, "messages" if tools is None else "tools") from None
     most = request.max_completion_tokens
     asked = asked_of(
         served,
@@ -44,12 +44,33 @@ def asked_for(served: Served, request: ChatRequest) -> tuple[list[Prompt], Asked
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         max_tokens=request.max_tokens if most is None else most,
         after=(),  # an answer stands alone
-        turn_end=_turn_end(served, messages),
+        turn_end=end,
+        schema=_schema(request),
     )
-    return [messages], asked
+    return [prompt], asked
 
 
-def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Prompt:
+def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools that the model is told of, as templates take them."""
+    if request.tool_choice == "none" or not request.tools:
+        return None
+    found = [msgspec.to_builtins(tool) for tool in request.tools]
+    for tool in found:
+        given = tool["function"].items()
+        tool["function"] = {name: value for name, value in given if value is not None}
+    return found
+
+
+def _schema(request: ChatRequest) -> dict[str, Any] | None:
+    """The schema of the call that `tool_choice` demands."""
+    try:
+        tools = tools_of(request) or []
+        return schema_for(tools, msgspec.to_builtins(request.tool_choice))
+    except ValueError as error:
+        raise bad(str(error), "tool_choice", "invalid_value") from None
+
+
+def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Messages:
     """Messages in the words of chat templates, if they may fit into the context."""
     messages = [_message(one) for one in given]
     contents = [one.get("content") for one in messages]
@@ -57,13 +78,10 @@ def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Prompt:
     return messages
 
 
-def _turn_end(served: Served, messages: Prompt) -> int | None:
+def _turn_end(served: Served, messages: Messages, tools: Tools | None) -> int | None:
     """The id that ends an answer by the chat template, where the files do not say so."""
     ends = getattr(served.tokenizer, "turn_end", None)
-    try:
-        end = ends(messages) if ends is not None else None
-    except ValueError as error:
-        raise refused(error, "messages") from None
+    end = ends(messages, tools=tools) if ends is not None else None
     return None if end is None or end[1] in served.tokenizer.stop_ids else end[1]
 
 
@@ -88,49 +106,22 @@ def _call(call: Any) -> Any:
     return call
 
 
-class _Writer:
-    """One answer as it grows. Host state."""
-
-    def __init__(self, served: Served, request: ChatRequest, index: int) -> None:
-        self._index, self._wanted, self._begun = index, request.logprobs, False
-        self._spelling = Spelling(served.tokenizer)
-        self._entries: list[ChatLogprob] = []
-
-    def parts(self, delta: Delta) -> list[ChunkChoice]:
-        """What a delta adds: the role first, then texts and calls, the reason of the end last."""
-        found = []
-        if not self._begun:
-            self._begun = True
-            found.append(self._part(ChatDelta(role="assistant", content="")))
-        if self._wanted:
-            self._entries += chat_form(self._spelling, delta.logprobs or [])
-        if delta.text:
-            found.append(self._part(ChatDelta(content=delta.text), logprobs=True))
-        if delta.finish_reason is not None:
-            reason: Reason = "stop" if delta.finish_reason == "stop" else "length"
-            found.append(self._part(ChatDelta(), logprobs=bool(self._entries), reason=reason))
-        return found
-
-    def _part(
-        self, delta: ChatDelta, *, logprobs: bool = False, reason: Reason | None = None
-    ) -> ChunkChoice:
-        entries = None
-        if logprobs and self._wanted:
-            entries, self._entries = ChatLogprobs(self._entries), []
-        return ChunkChoice(self._index, delta, entries, reason)
-
-
 async def _parts(
     served: Served, request: ChatRequest, answering: Answering
 ) -> AsyncIterator[list[ChunkChoice]]:
-    writers = [_Writer(served, request, index) for index in range(answering.n)]
+    tools = tools_of(request)
+    parsers = [parser_of(served.tokenizer, tools) for _ in range(answering.n)]
+    each = [
+        Parts(index, Spelling(served.tokenizer), parser, logprobs=request.logprobs)
+        for index, parser in enumerate(parsers)
+    ]
     async for index, delta in answering.deltas():
-        yield writers[index].parts(delta)
+        yield each[index].of(delta)
 
 
 async def whole(served: Served, request: ChatRequest, answering: Answering) -> Chat:
     """The answer in one piece."""
-    found = [_Whole(request.logprobs) for _ in range(answering.n)]
+    found = [Whole(request.logprobs) for _ in range(answering.n)]
     async for parts in _parts(served, request, answering):
         for part in parts:
             found[part.index].add(part)
@@ -146,29 +137,6 @@ async def whole(served: Served, request: ChatRequest, answering: Answering) -> C
         usage=answering.usage,
         prompt_logprobs=scored,
     )
-
-
-class _Whole:
-    """The parts of one answer, put together."""
-
-    def __init__(self, logprobs: bool) -> None:
-        self._texts: list[str] = []
-        self._calls: list[ToolCall] = []
-        self._logprobs = ChatLogprobs([]) if logprobs else None
-        self._reason: Reason = "length"
-
-    def add(self, part: ChunkChoice) -> None:
-        """Goes on with the next part."""
-        if isinstance(part.delta.content, str):
-            self._texts.append(part.delta.content)
-        if self._logprobs is not None and part.logprobs is not None:
-            self._logprobs.content += part.logprobs.content
-        self._reason = part.finish_reason or self._reason
-
-    def choice(self, index: int) -> ChatChoice:
-        """The whole answer."""
-        message = ChatMessage(content="".join(self._texts))
-        return ChatChoice(index, message, self._logprobs, self._reason)
 
 
 async def chunks(
