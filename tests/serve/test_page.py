@@ -520,8 +520,12 @@ def test_a_phone_scrolls_down_alone_and_its_drawer_holds_the_focus(opened, serve
         page.click("#menu")
         assert page.run("return document.querySelector('#page').inert")
         assert page.run("return document.activeElement.id") == "close"
+        role = "const drawer = document.querySelector('#drawer');"
+        role += "return [drawer.getAttribute('role'), drawer.getAttribute('aria-modal')]"
+        assert page.run(role) == ["dialog", "true"]
         page.press(ESCAPE)
         assert page.run("return document.activeElement.id") == "menu"
+        assert page.run(role) == ["navigation", None]
     finally:
         page.chrome("Emulation.clearDeviceMetricsOverride")
 
