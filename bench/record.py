@@ -18,9 +18,9 @@ LARGEST = 200_000
 """Bytes of numbers that are kept in the repository."""
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], module: str = "bench") -> str:
     """What was typed, for whoever repeats it: a path outside the clone is its name alone."""
-    return shlex.join(["python", "-m", "bench", *map(_anywhere, arguments)])
+    return shlex.join(["python", "-m", module, *map(_anywhere, arguments)])
 
 
 def _anywhere(argument: str) -> str:

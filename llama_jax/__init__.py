@@ -19,6 +19,8 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.config import YarnScaling as YarnScaling
     from llama_jax.generation.chat import Conversation as Conversation
     from llama_jax.generation.chat import chat as chat
+    from llama_jax.generation.constraint import Constraint as Constraint
+    from llama_jax.generation.constraint import constraint_for as constraint_for
     from llama_jax.generation.generate import generate as generate
     from llama_jax.generation.generate import stream as stream
     from llama_jax.generation.prompts import Prompt as Prompt
@@ -40,6 +42,12 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
     from llama_jax.rope_scaling import RopeScaling as RopeScaling
+    from llama_jax.serve.engine import Engine as Engine
+    from llama_jax.serve.stats import Stats as Stats
+    from llama_jax.serve.stream import EngineClosedError as EngineClosedError
+    from llama_jax.serve.stream import QueueFullError as QueueFullError
+    from llama_jax.serve.stream import RequestFailedError as RequestFailedError
+    from llama_jax.serve.stream import Stream as Stream
     from llama_jax.sharding.adapters import merge as merge
     from llama_jax.sharding.arrays import shard_params as shard_params
     from llama_jax.sharding.mesh import make_mesh as make_mesh

@@ -99,7 +99,19 @@ def training_step_shows_a_falling_loss(out):
     assert losses[-1] < 4
 
 
+def engine_shows_requests_that_share_and_leave(out):
+    assert re.search(r"^Once upon a time\|, there was", out, flags=re.MULTILINE)
+    there = [
+        tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) tokens were there", out)
+    ]
+    assert there[0][0] == 0
+    assert 0 < there[1][0] < there[1][1]
+    assert "the other goes on to its end: ', there was" in out
+    assert "running=0, waiting=0" in out
+
+
 CHECKS = {
+    "engine.py": engine_shows_requests_that_share_and_leave,
     "generate.py": generate_shows_the_models_tokens,
     "stream.py": stream_shows_a_row_that_ends_before_the_other,
     "chat.py": chat_shows_that_a_turn_reads_what_is_new,

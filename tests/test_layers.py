@@ -25,13 +25,19 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "generation": 8,
     "verify": 8,
     "train": 8,
-    "cli": 9,
-    "__main__": 10,
+    "serve": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
     "optax": {"train"},
     "orbax": {"checkpoint", "train"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
+    "h11": {"serve"},
+    "msgspec": {"serve"},
+    "llguidance": {"generation"},
     "torch": set(),
     "transformers": set(),
 }

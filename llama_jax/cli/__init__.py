@@ -30,6 +30,7 @@ from llama_jax.cli.inspect import inspect
 from llama_jax.cli.merge import merge
 from llama_jax.cli.perplexity import perplexity
 from llama_jax.cli.plot import plot
+from llama_jax.cli.serve import serve
 from llama_jax.cli.text_input import discard_output, prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
@@ -52,6 +53,7 @@ COMMANDS = (
     inspect,
     generate,
     chat,
+    serve,
     perplexity,
     train_tokenizer,
     tokenize,

@@ -8,7 +8,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from llama_jax.cli.console import FAILED, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices, over_devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
+from llama_jax.cli.form import Form
 from llama_jax.cli.own_model import OWN, OwnOrNamed, named_and_prompts
 from llama_jax.cli.prompts import Asked, Reading
 from llama_jax.cli.requests import Maker, Request
@@ -67,6 +68,7 @@ def generate(
     *,
     reading: Reading,
     sampling: Sampling,
+    form: Form,
     output: Output,
     weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
@@ -85,6 +87,7 @@ def generate(
     for name in ("logprobs", "prompt_logprobs"):
         if (value := getattr(sampling, name)) is not None and not as_json:
             raise ValueError(f"{name}={value} is printed as JSON alone; add --json")
+    asked_form = form.read()
     named, texts = named_and_prompts(checkpoint, prompts or [])
     asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(texts))]
     from llama_jax.checkpoint.named import find_checkpoint
@@ -95,6 +98,8 @@ def generate(
     source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
+    if asked_form and tokenizer is None:
+        raise ValueError(f"{source.path} has no tokenizer, and --json-schema and --regex need one")
     say_notes(source.notes_with(tokenizer))
     if samples > 1 and settings.temperature == 0:
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
@@ -102,7 +107,7 @@ def generate(
     requests = list(maker.requests(asked))
     if named is None:
         stderr.print(OWN, style="dim")
-    model = _Model(place, devices, weights, kv_cache, requests, samples)
+    model = _Model(place, devices, weights, kv_cache, requests, samples, asked_form)
     with _prompts_named(requests, samples):
         if as_json:
             rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
@@ -125,13 +130,14 @@ class _Model:
     kv_cache: options.KVCacheKind
     requests: Sequence[Request]
     samples: int
+    form: dict[str, Any]
 
     def stream(self) -> Iterator[Delta]:
         """What each row gains, as it comes, once the model is loaded."""
         import llama_jax
 
         params, ready = self._load()
-        deltas = llama_jax.stream(params, *self._asked, n=self.samples, cache=self.kv_cache.cache)
+        deltas = llama_jax.stream(params, *self._asked, n=self.samples, **self._how)
         return itertools.chain(itertools.islice(deltas, 1), _after(ready, deltas))
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
@@ -144,15 +150,17 @@ class _Model:
         ready()
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("generating, compiling first"))
-            for place, done in as_finished(
-                params, *self._asked, n=self.samples, cache=self.kv_cache.cache
-            ):
+            for place, done in as_finished(params, *self._asked, n=self.samples, **self._how):
                 waiting.close()
                 yield place, done
 
     @property
     def _asked(self) -> tuple[list[Prompt], list[SamplingSettings]]:
         return [one.prompt for one in self.requests], [one.settings for one in self.requests]
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"cache": self.kv_cache.cache, **self.form}
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
         return self.devices.load_ahead(self.checkpoint, self.weights, self._sizes, self._prepare)
@@ -166,7 +174,7 @@ class _Model:
             shapes,
             [one.prompt for one in rows],
             [one.settings for one in rows],
-            cache=self.kv_cache.cache,
+            **self._how,
         )
 
     def _sizes(self, source: Source) -> tuple[int, int]:

@@ -17,6 +17,8 @@ import numpy as np
 
 from llama_jax.config import Config, check_count
 from llama_jax.distributed import from_first
+from llama_jax.generation.constraint import Constraint
+from llama_jax.generation.guide import Guide, allowed_words
 from llama_jax.generation.limits import (
     MAX_CACHE_BYTES,
     MAX_ROWS,
@@ -44,6 +46,14 @@ class Row:
     max_new_tokens: int
     """By its settings and by the context's end."""
     stop_ids: tuple[int, ...]
+    constraint: Constraint | None = None
+    """What the completion may be; each `guide` works on a copy."""
+
+    def guide(self) -> Guide | None:
+        """The constraint at the completion's beginning."""
+        if self.constraint is None:
+            return None
+        return Guide(self.constraint, self.settings, self.stop_ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +194,19 @@ def batch_settings(config: Config, rows: Sequence[Row], size: int) -> BatchSetti
             values = [min(value, config.vocab_size) for value in values]
         numbers[name] = padded(values, dtype, neutral)
     least = [min(row.settings.min_new_tokens, row.max_new_tokens) for row in rows]
+    guides = [row.guide() for row in rows]
+    most = [
+        0 if guide is not None and guide.over else row.max_new_tokens
+        for row, guide in zip(rows, guides, strict=True)
+    ]
     return BatchSettings(
         numbers=numbers,
         bias=_bias(config, rows, size),
         stop_id_mask=stops,
         min_new_tokens=padded(least, np.int32),
-        max_new_tokens=padded([row.max_new_tokens for row in rows], np.int32),
+        max_new_tokens=padded(most, np.int32),
         logprobs=np.array(any(row.settings.logprobs is not None for row in rows)),  # type: ignore[arg-type]
+        allowed=allowed_words(guides, size, config.vocab_size),  # type: ignore[arg-type]
     )
 
 

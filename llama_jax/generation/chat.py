@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from llama_jax.generation.batch import Row, batch_settings, ended_by_turn, rows_of
+from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
 from llama_jax.generation.generate import complete
+from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import initial_slots, limits_on
 from llama_jax.generation.one_thread import OneThread
 from llama_jax.generation.prompts import tokenizer_of
@@ -33,19 +35,24 @@ def chat(
     tools: Tools | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **changes: Any,
 ) -> Completion:
     """The assistant's answer to a dialog: `.text` is its next content.
 
-    Settings are those of `generate`. `tools` are JSON schemas of functions that the model may call,
-    where its chat template writes them. For a conversation of several turns see `Conversation`,
-    which reads each message once.
+    Settings are those of `generate`, and so are `json_schema`, `regex` and `grammar`. `tools` are
+    JSON schemas of functions that the model may call, where its chat template writes them. For a
+    conversation of several turns see `Conversation`, which reads each message once.
     """
     tokenizer = _needed(params, tokenizer)
     (wanted,) = for_each(settings, changes, 1)
     ids = _encoded(tokenizer, messages, tools)
     row = _row(params, tokenizer, messages, tools, ids, wanted)
-    (done,) = complete(params, Placement.of(params, cache), [row], tokenizer)
+    form = Form(json_schema, regex, grammar)
+    rows = constrained([row], params.config.vocab_size, tokenizer, form)
+    (done,) = complete(params, Placement.of(params, cache), rows, tokenizer)
     return done
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from llama_jax.generation import loop
 from llama_jax.generation.batch import Batch
+from llama_jax.generation.guide import allowed_words
 from llama_jax.generation.limits import (
     NO_LIMIT,
     PREFILL_TOKENS_A_ROW,
@@ -90,7 +91,7 @@ def compile_ahead(params: Params, place: Placement, batch: Batch) -> Iterator[No
             made.output_shardings,
         )
         taken, until = np.zeros(len(batch.lengths), np.int32), np.int32(1)
-        check = limits_on(place.platform).tokens_per_check
+        check = _tokens_per_check(place, batch.settings)
         decode.lower(params, state, batch.settings, taken, until, tokens_per_check=check).compile()
     yield
 
@@ -133,9 +134,10 @@ def decode_rows(
     With `stream` the prefill's token is given out before the loop is compiled.
     `NaNLogitsError`, once all rows have ended, where the logits of some were no numbers.
     """
-    limits = limits_on(place.platform)
-    check, often = limits.tokens_per_check, tokens_per_round(limits, params.nbytes)
-    pause, until = (check, 1) if stream else _pauses(writers, often)
+    check = _tokens_per_check(place, settings)
+    often = tokens_per_round(limits_on(place.platform), params.nbytes)
+    one_by_one = stream or settings.allowed is not None
+    pause, until = (check, 1) if one_by_one else _pauses(writers, often)
     taken: Any = np.zeros(len(settings.max_new_tokens), np.int32)
     while not all(writer.ended for writer in writers):
         if until > 1:
@@ -150,7 +152,7 @@ def decode_rows(
             if not writer.ended:
                 yield i, writer.take(buffer, i), state
         taken, until = buffer.count, min(until + pause, NO_LIMIT)
-        settings = _without_ended(place, settings, writers)
+        settings = _guided(place, _without_ended(place, settings, writers), writers)
         going = [writer for writer in writers if not writer.ended]
         ends = [len(writer.row.prompt) + writer.count for writer in going]
         if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
@@ -160,6 +162,11 @@ def decode_rows(
         # A NaN in a slot that is masked still makes a NaN, so nobody may go on from this cache.
         jax.tree.map(lambda x: x.delete(), state.cache)
         raise NaNLogitsError("row", failed)
+
+
+def _tokens_per_check(place: Placement, settings: BatchSettings) -> int:
+    """As the platform has it; one where the host says before each token what it may be."""
+    return 1 if settings.allowed is not None else limits_on(place.platform).tokens_per_check
 
 
 def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
@@ -182,11 +189,11 @@ def _wait_for(buffer: TokenBuffer) -> None:
 def _without_ended(
     place: Placement, settings: BatchSettings, writers: Sequence[RowWriter]
 ) -> BatchSettings:
-    """The settings, with no more tokens for rows that ended at a stop string.
+    """The settings, with no more tokens for rows that the host ended, at a stop string say.
 
     The device does not know of these stops. Such a row then idles, at no cost to the others.
     """
-    over = [i for i, w in enumerate(writers) if w.text.stopped]
+    over = [i for i, w in enumerate(writers) if w.stopped_by_host]
     if not over:
         return settings
     wanted = np.array(jax.device_get(settings.max_new_tokens))
@@ -194,3 +201,14 @@ def _without_ended(
         return settings
     wanted[over] = 0
     return dataclasses.replace(settings, max_new_tokens=place.put(wanted))
+
+
+def _guided(
+    place: Placement, settings: BatchSettings, writers: Sequence[RowWriter]
+) -> BatchSettings:
+    """The settings, with what each row's constraint allows next."""
+    if settings.allowed is None:
+        return settings
+    rows, vocab_size = settings.bias.shape
+    words = allowed_words([writer.guide for writer in writers], rows, vocab_size)
+    return dataclasses.replace(settings, allowed=place.put(words))

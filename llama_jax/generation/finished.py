@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.batch import rows_of
+from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.generate import completed
+from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.results import Completion, NaNLogitsError
 from llama_jax.generation.settings import SamplingSettings, for_each
@@ -24,6 +26,9 @@ def as_finished(
     n: int = 1,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **changes: Any,
 ) -> Iterator[tuple[int, Completion]]:
     """`generate`, each completion with its place in the list as soon as it has ended.
@@ -34,6 +39,8 @@ def as_finished(
     place = Placement.of(params, cache)
     each = for_each(settings, changes, len(prompts))
     rows = rows_of(params.config, prompts, each, n, tokenizer, truncate=False)
+    form = Form(json_schema, regex, grammar)
+    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     failed = []
     for row, done in completed(params, place, rows, tokenizer):
         if done.finish_reason == "error":

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.batch import Batch, Row, batches_of, rows_of
+from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import compile_ahead, decode_batch
+from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
 from llama_jax.generation.score import has_nan, prompt_logprobs
@@ -29,6 +31,9 @@ def generate(
     truncate: bool = False,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **changes: Any,
 ) -> list[Completion]:
     """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
@@ -45,6 +50,11 @@ def generate(
     has one completion: for others ask for `n`, give a seed each, or `seed=None`, which draws a seed
     for each prompt.
 
+    With `json_schema` (a schema or its text), `regex` (of Rust's kind) or `grammar` (llguidance's)
+    each completion is of that form, or the beginning of such a text where `max_new_tokens` or a
+    stop string cut it. It ends ("stop") where nothing may follow. The host looks at every token
+    then, and needs the extra `grammar`.
+
     Prompts of like length run together, at most 32 a batch. Where there are several batches, a
     terminal shows a progress bar.
 
@@ -58,6 +68,8 @@ def generate(
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+    form = Form(json_schema, regex, grammar)
+    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     return complete(params, place, rows, tokenizer, echo=echo)
 
 
@@ -104,6 +116,9 @@ def stream(
     truncate: bool = False,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **changes: Any,
 ) -> Iterator[Delta]:
     """`generate` as it goes: yields what each row gains while the others still run.
@@ -114,6 +129,8 @@ def stream(
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+    form = Form(json_schema, regex, grammar)
+    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
 
     def deltas() -> Iterator[Delta]:
         failed: list[int] = []
@@ -136,6 +153,9 @@ def prepare(
     *,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
     **changes: Any,
 ) -> Iterator[None]:
     """Compiles what the first batch of `generate` or `stream` with these arguments will run.
@@ -148,6 +168,8 @@ def prepare(
     place = Placement.of(params, cache)
     each = _each(prompts, settings, changes)
     rows = rows_of(params.config, *each, 1, tokenizer, truncate=False)
+    form = Form(json_schema, regex, grammar)
+    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     yield from compile_ahead(params, place, next(batches_of(params.config, place, rows)))
 
 

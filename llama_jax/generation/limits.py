@@ -44,6 +44,8 @@ class Limits:
     """Tokens of one chunk of a conversation's turn: one program serves long turns and short."""
     score_tokens: int
     """Positions whose logits exist at once, over all texts; at least SCORE_TOKENS_A_ROW of each."""
+    seats: int
+    """Requests that a server takes on together. A GPU multiplies 128 rows as fast as one."""
     bytes_per_second: int
     """How fast a slow one reads weights, by which a round's tokens are counted. It is no clock,
     because all processes of a job must count alike."""
@@ -58,6 +60,7 @@ CPU = Limits(
     prefill_tokens=0,
     turn_tokens=64,
     score_tokens=0,
+    seats=16,
     bytes_per_second=5 * 10**9,
 )
 """A check is free on a CPU, and 64 tokens take as long to multiply as the weights to read."""
@@ -66,6 +69,7 @@ ACCELERATOR = Limits(
     prefill_tokens=1 << 14,
     turn_tokens=PREFILL_TOKENS_A_ROW,
     score_tokens=SCORE_TOKENS_A_ROW * SCORE_TEXTS,
+    seats=128,
     bytes_per_second=10**12,
 )
 """A check makes a GPU wait for the host. cuDNN's kernel holds no scores, but serves only the first

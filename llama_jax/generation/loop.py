@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from llama_jax.generation.limits import MAX_LOGPROBS, ROUND_TOKENS
+from llama_jax.generation.limits import ROUND_TOKENS
 from llama_jax.generation.sample import (
     NO_TOKEN,
     BatchSettings,
@@ -67,7 +67,7 @@ def prefill(
     _, logits, past = reading
     state = _initial_state(past, texts, lengths, logits.shape[1])
     return _replicated_buffer(
-        _append_token(state, logits, settings, jnp.zeros_like(lengths), jnp.array(1))
+        append_token(state, logits, settings, jnp.zeros_like(lengths), jnp.array(1))
     )
 
 
@@ -100,11 +100,13 @@ def decode(
     state: DecodeState,
     settings: BatchSettings,
     taken: Int[Array, " batch"],
-    until: Int[Array, ""],
+    until: Int[Array, "*rows"],
     *,
     tokens_per_check: int,
 ) -> DecodeState:
     """Decodes until each row has ended or has `until` tokens, or the buffer or the cache is full.
+
+    `until` is one for all rows, or one each.
 
     The host has `taken` tokens of each row, so their places in the buffer are free.
 
@@ -116,7 +118,7 @@ def decode(
         position = _position(state)
         logits, cache = forward(params, state.last[:, None], position[:, None], state.cache)
         state = dataclasses.replace(state, cache=cache)
-        return _append_token(state, logits[:, 0], settings, taken, until, branch), None
+        return append_token(state, logits[:, 0], settings, taken, until, branch), None
 
     def goes_on(state: DecodeState) -> Bool[Array, ""]:
         wanted = _needs_token(state, settings, taken, until)
@@ -140,7 +142,7 @@ def _initial_state(
     cache: Cache, texts: Int[Array, "batch time"], lengths: Int[Array, " batch"], vocab: int
 ) -> DecodeState:
     """The state of prompts that were read, before the first new token."""
-    batch, k = len(texts), min(MAX_LOGPROBS, vocab)
+    batch = len(texts)
     inside = jnp.arange(texts.shape[1]) < lengths[:, None]
     nothing = jnp.zeros(batch, jnp.int32)
     return DecodeState(
@@ -152,23 +154,16 @@ def _initial_state(
             count=nothing,
         ),
         last=nothing,
-        buffer=TokenBuffer(
-            tokens=jnp.zeros((batch, ROUND_TOKENS), jnp.int32),
-            logprobs=jnp.zeros((batch, ROUND_TOKENS)),
-            top_ids=jnp.zeros((batch, ROUND_TOKENS, k), jnp.int32),
-            top_logprobs=jnp.zeros((batch, ROUND_TOKENS, k)),
-            count=nothing,
-            stopped=jnp.zeros(batch, bool),
-        ),
+        buffer=TokenBuffer.empty(nothing, jnp.zeros(batch, bool), ROUND_TOKENS, vocab),
     )
 
 
-def _append_token(
+def append_token(
     state: DecodeState,
     logits: Float[Array, "batch vocab"],
     settings: BatchSettings,
     taken: Int[Array, " batch"],
-    until: Int[Array, ""],
+    until: Int[Array, "*rows"],
     branch: Branch = jax.lax.cond,
 ) -> DecodeState:
     """Samples one token for each running row and appends it, or marks the row as stopped.
@@ -181,7 +176,7 @@ def _append_token(
     is_stop = jnp.take_along_axis(settings.stop_id_mask, token[:, None], axis=1)[:, 0]
     keeps = running & ~is_stop & (token != NO_TOKEN)
     # A row that has ended writes beyond the buffer, which drops it. A stop id is written too.
-    place = jnp.where(running, history.count - taken, ROUND_TOKENS)
+    place = jnp.where(running, history.count - taken, buffer.tokens.shape[1])
     chosen, top_ids, top_logprobs = branch(
         settings.logprobs,
         lambda: logprobs_of(logits, token, buffer.top_ids.shape[-1]),
@@ -213,10 +208,11 @@ def _needs_token(
     state: DecodeState,
     settings: BatchSettings,
     taken: Int[Array, " batch"],
-    until: Int[Array, ""],
+    until: Int[Array, "*rows"],
 ) -> Bool[Array, " batch"]:
     """Which rows need another token in this call."""
-    end = jnp.minimum(jnp.minimum(settings.max_new_tokens, until), taken + ROUND_TOKENS)
+    room = taken + state.buffer.tokens.shape[1]
+    end = jnp.minimum(jnp.minimum(settings.max_new_tokens, until), room)
     return ~state.buffer.stopped & (state.history.count < end)
 
 

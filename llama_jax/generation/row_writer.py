@@ -19,16 +19,26 @@ class RowWriter:
         self.row = row
         stop, least = row.settings.stop, row.settings.min_new_tokens
         self.text = TextStream(tokenizer, row.context_ids, stop, least)
+        self.guide = row.guide()
         self.count = 0
         """Tokens that the device decided, whether or not they are kept."""
         self.ended = self.failed = False
 
+    @property
+    def stopped_by_host(self) -> bool:
+        """Whether the row ended in a way that the device does not know of."""
+        return self.text.stopped or (self.guide is not None and self.guide.over is not None)
+
     def take(self, buffer: TokenBuffer, i: int) -> Delta:
         """What the row gained since it was last asked, where it is row `i` of the buffer."""
         size, self.count = int(buffer.count[i]) - self.count, int(buffer.count[i])
-        text, kept = self.text.push_all(buffer.tokens[i, :size].tolist())
+        tokens = buffer.tokens[i, :size].tolist()
+        text, kept = self.text.push_all(tokens)
+        if self.guide is not None and not self.text.stopped:
+            self.guide.take(tokens)
         met = int(buffer.tokens[i, size]) if buffer.stopped[i] else None
-        self.ended = met is not None or self.text.stopped or self.count >= self.row.max_new_tokens
+        at_end = self.stopped_by_host or self.count >= self.row.max_new_tokens
+        self.ended = met is not None or at_end
         text += self.text.finish() if self.ended else ""
         if self.text.stopped:  # as the end of a text may be too; what the device met after it is
             met = None  # nobody's
@@ -48,7 +58,9 @@ class RowWriter:
     def _reason(self, at_stop_id: bool) -> FinishReason:
         if self.failed:
             return "error"
-        return "stop" if at_stop_id or self.text.stopped else "length"
+        if at_stop_id or self.text.stopped:
+            return "stop"
+        return (self.guide and self.guide.over) or "length"
 
     def _logprobs(
         self, buffer: TokenBuffer, i: int, places: Sequence[int]

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.kernels import argmax, max_and_argmax, top_k, top_k_keeps, top_p_keeps
-from llama_jax.ops.sampling import LARGEST, min_p_keeps, penalized, with_noise
+from llama_jax.ops.sampling import LARGEST, allowed_only, min_p_keeps, penalized, with_noise
 
 
 @jax.tree_util.register_dataclass
@@ -30,6 +30,9 @@ class BatchSettings:
     max_new_tokens: Int[Array, " batch"]
     logprobs: Bool[Array, ""]
     """Whether any row wants log-probabilities."""
+    allowed: UInt32[Array, "batch words"] | None = None
+    """What `Constraint.mask` says of each row's next token; None where no row has a constraint,
+    which is another program. It holds for one token alone."""
 
     def __getitem__(self, name: str) -> Array:
         """A setting that is a number, [batch]."""
@@ -90,6 +93,8 @@ def sample(
     logits = jnp.minimum(logits + settings.bias, LARGEST)
     early = (history.count < settings.min_new_tokens)[:, None]
     logits = jnp.where(settings.stop_id_mask & early, -jnp.inf, logits)
+    if settings.allowed is not None:
+        logits = allowed_only(logits, settings.allowed)
     # What is no number is the largest, which a NaN need not be: XLA's maximum on a CPU drops some.
     largest, greedy = max_and_argmax(jnp.where(is_number, logits, jnp.inf))
     temperature = settings["temperature"]

@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
+from llama_jax.generation.limits import MAX_LOGPROBS
 from llama_jax.generation.sample import History
 from llama_jax.model.cache import Cache
 
@@ -42,6 +44,21 @@ class TokenBuffer:
     """New tokens of each row, those that the host has fetched included."""
     stopped: Bool[Array, " batch"]
     """Whether a row met a stop id, or had no next token. What it met lies after its tokens."""
+
+    @classmethod
+    def empty(
+        cls, count: Int[Array, " batch"], stopped: Bool[Array, " batch"], round: int, vocab: int
+    ) -> TokenBuffer:
+        """Room for `round` tokens of rows that have `count` tokens."""
+        places, k = (len(count), round), min(MAX_LOGPROBS, vocab)
+        return cls(
+            tokens=jnp.zeros(places, jnp.int32),
+            logprobs=jnp.zeros(places),
+            top_ids=jnp.zeros((*places, k), jnp.int32),
+            top_logprobs=jnp.zeros((*places, k)),
+            count=count,
+            stopped=stopped,
+        )
 
 
 @jax.tree_util.register_dataclass

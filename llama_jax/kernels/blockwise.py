@@ -118,22 +118,34 @@ def _visible(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span,
 
 
 def _of_queries(q: Array, spans: tuple[Span, ...]) -> Array:
+    rows = rows_of(q, spans[0].k.shape[1])
+    partials = [over_span(rows, span, q.shape[1]) for span in spans]
+    return output(functools.reduce(merged, partials), q)
+
+
+def rows_of(q: Queries, kv_heads: int) -> Float[Array, "batch kv_heads rows head_dim"]:
+    """The queries that share a key head as rows of one product, so no key is repeated.
+
+    [batch, time, heads, head_dim] -> [batch, kv_heads, group * time, head_dim].
+    """
     batch, time, _, head_dim = q.shape
-    kv_heads = spans[0].k.shape[1]
-    # The queries that share a key head become rows of one product, so no key is repeated:
-    # [batch, time, heads, head_dim] -> [batch, kv_heads, group * time, head_dim].
     grouped = q.reshape(batch, time, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
-    rows = grouped.reshape(batch, kv_heads, -1, head_dim)
-    partials = [_over_span(rows, span, time) for span in spans]
-    whole = functools.reduce(_merged, partials)
+    return grouped.reshape(batch, kv_heads, -1, head_dim)
+
+
+def output(whole: Partial, q: Queries) -> Queries:
+    """The weighted means of the rows of `q`, in the order of axes and the dtype of `q`."""
+    batch, time, heads, head_dim = q.shape
+    kv_heads = whole.out.shape[1]
     out = (whole.out / whole.total).astype(q.dtype)
-    return out.reshape(grouped.shape).transpose(0, 3, 1, 2, 4).reshape(q.shape)
+    out = out.reshape(batch, kv_heads, heads // kv_heads, time, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
-def _over_span(rows: Array, span: Span, time: int) -> Partial:
+def over_span(rows: Array, span: Span, time: int) -> Partial:
     """Attention to a span's keys, a block of keys at a time if they are many."""
     if _is_one_block(time, span):
-        return _over_block(rows, span, time)
+        return over_block(rows, span, time)
     keys = jax.tree.map(
         lambda x: jnp.pad(x, _padding(KEY_BLOCK, x, axis=2)),
         {"k": span.k, "v": span.v, "k_scale": span.k_scale, "v_scale": span.v_scale},
@@ -148,7 +160,7 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
         )
         here = jax.tree.map(functools.partial(cut, axis=2), keys)
         block = Span(positions=cut(positions, axis=1), last=span.last, **here)
-        add = lambda: _merged(sum, _over_block(rows, block, time))  # noqa: E731
+        add = lambda: merged(sum, over_block(rows, block, time))  # noqa: E731
         seen = jnp.any(block.positions <= farthest)
         # On a CPU the cond skips blocks that no query sees. On a GPU it would wait for the host.
         asked = lambda: jax.lax.cond(seen, add, lambda: sum)  # noqa: E731
@@ -160,7 +172,8 @@ def _over_span(rows: Array, span: Span, time: int) -> Partial:
     return jax.lax.scan(step, nothing, jnp.arange(0, positions.shape[1], KEY_BLOCK))[0]
 
 
-def _over_block(rows: Array, span: Span, time: int) -> Partial:
+def over_block(rows: Array, span: Span, time: int) -> Partial:
+    """Attention of rows, `time` of each query head, to all keys of a span at once."""
     scores = _product("bkrd,bksd->bkrs", rows, span.k) * rows.shape[-1] ** -0.5
     if span.k_scale is not None:
         scores = scores * span.k_scale[:, :, None]
@@ -176,7 +189,7 @@ def _over_block(rows: Array, span: Span, time: int) -> Partial:
     return Partial(peak, jnp.sum(weights, axis=-1, keepdims=True), out)
 
 
-def _merged(one: Partial, other: Partial) -> Partial:
+def merged(one: Partial, other: Partial) -> Partial:
     """Attention to both sets of keys."""
     peak = jnp.maximum(one.peak, other.peak)
     a, b = jnp.exp(one.peak - peak), jnp.exp(other.peak - peak)

@@ -36,6 +36,18 @@ def penalized(
     return jnp.where(jnp.isfinite(logits), jnp.clip(lower, -LARGEST, LARGEST), lower)
 
 
+def allowed_only(
+    logits: Float[Array, "batch vocab"], words: UInt32[Array, "batch words"]
+) -> Float[Array, "batch vocab"]:
+    """The logits of allowed tokens, and minus infinity elsewhere.
+
+    Token i is allowed where bit i % 32 of word i // 32 is 1.
+    """
+    bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    allowed = bits.reshape(len(words), -1)[:, : logits.shape[1]]
+    return jnp.where(allowed == 1, logits, -jnp.inf)
+
+
 def top_k_keeps(
     logits: Float[Array, "batch vocab"], top_k: Int[Array, " batch"]
 ) -> Bool[Array, "batch vocab"]:

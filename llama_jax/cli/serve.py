@@ -1,0 +1,235 @@
+"""`llama-jax serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import logging
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llama_jax.cli import options
+from llama_jax.cli.console import stderr
+from llama_jax.cli.description import say_notes
+from llama_jax.cli.devices import Devices
+from llama_jax.cli.dialogs import check_dialogs
+from llama_jax.cli.groups import grouped
+from llama_jax.cli.own_model import OWN, OwnOrNamed
+
+if TYPE_CHECKING:
+    from llama_jax.checkpoint.source import Source
+    from llama_jax.serve.engine import Engine
+    from llama_jax.tokenizer import Tokenizer
+
+_NEEDED = ("starlette", "uvicorn", "msgspec")
+_network = functools.partial(typer.Option, rich_help_panel="Network")
+_requests = functools.partial(typer.Option, rich_help_panel="Requests")
+_devices = functools.partial(typer.Option, metavar="N", min=1, rich_help_panel="Several devices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Where the server is reached, and by whom."""
+
+    host: Annotated[
+        str,
+        _network(
+            metavar="ADDRESS",
+            help="Where to listen; 0.0.0.0 is every network of this machine",
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, _network(metavar="N", min=0, max=65535, help="0 takes one that is free")
+    ] = 8000
+    api_key_file: Annotated[
+        Path | None,
+        _network(
+            metavar="FILE",
+            help="Keys that clients must have, one a line; $LLAMA_JAX_API_KEYS has more, divided "
+            "by commas. The page, /health and /ready need none",
+        ),
+    ] = None
+    cors_origin: Annotated[
+        list[str] | None,
+        _network(
+            metavar="ORIGIN",
+            help="Let pages of this site ask, such as https://chat.example; repeat for more",
+        ),
+    ] = None
+    name: Annotated[
+        str | None,
+        _network(
+            metavar="NAME", help="What requests call the model; default: the checkpoint's name"
+        ),
+    ] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+    """How many requests are worked on, and how."""
+
+    rows: Annotated[
+        int | None,
+        _requests(
+            metavar="N",
+            min=1,
+            help="Completions at work at once; default: 16 on a CPU, more on a GPU",
+        ),
+    ] = None
+    cache_gib: Annotated[
+        float | None,
+        _requests(
+            metavar="GIB",
+            min=0.001,
+            help="Memory for keys and values, in GiB; default: what is free, within bounds",
+        ),
+    ] = None
+    max_queued: Annotated[
+        int, _requests(metavar="N", min=1, help="Requests that may wait; more are answered 429")
+    ] = 256
+    exact: Annotated[
+        bool,
+        _requests("--exact", help="Give a request the same bits whatever runs beside it; slower"),
+    ] = False
+    prefix_cache: Annotated[
+        bool,
+        _requests(
+            "--prefix-cache/--no-prefix-cache",
+            help="Read the beginning that a prompt shares with an earlier one only once",
+        ),
+    ] = True
+
+
+@dataclasses.dataclass(frozen=True)
+class OneReplica:
+    """The devices of one server."""
+
+    tensor: Annotated[
+        int,
+        _devices(
+            help="Split each weight matrix over N devices (tensor parallelism). For more requests "
+            "a second, run several servers behind a load balancer"
+        ),
+    ] = 1
+    cpu_devices: Annotated[
+        int | None,
+        _devices(help="Make N devices of this machine's CPU, to try --tensor without accelerators"),
+    ] = None
+
+
+@grouped
+def serve(
+    checkpoint: OwnOrNamed = None,
+    *,
+    network: Network,
+    requests: Requests,
+    weights: options.Weights,
+    cache: options.Cache = True,
+    replica: OneReplica,
+) -> None:
+    """Answer OpenAI's clients over HTTP, and show a chat page.
+
+    /v1/completions, /v1/chat/completions and /v1/models are as OpenAI's clients expect them; / is
+    the page, /metrics is for Prometheus, and /openapi.json describes the rest. Many requests are
+    worked on together. SIGTERM ends the server once it has answered what it accepted.
+    """
+    _check_installed()
+    import llama_jax
+    from llama_jax.checkpoint.named import find_checkpoint
+    from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.serve.engine import Engine
+    from llama_jax.serve.keys import read_keys
+    from llama_jax.serve.server import listen
+
+    keys = read_keys(network.api_key_file)
+    listening = listen(network.host, network.port)  # before the weights: it may be taken
+    place = find_checkpoint(checkpoint)
+    source = open_checkpoint(place)
+    if source.tokenizer is None:
+        raise ValueError(f"{place} has no tokenizer, and a server answers in text; put it there")
+    tokenizer = llama_jax.load_tokenizer(source.tokenizer)
+    say_notes(source.notes_with(tokenizer))
+    if checkpoint is None:
+        stderr.print(OWN, style="dim")
+    devices = Devices(tensor=replica.tensor, cpu_devices=replica.cpu_devices)
+    devices.set_up()
+    sizes = lambda source: (requests.rows or 1, source.config.max_seq_len)  # noqa: E731
+    gib = requests.cache_gib
+    with Engine(
+        devices.load(place, weights, sizes),
+        tokenizer=tokenizer,
+        rows=requests.rows,
+        cache_bytes=None if gib is None else int(gib * 2**30),
+        exact=requests.exact,
+        share_prefixes=requests.prefix_cache,
+        max_queued=requests.max_queued,
+    ) as engine:
+        name = network.name or _name_of(checkpoint, place)
+        _answer(engine, name, _chats(source, tokenizer), network, keys, listening)
+
+
+def _answer(
+    engine: Engine,
+    name: str,
+    chats: bool,
+    network: Network,
+    keys: tuple[bytes, ...],
+    listening: socket.socket,
+) -> None:
+    from llama_jax.serve.http import application
+    from llama_jax.serve.keys import is_local
+    from llama_jax.serve.openai.served import Served
+    from llama_jax.serve.server import Server, serve, url_of
+
+    local, url = is_local(network.host), url_of(listening)
+    if not (local or keys):
+        stderr.print(
+            "warning: whoever reaches this machine can ask; --api-key-file asks for a key",
+            style="yellow",
+        )
+    served = Served(engine, name, int(time.time()), chats)
+    app, outer = application(served, keys=keys, local=local, origins=network.cors_origin or ())
+    _log_to_stderr()
+    stderr.print(f"compiling; {url}/ready says when {name} can be asked", style="dim")
+    serve(Server(app, outer, lambda: print(f"{name} answers at {url}", flush=True)), listening)
+    if engine.failure is not None:
+        raise ValueError(f"the engine failed: {engine.failure}")
+
+
+def _check_installed() -> None:
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise ValueError(
+            f"a server needs {', '.join(missing)}; install what it needs by "
+            "`pip install 'llama_jax[serve]'`"
+        )
+
+
+def _name_of(checkpoint: str | None, place: Path) -> str:
+    """What requests call the model: its name where it was named, or its folder's."""
+    if checkpoint is None:
+        return "stories"
+    given = checkpoint.removeprefix("hf:")
+    return given if given != checkpoint or not place.exists() else place.resolve().stem
+
+
+def _chats(source: Source, tokenizer: Tokenizer) -> bool:
+    """Whether the model is one to talk with; another only continues texts."""
+    try:
+        check_dialogs(source, tokenizer, otherwise="")
+    except ValueError:
+        return False
+    return True
+
+
+def _log_to_stderr() -> None:
+    """A line a request, and what went wrong; never what was asked or answered."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("llama_jax.serve")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,132 @@
+"""What a text must be, in the words of llguidance: a JSON schema, a regular expression, a grammar.
+
+What is given comes from strangers, and a few lines can ask for years of work. So each text is first
+tried in a process that has a second and a gigabyte (`grammar_check.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+MAX_BYTES = 64 << 10
+"""The longest schema, regular expression or grammar."""
+GRAMMARS = 32
+"""Texts whose verdict is kept, and compiled grammars that a vocabulary keeps."""
+_OPTIONS = '%llguidance {"no_forcing": true}\n'
+"""The model cuts its text into tokens as it likes; otherwise the one cut of `encode` is allowed."""
+_WHITESPACE = r" |\n[ \t]{0,20}"
+"""Between JSON's tokens: as `json.dumps` writes it, also with an indent, and no endless blanks."""
+_CHECK_SECONDS = 60
+"""The check's own limit is a second of CPU; this one is for a machine that hardly runs it."""
+
+JSONSchema = Mapping[str, Any] | bool | str
+"""A JSON schema, or its text."""
+
+
+def library() -> ModuleType:
+    """The module `llguidance`; ImportError that says how to get it."""
+    try:
+        import llguidance
+    except ImportError:
+        raise ImportError(
+            "a JSON schema, regex or grammar needs llguidance, which is not installed: "
+            'pip install "llama_jax[grammar]"'
+        ) from None
+    return llguidance
+
+
+def grammar_of(
+    json_schema: JSONSchema | None = None, regex: str | None = None, grammar: str | None = None
+) -> str:
+    """The checked grammar of the one that is given, which may take a second.
+
+    ValueError where none or several are given, where the text is wrong or too long, where it asks
+    for too much work, and where no text follows it.
+    """
+    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1:
+        said = " and ".join(named) or "none"
+        raise ValueError(f"give one of json_schema, regex and grammar, not {said}")
+    (name,) = named
+    if name == "json_schema":
+        text = f"start: %json {_schema_text(json_schema)}\n"
+    else:
+        text = _bounded(name, given[name])
+        if name == "regex":
+            text = f"start: /{library()._lib.regex_to_lark(text, use_ascii='d')}/\n"
+    if error := _error_in(_OPTIONS + text):
+        raise ValueError(f"{name} cannot be followed: {error}")
+    return _OPTIONS + text
+
+
+def _schema_text(schema: Any) -> str:
+    """The schema as one line of JSON that says which blanks a text may have."""
+    if isinstance(schema, str):
+        schema = _bounded("json_schema", schema)
+    try:
+        text = json.dumps(
+            json.loads(schema) if isinstance(schema, str) else schema, allow_nan=False
+        )
+        read = json.loads(text)
+    except RecursionError:
+        raise ValueError("json_schema cannot be followed: it is too deeply nested") from None
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"json_schema is no JSON: {error}") from None
+    _bounded("json_schema", text)
+    if read is False:
+        raise ValueError("json_schema cannot be followed: no text follows it")
+    if read is not True and not isinstance(read, dict):
+        raise ValueError(f"json_schema={text:.40} must be a JSON object, true or false")
+    own = {"x-guidance": {"whitespace_pattern": _WHITESPACE}}
+    return json.dumps({**({} if read is True else read), **own})
+
+
+def _bounded(name: str, text: Any) -> str:
+    if not isinstance(text, str):
+        raise ValueError(f"{name}={text!r:.60} must be a text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} has a lone surrogate, which is no character") from None
+    if size > MAX_BYTES:
+        raise ValueError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are compiled")
+    return text
+
+
+@functools.lru_cache(maxsize=GRAMMARS)
+def _error_in(grammar: str) -> str:
+    """Why a grammar cannot be compiled, "" where it can, by a process of its own."""
+    library()
+    found = importlib.util.find_spec("llguidance")
+    place = Path(found.origin).parents[1] if found and found.origin else Path()
+    script = Path(__file__).with_name("grammar_check.py")
+    command = [sys.executable, "-I", "-S", str(script), str(place)]
+    try:
+        done = subprocess.run(
+            command, input=grammar.encode(), capture_output=True, timeout=_CHECK_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return "it takes too long to compile; make it simpler"
+    if done.returncode:
+        return "it takes more than a second or a gigabyte to compile; make it simpler"
+    return _in_words(done.stdout.decode(errors="replace"))
+
+
+def _in_words(error: str) -> str:
+    """The sentence of a compiler's error, without places in a text that nobody wrote."""
+    said = re.findall(r"^error: (.+)$", error, re.MULTILINE)
+    line = said[0] if said else error.strip().split("\n")[0]
+    line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: ", "", line)
+    if line.startswith("NoExtension"):
+        return "no text follows it"
+    return line if len(line) <= 200 else line[:197] + "..."

@@ -1,0 +1,162 @@
+"""A cache in pages, for a server: rows of any length share one pool, and may share pages.
+
+With PAGE = 64, the key of position 130 of row 2 is number 2 of page `table[2, 2]`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Int
+
+from llama_jax.config import Config
+from llama_jax.field_docs import with_field_docs
+from llama_jax.kernels import paged_attention
+from llama_jax.kernels.paged import Pages, Pool, Table
+from llama_jax.model.cache import known_after
+from llama_jax.model.cache_protocol import Past, Positions
+from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.sharding.arrays import per_device
+from llama_jax.sharding.specs import POOL
+from llama_jax.weights.table import REPLICATED
+
+PAGE = 64
+"""Positions of a page: the block that a GPU's decode kernel reads at once."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PagedLayer:
+    """One layer of a `Paged` cache."""
+
+    past: Pages
+
+    def attend(
+        self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
+    ) -> tuple[Queries, tuple[Array, Array]]:
+        """A row's past are the positions below its first; they lie in its pages."""
+        return paged_attention(q, k, v, self.past, positions[:, 0]), (k, v)
+
+
+@with_field_docs
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Paged:
+    """A pool of pages a layer, and which pages are whose. `forward` and decoding take it.
+
+    The host says which pages a row has: `cache.with_table(table)`. A page belongs to several rows
+    where their texts begin alike; such a page is full, so that nothing is written to it.
+    """
+
+    k: tuple[Pool, ...]
+    """One array [pages, n_kv_heads, PAGE, head_dim] per layer."""
+    v: tuple[Pool, ...]
+    table: Table
+    """The page of position p of a row is `table[row, p // PAGE]`. It is `pages` where there is
+    none: what is written there is dropped."""
+
+    @classmethod
+    def empty(cls, config: Config, *, pages: int, rows: int, width: int, dtype: Any) -> Paged:
+        """`pages` pages, and a table of `rows` rows of `width` pages in which no row has any."""
+        shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
+        # Each array its own allocation: one buffer given twice cannot be donated.
+        k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+        v = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
+        return cls(k, v, jnp.full((rows, width), pages, jnp.int32))
+
+    @classmethod
+    def pool_bytes(cls, config: Config, *, pages: int, dtype: Any) -> int:
+        """How many bytes so many pages of all layers take."""
+        shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
+        return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are."""
+        return self.k[0].shape[0]
+
+    @property
+    def slots(self) -> int:
+        """How many positions a row of the table has room for."""
+        return self.table.shape[1] * PAGE
+
+    @property
+    def fresh(self) -> bool:
+        """Always false: which rows have a past is traced."""
+        return False
+
+    def continued(self) -> Paged:
+        """The same cache."""
+        return self
+
+    def fits(self, positions: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+        """Which rows have a page for a token at these positions."""
+        return self._pages_of(positions[:, None])[:, 0] < self.pages
+
+    def with_table(self, table: Table) -> Paged:
+        """The same pages, and which of them the rows of a call have."""
+        return dataclasses.replace(self, table=table)
+
+    def cleared(self, pages: Int[Array, " n"]) -> Paged:
+        """The same pools, with zeros in these pages; those beyond the pool are none."""
+        clear = lambda pool: pool.at[pages].set(0, mode="drop")  # noqa: E731
+        return dataclasses.replace(self, k=tuple(map(clear, self.k)), v=tuple(map(clear, self.v)))
+
+    def is_finite(self, pages: Int[Array, " n"]) -> Bool[Array, ""]:
+        """Whether these pages hold numbers alone, in every layer."""
+        held = [pool.at[pages].get(mode="fill", fill_value=0) for pool in (*self.k, *self.v)]
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in held]))
+
+    def specs(self) -> Paged:
+        """Pools are cut by key heads over `tensor`; every device has the whole table."""
+        pools: Any = (POOL,) * len(self.k)
+        return Paged(pools, pools, REPLICATED)  # type: ignore[arg-type]  # a spec for each array
+
+    def layer(self, layer: int) -> Past:
+        """The past of one layer."""
+        return PagedLayer(Pages(self.k[layer], self.v[layer], self.table))
+
+    def commit(
+        self, steps: Sequence[tuple[Array, Array]], positions: Positions, after: Array
+    ) -> Paged:
+        """Writes a step's keys and values at `positions`, in place; those without a page, nowhere.
+
+        All layers have read by then, as `KVCache.commit` says.
+        """
+        positions = known_after(positions, after)
+        keys, values = zip(*steps, strict=True)
+        write = functools.partial(
+            write_pages, page=self._pages_of(positions), place=positions % PAGE
+        )
+        return Paged(tuple(map(write, self.k, keys)), tuple(map(write, self.v, values)), self.table)
+
+    def _pages_of(self, positions: Positions) -> Int[Array, "batch time"]:
+        """The page of each position; `pages` where there is none."""
+        rows = jnp.arange(len(positions))[:, None]
+        return self.table.at[rows, positions // PAGE].get(mode="fill", fill_value=self.pages)
+
+
+@jax.jit  # traced and lowered once, not twice a layer
+def write_pages(
+    pool: Pool, new: NewKeys, page: Int[Array, "batch time"], place: Int[Array, "batch time"]
+) -> Pool:
+    """`pool` with the keys `new` [batch, time, kv_heads, head_dim] at these pages and places.
+
+    No two keys may have one place. What has no page is dropped.
+    """
+
+    def write(pool: Array, new: Array, page: Array, place: Array) -> Array:
+        # Every leading axis is indexed, so XLA for a GPU need not turn the pool around.
+        heads = jnp.arange(pool.shape[1])
+        at = pool.at[page[:, :, None], heads, place[:, :, None]]
+        return at.set(new, mode="drop", unique_indices=True)
+
+    specs = (POOL, P(None, None, "tensor", None), REPLICATED, REPLICATED)
+    return per_device(write, specs, POOL)(pool, new.astype(pool.dtype), page, place)

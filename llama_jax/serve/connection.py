@@ -1,0 +1,63 @@
+"""A connection that ends where its client idles, dawdles or does not read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llama_jax.serve import limits
+
+
+class Connection(H11Protocol):
+    """uvicorn's, with two more clocks: one for a request's head, one for a client that must read.
+
+    uvicorn's own runs between two requests alone: a connection that never asks would stay.
+    """
+
+    _head: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_watching_head()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._awaits_head():
+            self._watch_head()
+        else:
+            self._stop_watching_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(limits.WRITE_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        super().resume_writing()
+
+    def _awaits_head(self) -> bool:
+        return bool(self.conn.their_state is h11.IDLE)
+
+    def _watch_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(limits.HEAD_SECONDS, self._too_slow)
+
+    def _stop_watching_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+    def _too_slow(self) -> None:
+        self._head = None
+        if self._awaits_head():
+            self.transport.abort()

@@ -1,0 +1,37 @@
+"""Errors as the protocol tells them, and whether the engine lives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llama_jax.serve import limits
+from llama_jax.serve.openai.errors import ApiError
+from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+
+if TYPE_CHECKING:
+    from llama_jax.serve.engine import Engine
+
+
+def known(error: Exception) -> ApiError:
+    """The protocol's error for whatever was raised."""
+    match error:
+        case ApiError():
+            return error
+        case QueueFullError():
+            said = "the queue is full: too many requests wait; ask again later"
+            return ApiError(429, said, code="queue_full", retry_after=error.retry_after)
+        case EngineClosedError():
+            said = "the server takes no more requests: it ends, or its engine has failed"
+            return ApiError(503, said, code="engine_closed")
+        case RequestFailedError():
+            return ApiError(500, "the engine failed at this request", code="request_failed")
+    return ApiError(500, "the server failed at this request; its log says why", code="internal")
+
+
+def check_alive(engine: Engine) -> None:
+    """A 503 where the engine has failed, or does not go round."""
+    if engine.failure is not None:
+        raise ApiError(503, "the engine has failed; the server's log says why", code="failed")
+    if engine.ready and engine.heartbeat > limits.HEARTBEAT_SECONDS:
+        said = f"the engine has not gone round for {engine.heartbeat:.0f} seconds"
+        raise ApiError(503, said, code="stalled")

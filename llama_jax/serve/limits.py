@@ -1,0 +1,55 @@
+"""Every limit of the server, and its reason. Whatever exceeds one is refused in a line."""
+
+from __future__ import annotations
+
+# What a request may hold.
+MAX_BODY_BYTES = 8 << 20
+"""Counted as a body arrives, whatever its Content-Length says: 128k tokens are under 1 MB."""
+MAX_COMPLETIONS = 16
+"""`n`. Each takes a row of the engine; a request for more would keep others out."""
+MAX_PROMPTS = 128
+"""Prompts of one request for completions: evaluations send them in lists."""
+MAX_STOPS = 8
+MAX_STOP_CHARACTERS = 64
+"""Stop strings are looked for character by character, by the thread that serves all."""
+MAX_BIASES = 1024
+MAX_STOP_IDS = 64
+MAX_MESSAGES = 4096
+MAX_TOOLS = 128
+MAX_GRAMMAR_CHARACTERS = 64 << 10
+"""Of a JSON schema, a regular expression or a grammar, which are compiled."""
+MAX_LOGPROBS = 20
+"""Alternatives that the engine lists at a token."""
+MAX_NAME_CHARACTERS = 256
+"""Of a model's name, a salt, a request's id."""
+CHARACTERS_A_TOKEN = 64
+"""A text with more characters than this for each token of the context is refused unread: it would
+take seconds to encode, and text has about four."""
+THREAD_CHARACTERS = 4096
+"""A longer text is encoded in a thread: it would hold up the streams of others."""
+
+# How long a client may take.
+HEAD_SECONDS = 10.0
+"""From connecting, or from a request's first byte, to the end of its headers."""
+BODY_SECONDS = 60.0
+"""From the headers to the end of the body: 8 MB at 140 kB a second."""
+DISCARD_BYTES = 32 << 20
+DISCARD_SECONDS = 5.0
+"""Of a body that is too large so much more is read and dropped: its client sends all before it
+reads why it was refused."""
+WRITE_SECONDS = 60.0
+"""A client that leaves what is sent to it unread for so long is cut."""
+KEEP_ALIVE_SECONDS = 5.0
+"""Between two requests of a connection."""
+PING_SECONDS = 15.0
+"""A stream that is silent for so long sends a comment: proxies cut silent connections after 30 or
+60 seconds."""
+MAX_CONNECTIONS = 8192
+"""More are answered 503 at once."""
+
+# How long the server may take.
+HEARTBEAT_SECONDS = 60.0
+"""An engine that has not gone round for so long is taken for dead. A round is far under a second;
+compiling a program that is used for the first time is not."""
+DRAIN_SECONDS = 60.0
+"""After SIGTERM, for what was accepted."""

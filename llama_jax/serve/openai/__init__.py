@@ -1,0 +1,1 @@
+"""OpenAI's protocol over an engine: requests as structs, their checks, and their answers."""

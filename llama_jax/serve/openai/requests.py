@@ -1,0 +1,184 @@
+"""What clients send: a struct a request. `/openapi.json` is made of them.
+
+Fields are named as in OpenAI's protocol; those that it does not have are named as in vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from llama_jax.serve import limits
+
+Name = Annotated[str, Meta(max_length=limits.MAX_NAME_CHARACTERS)]
+Stop = Annotated[str, Meta(min_length=1, max_length=limits.MAX_STOP_CHARACTERS)]
+Grammar = Annotated[str, Meta(min_length=1, max_length=limits.MAX_GRAMMAR_CHARACTERS)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Logprobs = Annotated[int, Meta(ge=0, le=limits.MAX_LOGPROBS)]
+Tokens = Annotated[list[int], Meta(max_length=limits.MAX_STOP_IDS)]
+
+
+class StreamOptions(Struct):
+    """`include_usage`: a last chunk says how many tokens were read and written."""
+
+    include_usage: bool = False
+    continuous_usage_stats: Literal[False] = False
+
+
+class JsonSchema(Struct):
+    """A schema that the answer is to follow."""
+
+    schema: dict[str, Any] | bool = True
+    name: str = ""
+    description: str = ""
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct):
+    """What the whole answer is: a text, any JSON object, or what a schema or a grammar says."""
+
+    type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
+    json_schema: JsonSchema | None = None
+    regex: Grammar | None = None
+    grammar: Grammar | None = None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """vLLM's way to say the same; one of them."""
+
+    json: dict[str, Any] | str | None = None
+    json_object: bool | None = None
+    regex: Grammar | None = None
+    choice: Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    grammar: Grammar | None = None
+
+
+class Request(Struct, kw_only=True):
+    """What completions and chat have in common."""
+
+    model: Name | None = None
+    n: Annotated[int, Meta(ge=1, le=limits.MAX_COMPLETIONS)] = 1
+    max_tokens: Count | None = None
+    min_tokens: Count = 0
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Share = 1.0
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = 0
+    min_p: Share = 0.0
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] = 1.0
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] = {}
+    stop: Stop | Annotated[list[Stop], Meta(max_length=limits.MAX_STOPS)] = []
+    stop_token_ids: Tokens = []
+    ignore_eos: bool = False
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    prompt_logprobs: Logprobs | None = None
+    cache_salt: Name = ""
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: Grammar | None = None
+    guided_choice: Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    guided_grammar: Grammar | None = None
+    user: Any = None
+    store: Any = None
+    metadata: Any = None
+    service_tier: Any = None
+    safety_identifier: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+
+
+class CompletionRequest(Request, kw_only=True):
+    """POST /v1/completions: continues texts."""
+
+    prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
+    max_tokens: Count | None = 16
+    logprobs: Logprobs | None = None
+    echo: bool = False
+    best_of: int | None = None
+    add_special_tokens: bool = True
+
+
+class Function(Struct):
+    """A function that the model may call."""
+
+    name: Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Struct):
+    """A tool; functions are the one kind."""
+
+    function: Function
+    type: Literal["function"] = "function"
+
+
+class NamedFunction(Struct):
+    """The name of a function."""
+
+    name: Name
+
+
+class NamedTool(Struct):
+    """The tool that is to be called."""
+
+    function: NamedFunction
+    type: Literal["function"] = "function"
+
+
+class ChatRequest(Request, kw_only=True):
+    """POST /v1/chat/completions: answers a dialog."""
+
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1, max_length=limits.MAX_MESSAGES)]
+    max_completion_tokens: Count | None = None
+    logprobs: bool = False
+    top_logprobs: Logprobs | None = None
+    tools: Annotated[list[Tool], Meta(max_length=limits.MAX_TOOLS)] = []
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: Any = None
+
+
+class TokenizeRequest(Struct, kw_only=True):
+    """POST /tokenize: the ids of a text, or of a dialog up to where it answers."""
+
+    model: Name | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Meta(min_length=1)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=limits.MAX_TOOLS)] = []
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+
+
+class DetokenizeRequest(Struct, kw_only=True):
+    """POST /detokenize: the text of ids."""
+
+    model: Name | None = None
+    tokens: list[int]
+
+
+INERT: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    "use_beam_search": (False,),
+    "length_penalty": (1, 1.0),
+    "early_stopping": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "modalities": (["text"],),
+    "functions": ([],),
+    "function_call": ("none",),
+    "documents": ([],),
+    "chat_template_kwargs": ({},),
+}
+"""Fields that are not followed, and the values at which that makes no difference."""

@@ -1,0 +1,68 @@
+"""How many pages a pool has. It is computed, not tried."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+
+from llama_jax.config import Config
+from llama_jax.model.paged import PAGE, Paged
+from llama_jax.model.placement import Placement
+from llama_jax.weights.params import Params
+
+HOST_BYTES = 4 << 30
+"""A pool in the host's memory is no larger than this by default."""
+HOST_SHARE = 0.25
+"""And no larger than this part of the memory that is free."""
+DEVICE_SHARE = 0.9
+"""The part of a device's memory that weights, pool and a program's own arrays may fill."""
+STEP_ROWS = 4
+"""A program's own arrays are bounded as so many float32 logits of its rows and chunk."""
+KEPT = 4
+"""A pool has no more pages than so many times what all seats can fill: the rest would hold only
+beginnings of texts that were long ago."""
+
+
+def pages_of_pool(
+    params: Params, place: Placement, seats: int, cache_bytes: int | None, chunk: int
+) -> int:
+    """The pages of a pool of `cache_bytes`, or of the memory that is free.
+
+    Where they hold less than the model's context, that is the longest text. ValueError where they
+    hold nothing.
+    """
+    config = params.config
+    width = -(-config.max_seq_len // PAGE)
+    each = Paged.pool_bytes(config, pages=1, dtype=place.cache_dtype)
+    free = _free_bytes(params, place, seats, chunk) if cache_bytes is None else cache_bytes
+    pages = min(free // each, KEPT * seats * width)
+    if not pages:
+        raise ValueError(
+            f"{free / 2**30:.3f} GiB are left for keys and values, and {PAGE} tokens take "
+            f"{each / 2**30:.3f} GiB; give the cache more, or run the model on more devices"
+        )
+    return pages
+
+
+def _free_bytes(params: Params, place: Placement, seats: int, chunk: int) -> int:
+    """What may be taken for the pool, over all devices."""
+    devices: Any = [jax.devices()[0]] if place.mesh is None else list(place.mesh.devices.flat)
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" not in stats:  # the host's own memory
+        return min(HOST_BYTES, int(HOST_SHARE * _free_on_host()))
+    used = stats["bytes_in_use"]
+    free = DEVICE_SHARE * stats["bytes_limit"] - used - _step_bytes(params.config, seats, chunk)
+    return max(0, int(free) * len(devices))
+
+
+def _step_bytes(config: Config, seats: int, chunk: int) -> int:
+    """The arrays of a step beside weights and pool: logits and what sampling makes of them, and a
+    chunk's activations in the feed-forward layer."""
+    logits = 4 * STEP_ROWS * seats * config.vocab_size
+    return logits + 4 * STEP_ROWS * chunk * (config.hidden_dim + config.dim)
+
+
+def _free_on_host() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,179 @@
+"""Turns of the engine: what is dispatched, what is fetched, who is told.
+
+A turn dispatches a chunk of one prompt and a step of all rows that have a token, and then fetches
+what the turn before dispatched. So the device works while the host makes text of the tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from llama_jax.generation.limits import NO_LIMIT
+from llama_jax.generation.results import Delta
+from llama_jax.generation.sample import NO_TOKEN
+from llama_jax.generation.state import TokenBuffer
+from llama_jax.serve.device import Device, Round
+from llama_jax.serve.line import Line
+from llama_jax.serve.scheduler import Read, Scheduler
+from llama_jax.serve.stats import Counts
+from llama_jax.serve.stream import RequestFailedError, Stream, notify
+from llama_jax.serve.writing import Writing
+
+
+@dataclasses.dataclass(frozen=True)
+class InFlight:
+    """A program that was dispatched, and the completions that it takes on."""
+
+    made: Round
+    writings: list[Writing]
+    read: Read | None = None
+
+
+class Rounds:
+    """The completions in progress, and the turns that take them on. For one thread."""
+
+    def __init__(self, device: Device, scheduler: Scheduler) -> None:
+        self._device, self._scheduler = device, scheduler
+        self._writings: dict[Line, Writing] = {}
+        self._in_flight: list[InFlight] = []
+        self.counts = Counts()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._writings and not self._in_flight
+
+    def add(self, writing: Writing) -> None:
+        """Another completion, which waits for a seat."""
+        self._writings[writing.line] = writing
+        self._scheduler.add(writing.line)
+
+    def end(self, streams: Iterable[Stream], error: BaseException | None = None) -> None:
+        """Ends requests, those that wait and those in progress."""
+        over = list(streams)
+        for writing in [w for w in self._writings.values() if w.stream in over]:
+            self._forget(writing)
+        for stream in over:
+            stream.end(error)
+        notify(over)
+
+    def streams(self) -> list[Stream]:
+        """The requests that have not ended."""
+        return list({id(w.stream): w.stream for w in self._writings.values()}.values())
+
+    def turn(self) -> None:
+        """Takes all on by a round."""
+        before, self._in_flight = self._in_flight, []
+        if (read := self._scheduler.next_read()) is not None:
+            self._in_flight.append(self._read(read))
+        if lines := self._scheduler.next_decode():
+            self._in_flight.append(self._decode([self._writings[line] for line in lines]))
+        told: list[Stream] = []
+        for one in before:
+            made = one.made.fetch()
+            for i, writing in enumerate(one.writings):
+                for delta in self._taken(one, made, i, writing):
+                    writing.stream.put(delta)
+                    told.append(writing.stream)
+        notify({id(stream): stream for stream in told}.values())
+
+    def fail(self, error: BaseException) -> None:
+        """A program failed, and with it all completions that have a seat. The others wait on."""
+        failed = RequestFailedError(f"a step of the engine failed: {error}")
+        failed.__cause__ = error
+        self._in_flight = []
+        self._device.reset()
+        seated = [w.stream for w in self._writings.values() if w.line.seat is not None]
+        self._scheduler.forget()
+        self.end({id(stream): stream for stream in seated}.values(), failed)
+
+    def _read(self, read: Read) -> InFlight:
+        writing, line = self._writings[read.line], read.line
+        if read.first:
+            self._device.seat(line.seat or 0, writing.row, line.written[: line.count])
+            if not line.preempted:
+                self.counts.prompt_tokens += len(line.prompt)
+                self.counts.cached_tokens += line.cached
+                if line.index == 0:
+                    writing.stream.cached_tokens = line.cached
+        if read.draws:
+            self._bound([writing])
+        made = self._device.read(
+            read.tokens,
+            _following(read),
+            read.start,
+            line.seat or 0,
+            line.pages,
+            draws=read.draws,
+            echo=line.whole,
+        )
+        return InFlight(made, [writing], read)
+
+    def _decode(self, writings: list[Writing]) -> InFlight:
+        self._bound(writings)
+        made = self._device.decode(
+            [w.line.seat or 0 for w in writings],
+            [w.line.pages for w in writings],
+            [w.line.count + 1 if w.line.waits else NO_LIMIT for w in writings],
+        )
+        return InFlight(made, writings)
+
+    def _bound(self, writings: list[Writing]) -> None:
+        """Tells the device which tokens the constraints allow next."""
+        masks = []
+        for writing in writings:
+            if writing.constraint is None or writing.line not in self._writings:
+                continue
+            try:
+                masks.append((writing.line.seat or 0, writing.constraint.mask()))
+            except ValueError as error:  # no token can follow; this round is its last
+                self.end([writing.stream], RequestFailedError(str(error)))
+        if masks:
+            self._device.allow(masks)
+
+    def _taken(self, one: InFlight, made: Round, i: int, writing: Writing) -> Iterator[Delta]:
+        """What one completion gained by a round."""
+        line, buffer = writing.line, made.buffer
+        over = line not in self._writings
+        tokens = []
+        if buffer is not None:
+            tokens = buffer.tokens[i, : int(buffer.count[i]) - line.count].tolist()
+        failed = not made.finite if buffer is None else _is_failed(buffer, i, len(tokens))
+        if failed:
+            self._device.clear(self._scheduler.spoiled(line))
+        try:
+            new = self._scheduler.wrote(line, tokens)
+        except RuntimeError as error:  # an exact engine drew another token than before
+            self.end([writing.stream], RequestFailedError(str(error)))
+            return
+        if over:
+            return
+        self.counts.nan_rows += failed
+        if made.echo is not None and one.read is not None:
+            writing.take_echo(made.echo, one.read)
+        if buffer is None:
+            done = failed or (line.max_new_tokens == 0 and one.read is not None and one.read.last)
+            delta = writing.ended_as("error" if failed else "length") if done else None
+        else:
+            self.counts.new_tokens += len(new)
+            gained = bool(new) or bool(buffer.stopped[i])
+            delta = writing.take(buffer, i, len(tokens), new) if gained else None
+        if delta is not None:
+            if delta.finish_reason is not None:
+                self._forget(writing)
+            yield delta
+
+    def _forget(self, writing: Writing) -> None:
+        self._scheduler.ended(writing.line)
+        del self._writings[writing.line]
+
+
+def _is_failed(buffer: TokenBuffer, i: int, count: int) -> bool:
+    """Whether a row stopped because its logits were NaN or infinite."""
+    return bool(buffer.stopped[i]) and int(buffer.tokens[i, count]) == NO_TOKEN
+
+
+def _following(read: Read) -> list[int]:
+    """The token after each token of a chunk, as far as the prompt goes."""
+    return list(read.line.prompt[read.start + 1 : read.start + 1 + len(read.tokens)])

@@ -1,0 +1,52 @@
+"""`generate --json-schema` and `--regex`."""
+
+import json
+import re
+import sys
+
+import pytest
+from helpers import run
+
+FEW = ("-n", 40, "-t", 1.5, "--seed", 5)
+
+
+def test_texts_are_of_the_form_that_was_asked_for(writer, tmp_path):
+    file = tmp_path / "schema.json"
+    file.write_text(json.dumps({"enum": [{"a": 1}, [True]]}))
+    done = run("generate", writer, "Q:", "--json", "--json-schema", file, *FEW)
+    (row,) = map(json.loads, done.stdout.splitlines())
+    if row["finish_reason"] == "stop":
+        assert json.loads(row["text"]) in ({"a": 1}, [True])
+    else:  # blanks between JSON's tokens are the model's
+        assert row["text"][0] in "{["
+    text = run("generate", writer, "Q:", "--regex", "(yes|no){2}", "--no-echo", *FEW).stdout
+    assert re.fullmatch("(yes|no){2}", text.strip())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--regex", r"(a)\1"], "--regex cannot be followed: backreferences are not supported"),
+        (["--regex", "a", "--json-schema", "b"], "--json-schema and --regex both say what to"),
+        (
+            ["--json-schema", "wrong.json"],
+            "wrong.json: the JSON schema cannot be followed: Invalid",
+        ),
+        (["--json-schema", "none.json"], "none.json: No such file or directory"),
+    ],
+)
+def test_a_form_that_is_wrong_is_an_error_in_the_options_own_words(
+    writer, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.json").write_text('{"type": "text"}')
+    done = run("generate", writer, "Q:", *options)
+    assert done.exit_code == 1
+    assert f"error: {message}" in done.stderr
+
+
+def test_without_the_library_the_error_says_what_to_install(writer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    done = run("generate", writer, "Q:", "--regex", "never tried before")
+    assert done.exit_code == 1
+    assert 'pip install "llama_jax[grammar]"' in done.stderr

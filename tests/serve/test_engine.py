@@ -1,0 +1,293 @@
+"""Requests that come and go together: each gets what `generate` gives it alone."""
+
+import asyncio
+import random
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from helpers import Letters, config_of
+
+from llama_jax.generation.generate import generate
+from llama_jax.generation.results import NaNLogitsError
+from llama_jax.generation.score import score
+from llama_jax.generation.settings import SamplingSettings
+from llama_jax.model.transformer import init_params
+from llama_jax.serve.engine import Engine
+from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+from llama_jax.sharding.arrays import shard_params
+from llama_jax.sharding.mesh import make_mesh
+
+SMALL = config_of(dim=32, n_kv_heads=2, hidden_dim=64, vocab_size=256, max_seq_len=448)
+PAGE_BYTES = 2 * 2 * 2 * 64 * 8 * 4  # keys and values, layers, key heads, positions, numbers
+FEW = {"rows": 4, "cache_bytes": 7 * PAGE_BYTES}  # the longest text needs every page
+
+
+@pytest.fixture(scope="module")
+def model():
+    return init_params(jax.random.key(3), SMALL)
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    with Engine(model, tokenizer=Letters(), **FEW) as engine:
+        yield engine
+
+
+def settings_of(draw):
+    """Settings of every kind, at random."""
+    return SamplingSettings(
+        max_new_tokens=draw.choice([0, 1, 5, 5, 20, 20, 250, 250]),
+        temperature=draw.choice([0, 0, 0.7, 1.3]),
+        top_p=draw.choice([1, 0.9]),
+        top_k=draw.choice([0, 0, 20]),
+        min_p=draw.choice([0, 0.02]),
+        seed=draw.randrange(2**32),
+        repetition_penalty=draw.choice([1, 1.2]),
+        presence_penalty=draw.choice([0, 0.5]),
+        frequency_penalty=draw.choice([0, 0.3]),
+        logit_bias=draw.choice([{}, {65: 3.0, 66: -3.0}]),
+        forbidden_ids=draw.choice([(), (7, 8)]),
+        min_new_tokens=draw.choice([0, 3]),
+        stop_ids=draw.choice([(), None, (2, 40, 41, 42, 43)]),
+        stop=draw.choice([(), (), ("a", "zz"), ("Q",)]),
+        logprobs=draw.choice([None, None, 0, 3]),
+    )
+
+
+def requests_of(draw, count):
+    shared = [draw.randrange(3, 256) for _ in range(300)]
+    for _ in range(count):
+        length = draw.choice([1, 2, 63, 64, 65, 130, draw.randrange(1, 400)])
+        own = [draw.randrange(3, 256) for _ in range(length)]
+        begin = draw.choice([0, 0, 64, 128, 200])
+        yield (shared[:begin] + own)[:400], settings_of(draw), draw.choice([1, 1, 1, 3])
+
+
+def alike(found, wanted):
+    """Whether completions are the same, log-probabilities but for rounding."""
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.tokens, one.text) == (other.tokens, other.text)
+        assert (one.finish_reason, one.stop_token) == (other.finish_reason, other.stop_token)
+        assert (one.logprobs is None) == (other.logprobs is None)
+        pairs = zip(one.logprobs or [], other.logprobs or [], strict=True)
+        for mine, theirs in pairs:
+            assert mine.token == theirs.token
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+            assert list(mine.top.values()) == pytest.approx(list(theirs.top.values()), abs=1e-4)
+    return True
+
+
+def test_two_hundred_requests_get_what_generate_gives_them(model, engine):
+    draw = random.Random(0)
+    asked = list(requests_of(draw, 200))
+    left = set(draw.sample(range(200), 20))  # requests whose clients leave
+    found, before = {}, engine.stats()
+
+    def client(mine):
+        for i in mine:
+            prompt, settings, n = asked[i]
+            stream = engine.submit(prompt, settings, n=n)
+            if i in left:
+                stream.cancel()
+                list(stream)
+            else:
+                found[i] = stream.completions()
+
+    order = draw.sample(range(200), 200)
+    clients = [threading.Thread(target=client, args=(order[k::16],)) for k in range(16)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+
+    rows = [(i, j) for i in sorted(found) for j in range(asked[i][2])]
+    each = [asked[i][1].replace(seed=(asked[i][1].seed + j) % 2**32) for i, j in rows]
+    wanted = generate(model, [asked[i][0] for i, _ in rows], each, tokenizer=Letters())
+    for (i, j), one in zip(rows, wanted, strict=True):
+        alike([found[i][j]], [one])
+    now = engine.stats()
+    assert now.preemptions > before.preemptions
+    assert now.cached_tokens > before.cached_tokens
+    assert (now.running, now.waiting, now.used_pages) == (0, 0, 0)
+
+
+def logprobs_of(stream):
+    (done,) = stream.completions()
+    return done.tokens, [(x.logprob, x.top) for x in done.logprobs]
+
+
+def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
+    draw = random.Random(1)
+    shared = [draw.randrange(3, 256) for _ in range(130)]
+    mine = {"temperature": 1.0, "max_new_tokens": 60, "logprobs": 5, "seed": 4, "stop_ids": ()}
+    with Engine(model, **FEW, exact=True) as engine:
+        alone = logprobs_of(engine.submit(shared + [9] * 20, **mine))
+        next_one = engine.submit(shared + [9] * 20, **mine)
+        assert logprobs_of(next_one) == alone
+        assert next_one.cached_tokens == 128
+        others = [
+            engine.submit([k] * 40, max_new_tokens=n, temperature=0, stop_ids=())
+            for k, n in ((3, 300), (4, 30), (5, 250))
+        ]
+        again = engine.submit(shared + [9] * 20, **mine)
+        more = [engine.submit(shared, max_new_tokens=20, temperature=0) for _ in range(3)]
+        assert logprobs_of(again) == alone
+        for other in [*others, *more]:
+            list(other)
+        assert engine.stats().preemptions > 0
+
+
+def test_what_is_no_number_ends_its_own_row_and_spoils_no_page(model):
+    table = model.weights["tok_embeddings"]["weight"].at[77].set(np.nan)
+    broken = model.replace(weights=model.weights | {"tok_embeddings": {"weight": table}})
+    kept = {"max_new_tokens": 30, "temperature": 0, "forbidden_ids": [77]}
+    prompts = [[5] * 70, [6] * 20]
+    wanted = [c for p in prompts for c in generate(model, [p], **kept)]
+    with Engine(broken, **FEW) as engine:
+        for at in (0, 66, 139):  # in a chunk before the last one, and in the last
+            bad = [4] * 140
+            bad[at] = 77
+            streams = [engine.submit(p, **kept) for p in (*prompts, bad)]
+            assert [s.completions()[0] for s in streams[:2]] == wanted
+            with pytest.raises(NaNLogitsError):
+                streams[2].completions()
+        fed = engine.submit([5] * 70, max_new_tokens=30, temperature=0, logit_bias={77: 1e9})
+        with pytest.raises(NaNLogitsError) as failed:
+            fed.completions()
+        assert failed.value.results[0].tokens == [77]
+        assert [engine.submit(p, **kept).completions()[0] for p in prompts] == wanted
+        assert engine.stats().nan_rows == 4
+        assert engine.stats().used_pages == 0
+
+
+def test_a_request_that_is_cancelled_ends_and_its_pages_come_back(engine):
+    long = {"max_new_tokens": 300, "temperature": 0, "stop_ids": ()}
+    running = engine.submit([3] * 100, **long)
+    items = iter(running)
+    first = next(items)
+    running.cancel()
+    running.cancel()
+    rest = list(items)
+    assert len(first.tokens) + sum(len(x.tokens) for x in rest) < 300
+    streams = [engine.submit([3] * 100, **long) for _ in range(6)]  # more than there are seats
+    for stream in streams:
+        stream.cancel()
+    assert all(len(list(stream)) < 300 for stream in streams)
+    assert engine.submit([3], max_new_tokens=1).completions()[0].tokens
+    assert engine.stats().used_pages == 0
+
+
+def test_a_stream_is_read_in_an_event_loop(engine):
+    async def both():
+        streams = [engine.submit("ab", n=2, temperature=0, max_new_tokens=9) for _ in range(2)]
+
+        async def texts(stream):
+            found = ["", ""]
+            async for delta in stream:
+                found[delta.row] += delta.text
+            return found
+
+        return await asyncio.gather(*map(texts, streams))
+
+    one, other = asyncio.run(both())
+    assert one == other
+    assert one[0] == engine.submit("ab", temperature=0, max_new_tokens=9).completions()[0].text
+
+
+@pytest.mark.parametrize("length", [1, 64, 200])
+def test_prompt_log_probabilities_are_those_of_score(model, engine, length):
+    prompt = [1, *range(3, length + 2)]
+    (scored,) = score(model, [prompt])
+    for kept in ({"max_new_tokens": 0}, {"max_new_tokens": 2, "n": 2}):
+        stream = engine.submit(prompt, prompt_logprobs=1, **kept)
+        found = stream.completions()
+        assert stream.cached_tokens == 0
+        for one in found:
+            assert one.prompt_logprobs[0] is None
+            assert [x.token for x in one.prompt_logprobs[1:]] == prompt[1:]
+            logprobs = [x.logprob for x in one.prompt_logprobs[1:]]
+            assert logprobs == pytest.approx(scored.logprobs, abs=1e-4)
+            for x in one.prompt_logprobs[1:]:
+                if x.token in x.top:  # a client asks whether it is the likeliest: one number
+                    assert x.logprob == x.top[x.token]
+
+
+def test_too_many_waiting_requests_are_refused(model):
+    with Engine(model, **FEW, max_queued=2) as engine:
+        long = {"max_new_tokens": 200, "stop_ids": ()}
+        running = [engine.submit([3], **long) for _ in range(2)]
+        for stream in running:
+            next(iter(stream))
+        waiting = [engine.submit([3], **long) for _ in range(2)]
+        with pytest.raises(QueueFullError, match="2 requests with 2 tokens wait already") as full:
+            engine.submit([3])
+        assert full.value.retry_after > 0
+        for stream in (*running, *waiting):
+            stream.cancel()
+        with pytest.raises(ValueError, match="500 tokens and the context ends at"):
+            engine.submit([3] * 500)
+
+
+def test_a_closing_engine_ends_what_it_has(model):
+    engine = Engine(model, **FEW)
+    streams = [engine.submit([3] * k, max_new_tokens=20, stop_ids=()) for k in (1, 70, 100)]
+    engine.close()
+    assert [len(s.completions()[0].tokens) for s in streams] == [20] * 3
+    with pytest.raises(EngineClosedError):
+        engine.submit([3])
+
+
+def test_a_closing_engine_waits_only_so_long(model):
+    engine = Engine(model, **FEW)
+    streams = [engine.submit([3], max_new_tokens=400, stop_ids=()) for _ in range(40)]
+    next(iter(streams[0]))
+    engine.close(0.01)
+    with pytest.raises(EngineClosedError):
+        streams[-1].completions()
+
+
+def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
+    with Engine(model, **FEW) as engine:
+        wanted = engine.submit([3], temperature=0, max_new_tokens=5).completions()
+        decode, calls = engine._device.decode, []
+
+        def fails_once(*arguments):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise MemoryError("no room")
+            return decode(*arguments)
+
+        monkeypatch.setattr(engine._device, "decode", fails_once)
+        with pytest.raises(RequestFailedError, match="a step of the engine failed: no room"):
+            engine.submit([3], temperature=0, max_new_tokens=5).completions()
+        assert engine.submit([3], temperature=0, max_new_tokens=5).completions() == wanted
+        assert engine.stats().used_pages == 0
+
+        def fails(*arguments):
+            raise MemoryError("never any room")
+
+        monkeypatch.setattr(engine._device, "decode", fails)
+        streams = [engine.submit([3] * k, max_new_tokens=5) for k in (1, 2, 3)]
+        for stream in streams:
+            with pytest.raises(RequestFailedError):
+                stream.completions()
+        deadline = time.monotonic() + 30
+        while engine.failure is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "never any room" in str(engine.failure)
+        with pytest.raises(EngineClosedError, match="never any room"):
+            engine.submit([3])
+
+
+def test_a_mesh_of_tensor_gives_the_same_tokens(model):
+    sharded = shard_params(model, make_mesh(tensor=2))
+    kept = {"temperature": 0, "max_new_tokens": 12}
+    prompts = [[5] * 70, [6, 7, 8]]
+    with Engine(sharded, **FEW) as engine:
+        streams = [engine.submit(p, **kept) for p in prompts]
+        alike([s.completions()[0] for s in streams], generate(model, prompts, **kept))
+    with pytest.raises(ValueError, match="a mesh of tensor alone"):
+        Engine(shard_params(model, make_mesh(data=2)))
