@@ -396,7 +396,7 @@ def test_the_policy_lets_no_inline_script_run(opened, server):
 
 MARKDOWN = """\
 Two lines
-in **one *paragraph***, `a*b*` and 2 * 3 * 4, snake_case_name.
+in **one *paragraph***, `a*b*` 2 * 3, snake_case_name, *so* \\*.
 
 1. first
    - inner
@@ -404,17 +404,24 @@ in **one *paragraph***, `a*b*` and 2 * 3 * 4, snake_case_name.
 
 > quoted
 
+| a | b |
+|---|:-:|
+| `1` | 2 | 3 |
+
 ```py
 if a < b:
     print("*")
 ```
 """
 ELEMENTS = (
-    "<p>Two lines\nin <strong>one <em>paragraph</em></strong>, <code>a*b*</code> and 2 * 3 * 4, "
-    "snake_case_name.</p><ol><li>first<ul><li>inner</li></ul></li><li>second</li></ol>"
-    "<blockquote><p>quoted</p></blockquote><figure><figcaption><span>py</span>"
-    '<button>Copy</button></figcaption><pre><code>if a &lt; b:\n    print("*")</code></pre>'
-    "</figure>"
+    "<p>Two lines\nin <strong>one <em>paragraph</em></strong>, <code>a*b*</code> 2 * 3, "
+    "snake_case_name, <em>so</em> *.</p>"
+    "<ol><li>first<ul><li>inner</li></ul></li><li>second</li></ol>"
+    "<blockquote><p>quoted</p></blockquote>"
+    "<div><table><thead><tr><th>a</th><th>b</th></tr></thead>"
+    "<tbody><tr><td><code>1</code></td><td>2</td></tr></tbody></table></div>"
+    "<figure><figcaption><span>py</span><button>Copy</button></figcaption>"
+    '<pre><code>if a &lt; b:\n    print("*")</code></pre></figure>'
 )
 
 
@@ -442,7 +449,7 @@ done([best(500), best(4000)]);
 
 def test_the_cost_of_hostile_markdown_grows_with_its_length_alone(opened):
     page = opened()
-    for unit in ("*a ", "_a_ ", "**_", "> ", "`a", "1. ", "\n- ", "- a\n  ", "# "):
+    for unit in ("*a ", "_a_ ", "**_", "> ", "`a", "1. ", "\n- ", "- a\n  ", "# ", "|a\n", "|-"):
         small, large = page.run_async(GROWTH, unit)
         assert large < 24 * small + 50, f"{unit!r}: {small} ms of 500, {large} ms of 4,000"
 
@@ -520,8 +527,12 @@ def test_a_phone_scrolls_down_alone_and_its_drawer_holds_the_focus(opened, serve
         page.click("#menu")
         assert page.run("return document.querySelector('#page').inert")
         assert page.run("return document.activeElement.id") == "close"
+        role = "const drawer = document.querySelector('#drawer');"
+        role += "return [drawer.getAttribute('role'), drawer.getAttribute('aria-modal')]"
+        assert page.run(role) == ["dialog", "true"]
         page.press(ESCAPE)
         assert page.run("return document.activeElement.id") == "menu"
+        assert page.run(role) == ["navigation", None]
     finally:
         page.chrome("Emulation.clearDeviceMetricsOverride")
 
