@@ -23,6 +23,7 @@ def read(made, line, first=7):
     starts = []
     while line.state in ("waiting", "reading"):
         chunk = made.next_read()
+        assert chunk is not None
         assert chunk.line is line
         starts.append(chunk.start)
         made.wrote(line, [first] if chunk.draws else [])
@@ -288,10 +289,8 @@ def test_no_more_rounds_are_made_than_a_line_has_tokens(most):
     made = scheduler()
     line = added(made, [1], most)
     assert made.next_read().draws == (most > 0)
-    rounds = 0
-    while made.next_decode():
-        rounds += 1
-    assert rounds == max(most - 1, 0)
+    rounds = [made.next_decode() for _ in range(4)]
+    assert rounds == [[line]] * max(most - 1, 0) + [[]] * (4 - max(most - 1, 0))
     assert len(line.pages) == 1
 
 
