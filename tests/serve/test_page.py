@@ -5,7 +5,7 @@ import re
 
 import pytest
 from chromium import ENTER, ESCAPE, GET_THEM, SHIFT, Browser, missing
-from stand_in_server import Answer, StandIn
+from stand_in_server import POLICY, Answer, StandIn
 
 pytestmark = pytest.mark.skipif(missing(), reason=GET_THEM)
 
@@ -544,3 +544,28 @@ def test_storage_that_is_full_or_closed_is_said_and_the_page_goes_on(opened, ser
     ended(page, 2)
     assert said(page) == ["Hello.", "Hello there."]
     assert page.text("#notice strong") == "This browser keeps no more."
+
+
+def test_the_server_itself_serves_the_page_answers_it_and_hears_it_stop(chrome):
+    from scripted import Scripted, delta
+    from serving import served  # skips where the server's packages are not installed
+
+    engine = Scripted()
+    with served(engine) as (url, _):
+        chrome.go(url)
+        chrome.until(lambda: chrome.text("#model") == "stories")
+        policy = "done((await fetch('/')).headers.get('content-security-policy'))"
+        assert chrome.run_async("const [done] = arguments;" + policy) == POLICY
+        send(chrome, "Hello.")
+        engine.say(engine.wait_for_stream(), delta("Good "), delta("day.", "stop"))
+        ended(chrome, 2)
+        assert said(chrome) == ["Hello.", "Good day."]
+        assert engine.asked[0][0] == [{"role": "user", "content": "Hello."}]
+        send(chrome, "Go on.")
+        engine.say(engine.wait_for_stream(), delta("Once"))
+        chrome.until(lambda: said(chrome)[-1] == "Once")
+        engine.cancelled.clear()
+        chrome.press(ESCAPE)
+        assert engine.cancelled.wait(5)
+        ended(chrome, 4)
+    assert chrome.log() == []
