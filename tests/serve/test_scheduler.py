@@ -223,6 +223,20 @@ def test_who_could_share_a_page_in_flight_waits_for_it():
     assert second.pages[0] == first.pages[0]
 
 
+def test_nobody_waits_for_a_page_that_was_filled_before():
+    made = scheduler(pages=9)
+    made.ended(written(made, [1] * 4))
+    other = added(made, [1] * 9, whole=True)
+    made.next_read()
+    made.wrote(other, [])  # its first page is another's too, which is the known one
+    free = made.pages.take(made.pages.free)  # and no longer
+    made.pages.give(free)
+    assert [made.next_read().last for _ in range(2)] == [False, True]
+    late = added(made, [1] * 6)
+    chunk = made.next_read()
+    assert (chunk.line, chunk.start) == (late, 0)
+
+
 def test_the_last_token_is_always_read():
     made = scheduler()
     assert read(made, added(made, [1] * 8)) == [0, 4]
@@ -305,6 +319,16 @@ def test_a_cancelled_lines_pages_come_back_with_its_last_round():
     assert made.wrote(line, []) == []
     assert (made.pages.used, line.pages, line.seat) == (0, [], None)
     assert made.pages.known(line.digests) == []
+
+
+def test_a_cancelled_line_gets_no_tokens_though_its_seat_counts_them():
+    made = scheduler()
+    line = added(made, [1])
+    made.next_read()
+    made.next_decode()
+    made.ended(line)
+    assert made.wrote(line, [7]) == made.wrote(line, [4]) == line.written == []
+    assert line.count == 2  # so an engine can tell which of a seat's tokens a round gave
 
 
 def test_a_spoiled_lines_own_pages_are_to_be_cleared_and_are_known_no_longer():
