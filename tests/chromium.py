@@ -115,7 +115,7 @@ class Browser:
         """What the console has said since the last call."""
         return [line["message"] for line in self.ask("POST", "/se/log", {"type": "browser"})]
 
-    def until(self, holds, seconds: float = 10):
+    def until(self, holds, seconds: float = 30):
         """What `holds` gives once that is true; fails after so many seconds."""
         end = time.monotonic() + seconds
         while not (found := holds()):

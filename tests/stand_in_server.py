@@ -23,6 +23,8 @@ class Answer:
     pieces: tuple[str, ...] = ("Hello", " there.")
     gap: float = 0.0
     """Seconds before each piece."""
+    held: bool = False
+    """Each piece waits until the test has released `go`."""
     status: int = 200
     error: str = ""
     """The server's words, as the status or, of a 200, as an event after the pieces."""
@@ -50,6 +52,7 @@ class StandIn(ThreadingHTTPServer):
         self.answers: list[Answer] = []
         """Given out in turn; without one, `Answer()`."""
         self.requests: list[tuple[str, dict]] = []
+        self.go = threading.Semaphore(0)
         self.left = threading.Event()
         """A client has left in the midst of an answer."""
         self.key = ""
@@ -140,6 +143,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"choices": [{"index": 0, "delta": {"role": "assistant"}}]})
         for piece in answer.pieces:
             time.sleep(answer.gap)
+            if answer.held:
+                self.server.go.acquire(timeout=60)
             self._event(choice(piece))
         while answer.hangs:
             time.sleep(0.02)

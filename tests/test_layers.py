@@ -11,6 +11,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "tokenizer": 0,
     "distributed": 0,
     "validation": 0,
+    "free_memory": 0,
     "field_docs": 0,
     "rope_scaling": 1,
     "config": 2,

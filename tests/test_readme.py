@@ -38,6 +38,8 @@ def commands():
 
 TALK = "llama-jax chat smollm2"
 """Needs a package of PyPI."""
+SERVE = "llama-jax serve"
+"""Ends when it is told to: `tests/serve/test_serve_command.py` runs it."""
 FEWER = " --set steps=2 --set optimizer.warmup=1 --set run.sample_every=0"
 """For a training of the README, which takes minutes."""
 
@@ -54,7 +56,7 @@ def test_every_snippet_runs(folder):
     if shutil.which("llama-jax", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("llama-jax is not installed; run pip install -e . first")
     for command in commands():
-        if command == TALK:
+        if command in (TALK, SERVE):
             continue
         fewer = FEWER if command.startswith("llama-jax train configs") else ""
         done = run(shlex.split(command + fewer), folder)

@@ -214,7 +214,10 @@ def _name_of(checkpoint: str | None, place: Path) -> str:
     if checkpoint is None:
         return "stories"
     given = checkpoint.removeprefix("hf:")
-    return given if given != checkpoint or not place.exists() else place.resolve().stem
+    if given != checkpoint or not place.exists():
+        return given
+    file = place.resolve()
+    return file.stem if file.is_file() else file.name  # a folder's may have points: llama-3.2-1b
 
 
 def _chats(source: Source, tokenizer: Tokenizer) -> bool:

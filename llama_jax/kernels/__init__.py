@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
 from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quantized, select
@@ -180,10 +181,10 @@ def paged_attention(
     if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
         return form(q, k, v, past, lengths)
     # Each device by itself takes as many turns as its own rows need.
-    pages: Any = paged.Pages(POOL, POOL, TABLE)  # type: ignore[arg-type]  # their specs
+    pages = jax.tree.map(lambda pool: P(*POOL[: pool.ndim]), past)._replace(table=TABLE)
     specs = (QUERIES, NEW_KEYS, NEW_KEYS, pages, LENGTHS)
     otherwise = functools.partial(per_device(form, specs, QUERIES), q, k, v, past, lengths)
-    if q.shape[1] == 1 and gpu.has_paged_step_kernel_for(q, past.k):
+    if q.shape[1] == 1 and past.k_scale is None and gpu.has_paged_step_kernel_for(q, past.k):
         kernel = per_device(gpu.paged_step_attention, specs, QUERIES)
         here = functools.partial(kernel, q, k, v, past, lengths)
         return jax.lax.platform_dependent(cuda=here, default=otherwise)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from llama_jax.kernels import blockwise
 from llama_jax.kernels.blockwise import Partial, Span
@@ -23,7 +23,8 @@ TURN = 16
 BLOCK = 8
 """Pages of each row that a chunk of a prompt multiplies at once."""
 
-Pool = Float[Array, "pages kv_heads page head_dim"]
+Pool = Float[Array, "pages kv_heads page head_dim"] | Int[Array, "pages kv_heads page head_dim"]
+Scales = Float[Array, "pages kv_heads page"]
 Table = Int[Array, "batch width"]
 """Which page holds the positions `i * page` and up of a row; `pages`, or more, where none does."""
 
@@ -34,6 +35,9 @@ class Pages(NamedTuple):
     k: Pool
     v: Pool
     table: Table
+    k_scale: Scales | None = None
+    """What each key is to be multiplied by, where keys and values are int8."""
+    v_scale: Scales | None = None
 
 
 def step_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Lengths) -> Queries:
@@ -51,13 +55,9 @@ def step_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Len
         listed = i * TURN + jnp.arange(TURN)
         row = jnp.minimum(jnp.sum(listed[:, None] >= ends, axis=1), len(used) - 1)
         place = listed - (ends - used)[row]
-        positions = (place * size)[:, None] + jnp.arange(size)
         page = past.table.at[row, place].get(mode="clip")
-        last = lengths[row, None] - 1
-        values = _cleared(_read(past.v, page), positions <= last)
-        span = Span(_read(past.k, page), values, positions, last)
-        found = blockwise.over_block(rows[row], span, 1)
-        add = functools.partial(_add, row, found)
+        span = _span(past, page[:, None], place * size, lengths[row])
+        add = functools.partial(_add, row, blockwise.over_block(rows[row], span, 1))
         return jax.lax.fori_loop(0, jnp.minimum(ends[-1] - i * TURN, TURN), add, sum)
 
     whole = jax.lax.fori_loop(0, (ends[-1] + TURN - 1) // TURN, turn, _own(rows, k, v))
@@ -68,17 +68,11 @@ def chunk_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Le
     """Attention of a chunk of tokens a row to its first `lengths` positions and to one another."""
     time, size = q.shape[1], past.k.shape[2]
     rows, lengths = blockwise.rows_of(q, k.shape[2]), _held(past, lengths)
-    last = lengths[:, None] - 1
-
-    def side_by_side(pool: Pool, page: Int[Array, "batch some"]) -> Array:
-        found = _read(pool, page).swapaxes(1, 2)  # [batch, kv_heads, some, page, head_dim]
-        return found.reshape(*found.shape[:2], -1, found.shape[-1])
 
     def block(i: Array, sum: Partial) -> Partial:
         page = past.table.at[:, i * BLOCK + jnp.arange(BLOCK)].get(mode="clip")
-        positions = (i * BLOCK * size + jnp.arange(BLOCK * size))[None]
-        values = _cleared(side_by_side(past.v, page), positions <= last)
-        span = Span(side_by_side(past.k, page), values, positions, last)
+        first = jnp.full_like(lengths, i * BLOCK * size)
+        span = _span(past, page, first, lengths)
         return blockwise.merged(sum, blockwise.over_block(rows, span, time))
 
     blocks = (jnp.max(lengths) + BLOCK * size - 1) // (BLOCK * size)
@@ -92,16 +86,22 @@ def _held(past: Pages, lengths: Lengths) -> Lengths:
     return jnp.minimum(lengths, known * past.k.shape[2])
 
 
-def _read(pool: Pool, page: Int[Array, "*some"]) -> Array:
-    return pool.at[page].get(mode="clip")
+def _span(past: Pages, page: Int[Array, "batch some"], first: Lengths, lengths: Lengths) -> Span:
+    """Some pages of each row side by side. The first holds the positions from `first` on."""
 
+    def side_by_side(pool: Array) -> Array:
+        found = pool.at[page].get(mode="clip").swapaxes(1, 2)  # [batch, kv_heads, some, page, ...]
+        return found.reshape(*found.shape[:2], -1, *found.shape[4:])
 
-def _cleared(values: Array, seen: Bool[Array, "batch span"]) -> Array:
-    """Zeros for the values that nobody sees: a page's former owner may have left a NaN there.
-
-    A weight of 0 would not hide it, because 0 times NaN is NaN.
-    """
-    return jnp.where(seen[:, None, :, None], values, 0)
+    positions = first[:, None] + jnp.arange(page.shape[1] * past.k.shape[2])
+    last = lengths[:, None] - 1
+    seen = (positions <= last)[:, None]
+    k, v = side_by_side(past.k), side_by_side(past.v)
+    # A page's former owner may have left a NaN, which a weight of 0 does not hide: 0 * NaN is NaN.
+    if past.k_scale is None or past.v_scale is None:
+        return Span(k, jnp.where(seen[..., None], v, 0), positions, last)
+    scales = side_by_side(past.k_scale), jnp.where(seen, side_by_side(past.v_scale), 0)
+    return Span(k, v, positions, last, *scales)
 
 
 def _own(rows: Array, k: NewKeys, v: NewKeys) -> Partial:

@@ -43,8 +43,8 @@ class Int8KVLayer:
 
         So it does not matter at which token a text was cut into steps.
         """
-        step = *_rounded(k.swapaxes(1, 2)), *_rounded(v.swapaxes(1, 2))
-        own = (_decoded(*step[:2], k.dtype), _decoded(*step[2:], v.dtype))
+        step = *rounded(k.swapaxes(1, 2)), *rounded(v.swapaxes(1, 2))
+        own = (decoded(*step[:2], k.dtype), decoded(*step[2:], v.dtype))
         spans: list[Any] = [blockwise.Own(*own)]
         if not self.fresh:
             keys, key_scales, values, value_scales = self.stored
@@ -118,13 +118,15 @@ class Int8KVCache:
         return Int8KVCache(layers)
 
 
-def _rounded(
-    x: Float[Array, "batch kv_heads time head_dim"],
-) -> tuple[Int[Array, "batch kv_heads time head_dim"], Float[Array, "batch kv_heads time"]]:
+def rounded(
+    x: Float[Array, "*some head_dim"],
+) -> tuple[Int[Array, "*some head_dim"], Float[Array, "*some"]]:
+    """Keys, or values, as integers of 8 bits, and the scale of each."""
     x = x.astype(jnp.float32)
     scale = jnp.maximum(jnp.abs(x).max(axis=-1) / 127, 1e-30)
     return jnp.round(x / scale[..., None]).astype(jnp.int8), scale
 
 
-def _decoded(values: Array, scale: Array, dtype: Any) -> Array:
+def decoded(values: Array, scale: Array, dtype: Any) -> Array:
+    """What `rounded` keeps of keys or values."""
     return (values.astype(jnp.float32) * scale[..., None]).astype(dtype)

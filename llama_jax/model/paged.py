@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -124,7 +124,7 @@ class Paged:
         return PagedLayer(Pages(self.k[layer], self.v[layer], self.table))
 
     def commit(
-        self, steps: Sequence[tuple[Array, Array]], positions: Positions, after: Array
+        self, steps: Sequence[tuple[Array, ...]], positions: Positions, after: Array
     ) -> Paged:
         """Writes a step's keys and values at `positions`, in place; those without a page, nowhere.
 
@@ -132,10 +132,13 @@ class Paged:
         """
         positions = known_after(positions, after)
         keys, values = zip(*steps, strict=True)
-        write = functools.partial(
-            write_pages, page=self._pages_of(positions), place=positions % PAGE
-        )
+        write = self._writer(positions)
         return Paged(tuple(map(write, self.k, keys)), tuple(map(write, self.v, values)), self.table)
+
+    def _writer(self, positions: Positions) -> Callable[[Array, Array], Array]:
+        """What writes a step's keys, or their scales, into a pool at these positions."""
+        page = self._pages_of(positions)
+        return functools.partial(write_pages, page=page, place=positions % PAGE)
 
     def _pages_of(self, positions: Positions) -> Int[Array, "batch time"]:
         """The page of each position; `pages` where there is none."""
@@ -145,9 +148,9 @@ class Paged:
 
 @jax.jit  # traced and lowered once, not twice a layer
 def write_pages(
-    pool: Pool, new: NewKeys, page: Int[Array, "batch time"], place: Int[Array, "batch time"]
-) -> Pool:
-    """`pool` with the keys `new` [batch, time, kv_heads, head_dim] at these pages and places.
+    pool: Array, new: Array, page: Int[Array, "batch time"], place: Int[Array, "batch time"]
+) -> Array:
+    """`pool` [pages, kv_heads, page, ...] with `new` [batch, time, kv_heads, ...] at these places.
 
     No two keys may have one place. What has no page is dropped.
     """
@@ -158,5 +161,6 @@ def write_pages(
         at = pool.at[page[:, :, None], heads, place[:, :, None]]
         return at.set(new, mode="drop", unique_indices=True)
 
-    specs = (POOL, P(None, None, "tensor", None), REPLICATED, REPLICATED)
-    return per_device(write, specs, POOL)(pool, new.astype(pool.dtype), page, place)
+    pools, news = P(*POOL[: pool.ndim]), P(None, None, "tensor", *[None] * (new.ndim - 3))
+    specs = (pools, news, REPLICATED, REPLICATED)
+    return per_device(write, specs, pools)(pool, new.astype(pool.dtype), page, place)

@@ -12,6 +12,7 @@ from llama_jax.generation.batch import Row, rows_of
 from llama_jax.generation.constraint import Constraint
 from llama_jax.generation.limits import NO_LIMIT, limits_on
 from llama_jax.generation.prompts import Prompt, tokenizer_of
+from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.paged import PAGE
 from llama_jax.model.placement import Placement
@@ -135,7 +136,8 @@ class Engine:
         rows = rows_of(self.config, [prompt], [wanted], n, self.tokenizer, truncate=False)
         stream = Stream(rows[0].prompt, n, self._inbox.cancel, self.tokenizer is not None)
         salt = cache_salt.encode() if self._shares else secrets.token_bytes(16)
-        writings = [self._writing(row, stream, salt, constraint) for row in rows]
+        rows = [dataclasses.replace(row, constraint=constraint) for row in rows]
+        writings = [self._writing(row, stream, salt) for row in rows]
         if self.failure is not None:
             raise EngineClosedError(f"the engine failed: {self.failure}")
         with self._full:
@@ -163,20 +165,19 @@ class Engine:
             **dataclasses.asdict(counts),
         )
 
-    def _writing(
-        self, row: Row, stream: Stream, salt: bytes, constraint: Constraint | None
-    ) -> Writing:
+    def _writing(self, row: Row, stream: Stream, salt: bytes) -> Writing:
+        writer = RowWriter(row, self.tokenizer)
+        over = writer.guide is not None and writer.guide.over is not None
         line = Line(
             row.prompt,
-            row.max_new_tokens,
+            0 if over else row.max_new_tokens,
             salt,
             index=row.index,
             whole=row.settings.prompt_logprobs is not None and row.index == 0,
-            waits=constraint is not None,
+            waits=row.constraint is not None,
         )
-        own = None if constraint is None else constraint.copy()
         self._scheduler.check(line)
-        return Writing(line, row, stream, self.tokenizer, own)
+        return Writing(line, writer, stream)
 
     def _check_room(self, prompt: list[int]) -> None:
         """QueueFullError where another request may not wait."""

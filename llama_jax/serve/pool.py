@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import jax
 
 from llama_jax.config import Config
+from llama_jax.free_memory import free_memory
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params
@@ -51,7 +51,7 @@ def _free_bytes(params: Params, place: Placement, seats: int, chunk: int) -> int
     devices: Any = [jax.devices()[0]] if place.mesh is None else list(place.mesh.devices.flat)
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" not in stats:  # the host's own memory
-        return min(HOST_BYTES, int(HOST_SHARE * _free_on_host()))
+        return min(HOST_BYTES, int(HOST_SHARE * free_memory()))
     used = stats["bytes_in_use"]
     free = DEVICE_SHARE * stats["bytes_limit"] - used - _step_bytes(params.config, seats, chunk)
     return max(0, int(free) * len(devices))
@@ -62,7 +62,3 @@ def _step_bytes(config: Config, seats: int, chunk: int) -> int:
     chunk's activations in the feed-forward layer."""
     logits = 4 * STEP_ROWS * seats * config.vocab_size
     return logits + 4 * STEP_ROWS * chunk * (config.hidden_dim + config.dim)
-
-
-def _free_on_host() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

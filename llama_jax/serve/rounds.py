@@ -7,12 +7,11 @@ what the turn before dispatched. So the device works while the host makes text o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from llama_jax.generation.limits import NO_LIMIT
 from llama_jax.generation.results import Delta
 from llama_jax.generation.sample import NO_TOKEN
-from llama_jax.generation.state import TokenBuffer
 from llama_jax.serve.device import Device, Round
 from llama_jax.serve.line import Line
 from llama_jax.serve.scheduler import Read, Scheduler
@@ -73,7 +72,7 @@ class Rounds:
         for one in before:
             made = one.made.fetch()
             for i, writing in enumerate(one.writings):
-                for delta in self._taken(one, made, i, writing):
+                if (delta := self._taken(one, made, i, writing)) is not None:
                     writing.stream.put(delta)
                     told.append(writing.stream)
         notify({id(stream): stream for stream in told}.values())
@@ -92,6 +91,8 @@ class Rounds:
         writing, line = self._writings[read.line], read.line
         if read.first:
             self._device.seat(line.seat or 0, writing.row, line.written[: line.count])
+            if line.preempted and not line.count:
+                writing.begin_again()
             if not line.preempted:
                 self.counts.prompt_tokens += len(line.prompt)
                 self.counts.cached_tokens += line.cached
@@ -121,57 +122,44 @@ class Rounds:
 
     def _bound(self, writings: list[Writing]) -> None:
         """Tells the device which tokens the constraints allow next."""
-        masks = []
-        for writing in writings:
-            if writing.constraint is None or writing.line not in self._writings:
-                continue
-            try:
-                masks.append((writing.line.seat or 0, writing.constraint.mask()))
-            except ValueError as error:  # no token can follow; this round is its last
-                self.end([writing.stream], RequestFailedError(str(error)))
+        masks = [(w.line.seat or 0, w.words) for w in writings if w.words is not None]
         if masks:
             self._device.allow(masks)
 
-    def _taken(self, one: InFlight, made: Round, i: int, writing: Writing) -> Iterator[Delta]:
-        """What one completion gained by a round."""
-        line, buffer = writing.line, made.buffer
-        over = line not in self._writings
-        tokens = []
+    def _taken(self, one: InFlight, made: Round, i: int, writing: Writing) -> Delta | None:
+        """What one completion gained by a round; of one that has ended, nothing."""
+        line, buffer, tokens = writing.line, made.buffer, []
+        failed = not made.finite
         if buffer is not None:
             tokens = buffer.tokens[i, : int(buffer.count[i]) - line.count].tolist()
-        failed = not made.finite if buffer is None else _is_failed(buffer, i, len(tokens))
+            failed |= NO_TOKEN in buffer.tokens[i]
+        over = line not in self._writings
         if failed:
             self._device.clear(self._scheduler.spoiled(line))
         try:
             new = self._scheduler.wrote(line, tokens)
-        except RuntimeError as error:  # an exact engine drew another token than before
+            if over:
+                return None
+            if made.echo is not None and one.read is not None:
+                writing.take_echo(made.echo, one.read)
+            if buffer is not None:
+                delta = writing.take(buffer, i, tokens, new)
+            else:
+                done = line.max_new_tokens == 0 and one.read is not None and one.read.last
+                delta = writing.ended_without_tokens(failed) if done or failed else None
+        except (RuntimeError, ValueError) as error:
+            # An exact engine drew another token than before, or a constraint cannot go on.
             self.end([writing.stream], RequestFailedError(str(error)))
-            return
-        if over:
-            return
+            return None
+        self.counts.new_tokens += len(new)
         self.counts.nan_rows += failed
-        if made.echo is not None and one.read is not None:
-            writing.take_echo(made.echo, one.read)
-        if buffer is None:
-            done = failed or (line.max_new_tokens == 0 and one.read is not None and one.read.last)
-            delta = writing.ended_as("error" if failed else "length") if done else None
-        else:
-            self.counts.new_tokens += len(new)
-            gained = bool(new) or bool(buffer.stopped[i])
-            delta = writing.take(buffer, i, len(tokens), new) if gained else None
-        if delta is not None:
-            if delta.finish_reason is not None:
-                self._forget(writing)
-            yield delta
+        if delta is not None and delta.finish_reason is not None:
+            self._forget(writing)
+        return delta
 
     def _forget(self, writing: Writing) -> None:
         self._scheduler.ended(writing.line)
         del self._writings[writing.line]
-
-
-def _is_failed(buffer: TokenBuffer, i: int, count: int) -> bool:
-    """Whether a row stopped because its logits were NaN or infinite."""
-    return bool(buffer.stopped[i]) and int(buffer.tokens[i, count]) == NO_TOKEN
 
 
 def _following(read: Read) -> list[int]:

@@ -96,7 +96,7 @@ def seats_for(config: Config, rows: Sequence[Row], written: Sequence[Sequence[in
     array: Any = np.array  # NumPy's until a program is called with them
     of_each = lambda values, none: array(values or [none], np.int32)  # noqa: E731
     return Seats(
-        settings=dataclasses.replace(settings, logprobs=array(wants)),
+        settings=dataclasses.replace(settings, logprobs=array(wants), allowed=None),
         history=History(
             prompt_lengths=of_each([len(row.prompt) for row in rows], 1),
             in_prompt=in_prompt,
@@ -199,7 +199,7 @@ def _gathered(
     )
     settings = dataclasses.replace(
         here.settings,
-        bias=jnp.where(_unpacked(here.allowed, vocab), here.settings.bias, -jnp.inf),
+        allowed=here.allowed,
         logprobs=jnp.any(here.settings.logprobs & real),
     )
     return state, settings
@@ -218,11 +218,6 @@ def _scattered(seats: Seats, rows: Int[Array, " B"], state: DecodeState) -> Seat
         last=put(seats.last, state.last),
         stopped=put(seats.stopped, state.buffer.stopped),
     )
-
-
-def _unpacked(words: UInt32[Array, "B words"], vocab: int) -> Bool[Array, "B vocab"]:
-    bits = words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)
-    return (bits & 1).reshape(len(words), -1)[:, :vocab] != 0
 
 
 def _laid_out(seats: Seats) -> Seats:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llama_jax.generation.batch import Row
-from llama_jax.generation.constraint import Constraint
+import numpy as np
+
 from llama_jax.generation.results import Delta, FinishReason, TokenLogprob
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.state import TokenBuffer
@@ -14,32 +14,36 @@ from llama_jax.serve.line import Line
 from llama_jax.serve.scheduler import Read
 from llama_jax.serve.seats import Echo
 from llama_jax.serve.stream import Stream
-from llama_jax.tokenizer import Tokenizer
 
 
 class Writing:
     """A completion as the engine's thread sees it."""
 
-    def __init__(
-        self,
-        line: Line,
-        row: Row,
-        stream: Stream,
-        tokenizer: Tokenizer | None,
-        constraint: Constraint | None,
-    ) -> None:
-        self.line, self.row, self.stream, self.constraint = line, row, stream, constraint
-        self.writer = RowWriter(row, tokenizer)
+    def __init__(self, line: Line, writer: RowWriter, stream: Stream) -> None:
+        self.line, self.writer, self.stream = line, writer, stream
+        self.row = writer.row
+        self._guide = writer.guide
         self._echoed: list[TokenLogprob | None] = [None]
 
-    def take(self, buffer: TokenBuffer, i: int, given: int, new: list[int]) -> Delta:
-        """What the completion gained by row `i` of a buffer: its first `given` tokens, of which
-        the last are `new`. The others were there before: an exact engine draws some again.
+    @property
+    def words(self) -> np.ndarray | None:
+        """The mask of what its constraint allows next, if it has one."""
+        return None if self._guide is None else self._guide.words
+
+    def begin_again(self) -> None:
+        """All tokens will be drawn once more, as an exact engine does after a preemption."""
+        self._guide = self.row.guide()
+
+    def take(self, buffer: TokenBuffer, i: int, given: list[int], new: list[int]) -> Delta | None:
+        """What the completion gained by row `i` of a buffer, which gave it some tokens.
+
+        The last of them are `new`. The others were there before and are drawn again.
         """
-        if self.constraint is not None:
-            for token in new:
-                self.constraint.take(token)
-        if again := given - len(new):
+        if self._guide is not None and self._guide is not self.writer.guide:
+            self._guide.take(given)
+        if not (new or buffer.stopped[i]):
+            return None
+        if again := len(given) - len(new):
             buffer = _without_first(buffer, again)
         return self.writer.take(buffer, i)
 
@@ -54,8 +58,10 @@ class Writing:
             self._echoed.append(TokenLogprob.of(token, echo.logprobs[0, j], ids, tops))
         self.stream.prompt_logprobs = self._echoed
 
-    def ended_as(self, reason: FinishReason) -> Delta:
-        """The last item of a completion that ends before the device says so."""
+    def ended_without_tokens(self, failed: bool) -> Delta:
+        """The last item of a completion that ends with its prompt."""
+        over = None if self.writer.guide is None else self.writer.guide.over
+        reason: FinishReason = "error" if failed else over or "length"
         logprobs: list[TokenLogprob] | None = None if self.row.settings.logprobs is None else []
         return Delta(self.row.index, self.writer.text.finish(), [], logprobs, reason)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llama_jax.free_memory import free_memory
 from llama_jax.train.parquet import open_parquet, parquet_texts
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
@@ -171,12 +171,3 @@ def check_fits(size: int, place: str, memory: int) -> None:
             f"would take {size * _MEMORY_PER_BYTE / 1e9:,.1f} GB of memory where "
             f"{memory / 1e9:,.1f} GB are free; tell documents apart by a separator, or cut the file"
         )
-
-
-def free_memory() -> int:
-    """Bytes of memory that this machine can give; no limit where the system does not say."""
-    with contextlib.suppress(OSError, ValueError, StopIteration):
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            line = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(line.split()[1]) * 1024
-    return 2**62

@@ -8,8 +8,8 @@ import re
 import jax
 
 from llama_jax.checkpoint.files.messages import in_units
+from llama_jax.free_memory import free_memory
 from llama_jax.kernels import ACCELERATOR, devices_can_be_made
-from llama_jax.train.corpus import free_memory
 from llama_jax.train.plan import Plan
 
 

@@ -223,6 +223,7 @@ def test_mistakes_say_the_way_out(server):
             llama_jax.load(asked)
     server.shutdown()
     server.server_close()
+    close_session()  # a connection that is open still is answered
     with pytest.raises(ValueError, match=r"hf:org/model could not be downloaded: .*same command"):
         llama_jax.load("hf:org/model")
 

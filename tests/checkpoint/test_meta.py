@@ -307,7 +307,7 @@ def test_missing_and_unknown_tensors_are_named(tmp_path):
     assert "has 'odd', unknown" in message
     assert "n_layers=1" in broken(tmp_path, lambda states: None, n_layers=1)
     assert "lacks 'layers.2.attention_norm.weight'" in broken(tmp_path, lambda s: 0, n_layers=3)
-    assert "too few" in broken(tmp_path, lambda states: None, n_layers=2**31 - 1)
+    assert "too few" in broken(tmp_path, lambda states: None, n_layers=4000)
 
 
 def test_a_wrong_shape_is_named_with_what_was_expected(tmp_path):

@@ -203,7 +203,7 @@ def test_a_device_reads_its_own_chunks_alone(tmp_path):
     file.write_bytes(content)
     store = weight_files._open(tmp_path / "model" / "weights", path)
     np.testing.assert_array_equal(store[:, 512:].read().result(), tensors[path][:, 512:])
-    with pytest.raises(ValueError, match=r"w1 cannot be read: .*mismatch"):
+    with pytest.raises(ValueError, match=r"w1 cannot be read: .*digest"):
         native.read_weights(tmp_path / "model", config)
 
 
@@ -568,7 +568,7 @@ def test_a_flipped_bit_is_noticed(written, small):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"tok_embeddings.weight cannot be read: .*mismatch"):
+    with pytest.raises(ValueError, match=r"tok_embeddings.weight cannot be read: .*digest"):
         native.read_weights(written, small)
 
 

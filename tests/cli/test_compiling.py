@@ -42,8 +42,8 @@ def test_what_is_soon_there_is_not_said(kept):
     assert heard(LOWERED, COMPILED, LOWERED, COMPILED, patience=0.2, wait=0.4) == []
 
 
-def test_nothing_is_promised_where_no_program_is_kept():
-    assert not jax.config.jax_compilation_cache_dir
+def test_nothing_is_promised_where_no_program_is_kept(kept):
+    jax.config.update("jax_compilation_cache_dir", None)
     assert heard(LOWERED, wait=0.3) == []
 
 

@@ -76,7 +76,7 @@ def test_it_grows_and_counts_its_bytes(params):
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 3e4])
 def test_keys_of_any_size_are_kept(value):
-    from llama_jax.model.int8_cache import _decoded, _rounded
+    from llama_jax.model.int8_cache import decoded, rounded
 
     x = jnp.full((1, 1, 2, 4), value, jnp.float32)
-    np.testing.assert_allclose(_decoded(*_rounded(x), jnp.float32), x, rtol=1e-6)
+    np.testing.assert_allclose(decoded(*rounded(x), jnp.float32), x, rtol=1e-6)

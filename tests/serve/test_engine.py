@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import Letters, config_of
 
+from llama_jax.generation.constraint import constraint_for
 from llama_jax.generation.generate import generate
 from llama_jax.generation.results import NaNLogitsError
 from llama_jax.generation.score import score
@@ -112,6 +113,62 @@ def test_two_hundred_requests_get_what_generate_gives_them(model, engine):
     assert now.preemptions > before.preemptions
     assert now.cached_tokens > before.cached_tokens
     assert (now.running, now.waiting, now.used_pages) == (0, 0, 0)
+
+
+def in_company(engine, regexes, **settings):
+    """Completions under constraints, beside requests that take the pages away."""
+    letters = Letters()
+    others = [
+        engine.submit([k] * 40, max_new_tokens=n, temperature=0, stop_ids=())
+        for k, n in ((3, 300), (4, 30), (5, 250))
+    ]
+    streams = [
+        engine.submit("ab", constraint=constraint_for(letters, 256, regex=regex), **settings)
+        for regex in regexes
+    ]
+    found = [stream.completions()[0] for stream in streams]
+    for other in others:
+        list(other)
+    return found
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_constraint_holds_in_company_and_after_a_preemption(model, exact):
+    pytest.importorskip("llguidance")
+    letters, settings = Letters(), {"temperature": 1.3, "seed": 5, "max_new_tokens": 90}
+    regexes = ["[a-f]{70}", "(cat|dog)", "[0-9]+"]
+    wanted = [
+        c for x in regexes for c in generate(model, ["ab"], tokenizer=letters, regex=x, **settings)
+    ]
+    with Engine(model, tokenizer=letters, **FEW, exact=exact) as engine:
+        alike(in_company(engine, regexes, **settings), wanted)
+        assert engine.stats().preemptions > 0
+        # All that may follow is the end, and that is forbidden: the text is over, no row but it.
+        (short,) = in_company(engine, ["cat"], **settings, min_new_tokens=40)
+        assert (short.text, short.finish_reason) == ("cat", "stop")
+        (none,) = in_company(engine, [""], **settings)
+        assert (none.text, none.finish_reason) == ("", "stop")
+        assert engine.failure is None
+        assert engine.stats().used_pages == 0
+
+
+def test_a_constraint_that_cannot_go_on_ends_its_request_alone(model):
+    class Stuck:
+        def copy(self):
+            return self
+
+        def mask(self):
+            return np.full(8, 2**32 - 1, np.uint32)
+
+        def take(self, token):
+            raise ValueError("nothing spells what comes next")
+
+    with Engine(model, **FEW) as engine:
+        other = engine.submit([3] * 40, max_new_tokens=60, stop_ids=())
+        with pytest.raises(RequestFailedError, match="nothing spells what comes next"):
+            engine.submit([3], constraint=Stuck()).completions()
+        assert len(other.completions()[0].tokens) == 60
+        assert engine.stats().used_pages == 0
 
 
 def logprobs_of(stream):

@@ -23,6 +23,7 @@ def read(made, line, first=7):
     starts = []
     while line.state in ("waiting", "reading"):
         chunk = made.next_read()
+        assert chunk is not None
         assert chunk.line is line
         starts.append(chunk.start)
         made.wrote(line, [first] if chunk.draws else [])
@@ -69,17 +70,17 @@ def test_lines_are_read_one_after_another_in_order_of_arrival():
 
 
 def test_a_decoding_line_has_pages_for_its_lookahead_and_none_beyond_its_end():
-    made = scheduler(lookahead=6)
+    made = scheduler(lookahead=7)
     line = written(made, [1, 2, 3])
-    assert len(line.pages) == 3  # for 3 + 6 tokens
+    assert len(line.pages) == 3  # for 3 + 7 tokens
     write(made, 4, 4, 4)
     assert made.next_decode() == [line]
-    assert len(line.pages) == 3  # for all of its 11 tokens, and not for 6 + 6
-    line = written(made, [1, 2], 20)
+    assert len(line.pages) == 3  # for all of its 11 tokens, and not for 6 + 7
+    line = written(made, [1], 20)
     write(made, 4)
-    assert len(line.pages) == 2  # for 2 + 6
+    assert len(line.pages) == 2  # for 1 + 7
     write(made, 4)
-    assert len(line.pages) == 3  # for 3 + 6
+    assert len(line.pages) == 3  # for 2 + 7
 
 
 def test_the_youngest_gives_way_and_is_read_again_without_a_draw():
@@ -178,6 +179,20 @@ def test_a_younger_line_takes_no_page_that_an_older_one_waits_for():
     assert made.next_decode() == [old, young]
 
 
+def test_a_page_that_others_hold_is_not_waited_for():
+    made = scheduler(pages=9, lookahead=5)
+    old, other, gone, last = (
+        written(made, prompt, most)
+        for prompt, most in (([0] * 3, 16), ([1] * 8 + [2], 3), ([1] * 8 + [3], 3), ([4] * 3, 16))
+    )
+    assert made.pages.take(1)  # somebody else's, so that none is free
+    assert made.next_decode() == [old, other, gone, last]
+    made.wrote(old, [4] * 5)  # it needs two pages
+    made.ended(gone)  # one of its three comes back
+    assert made.next_decode() == [other]
+    assert last.state == "waiting"
+
+
 def test_a_line_gets_in_where_each_one_before_it_finds_another_page():
     made = scheduler(pages=4, lookahead=1)
     old = written(made, [1] * 3, 9)
@@ -274,10 +289,8 @@ def test_no_more_rounds_are_made_than_a_line_has_tokens(most):
     made = scheduler()
     line = added(made, [1], most)
     assert made.next_read().draws == (most > 0)
-    rounds = 0
-    while made.next_decode():
-        rounds += 1
-    assert rounds == max(most - 1, 0)
+    rounds = [made.next_decode() for _ in range(4)]
+    assert rounds == [[line]] * max(most - 1, 0) + [[]] * (4 - max(most - 1, 0))
     assert len(line.pages) == 1
 
 

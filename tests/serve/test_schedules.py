@@ -41,13 +41,13 @@ REQUESTS = st.fixed_dictionaries(
         "host_stop": rarely(st.integers(1, 8)),
     }
 )
-CANCEL, RESET, TURN, TURNS = "cancel", "reset", "turn", "turns"
+CANCEL, FOLLOW, RESET, TURN, TURNS = "cancel", "follow", "reset", "turn", "turns"
 EVENTS = st.lists(
     st.one_of(
         REQUESTS,
         REQUESTS,
         REQUESTS,
-        st.tuples(st.just(CANCEL), st.integers(0, 30)),
+        st.tuples(st.sampled_from([CANCEL, FOLLOW]), st.integers(0, 30)),
         st.sampled_from([TURN, TURN, TURNS, TURNS, RESET]),
     ),
     min_size=6,
@@ -65,13 +65,20 @@ def submit(engine, *, n, poison, host_stop, **fields):
         assert -(-lines[0].limit // engine.pages.size) > engine.pages.count
 
 
+def follow(engine, asked):
+    """A request whose prompt is another's and what it got so far, as a dialog's next turn is."""
+    prompt = [*asked.line.prompt, *asked.got, 1, 2]
+    submit(engine, prompt=prompt, max_new_tokens=5, n=1, poison=None, host_stop=None)
+
+
 def play(engine, events):
     for event in events:
         if isinstance(event, dict):
             submit(engine, **event)
-        elif event[0] == CANCEL:
+        elif event[0] in (CANCEL, FOLLOW):
             if event[1] < len(engine.asked):
-                engine.cancel(list(engine.asked.values())[event[1]])
+                asked = list(engine.asked.values())[event[1]]
+                engine.cancel(asked) if event[0] == CANCEL else follow(engine, asked)
         elif event == RESET:
             engine.reset()
         else:

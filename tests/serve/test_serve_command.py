@@ -1,6 +1,7 @@
 """`llama-jax serve`: what it refuses before it loads anything, and its life from start to end."""
 
 import http.client
+import importlib
 import importlib.util
 import json
 import os
@@ -33,6 +34,24 @@ def test_keys_must_be_there(tmp_path):
     (tmp_path / "keys").write_text("# none\n")
     assert "has no keys" in run("serve", "--api-key-file", tmp_path / "keys").stderr
     assert "No such file" in run("serve", "--api-key-file", tmp_path / "nokeys").stderr
+
+
+@pytest.mark.parametrize(
+    ("named", "called"),
+    [
+        (None, "stories"),
+        ("llama-3.2-1b", "llama-3.2-1b"),
+        ("tiny.q8.gguf", "tiny.q8"),
+        ("smollm2", "smollm2"),
+        ("hf:org/a.b", "org/a.b"),
+    ],
+)
+def test_a_model_is_called_as_it_was_named(named, called, tmp_path):
+    (tmp_path / "llama-3.2-1b").mkdir()
+    (tmp_path / "tiny.q8.gguf").touch()
+    place = tmp_path / (named or "x")
+    serve = importlib.import_module("llama_jax.cli.serve")
+    assert serve._name_of(str(place) if place.exists() else named, place) == called
 
 
 @pytest.mark.slow

@@ -34,6 +34,15 @@ export function take(job, { choices, usage }) {
   job.turn.content += text;
 }
 
+/** How far a job is, in words. */
+export function progressOf({ began, first, heard, pieces, why }) {
+  const now = performance.now();
+  const silent = Math.floor((now - heard) / 1000);
+  if (silent > 30) return `nothing has come for ${silent} s; stop and retry, or see the server's log`;
+  if (!first) return `${why || "reading"}, ${Math.floor((now - began) / 1000)} s`;
+  return `about ${pieces} tokens, ${((pieces * 1000) / (now - first + 1)).toFixed(1)} a second`;
+}
+
 /** What an answer cost. Without the server's own counts, each event is about a token. */
 export function counts({ usage, pieces, began, first, last }) {
   const tokens = usage?.completion_tokens ?? pieces;

@@ -11,7 +11,7 @@ export class Failure extends Error {
 const SHORTER = "Edit an earlier message to be shorter, lower “Max tokens” in Settings, or begin anew.";
 const WORDS = {
   400: ["The server does not take this request.", "Change what it names, then retry."],
-  401: ["The server asks for a key.", "Enter the key that it was started with."],
+  401: ["The server asks for a key.", "Enter one of those that it was started with."],
   403: ["The server refuses this page's address.", "Open the page under the address that the server printed."],
   404: ["The server does not have this model.", "Reload the page: it may have been started with another."],
   413: ["This conversation is too long for the server.", SHORTER],

@@ -1,11 +1,12 @@
 // The page: conversations with the model that this server has, and the answers that are written.
-import { add, counts, failed, requestOf, take } from "./answer.js";
+import { add, counts, failed, progressOf, requestOf, take } from "./answer.js";
 import { Failure, events, models, unready } from "./api.js";
 import { askKey, key, showSettings } from "./dialogs.js";
 import { button, make, reader, say } from "./dom.js";
 import { drawer, followWords, toLatest, toMessage } from "./frame.js";
+import { exportAll, importFrom, showList } from "./shelf.js";
 import * as store from "./store.js";
-import { conversationView, failureView, grow, sends, waitOf } from "./view.js";
+import { conversationView, failureView, grow, sends, waitOf, welcomeView } from "./view.js";
 
 const $ = (id) => document.getElementById(id);
 const deleted = new Set(); // conversations whose answer may end after them
@@ -122,7 +123,9 @@ function draw(turn) {
   if (turn) view.update(turn);
   else {
     view = conversationView(current, does);
-    $("turns").replaceChildren(...(current.turns.length > 0 ? view.nodes : [welcome()]));
+    const words = (text) => ($("message").value = text) && send();
+    const welcome = () => [welcomeView(current.kind, model?.id ?? "the model", words)];
+    $("turns").replaceChildren(...(current.turns.length > 0 ? view.nodes : welcome()));
   }
   const text = current.kind === "text";
   const busy = jobs.has(current.id);
@@ -135,30 +138,7 @@ function draw(turn) {
   followWords();
 }
 
-function welcome() {
-  const name = make("em", {}, model?.id ?? "the model");
-  if (current.kind === "chat") {
-    return make("div", { class: "welcome" }, make("p", {}, "Talk with ", name, "."), make("p", { class: "quiet" }, "What you write stays in this browser and goes to this server alone."));
-  }
-  const begin = (text) => button(text, () => ($("message").value = text) && send());
-  const starts = ["Once upon a time", "One day, a little fox", "Lily found a key"].map(begin);
-  return make("div", { class: "welcome" }, make("p", {}, "Begin a text; ", name, " goes on."),
-    make("p", { class: "quiet" }, "This model has no chat template: it does not answer, it continues. Your own words are underlined."),
-    make("div", { class: "starts" }, ...starts));
-}
-
-function list() {
-  const items = store.all().map((conversation) => {
-    const title = store.titleOf(conversation);
-    const open = button(title, () => choose(conversation), { class: "open" });
-    if (conversation.id === current.id) open.setAttribute("aria-current", "true");
-    if (jobs.has(conversation.id)) open.prepend(make("span", { class: "dot" }, make("span", { class: "unseen" }, "Being written: ")));
-    const forget = button("", () => discard(conversation), { class: "forget", title: "Delete", "aria-label": `Delete “${title}”` });
-    return make("li", {}, open, forget);
-  });
-  $("list").replaceChildren(...items);
-  $("export").disabled = items.length === 0;
-}
+const list = () => showList(current, { choose, discard, written: (id) => jobs.has(id) });
 
 function choose(conversation) {
   current = jobs.get(conversation.id)?.conversation ?? conversation;
@@ -169,16 +149,10 @@ function choose(conversation) {
   toMessage();
 }
 
-/** How far an answer is, in numbers that change while it is written. */
+/** Shows how far an answer is, and for how long one is to wait. */
 function progress() {
   const job = jobs.get(current.id);
-  const now = performance.now();
-  const silent = job ? (now - job.heard) / 1000 : 0;
-  let words = "";
-  if (job?.first) words = `about ${job.pieces} tokens, ${((job.pieces * 1000) / (now - job.first + 1)).toFixed(1)} a second`;
-  else if (job) words = `${job.why || "reading"}, ${Math.floor((now - job.began) / 1000)} s`;
-  if (silent > 30) words = `nothing has come for ${Math.floor(silent)} s; stop and retry, or see the server's log`;
-  $("progress").textContent = words;
+  $("progress").textContent = job ? progressOf(job) : "";
   for (const wait of document.querySelectorAll(".wait")) wait.textContent = waitOf(Number(wait.dataset.until));
 }
 
@@ -216,25 +190,14 @@ function discard(conversation) {
   back.focus();
 }
 
-function exported() {
-  const url = URL.createObjectURL(new Blob([store.toFile(store.all())], { type: "application/json" }));
-  make("a", { href: url, download: `conversations-${new Date().toISOString().slice(0, 10)}.json` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 60_000);
-}
-
 async function imported() {
-  const [file] = $("file").files;
-  if (!file) return;
   try {
-    const found = store.fromFile(await file.text());
-    for (const conversation of found) store.save(conversation);
+    const found = await importFrom($("file"));
     notice(null);
-    choose(found[0]);
-    say(`${found.length} imported.`);
+    if (found.length > 0) choose(found[0]);
   } catch (error) {
     notice(new Failure("Nothing was imported.", error.message));
   }
-  $("file").value = "";
 }
 
 // ---- model and key
@@ -281,7 +244,7 @@ on("message", "keydown", (event) => {
 });
 on("message", "input", () => grow($("message")));
 on("new", "click", begin);
-on("export", "click", exported);
+on("export", "click", exportAll);
 on("import", "click", () => $("file").click());
 on("file", "change", imported);
 on("keys", "click", () => askKey("Needed only where the server was started with keys. An empty one forgets it.", start));

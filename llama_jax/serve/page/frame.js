@@ -20,7 +20,8 @@ export function drawer(open) {
   document.body.classList.toggle("drawn", open);
   $("page").inert = open;
   $("drawer").setAttribute("role", open ? "dialog" : "navigation");
-  $("drawer").setAttribute("aria-modal", String(open));
+  if (open) $("drawer").setAttribute("aria-modal", "true");
+  else $("drawer").removeAttribute("aria-modal");
   $("menu").setAttribute("aria-expanded", String(open));
   if (open) $("close").focus();
   else if (was) $("menu").focus();

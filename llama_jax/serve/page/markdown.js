@@ -1,6 +1,7 @@
-// A small Markdown: fences, headings, lists, quotes, rules, paragraphs; bold, italics and code in
-// a line. It makes text nodes and elements, never HTML from text; links stay text.
+// A small Markdown: fences, headings, lists, quotes, tables, rules and paragraphs. It makes text
+// nodes and elements, never HTML from text.
 import { copyButton, make } from "./dom.js";
+import { inline } from "./inline.js";
 
 const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*)$/;
@@ -51,10 +52,11 @@ function blocksOf(lines, depth) {
       const inner = lines.slice(from, at).map((quoted) => QUOTE.exec(quoted)[1]);
       blocks.push({ kind: "quote", blocks: blocksOf(inner, depth + 1) });
     } else if (found?.kind === "list") at = list(lines, at, depth, blocks);
+    else if (isTable(lines, at)) at = table(lines, at, blocks);
     else {
       const from = at;
       do at += 1;
-      while (at < lines.length && lines[at].trim() && !starts(lines[at], depth));
+      while (at < lines.length && lines[at].trim() && !starts(lines[at], depth) && !isTable(lines, at));
       blocks.push({ kind: "paragraph", text: lines.slice(from, at).join("\n") });
     }
   }
@@ -79,6 +81,26 @@ function fence(lines, at, [, mark, words], blocks) {
   while (end < lines.length && !closes(lines[end])) end += 1;
   blocks.push({ kind: "code", language, text: lines.slice(at + 1, end).join("\n") });
   return end + 1;
+}
+
+const cells = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+
+/** Whether a table begins here: a line of names over one of as many dashes. */
+function isTable(lines, at) {
+  const under = lines[at + 1] ?? "";
+  if (!lines[at].includes("|") || !/^[\s|:-]+$/.test(under)) return false;
+  const dashes = cells(under);
+  return dashes.every((cell) => /^:?-+:?$/.test(cell)) && dashes.length === cells(lines[at]).length;
+}
+
+function table(lines, at, blocks) {
+  const names = cells(lines[at]);
+  const rows = [];
+  for (at += 2; at < lines.length && lines[at].includes("|"); at += 1) {
+    rows.push(cells(lines[at]).slice(0, names.length));
+  }
+  blocks.push({ kind: "table", names, rows });
+  return at;
 }
 
 function list(lines, at, depth, blocks) {
@@ -115,6 +137,8 @@ function elementOf(block) {
       return make(`h${Math.min(block.shown, 6)}`, { dir: "auto" }, inline(block.text));
     case "rule":
       return make("hr");
+    case "table":
+      return tableElement(block);
     case "quote":
       return make("blockquote", {}, ...block.blocks.map(elementOf));
     case "list": {
@@ -124,6 +148,13 @@ function elementOf(block) {
     default:
       return make("p", { dir: "auto" }, inline(block.text));
   }
+}
+
+function tableElement({ names, rows }) {
+  const head = names.map((name) => make("th", { scope: "col", dir: "auto" }, inline(name)));
+  const row = (texts) => make("tr", {}, ...texts.map((text) => make("td", { dir: "auto" }, inline(text))));
+  const body = make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows.map(row)));
+  return make("div", { class: "table", role: "region", "aria-label": "Table", tabindex: "0" }, body);
 }
 
 function itemElement(blocks) {
@@ -139,49 +170,3 @@ function codeElement({ language, text }) {
   const caption = make("figcaption", {}, make("span", {}, name), copying);
   return make("figure", { class: "code" }, caption, make("pre", { tabindex: "0" }, code));
 }
-
-/** The nodes of a line's text: `code`, **bold**, *italics*; an escaped mark is itself. */
-function inline(text) {
-  const nodes = document.createDocumentFragment();
-  const marks = /\\([!-/:-@[-`{-~])|`+|\*{1,3}|_{1,3}/g;
-  const never = new Set(); // marks known not to close in this text, so that each is sought once
-  let plain = 0;
-  for (let found; (found = marks.exec(text)); ) {
-    const mark = found[1] ? "" : found[0];
-    const from = found.index + found[0].length;
-    const end = found[1] || never.has(mark) ? -1 : closing(text, mark, found.index);
-    if (end < 0 && mark) never.add(mark);
-    if (end < 0 && mark) continue;
-    nodes.append(text.slice(plain, found.index));
-    if (!mark) nodes.append(found[1]);
-    else nodes.append(marked(mark, text.slice(from, end)));
-    plain = marks.lastIndex = mark ? end + mark.length : from;
-  }
-  nodes.append(text.slice(plain));
-  return nodes;
-}
-
-function marked(mark, inner) {
-  if (mark[0] === "`") return make("code", {}, inner.replace(/^ (.*\S.*) $/s, "$1"));
-  if (mark.length === 3) return make("strong", {}, make("em", {}, inline(inner)));
-  return make(mark.length === 2 ? "strong" : "em", {}, inline(inner));
-}
-
-/** Where the mark at `index` closes, or -1. Marks that close together do so from the inside out. */
-function closing(text, mark, index) {
-  const from = index + mark.length;
-  const [sign, size] = [mark[0], mark.length];
-  const within = (at) => /\w/.test(text[at] ?? "");
-  if (sign !== "`" && !/\S/.test(text[from] ?? " ")) return -1;
-  if (sign === "_" && within(index - 1)) return -1;
-  for (let at = text.indexOf(sign, from), end; at >= 0; at = text.indexOf(sign, end)) {
-    for (end = at; text[end] === sign; ) end += 1;
-    const run = end - at;
-    if (sign === "`" ? run === size : fits(run, size) && /\S/.test(text[at - 1]) && !(sign === "_" && within(end))) {
-      return end - size;
-    }
-  }
-  return -1;
-}
-
-const fits = (run, size) => (size === 1 ? run % 2 === 1 : run >= size);

@@ -91,6 +91,21 @@ function text(conversation, does, views) {
   return [page, after];
 }
 
+/** An empty page, in place of turns. `begin` takes the first words of a text. */
+export function welcomeView(kind, name, begin) {
+  const model = make("em", {}, name);
+  const words = (text) => make("p", { class: "quiet" }, text);
+  if (kind === "chat") {
+    const stays = "What you write stays in this browser and goes to this server alone.";
+    return make("div", { class: "welcome" }, make("p", {}, "Talk with ", model, "."), words(stays));
+  }
+  const starts = ["Once upon a time", "One day, a little fox", "Lily found a key"];
+  const buttons = starts.map((text) => button(text, () => begin(text)));
+  const continues = "This model has no chat template: it does not answer, it continues. Your own words are underlined.";
+  const title = make("p", {}, "Begin a text; ", model, " goes on.");
+  return make("div", { class: "welcome" }, title, words(continues), make("div", { class: "starts" }, ...buttons));
+}
+
 /** A turn's failure, its buttons, how it ended and what it cost. */
 function below(turn, buttons) {
   const nodes = [];

@@ -1,0 +1,64 @@
+"""How many pages a pool has: computed from what is given, or from the memory that is free."""
+
+import dataclasses
+
+import jax
+import pytest
+from helpers import config_of
+
+from llama_jax.model.placement import Placement
+from llama_jax.model.transformer import init_params
+from llama_jax.serve import pool
+from llama_jax.serve.pool import pages_of_pool
+
+CONFIG = config_of(max_seq_len=640)
+EACH = 2 * 2 * 2 * 64 * 16 * 4  # keys and values, layers, key heads, positions, numbers
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = init_params(jax.random.key(0), CONFIG)
+    return params, Placement.of(params)
+
+
+def pages(model, cache_bytes=None, seats=4):
+    return pages_of_pool(*model, seats, cache_bytes, 64)
+
+
+def test_a_pool_has_the_bytes_that_it_was_given(model):
+    assert pages(model, 7 * EACH) == 7
+    assert pages(model, 8 * EACH - 1) == 7
+
+
+def test_a_pool_has_no_more_pages_than_can_be_of_use(model):
+    assert pages(model, 10**12) == 4 * 4 * 10
+    assert pages(model, 10**12, seats=1) == 4 * 10
+
+
+def test_no_page_at_all_is_an_error_with_the_way_out(model):
+    with pytest.raises(ValueError, match=r"64 tokens take .* GiB; give the cache more"):
+        pages(model, EACH - 1)
+
+
+def test_a_host_gives_a_quarter_of_what_is_free(model, monkeypatch):
+    monkeypatch.setattr(pool, "free_memory", lambda: 4 * 9 * EACH)
+    assert pages(model) == 9
+    monkeypatch.setattr(pool, "HOST_BYTES", 3 * EACH)
+    assert pages(model) == 3
+
+
+def test_a_device_gives_what_weights_and_a_step_leave(model, monkeypatch):
+    params, place = model
+    step = 4 * 4 * 4 * 130 + 4 * 4 * 64 * (96 + 64)
+    room = {
+        "bytes_limit": 10**6 + step,
+        "bytes_in_use": int(0.9 * (10**6 + step)) - step - 5 * EACH,
+    }
+
+    @dataclasses.dataclass
+    class Card:
+        def memory_stats(self):
+            return room
+
+    monkeypatch.setattr(pool.jax, "devices", lambda: [Card()])
+    assert pages_of_pool(params, place, 4, None, 64) in (4, 5)  # by rounding
