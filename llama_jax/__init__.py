@@ -19,6 +19,8 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.config import YarnScaling as YarnScaling
     from llama_jax.generation.chat import Conversation as Conversation
     from llama_jax.generation.chat import chat as chat
+    from llama_jax.generation.constraint import Constraint as Constraint
+    from llama_jax.generation.constraint import constraint_for as constraint_for
     from llama_jax.generation.generate import generate as generate
     from llama_jax.generation.generate import stream as stream
     from llama_jax.generation.prompts import Prompt as Prompt

@@ -11,7 +11,8 @@ WANTED = ("chromium", "chromedriver")
 GET_THEM = "no chromium and chromedriver here: apt-get install chromium chromium-driver"
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --disable-dev-shm-usage"
+    "--disable-background-networking --disable-component-update --disable-dev-shm-usage "
+    "--force-prefers-reduced-motion"
 )
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the protocol's own key of an element's id
 ENTER, ESCAPE, TAB, SHIFT = "\ue007", "\ue00c", "\ue004", "\ue008"
@@ -92,6 +93,9 @@ class Browser:
     def click(self, selector: str) -> None:
         self.ask("POST", f"/element/{self.find(selector)}/click", {})
 
+    def clear(self, selector: str) -> None:
+        self.ask("POST", f"/element/{self.find(selector)}/clear", {})
+
     def type(self, selector: str, text: str) -> None:
         self.ask("POST", f"/element/{self.find(selector)}/value", {"text": text})
 
@@ -117,5 +121,5 @@ class Browser:
         while not (found := holds()):
             if time.monotonic() > end:
                 raise AssertionError(f"not within {seconds} s")
-            time.sleep(0.02)
+            time.sleep(0.05)
         return found

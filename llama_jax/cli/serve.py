@@ -132,7 +132,7 @@ def serve(
     cache: options.Cache = True,
     replica: OneReplica,
 ) -> None:
-    """Answer OpenAI's clients over HTTP, and show a page to talk with the model.
+    """Answer OpenAI's clients over HTTP, and show a chat page.
 
     /v1/completions, /v1/chat/completions and /v1/models are as OpenAI's clients expect them; / is
     the page, /metrics is for Prometheus, and /openapi.json describes the rest. Many requests are

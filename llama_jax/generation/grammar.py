@@ -115,10 +115,13 @@ def _error_in(grammar: str) -> str:
         done = subprocess.run(
             command, input=grammar.encode(), capture_output=True, timeout=_CHECK_SECONDS
         )
-    except subprocess.TimeoutExpired:
-        return "it takes too long to compile; make it simpler"
-    if done.returncode:
+    except subprocess.TimeoutExpired:  # raised, so that it is not remembered
+        raise ValueError(f"a grammar did not compile in {_CHECK_SECONDS} seconds") from None
+    complaint = done.stderr.decode(errors="replace").strip().split("\n")[-1]
+    if done.returncode < 0 or "memory" in complaint.lower():  # ended by a bound
         return "it takes more than a second or a gigabyte to compile; make it simpler"
+    if done.returncode:
+        raise RuntimeError(f"the process that tries a grammar failed: {complaint:.200}")
     return _in_words(done.stdout.decode(errors="replace"))
 
 

@@ -7,7 +7,7 @@ It imports nothing of ours. Where it is killed, the grammar is refused.
 import sys
 
 SECONDS = 1
-"""Of CPU."""
+"""Of CPU; Python and the library take a tenth of it to start."""
 MEMORY = 1 << 30
 
 
@@ -17,8 +17,7 @@ def bound() -> None:
         import resource
     except ImportError:  # Windows; the parent's clock is all there is
         return
-    # A second more for Python and the library to start.
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS + 1, SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

@@ -13,6 +13,9 @@ from llama_jax.generation.grammar import GRAMMARS, library
 from llama_jax.generation.masks import bits_of, words_of
 from llama_jax.tokenizer import Tokenizer
 
+MAX_LEXER_STATES = 100_000
+"""Of a completion; each takes 1 or 2 KB."""
+
 
 class TokenTable:
     """The bytes of a model's tokens, and the grammars compiled for them, the last 32 of them.
@@ -45,7 +48,10 @@ class TokenTable:
         """llguidance's matcher of a text that follows a checked grammar, at its beginning."""
         with self._lock:
             if grammar not in self._compiled:
-                made = library().LLMatcher(self._library, grammar, log_level=0)
+                limits = library().LLParserLimits(
+                    max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
+                )
+                made = library().LLMatcher(self._library, grammar, log_level=0, limits=limits)
                 if made.is_error():
                     raise ValueError(
                         "the schema, regex or grammar takes too much work to compile; make it "

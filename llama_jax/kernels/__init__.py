@@ -18,8 +18,8 @@ from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quant
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
-from llama_jax.sharding.arrays import cuts_evenly
-from llama_jax.sharding.specs import NEW_KEYS, QUERIES
+from llama_jax.sharding.arrays import cuts_evenly, per_device
+from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
 from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
 
@@ -172,9 +172,22 @@ def attention(
 def paged_attention(
     q: Queries, k: NewKeys, v: NewKeys, past: paged.Pages, lengths: Lengths
 ) -> Queries:
-    """`attention` to a past in pages: row b sees its first `lengths[b]` positions."""
+    """`attention` to a past in pages: row b sees its first `lengths[b]` positions.
+
+    A GPU takes our kernel for a decode step, where it has it.
+    """
     form = paged.step_attention if q.shape[1] == 1 else paged.chunk_attention
-    return form(q, k, v, past, lengths)
+    if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
+        return form(q, k, v, past, lengths)
+    # Each device by itself takes as many turns as its own rows need.
+    pages: Any = paged.Pages(POOL, POOL, TABLE)  # type: ignore[arg-type]  # their specs
+    specs = (QUERIES, NEW_KEYS, NEW_KEYS, pages, LENGTHS)
+    otherwise = functools.partial(per_device(form, specs, QUERIES), q, k, v, past, lengths)
+    if q.shape[1] == 1 and gpu.has_paged_step_kernel_for(q, past.k):
+        kernel = per_device(gpu.paged_step_attention, specs, QUERIES)
+        here = functools.partial(kernel, q, k, v, past, lengths)
+        return jax.lax.platform_dependent(cuda=here, default=otherwise)
+    return otherwise()
 
 
 def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: causal.First = None) -> Queries:

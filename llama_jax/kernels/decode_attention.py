@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jaxtyping import Array, Float, Int
 
+from llama_jax.kernels.blockwise import LOWEST
 from llama_jax.ops.attention import Slots
 from llama_jax.ops.linear import product_precision
 
@@ -23,6 +24,7 @@ PROGRAMS = 264
 
 Query = Float[Array, "batch kv_heads group head_dim"]
 Own = Float[Array, "batch kv_heads head_dim"]
+Table = Int[Array, "batch width"]
 
 
 def decode_attention(
@@ -32,16 +34,19 @@ def decode_attention(
     past: tuple[Slots, Slots],
     lengths: Int[Array, " batch"],
     *,
+    table: Table | None = None,
     interpret: bool = False,
 ) -> Float[Array, "batch one heads head_dim"]:
     """Softmax attention of each row's newest token over its first `lengths` slots and itself.
 
-    Query head h reads key-value head `h // (heads // kv_heads)`. `interpret` runs the kernel
-    without a GPU, slowly. Its reference is `ops.attention.attention`.
+    Query head h reads key-value head `h // (heads // kv_heads)`. With a `table`, `past` is two
+    pools of pages [pages, kv_heads, 64, head_dim], and slot s of a row lies in page
+    `table[row, s // 64]`; a page that there is not is masked. `interpret` runs the kernel without a
+    GPU, slowly. Its reference is `ops.attention.attention`.
     """
     batch, _, heads, head_dim = q.shape
     grouped = q.reshape(batch, k.shape[2], heads // k.shape[2], head_dim)
-    part, mass = _in_parts(grouped, (k[:, 0], v[:, 0]), past, lengths, interpret=interpret)
+    part, mass = _in_parts(grouped, (k[:, 0], v[:, 0]), past, lengths, table, interpret=interpret)
     weights = jnp.exp(mass - jnp.max(mass, axis=2, keepdims=True))
     total = jnp.sum(weights, axis=2)[..., None]
     out = jnp.sum(part * weights[..., None], axis=2) / total
@@ -53,6 +58,7 @@ def _in_parts(
     own: tuple[Own, Own],
     past: tuple[Slots, Slots],
     lengths: Int[Array, " batch"],
+    table: Table | None,
     *,
     interpret: bool,
 ) -> tuple[
@@ -64,7 +70,9 @@ def _in_parts(
     An empty split has the output 0 and the logsumexp minus infinity.
     """
     batch, kv_heads, group, head_dim = q.shape
-    slots = past[0].shape[2]
+    slots = past[0].shape[2] if table is None else table.shape[1] * past[0].shape[2]
+    if table is not None and past[0].shape[2] != BLOCK:
+        raise ValueError(f"decode_attention takes pages of {BLOCK} slots, not {past[0].shape[2]}")
     if slots < BLOCK or head_dim & (head_dim - 1):
         raise ValueError(
             f"decode_attention takes at least {BLOCK} slots and a head_dim that is a power of two, "
@@ -77,6 +85,12 @@ def _in_parts(
     def of_head(n: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, n, head_dim), lambda b, h, s: (b, h, 0, 0))
 
+    where, tables = of_head(slots), []
+    if table is not None:  # the whole pool of a head: the kernel reads the pages that its row has
+        sizes = (past[0].shape[0], None, BLOCK, head_dim)
+        where = pl.BlockSpec(sizes, lambda b, h, s: (0, h, 0, 0))
+        tables = [table.astype(jnp.int32)]
+    of_row = pl.BlockSpec((None, slots // BLOCK), lambda b, h, s: (b, 0))
     one = pl.BlockSpec((None, None, head_dim), lambda b, h, s: (b, h, 0))
     length = pl.BlockSpec((None,), lambda b, h, s: (b,))
     part, mass = pl.pallas_call(
@@ -86,7 +100,7 @@ def _in_parts(
             jax.ShapeDtypeStruct((batch, kv_heads, splits, rows), jnp.float32),
         ),
         grid=(batch, kv_heads, splits),
-        in_specs=[of_head(rows), one, one, of_head(slots), of_head(slots), length],
+        in_specs=[of_head(rows), one, one, where, where, length, *[of_row] * len(tables)],
         out_specs=(
             pl.BlockSpec((None, None, None, rows, head_dim), lambda b, h, s: (b, h, s, 0, 0)),
             pl.BlockSpec((None, None, None, rows), lambda b, h, s: (b, h, s, 0)),
@@ -94,7 +108,7 @@ def _in_parts(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="decode_attention",
-    )(q, *own, *past, lengths.astype(jnp.int32))
+    )(q, *own, *past, lengths.astype(jnp.int32), *tables)
     return part[:, :, :, :group], mass[..., :group]
 
 
@@ -105,16 +119,16 @@ def _kernel(
     k_ref: Any,
     v_ref: Any,
     length_ref: Any,
-    part_ref: Any,
-    mass_ref: Any,
-    *,
+    *rest: Any,
     splits: int,
     slots: int,
 ) -> None:
     """One split of one key head. Split s reads the blocks s, s + splits, s + 2 * splits, ...
 
-    So every split has work whatever the length. Split 0 also reads the step's own key.
+    So every split has work whatever the length. Split 0 also reads the step's own key. With a
+    table, block i is the page `table_ref[i]` of a pool.
     """
+    *table, part_ref, mass_ref = rest
     split, length = pl.program_id(2), length_ref[...]
     q = q_ref[...]
     scale = q.shape[1] ** -0.5
@@ -122,15 +136,15 @@ def _kernel(
     def one(turn: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, peak, total = state
         first = (split + turn * splits) * BLOCK
-        # The last block starts at slots - 64, and masks the slots that the one before has read.
-        start = jnp.minimum(first, slots - BLOCK)
-        slot = start + jnp.arange(BLOCK)
-        visible = (slot >= first) & (slot < length)
-        scores = _product(q, k_ref[pl.ds(start, BLOCK), :], along=1) * scale
+        if table:
+            keys, values, visible = _page(k_ref, v_ref, table[0], first, length)
+        else:
+            keys, values, visible = _block(k_ref, v_ref, slots, first, length)
+        scores = _product(q, keys, along=1) * scale
         scores = jnp.where(visible[None], scores, -jnp.inf)
         higher = jnp.maximum(peak, jnp.max(scores, axis=1))
         weights, shrunk = jnp.exp(scores - higher[:, None]), jnp.exp(peak - higher)
-        read = _product(weights.astype(v_ref.dtype), v_ref[pl.ds(start, BLOCK), :], along=0)
+        read = _product(weights.astype(values.dtype), values, along=0)
         return out * shrunk[:, None] + read, higher, total * shrunk + jnp.sum(weights, axis=1)
 
     own_score = jnp.sum(q.astype(jnp.float32) * own_k_ref[...].astype(jnp.float32), axis=1) * scale
@@ -138,7 +152,7 @@ def _kernel(
     has_own = split == 0
     state = (
         jnp.where(has_own, own_value, 0.0),
-        jnp.where(has_own, own_score, -jnp.inf),
+        jnp.where(has_own, own_score, LOWEST),
         jnp.where(has_own, jnp.ones_like(own_score), 0.0),
     )
     blocks = pl.cdiv(jnp.minimum(length, slots), BLOCK)
@@ -146,6 +160,31 @@ def _kernel(
     out, peak, total = jax.lax.fori_loop(0, mine, one, state)
     part_ref[...] = out / jnp.where(total > 0, total, 1.0)[:, None]
     mass_ref[...] = peak + jnp.log(total)
+
+
+def _block(
+    k_ref: Any, v_ref: Any, slots: int, first: Array, length: Array
+) -> tuple[Array, Array, Array]:
+    """The keys and values of the block that begins at slot `first`, and which of them are visible.
+
+    The last block starts at slots - 64, and masks the slots that the one before has read.
+    """
+    start = jnp.minimum(first, slots - BLOCK)
+    slot = start + jnp.arange(BLOCK)
+    keys, values = (ref[pl.ds(start, BLOCK), :] for ref in (k_ref, v_ref))
+    return keys, values, (slot >= first) & (slot < length)
+
+
+def _page(
+    k_ref: Any, v_ref: Any, table_ref: Any, first: Array, length: Array
+) -> tuple[Array, Array, Array]:
+    """The same of the page that holds slot `first`, whose other slots may hold anything."""
+    page, pages = table_ref[first // BLOCK], k_ref.shape[0]
+    visible = (first + jnp.arange(BLOCK) < length) & (page < pages)
+    where = jnp.minimum(page, pages - 1)
+    # 0 times NaN is NaN: what a former owner left is cleared, not only weighted with 0.
+    values = jnp.where(visible[:, None], v_ref[where, :, :], 0)
+    return k_ref[where, :, :], values, visible
 
 
 def _product(x: Array, y: Array, *, along: int) -> Array:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llama_jax.kernels.paged import Pages, Pool, Table
 from llama_jax.kernels.rows import in_pairs, over_rows
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
 from llama_jax.ops.linear import dot
@@ -39,6 +40,13 @@ def step_attention(
     """Attention of one new token a row to its past, by our kernel on each device."""
     specs = (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS)
     return per_device(_step, specs, QUERIES)(q, k, v, *past, lengths)
+
+
+def paged_step_attention(
+    q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Lengths
+) -> Queries:
+    """Attention of one new token a row to its past in pages, by our kernel on one device."""
+    return _step(q, k, v, past.k, past.v, lengths, past.table)
 
 
 @functools.cache
@@ -77,18 +85,43 @@ def has_step_kernel_for(q: Queries, past: Slots) -> bool:
     return has_step_kernel(q.dtype, past.dtype, group=group, slots=slots, head_dim=head_dim)
 
 
+@functools.cache
+def has_paged_step_kernel(
+    dtype: jnp.dtype, past_dtype: jnp.dtype, *, group: int, page: int, head_dim: int
+) -> bool:
+    """Whether this process's GPU runs our kernel for such queries over pages of so many slots."""
+    q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
+    own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
+    pool = jax.ShapeDtypeStruct((2, 1, page, head_dim), past_dtype)
+    length, table = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), (1, 2)))
+    return _compiles_here(_step, q, own, own, pool, pool, length, table)
+
+
+def has_paged_step_kernel_for(q: Queries, pool: Pool) -> bool:
+    """`has_paged_step_kernel` for these arrays."""
+    _, kv_heads, page, head_dim = pool.shape
+    group = q.shape[2] // kv_heads
+    return has_paged_step_kernel(q.dtype, pool.dtype, group=group, page=page, head_dim=head_dim)
+
+
 def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 @jax.jit  # lowered once, not once a layer
 def _step(
-    q: Queries, k: NewKeys, v: NewKeys, past_k: Slots, past_v: Slots, lengths: Lengths
+    q: Queries,
+    k: NewKeys,
+    v: NewKeys,
+    past_k: Slots,
+    past_v: Slots,
+    lengths: Lengths,
+    table: Table | None = None,
 ) -> Queries:
     # Pallas takes a tenth of a second to import, which a CPU need not wait for.
     from llama_jax.kernels.decode_attention import decode_attention
 
-    return decode_attention(q, k, v, (past_k, past_v), lengths)
+    return decode_attention(q, k, v, (past_k, past_v), lengths, table=table)
 
 
 def _compiles_here(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:

@@ -116,8 +116,8 @@ class Paged:
 
     def specs(self) -> Paged:
         """Pools are cut by key heads over `tensor`; every device has the whole table."""
-        specs: Any = *jax.tree.map(lambda _: POOL, (self.k, self.v)), REPLICATED
-        return Paged(*specs)
+        pools: Any = (POOL,) * len(self.k)
+        return Paged(pools, pools, REPLICATED)  # type: ignore[arg-type]  # a spec for each array
 
     def layer(self, layer: int) -> Past:
         """The past of one layer."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -34,7 +33,9 @@ read_chunk = _jit(
 decode_rows = _jit(
     programs.decode_rows, donate_argnames=("seats", "pool"), static_argnames="tokens"
 )
-clear_pages = _jit(lambda pool, pages: pool.cleared(pages), donate_argnames="pool")
+clear_pages = _jit(
+    lambda pool, pages: programs.laid_out_pool(pool.cleared(pages)), donate_argnames="pool"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Device:
         self.sizes = [seats] if exact else sorted(min(size, seats) for size in sizes)
         """The numbers of rows for which there is a program to decode. One of them is exact: it
         adds what a row is made of in one order, whoever its neighbours are."""
-        self._compiled = {seats}
-        self._lock = threading.Lock()
+        self._reads: dict[tuple[bool, bool], Any] = {}
+        self._decodes: dict[int, Any] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -81,7 +82,7 @@ class Device:
         config, place = self.params.config, self.place
         with place.use_mesh():
             empty = {"pages": self.pages, "rows": 1, "width": 1, "dtype": place.cache_dtype}
-            self._pool = jax.jit(lambda: Paged.empty(config, **empty))()
+            self._pool = jax.jit(lambda: programs.laid_out_pool(Paged.empty(config, **empty)))()
             self._seats = jax.jit(lambda: programs.laid_out_empty(config, self.seats))()
 
     def seat(self, seat: int, row: Row, written: Sequence[int]) -> None:
@@ -116,10 +117,10 @@ class Device:
         With `echo` the round has the log-probabilities of the tokens `following` each.
         """
         chunk = self._chunk(tokens, following, start, seat, pages)
+        program = self._reads.get((draws, echo)) or self._compiled_read(draws, echo)
         with self.place.use_mesh():
-            self._seats, self._pool, buffer, echoed, finite = read_chunk(
-                self.params, self._seats, self._pool, chunk, draws=draws, echo=echo
-            )
+            made = program(self.params, self._seats, self._pool, chunk)
+        self._seats, self._pool, buffer, echoed, finite = made
         return Round(buffer, echoed, finite)
 
     def decode(
@@ -130,10 +131,10 @@ class Device:
         rows, ends = np.full(size, self.seats, np.int32), np.zeros(size, np.int32)
         rows[: len(seats)], ends[: len(until)] = seats, until
         table = self._table(pages, size)
+        program = self._decodes[size]
         with self.place.use_mesh():
-            self._seats, self._pool, buffer = decode_rows(
-                self.params, self._seats, self._pool, rows, table, ends, tokens=self.tokens
-            )
+            made = program(self.params, self._seats, self._pool, rows, table, ends)
+        self._seats, self._pool, buffer = made
         return Round(buffer)
 
     def clear(self, pages: Sequence[int]) -> None:
@@ -147,7 +148,7 @@ class Device:
 
     def compile_first(self) -> None:
         """Compiles what the first requests run."""
-        self._compile_read(draws=True)
+        self._compiled_read(draws=True, echo=False)
         self._compile_decode(self.seats)
         with self.place.use_mesh():
             one = programs.seats_for(self.params.config, [], [])
@@ -156,30 +157,29 @@ class Device:
     def compile_rest(self) -> Iterator[None]:
         """Compiles the other programs, of which a request then need not wait; yields after each.
 
-        Another thread may do it while requests run.
+        Another thread may do it while requests run. Until then a larger program serves.
         """
-        self._compile_read(draws=False)
+        self._compiled_read(draws=False, echo=False)
         yield
         for size in self.sizes:
-            if size not in self._compiled:
+            if size not in self._decodes:
                 self._compile_decode(size)
-                self._compiled.add(size)
                 yield
 
-    def _compile_read(self, *, draws: bool) -> None:
+    def _compiled_read(self, draws: bool, echo: bool) -> Any:
+        """The program that reads a chunk; it is kept."""
         chunk = self._chunk([0], [], 0, 0, [])
-        seats, pool = self._shapes()
+        arguments = (self.params, *self._shapes(), chunk)
         with self.place.use_mesh():
-            read_chunk.lower(self.params, seats, pool, chunk, draws=draws, echo=False).compile()
+            made = read_chunk.lower(*arguments, draws=draws, echo=echo).compile()
+        self._reads[draws, echo] = made
+        return made
 
     def _compile_decode(self, size: int) -> None:
-        rows = np.zeros(size, np.int32)
-        table = self._table([], size)
-        seats, pool = self._shapes()
+        rows, table = np.zeros(size, np.int32), self._table([], size)
+        arguments = (self.params, *self._shapes(), rows, table, rows)
         with self.place.use_mesh():
-            decode_rows.lower(
-                self.params, seats, pool, rows, table, rows, tokens=self.tokens
-            ).compile()
+            self._decodes[size] = decode_rows.lower(*arguments, tokens=self.tokens).compile()
 
     def _shapes(self) -> Any:
         return jax.tree.map(
@@ -190,7 +190,7 @@ class Device:
         )
 
     def _bucket(self, rows: int) -> int:
-        return min(size for size in self._compiled if size >= rows)
+        return min(size for size in tuple(self._decodes) if size >= rows)
 
     def _table(self, pages: Sequence[Sequence[int]], rows: int) -> np.ndarray:
         table = np.full((rows, self.width), self.pages, np.int32)

@@ -6,9 +6,10 @@ import dataclasses
 import secrets
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_jax.generation.batch import Row, rows_of
+from llama_jax.generation.constraint import Constraint
 from llama_jax.generation.limits import NO_LIMIT, limits_on
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.settings import SamplingSettings, for_each
@@ -31,9 +32,6 @@ from llama_jax.serve.stream import (
 from llama_jax.serve.writing import Writing
 from llama_jax.tokenizer import Tokenizer
 from llama_jax.weights.params import Params
-
-if TYPE_CHECKING:
-    from llama_jax.generation.constraint import Constraint
 
 ROUNDS_IN_FLIGHT = 2
 """The one that is being dispatched, and the one whose tokens are not known yet."""

@@ -8,11 +8,11 @@ from llama_jax.serve.line import Line
 from llama_jax.serve.pages import Pages, digest_of
 
 
-def beginning(line: Line, pages: Pages, running: Iterable[Line], chunk: int) -> list[int] | None:
+def beginning(line: Line, pages: Pages, running: Iterable[Line], every: int) -> list[int] | None:
     """The known pages of what a line has to read. It holds none of them yet.
 
-    They end where a chunk begins, and before the last token: that one is always read. None where
-    a chunk in flight fills the next of them, so that to wait for it is to read less.
+    They end at a multiple of `every` tokens, and before the last token: that one is always read.
+    None where a chunk in flight fills the next of them, so that to wait for it is to read less.
     """
     if line.whole:
         return []
@@ -22,8 +22,7 @@ def beginning(line: Line, pages: Pages, running: Iterable[Line], chunk: int) -> 
         following = digests[len(found)]
         if any(following in _in_flight(other, pages.size) for other in running):
             return None
-    pages_a_chunk = max(chunk // pages.size, 1)
-    return found[: len(found) - len(found) % pages_a_chunk]
+    return found[: len(found) - len(found) % max(every // pages.size, 1)]
 
 
 def fill(line: Line, pages: Pages, certain: int) -> None:

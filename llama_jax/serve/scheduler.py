@@ -77,7 +77,8 @@ class Scheduler:
     def next_read(self) -> Read | None:
         """A chunk of the line that is being read, or of the first in the queue, if it gets in.
 
-        Chunks begin at multiples of their size, so a prompt is cut alike whatever is known of it.
+        An exact engine's begin at multiples of their size: a prompt is cut alike, whatever is known
+        of it. Another's first one begins at the end of the pages that are known.
         """
         line = self.running[-1] if self.running else None
         if line is None or line.state != "reading":
@@ -164,7 +165,8 @@ class Scheduler:
         if line is None or line in self.leaving or not self._seats:
             return None
         line.count = 0 if self.exact else len(line.written)
-        shared = beginning(line, self.pages, self.running, self.chunk)
+        every = self.chunk if self.exact else self.pages.size
+        shared = beginning(line, self.pages, self.running, every)
         if shared is None:
             return None
         self.pages.hold(shared)
@@ -199,7 +201,10 @@ class Scheduler:
         return new
 
     def _grown(self, line: Line) -> bool:
-        """Whether a line has pages for its lookahead now; younger lines give way to it."""
+        """Whether a line has pages for its lookahead now; younger lines give way to it.
+
+        The oldest has them once the rounds in flight are taken: alone it fits, as `check` found.
+        """
         while (needed := line.lacks(self.lookahead, self.pages.size)) > self.pages.free:
             if needed <= self.pages.free + self._pages_coming() or line is self.running[-1]:
                 return False

@@ -154,7 +154,7 @@ def read_chunk(
     places = chunk.start // PAGE + jnp.arange(-(-size // PAGE))
     pages = chunk.table.at[0, places].get(mode="fill", fill_value=pool.pages)
     finite = past.is_finite(pages)
-    return _laid_out(seats), pool, *map(_everywhere, (buffer, echoed, finite))
+    return _laid_out(seats), laid_out_pool(pool), *map(_everywhere, (buffer, echoed, finite))
 
 
 def decode_rows(
@@ -175,7 +175,8 @@ def decode_rows(
     taken = state.history.count
     state = decode(params, state, settings, taken, until, tokens_per_check=tokens)
     pool = state.cache.with_table(pool.table)
-    return _laid_out(_scattered(seats, rows, state)), pool, _everywhere(state.buffer)
+    seats = _laid_out(_scattered(seats, rows, state))
+    return seats, laid_out_pool(pool), _everywhere(state.buffer)
 
 
 def _gathered(
@@ -232,6 +233,11 @@ def _laid_out(seats: Seats) -> Seats:
         return constrain(x, BY_VOCABULARY if x.shape[1:] == (vocab,) else REPLICATED)
 
     return jax.tree.map(cut, seats)
+
+
+def laid_out_pool(pool: Paged) -> Paged:
+    """The pool as every program leaves it on a mesh."""
+    return jax.tree.map(constrain, pool, pool.specs())
 
 
 def _everywhere(tree: Any) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_jax.generation.batch import Row
+from llama_jax.generation.constraint import Constraint
 from llama_jax.generation.results import Delta, FinishReason, TokenLogprob
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.state import TokenBuffer
@@ -14,9 +15,6 @@ from llama_jax.serve.scheduler import Read
 from llama_jax.serve.seats import Echo
 from llama_jax.serve.stream import Stream
 from llama_jax.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llama_jax.generation.constraint import Constraint
 
 
 class Writing:

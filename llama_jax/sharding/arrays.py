@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -116,15 +117,15 @@ def constrain_weights(params: Params) -> Params:
     return params.replace(weights=nested(weights))
 
 
-def per_device(f: Callable[..., Array], specs: tuple[P, ...], out: P) -> Callable[..., Array]:
+def per_device(f: Callable[..., Array], specs: tuple[Any, ...], out: P) -> Callable[..., Array]:
     """`jax.shard_map` of `f` on the mesh of `jax.set_mesh`; without a mesh, `f` itself.
 
-    For what XLA cannot partition: a kernel.
+    For what XLA cannot partition: a kernel. `specs` are the arguments' trees of specs.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return f
-    here = tuple(_on(mesh, spec) for spec in specs)
+    here = jax.tree.map(functools.partial(_on, mesh), specs)
     return jax.shard_map(f, in_specs=here, out_specs=_on(mesh, out), check_vma=False)
 
 

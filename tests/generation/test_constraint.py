@@ -1,14 +1,16 @@
 """Masks are exact for every kind of tokenizer; bombs are refused; a copy goes its own way."""
 
+import datetime
 import json
 import random
+import re
 import sys
 
 import numpy as np
 import pytest
 from dialog_kinds import byte_folder
 from helpers import Letters
-from small_tokenizers import SENTENCEPIECES, tokenizer_of
+from small_tokenizers import SENTENCEPIECES, needs_shared, tokenizer_of
 
 from llama_jax import load_tokenizer
 from llama_jax.generation import grammar as grammar_module
@@ -87,6 +89,27 @@ def test_where_the_place_is_unknown_the_first_token_is_one_that_fits_anywhere(to
         tokenizer.token_bytes(id, at_start=True)[0] == tokenizer.token_bytes(id, at_start=False)[0]
         for id in found
     )
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+@pytest.mark.parametrize("alone", [True, False], ids=["an answer", "after a text"])
+def test_masks_of_real_vocabularies_are_exact_too(name, alone):
+    tokenizer, rng = tokenizer_of(name), random.Random(name)
+    size = tokenizer.vocab_size
+    before = [] if alone else tokenizer.encode("Once", bos=True, eos=False)
+    constraint, written = constraint_for(tokenizer, size, regex=REGEX, after=before), b""
+    while True:
+        first = alone and not written
+        found = allowed(constraint)
+        assert found == may_follow(tokenizer, size, written, at_start=first)
+        token = rng.choice(sorted(found))
+        if token in tokenizer.stop_ids:
+            break
+        constraint.take(token)
+        written += tokenizer.token_bytes(token, at_start=first)[0]
+    assert written.decode() in LANGUAGE
 
 
 def test_stop_ids_are_those_given_and_a_text_without_any_ends_all_the_same():
@@ -176,6 +199,67 @@ def test_a_schema_that_takes_years_is_refused():
 def test_what_is_deep_long_or_without_end_is_refused(given):
     with pytest.raises(ValueError, match=r"cannot be followed|has .* bytes"):
         grammar_of(**given)
+
+
+TREE = {
+    "type": "object",
+    "properties": {"value": {"type": "number"}, "left": {"$ref": "#"}},
+    "required": ["value"],
+    "additionalProperties": False,
+}
+SCHEMAS = {
+    "tree": (TREE, lambda x: x.keys() <= {"value", "left"} and type(x["value"]) in (int, float)),
+    "date": ({"type": "string", "format": "date"}, datetime.date.fromisoformat),
+    "union": (
+        {
+            "anyOf": [
+                {"type": "null"},
+                {"type": "array", "items": {"type": "boolean"}, "minItems": 1},
+            ]
+        },
+        lambda x: x is None or (len(x) > 0 and all(type(one) is bool for one in x)),
+    ),
+    "bounds": (
+        {
+            "type": "array",
+            "maxItems": 3,
+            "items": {"type": "integer", "minimum": -5, "maximum": 17},
+        },
+        lambda x: len(x) <= 3 and all(type(one) is int and -5 <= one <= 17 for one in x),
+    ),
+    "text": ({"type": "string", "maxLength": 5}, lambda x: len(x) <= 5),
+    "pattern": (
+        {"type": "string", "pattern": "^[a-c]{2}-\\d+$"},
+        lambda x: re.fullmatch(r"[a-c]{2}-\d+", x),
+    ),
+    "strict": (
+        {"type": "object", "properties": {}, "additionalProperties": {"enum": [1, "é"]}},
+        lambda x: set(x.values()) <= {1, "é"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_whatever_is_drawn_is_json_of_the_schema(tokenizers, name):
+    """Tokens drawn evenly from what is allowed; the bracket or quote that ends it more often."""
+    schema, is_valid = SCHEMAS[name]
+    tokenizer = tokenizers["tiny-tiktoken"]
+    start = constraint_for(tokenizer, tokenizer.vocab_size, json_schema=schema, after=())
+    whole = 0
+    for seed in range(30):
+        rng, constraint, ids = random.Random(seed), start.copy(), []
+        while len(ids) < 200:
+            found = sorted(allowed(constraint))
+            ends = [id for id in found if id in (*b'"}]', *tokenizer.stop_ids)]
+            token = rng.choice(ends if ends and rng.random() < 0.4 else found)
+            constraint.take(token)
+            if token in tokenizer.stop_ids:
+                value = json.loads(detokenize(tokenizer, ids))
+                assert is_valid(value), value
+                whole += 1
+                break
+            ids.append(token)
+    assert whole > 20
 
 
 def test_blanks_between_the_tokens_of_json_come_to_an_end():

@@ -53,6 +53,7 @@ def h100s():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels.gpu, "has_prompt_kernel", lambda *_: _has_cudnn())
         patch.setattr(kernels.gpu, "has_step_kernel", lambda *_, slots, **__: slots >= 64)
+        patch.setattr(kernels.gpu, "has_paged_step_kernel", lambda *_, **__: True)
         described = topologies.get_topology_desc(
             platform="cuda", target_config=H100, topology="1x1x8"
         )

@@ -18,6 +18,7 @@ from llama_jax.generation.batch import Batch, batch_settings
 from llama_jax.generation.loop import prefill
 from llama_jax.generation.state import NewCache
 from llama_jax.model.cache import KVCache
+from llama_jax.model.paged import PAGE, Paged
 from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import sharding_of, weight_shardings
@@ -53,10 +54,17 @@ def cache_of(config: Config, mesh: Mesh, *, batch: int, slots: int, fresh: bool 
     return jax.tree.map(lambda x: laid_out(x, NamedSharding(mesh, CACHE)), cache)
 
 
-def compiled_step(params: Params, cache: KVCache, mesh: Mesh, *, time: int, run=forward, donate=2):
+def paged_of(config: Config, mesh: Mesh, *, batch: int, slots: int) -> Paged:
+    """As many pages as the rows have slots for, and a page more: all their sizes differ."""
+    sizes = {"pages": batch * slots // PAGE + 1, "rows": batch, "width": slots // PAGE}
+    cache = jax.eval_shape(functools.partial(Paged.empty, config, **sizes, dtype=jnp.bfloat16))
+    return jax.tree.map(lambda x, spec: laid_out(x, sharding_of(mesh, spec)), cache, cache.specs())
+
+
+def compiled_step(params: Params, cache, mesh: Mesh, *, time: int, run=forward, donate=2):
     """One step compiled: `time` tokens a row, and the logits after the last."""
     rows = NamedSharding(mesh, P(("data", "fsdp")))
-    batch = cache.k[0].shape[0]
+    batch = len(cache.table if isinstance(cache, Paged) else cache.k[0])
     tokens = jax.ShapeDtypeStruct((batch, time), jnp.int32, sharding=rows)
     last = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=rows)
 

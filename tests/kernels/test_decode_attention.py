@@ -59,6 +59,50 @@ def test_bfloat16_differs_by_its_own_rounding():
     assert difference(case(dtype=jnp.bfloat16), [100, 3]) < 0.02
 
 
+def in_pages(past, spare=2, left=jnp.nan):
+    """The rows' slots as pages in random order, the table, and spare pages with `left` in them."""
+    batch, kv_heads, slots, head_dim = past[0].shape
+    width = slots // BLOCK
+    order = np.random.default_rng(0).permutation(batch * width + spare)[: batch * width]
+    empty = jnp.full((batch * width + spare, kv_heads, BLOCK, head_dim), left, past[0].dtype)
+
+    def pool(x):
+        pages = x.reshape(batch, kv_heads, width, BLOCK, head_dim).swapaxes(1, 2)
+        return empty.at[order].set(pages.reshape(-1, *pages.shape[2:]))
+
+    return tuple(map(pool, past)), jnp.asarray(order.reshape(batch, width))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (2, 2)])
+def test_pages_in_any_order_give_what_their_slots_give_side_by_side(heads, kv_heads):
+    """To the bit, with another's NaN after a row's end and a table that names used pages alone."""
+    lengths = jnp.array([0, 1, BLOCK, 3 * BLOCK - 1])
+    q, k, v, past = case(batch=4, heads=heads, kv_heads=kv_heads, slots=3 * BLOCK)
+    pools, table = in_pages(past)
+    for row, length in enumerate(lengths):
+        page, place = table[row, length // BLOCK], length % BLOCK
+        pools = tuple(pool.at[page, :, place:].set(jnp.nan) for pool in pools)
+    unused = jnp.arange(3) * BLOCK >= lengths[:, None]
+    table = jnp.where(unused, len(pools[0]), table)
+    wanted = decode_attention(q, k, v, past, lengths, interpret=True)
+    found = decode_attention(q, k, v, pools, lengths, table=table, interpret=True)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_row_without_pages_reads_its_own_key_alone():
+    q, k, v, past = case(heads=2)
+    pools, table = in_pages(past)
+    table = table.at[1].set(len(pools[0]))
+    found = decode_attention(q, k, v, pools, jnp.array([9, 2 * BLOCK]), table=table, interpret=True)
+    np.testing.assert_allclose(found[1], v[1], atol=1e-6)
+
+
+def test_pages_of_another_size_are_refused():
+    q, k, v, past = case(slots=32)
+    with pytest.raises(ValueError, match=f"pages of {BLOCK} slots, not 32"):
+        decode_attention(q, k, v, past, jnp.array([1, 2]), table=jnp.zeros((2, 2), jnp.int32))
+
+
 def test_slots_beyond_a_rows_length_are_not_read():
     q, k, v, (past_k, past_v) = case()
     spoilt = tuple(x.at[:, :, BLOCK:].set(jnp.nan) for x in (past_k, past_v))

@@ -175,7 +175,8 @@ class Engine:
         turn = []
         if (read := self.scheduler.next_read()) is not None:
             asked = self.asked[read.line]
-            assert read.start % self.scheduler.chunk == 0
+            assert 0 < len(read.tokens) <= self.scheduler.chunk
+            assert read.start % (self.scheduler.chunk if self.exact else 2) == 0
             if read.first and not read.line.preempted:
                 self.order.append(read.line)
             turn.append((asked, *self.device.read(asked, read)))
@@ -235,15 +236,15 @@ class Engine:
         assert pages.used == sum(pages.holders(page) > 0 for page in range(pages.count))
         seated = scheduler.running + scheduler.leaving
         holders = [0] * pages.count
-        places: dict[int, tuple[int, bytes]] = {}
+        texts: dict[int, tuple[bytes, list[int]]] = {}
         for line in seated:
             assert len(set(line.pages)) == len(line.pages) <= scheduler.width
             for place, page in enumerate(line.pages):
                 holders[page] += 1
                 if pages.holders(page) > 1:
                     assert place < line.filled, "a page is shared that a line may write"
-                    here = place, line.digests[place]
-                    assert places.setdefault(page, here) == here, "unlike texts share a page"
+                    text = line.salt, line.ids(0, (place + 1) * pages.size)
+                    assert texts.setdefault(page, text) == text, "unlike texts share a page"
         assert holders == [pages.holders(page) for page in range(pages.count)]
         seats = [line.seat for line in seated]
         assert None not in seats

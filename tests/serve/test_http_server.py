@@ -299,7 +299,7 @@ def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypat
     assert keys == (b"first", "sécond".encode(), b"third")
     with served(engine, keys=keys) as (url, _):
         assert [ask(url, path=path)[0] for path in ("/health", "/ready")] == [200, 200]
-        for path in ("/v1/models", "/metrics", "/openapi.json", "/nothing"):
+        for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenizer_info"):
             assert ask(url, path=path)[0] == 401
             assert ask(url, path=path, authorization="Bearer firs")[0] == 401
             assert ask(url, path=path, authorization="Basic first")[0] == 401

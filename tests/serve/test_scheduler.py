@@ -214,12 +214,13 @@ def test_the_last_token_is_always_read():
     assert read(made, added(made, [1] * 8)) == [4]
 
 
-def test_what_is_shared_ends_where_a_chunk_begins():
-    made = scheduler(chunk=8)
+@pytest.mark.parametrize(("exact", "starts"), [(True, [8, 16]), (False, [12])])
+def test_an_exact_engine_shares_up_to_where_a_chunk_begins(exact, starts):
+    made = scheduler(chunk=8, exact=exact)
     assert read(made, added(made, [1] * 13)) == [0, 8]
     late = added(made, [1] * 17)
-    assert read(made, late) == [8, 16]  # three pages are known
-    assert late.cached == 8
+    assert read(made, late) == starts  # three pages are known
+    assert late.cached == starts[0]
 
 
 def test_a_chunk_may_be_smaller_than_a_page():

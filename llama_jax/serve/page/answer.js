@@ -1,8 +1,6 @@
 // One answer: what is asked for, what its events say, what it cost.
 import { Failure } from "./api.js";
 
-export const TEXT_TOKENS = 256; // a model without a chat template seldom ends by itself
-
 /** The path and body of the request for a conversation's next turn. */
 export function requestOf(conversation, model) {
   const { system, ...numbers } = conversation.settings;
@@ -10,7 +8,7 @@ export function requestOf(conversation, model) {
   for (const [name, value] of Object.entries(numbers)) if (value !== "") body[name] = Number(value);
   const turns = conversation.turns.filter((turn) => turn.content);
   if (conversation.kind === "text") {
-    return ["v1/completions", { max_tokens: TEXT_TOKENS, ...body, prompt: turns.map((turn) => turn.content).join("") }];
+    return ["v1/completions", { ...body, prompt: turns.map((turn) => turn.content).join("") }];
   }
   if (!model.chat) throw new Failure("This model has no chat template.", "Begin a new text: it continues what you write.");
   const messages = system.trim() ? [{ role: "system", content: system }] : [];

@@ -28,6 +28,12 @@ export async function models(key) {
   return data;
 }
 
+/** Why the server is not ready, in its own words; empty when it is, or does not say. */
+export async function unready() {
+  const answer = await fetch("ready", { cache: "no-store" }).then((response) => response.json(), () => ({}));
+  return answer.error?.message ?? "";
+}
+
 /** The events of a streamed answer, parsed. Ends with the answer; throws a `Failure` else. */
 export async function* events(path, body, key, signal) {
   const sent = { method: "POST", body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }) };

@@ -1,7 +1,9 @@
-// The page: conversations with the model that this server has. State lives here, and nowhere else.
-import { add, counts, failed, requestOf, take, TEXT_TOKENS } from "./answer.js";
-import { Failure, events, models } from "./api.js";
+// The page: conversations with the model that this server has, and the answers that are written.
+import { add, counts, failed, requestOf, take } from "./answer.js";
+import { Failure, events, models, unready } from "./api.js";
+import { askKey, key, showSettings } from "./dialogs.js";
 import { button, make, reader, say } from "./dom.js";
+import { drawer, followWords, toLatest, toMessage } from "./frame.js";
 import * as store from "./store.js";
 import { conversationView, failureView, grow, sends, waitOf } from "./view.js";
 
@@ -10,10 +12,8 @@ const deleted = new Set(); // conversations whose answer may end after them
 const jobs = new Map(); // answers that are being written, by the conversation's id
 let served = []; // what /v1/models has
 let model = null;
-let current = store.fresh("chat", settingsKept());
+let current = store.fresh("chat");
 let view = null;
-let follow = true; // the page scrolls with the words
-let unlocked = null; // what to do again once there is a key
 
 // ---- answers
 
@@ -23,8 +23,8 @@ async function answer(conversation) {
   const read = reader();
   conversation.turns.push(turn);
   jobs.set(conversation.id, job);
-  follow = true;
   changed(conversation);
+  toLatest();
   say("The model reads.");
   try {
     if (!model) await load();
@@ -36,9 +36,9 @@ async function answer(conversation) {
   } catch (error) {
     if (job.abort.signal.aborted) turn.end = "stopped";
     else turn.failure = failed(error);
-    if (error.status === 401) askKey(error.advice, () => current === conversation && retry(conversation.turns.indexOf(turn)));
+    if (error.status === 401) askKey(whyKey(error), () => current === conversation && retry(conversation.turns.indexOf(turn)));
   }
-  jobs.delete(conversation.id);
+  if (jobs.get(conversation.id) === job) jobs.delete(conversation.id); // else it was retried
   turn.counts = counts(job);
   if (current === conversation) read(turn.content, true);
   say(turn.failure ? `${turn.failure.title} ${turn.failure.advice}` : turn.end === "stopped" ? "Stopped." : "The answer has ended.");
@@ -52,7 +52,7 @@ function later(conversation, job) {
     if (current !== conversation) return;
     view.update(job.turn);
     progress();
-    if (follow) scrollTo(0, document.documentElement.scrollHeight);
+    followWords();
   });
   if (performance.now() - (job.stored ?? 0) < 1000) return;
   job.stored = performance.now();
@@ -61,7 +61,10 @@ function later(conversation, job) {
 
 const does = {
   writing: (turn) => jobs.get(current.id)?.turn === turn,
-  refresh: () => draw(),
+  refresh() {
+    draw();
+    toMessage();
+  },
   follows: (i) => i + 1 < current.turns.length,
   retry,
   resend(i, content) {
@@ -127,11 +130,9 @@ function draw(turn) {
   $("send").classList.toggle("busy", busy);
   $("asks").textContent = text ? "Words to add to the text" : "Message";
   $("message").placeholder = !text ? "Write a message" : current.turns.length > 0 ? "Add words, or let it go on" : "Begin a text";
-  $("new").textContent = model && !model.chat ? "New text" : "New conversation";
-  $("system-field").hidden = text;
-  $("sheet").querySelector("[name=max_tokens]").placeholder = text ? TEXT_TOKENS : "to its end";
+  $("new").textContent = kind() === "text" ? "New text" : "New conversation";
   progress();
-  if (follow) scrollTo(0, document.documentElement.scrollHeight);
+  followWords();
 }
 
 function welcome() {
@@ -144,11 +145,6 @@ function welcome() {
   return make("div", { class: "welcome" }, make("p", {}, "Begin a text; ", name, " goes on."),
     make("p", { class: "quiet" }, "This model has no chat template: it does not answer, it continues. Your own words are underlined."),
     make("div", { class: "starts" }, ...starts));
-}
-
-/** Where there is a keyboard; elsewhere it would cover the page with one. */
-function toMessage() {
-  if (matchMedia("(pointer: fine)").matches) $("message").focus();
 }
 
 function list() {
@@ -166,9 +162,9 @@ function list() {
 
 function choose(conversation) {
   current = jobs.get(conversation.id)?.conversation ?? conversation;
-  follow = true;
   drawer(false);
   draw();
+  toLatest();
   list();
   toMessage();
 }
@@ -180,11 +176,17 @@ function progress() {
   const silent = job ? (now - job.heard) / 1000 : 0;
   let words = "";
   if (job?.first) words = `about ${job.pieces} tokens, ${((job.pieces * 1000) / (now - job.first + 1)).toFixed(1)} a second`;
-  else if (job) words = `reading, ${Math.floor((now - job.began) / 1000)} s`;
+  else if (job) words = `${job.why || "reading"}, ${Math.floor((now - job.began) / 1000)} s`;
   if (silent > 30) words = `nothing has come for ${Math.floor(silent)} s; stop and retry, or see the server's log`;
   $("progress").textContent = words;
-  $("latest").hidden = follow;
   for (const wait of document.querySelectorAll(".wait")) wait.textContent = waitOf(Number(wait.dataset.until));
+}
+
+/** Learns why a first word is late: a server that has just started still compiles. */
+async function wonder() {
+  for (const job of jobs.values()) {
+    if (!job.first && performance.now() - job.began > 2000) job.why = await unready();
+  }
 }
 
 function notice(failure, ...more) {
@@ -194,8 +196,7 @@ function notice(failure, ...more) {
 // ---- conversations
 
 function begin() {
-  current = store.fresh(model && !model.chat ? "text" : "chat", current.settings);
-  choose(current);
+  choose(store.fresh(kind()));
 }
 
 function discard(conversation) {
@@ -236,91 +237,33 @@ async function imported() {
   $("file").value = "";
 }
 
-// ---- model, key, settings, theme
+// ---- model and key
 
 async function load() {
   served = await models(key());
   model = served.find((one) => one.id === store.kept("model")) ?? served[0];
   if (!model) throw new Failure("This server has no model.", "See how it was started.");
   $("model").textContent = model.id;
-  $("model").hidden = served.length > 1;
+  $("model").className = served.length > 1 ? "unseen" : "";
   $("models").hidden = served.length < 2;
   $("models").replaceChildren(...served.map(({ id }) => make("option", { value: id, selected: id === model.id }, id)));
   document.title = `${model.id} – llama-jax`;
   notice(null);
-  if (current.turns.length === 0) current.kind = model.chat ? "chat" : "text";
+  if (current.turns.length === 0) current = store.fresh(kind());
 }
+
+const kind = () => (model && !model.chat ? "text" : "chat");
+
+const whyKey = ({ advice }) => (key() ? `The server does not take the key that this page has. ${advice}` : advice);
 
 async function start() {
   try {
     await load();
   } catch (error) {
-    if (error.status === 401) askKey(error.advice, start);
+    if (error.status === 401) askKey(whyKey(error), start);
     else notice(error, button("Retry", start));
   }
   draw();
-}
-
-const key = () => store.kept("key", "sessionStorage") || store.kept("key") || "";
-
-function askKey(why, then) {
-  unlocked = then;
-  $("lock-why").textContent = key() && then ? `The server does not take the key that this page has. ${why}` : why;
-  if (!$("lock").open) $("lock").showModal();
-}
-
-function keyGiven() {
-  const { key: field, remember } = $("lock").querySelector("form").elements;
-  const given = field.value.trim() || null;
-  store.keep("key", given, "sessionStorage");
-  store.keep("key", remember.checked ? given : null);
-  field.value = "";
-  $("lock").close();
-  (unlocked ?? start)();
-  unlocked = null;
-}
-
-function settingsKept() {
-  try {
-    return JSON.parse(store.kept("settings")) ?? store.NO_SETTINGS;
-  } catch {
-    return store.NO_SETTINGS;
-  }
-}
-
-const settingFields = () => [...$("sheet").querySelectorAll("[name]")];
-
-function settingsShown() {
-  for (const field of settingFields()) field.value = current.settings[field.name];
-  $("api").querySelector("code").textContent = new URL("v1", location.href).href;
-  $("sheet").showModal();
-}
-
-/** Takes each field that is in order; the form does not close over one that is not. */
-function settingsTaken() {
-  for (const field of settingFields()) if (field.checkValidity()) current.settings[field.name] = field.value;
-  store.keep("settings", JSON.stringify(current.settings));
-  if (current.turns.length > 0) store.save(current);
-}
-
-const THEMES = { "": "as the system", light: "light", dark: "dark" };
-
-function themed(theme) {
-  const known = theme in THEMES ? theme : "";
-  if (known) document.documentElement.dataset.theme = known;
-  else delete document.documentElement.dataset.theme;
-  $("theme").title = `Colours: ${THEMES[known]}`;
-  $("theme").setAttribute("aria-label", `Colours: ${THEMES[known]}. Change`);
-  store.keep("theme", known || null);
-}
-
-function drawer(open) {
-  document.body.classList.toggle("drawn", open);
-  $("page").inert = open;
-  $("drawer").setAttribute("role", open ? "dialog" : "navigation");
-  $("drawer").setAttribute("aria-modal", String(open));
-  $("menu").setAttribute("aria-expanded", String(open));
-  if (open) $("close").focus();
 }
 
 // ---- what the page listens to
@@ -341,45 +284,15 @@ on("new", "click", begin);
 on("export", "click", exported);
 on("import", "click", () => $("file").click());
 on("file", "change", imported);
-on("keys", "click", () => askKey("Needed only where the server was started with keys. An empty one forgets it.", null));
-on("menu", "click", () => drawer(true));
-on("close", "click", () => {
-  drawer(false);
-  $("menu").focus();
-});
-on("settings", "click", settingsShown);
-on("sheet", "input", settingsTaken);
-on("reset", "click", () => {
-  for (const field of settingFields()) field.value = "";
-  settingsTaken();
-});
-on("unlock-not", "click", () => $("lock").close());
-on("lock", "submit", (event) => {
-  event.preventDefault();
-  keyGiven();
-});
+on("keys", "click", () => askKey("Needed only where the server was started with keys. An empty one forgets it.", start));
+on("settings", "click", () => showSettings(current, (one) => one.turns.length > 0 && store.save(one)));
 on("models", "change", () => {
   store.keep("model", $("models").value);
   start();
 });
-on("theme", "click", () => {
-  const names = Object.keys(THEMES);
-  themed(names[(names.indexOf(store.kept("theme") ?? "") + 1) % names.length]);
-});
-on("latest", "click", () => {
-  follow = true;
-  scrollTo(0, document.documentElement.scrollHeight);
-  progress();
-});
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (document.body.classList.contains("drawn")) $("close").click();
-  else stop();
-});
-document.addEventListener("scroll", () => {
-  const { scrollHeight } = document.documentElement;
-  follow = innerHeight + scrollY > scrollHeight - 60;
-  $("latest").hidden = follow;
+  if (!drawer(false)) stop();
 });
 addEventListener("storage", list); // another tab has changed something
 addEventListener("pagehide", () => {
@@ -389,8 +302,8 @@ addEventListener("pagehide", () => {
   }
 });
 setInterval(progress, 500);
+setInterval(wonder, 2000);
 
-themed(store.kept("theme") ?? "");
 current = store.all()[0] ?? current;
 list();
 draw();

@@ -2,7 +2,9 @@
 
 const PREFIX = "llama-jax:conversation:";
 const FORMAT = "llama-jax conversations";
-export const NO_SETTINGS = { system: "", temperature: "", top_p: "", max_tokens: "", seed: "" };
+const DRAWN = { system: "", temperature: "0.6", top_p: "0.9", max_tokens: "", seed: "" };
+/** Settings to begin with, as `llama-jax chat` draws. A model without a chat template seldom ends by itself. */
+export const USUAL = { chat: DRAWN, text: { ...DRAWN, max_tokens: "256" } };
 const memory = new Map(); // stands in where the browser gives a page no storage
 
 /** A value that the page keeps: from this browser's storage, or this tab's where it is private. */
@@ -28,10 +30,28 @@ export function keep(name, value, storage = "localStorage") {
 }
 
 /** `kind` is "chat", or "text" for a model that continues a text. */
-export function fresh(kind, settings = NO_SETTINGS) {
+export function fresh(kind) {
   const bytes = crypto.getRandomValues(new Uint8Array(8));
   const id = [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-  return { id, kind, changed: Date.now(), settings: { ...NO_SETTINGS, ...settings }, turns: [] };
+  return { id, kind, changed: Date.now(), settings: settingsOf(kind), turns: [] };
+}
+
+/** The settings last chosen for a kind. */
+function settingsOf(kind) {
+  try {
+    return withAll(JSON.parse(kept(`settings:${kind}`)) ?? USUAL[kind]);
+  } catch {
+    return { ...USUAL[kind] };
+  }
+}
+
+export function chosen({ kind, settings }) {
+  keep(`settings:${kind}`, JSON.stringify(settings));
+}
+
+/** Every setting as the text of its field; those not given are the server's choice. */
+function withAll(given) {
+  return Object.fromEntries(Object.keys(DRAWN).map((name) => [name, String(given?.[name] ?? "")]));
 }
 
 export function titleOf({ turns }) {
@@ -94,8 +114,6 @@ function checked(value) {
   if (!["chat", "text"].includes(value.kind)) return null;
   const wrong = value.turns.some((turn) => !["user", "assistant"].includes(turn?.role) || typeof turn.content !== "string");
   if (wrong) return null;
-  const settings = { ...NO_SETTINGS };
-  for (const name in settings) settings[name] = String(value.settings?.[name] ?? "");
   const turns = value.turns.map((turn) => ({
     role: turn.role,
     content: turn.content,
@@ -103,7 +121,7 @@ function checked(value) {
     counts: numbers(turn.counts),
     failure: texts(turn.failure),
   }));
-  return { id: value.id, kind: value.kind, changed: Number(value.changed) || 0, settings, turns };
+  return { id: value.id, kind: value.kind, changed: Number(value.changed) || 0, settings: withAll(value.settings), turns };
 }
 
 const only = (type, from) => from && Object.fromEntries(Object.entries(from).filter(([, value]) => typeof value === type));

@@ -120,6 +120,7 @@ const ENDS = {
 export function notesOf({ counts = {}, end }) {
   const { tokens, about, rate, first, prompt, cached } = counts;
   const notes = [];
+  if (end === "stop" && counts.tokens === 0) notes.push("nothing more came");
   if (ENDS[end]) notes.push(ENDS[end]);
   if (tokens) notes.push(`${about ? "about " : ""}${plural(tokens, "token")}`);
   if (rate) notes.push(`${rate.toFixed(rate < 10 ? 1 : 0)} tokens/s`);
