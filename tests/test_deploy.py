@@ -3,6 +3,7 @@
 import http.server
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import types
 
 import pytest
 from helpers import ROOT
+from starlette.testclient import TestClient
 
 from llama_jax.serve import keys, limits
 from llama_jax.serve.http import App
@@ -268,6 +270,33 @@ def test_the_dashboards_panels_stand_beside_one_another():
         assert at["x"] + at["w"] <= 24
         assert not cells & taken
         taken |= cells
+
+
+def test_ray_serve_is_given_the_servers_application(monkeypatch):
+    """Ray is stood in for by what hands back what it is given."""
+    given = {}
+    ray = types.ModuleType("ray")
+    ray.serve = types.SimpleNamespace(
+        ingress=lambda build: lambda: build,
+        deployment=lambda build, **settings: types.SimpleNamespace(
+            bind=lambda: given.update(settings, build=build) or "bound"
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv(keys.VARIABLE, "mine")
+    module = runpy.run_path(str(DEPLOY / "ray_serve.py"))
+    assert module["app"] == "bound"
+    engine = types.SimpleNamespace(ready=True, failure=None, heartbeat=0.0)
+    build = given["build"]
+    monkeypatch.setitem(build.__globals__, "llama_jax", types.SimpleNamespace(load=lambda _: 1))
+    monkeypatch.setitem(build.__globals__, "Engine", lambda params: engine)
+    client = TestClient(build(), base_url="http://any.host")
+    assert client.get("/ready").json() == {"status": "ready"}
+    assert client.get("/v1/models").status_code == 401
+    own = {"authorization": "Bearer mine"}
+    engine.config = types.SimpleNamespace(max_seq_len=9, vocab_size=3)
+    assert client.get("/v1/models", headers=own).json()["data"][0]["id"] == "stories"
+    assert given["graceful_shutdown_timeout_s"] == limits.DRAIN_SECONDS
 
 
 def test_shell_lines_of_comments_name_files_that_are_there():

@@ -14,6 +14,8 @@ MAX_STOP_CHARACTERS = 64
 """Stop strings are looked for character by character, by the thread that serves all."""
 MAX_BIASES = 1024
 MAX_STOP_IDS = 64
+MAX_IDS = 1 << 20
+"""Of a request to /detokenize: more than any context."""
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_GRAMMAR_CHARACTERS = 64 << 10

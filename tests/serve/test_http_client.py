@@ -248,6 +248,13 @@ def test_a_dialog_that_the_format_cannot_write_is_refused(client):
         assert error.value.param == "messages"
 
 
+def test_a_dialog_too_long_to_be_read_is_refused(client):
+    for text in ("a" * 10**6, [{"type": "text", "text": "a" * 10**6}], "a " * 600):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": text}])
+        assert error.value.code == "context_length_exceeded"
+
+
 def test_another_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as error:
         whole(client, model="gpt")
@@ -304,6 +311,8 @@ def test_an_answer_follows_a_schema(client):
     [
         ({"type": "json_schema"}, "response_format.json_schema"),
         ({"type": "xml"}, "response_format.type"),
+        ({"type": "json_object", "shema": {}}, "response_format"),
+        ({"type": "json_object", "schema": {"type": "no"}}, "response_format"),
         ({"type": "json_schema", "json_schema": {"schema": {"type": "no"}}}, "response_format"),
         ({"type": "regex", "regex": "(a"}, "response_format"),
         ({"type": "regex", "regex": "a" * 100_000}, "response_format.regex"),

@@ -73,9 +73,15 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
 def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Messages:
     """Messages in the words of chat templates, if they may fit into the context."""
     messages = [_message(one) for one in given]
-    contents = [one.get("content") for one in messages]
-    served.check_length(sum(len(text) for text in contents if isinstance(text, str)), "messages")
+    served.check_length(sum(_characters(one.get("content")) for one in messages), "messages")
     return messages
+
+
+def _characters(content: Any) -> int:
+    """Of a text, or of a content in parts."""
+    if isinstance(content, list):
+        return sum(_characters(part.get("text")) for part in content if isinstance(part, dict))
+    return len(content) if isinstance(content, str) else 0
 
 
 def _turn_end(served: Served, messages: Messages, tools: Tools | None) -> int | None:

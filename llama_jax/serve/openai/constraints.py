@@ -65,6 +65,8 @@ def _response_format(format: ResponseFormat) -> Iterator[tuple[str, dict[str, An
             return
         case "json_object":
             wanted: dict[str, Any] = {"json_object": True}
+            if format.schema is not None:
+                wanted = {"json_schema": format.schema}
         case "json_schema":
             if format.json_schema is None:
                 raise bad("response_format has no json_schema", "response_format.json_schema")

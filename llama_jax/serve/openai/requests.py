@@ -21,14 +21,14 @@ Logprobs = Annotated[int, Meta(ge=0, le=limits.MAX_LOGPROBS)]
 Tokens = Annotated[list[int], Meta(max_length=limits.MAX_STOP_IDS)]
 
 
-class StreamOptions(Struct):
+class StreamOptions(Struct, forbid_unknown_fields=True):
     """`include_usage`: a last chunk says how many tokens were read and written."""
 
     include_usage: bool = False
-    continuous_usage_stats: Literal[False] = False
+    include_obfuscation: Any = None
 
 
-class JsonSchema(Struct):
+class JsonSchema(Struct, forbid_unknown_fields=True):
     """A schema that the answer is to follow."""
 
     schema: dict[str, Any] | bool = True
@@ -37,11 +37,15 @@ class JsonSchema(Struct):
     strict: bool | None = None
 
 
-class ResponseFormat(Struct):
-    """What the whole answer is: a text, any JSON object, or what a schema or a grammar says."""
+class ResponseFormat(Struct, forbid_unknown_fields=True):
+    """What the whole answer is: a text, any JSON object, or what a schema or a grammar says.
+
+    A `schema` beside json_object is llama.cpp's way to state one.
+    """
 
     type: Literal["text", "json_object", "json_schema", "regex", "grammar"] = "text"
     json_schema: JsonSchema | None = None
+    schema: dict[str, Any] | bool | None = None
     regex: Grammar | None = None
     grammar: Grammar | None = None
 
@@ -161,7 +165,7 @@ class DetokenizeRequest(Struct, kw_only=True):
     """POST /detokenize: the text of ids."""
 
     model: Name | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Meta(max_length=limits.MAX_IDS)]
 
 
 INERT: dict[str, tuple[Any, ...]] = {
