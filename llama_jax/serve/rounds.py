@@ -142,6 +142,7 @@ class Rounds:
                 return None
             if made.echo is not None and one.read is not None:
                 writing.take_echo(made.echo, one.read)
+                line.whole = not one.read.last  # known pages do, should it be read again
             if buffer is not None:
                 delta = writing.take(buffer, i, tokens, new)
             else:

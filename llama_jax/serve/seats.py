@@ -60,7 +60,7 @@ class Chunk:
     """Some tokens of one prompt."""
 
     tokens: Int[Array, "1 chunk"]
-    """From position `start`, a multiple of the chunk's size; any ids after the prompt's end."""
+    """From position `start`, where a page begins; any ids after the prompt's end."""
     following: Int[Array, "1 chunk"]
     """The token after each."""
     start: Int[Array, ""]
