@@ -213,8 +213,10 @@ def _name_of(checkpoint: str | None, place: Path) -> str:
     """What requests call the model: its name where it was named, or its folder's."""
     if checkpoint is None:
         return "stories"
+    from llama_jax.checkpoint.named import NAMES
+
     given = checkpoint.removeprefix("hf:")
-    if given != checkpoint or not place.exists():
+    if given != checkpoint or (given in NAMES and not Path(given).exists()):
         return given
     file = place.resolve()
     return file.stem if file.is_file() else file.name  # a folder's may have points: llama-3.2-1b

@@ -13,6 +13,9 @@ import sys
 import pytest
 from helpers import ROOT, run
 
+from llama_jax.checkpoint.named import PRETRAINED
+from llama_jax.cli.serve import _name_of
+
 
 def test_where_the_extra_is_absent_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -52,6 +55,16 @@ def test_a_model_is_called_as_it_was_named(named, called, tmp_path):
     place = tmp_path / (named or "x")
     serve = importlib.import_module("llama_jax.cli.serve")
     assert serve._name_of(str(place) if place.exists() else named, place) == called
+
+
+def test_a_model_is_called_by_its_name_or_its_files(tmp_path):
+    folder, file = tmp_path / "llama-3.2-1b", tmp_path / "q.gguf"
+    folder.mkdir()
+    file.write_bytes(b"")
+    assert _name_of(None, PRETRAINED) == _name_of("stories", PRETRAINED) == "stories"
+    assert _name_of("hf:org/name", folder) == "org/name"
+    assert _name_of(f"{folder}/", folder) == "llama-3.2-1b"
+    assert _name_of(str(file), file) == "q"
 
 
 @pytest.mark.slow
