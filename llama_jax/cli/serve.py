@@ -213,9 +213,10 @@ def _name_of(checkpoint: str | None, place: Path) -> str:
     """What requests call the model: its name where it was named, or its folder's."""
     if checkpoint is None:
         return "stories"
-    given = checkpoint.removeprefix("hf:")
-    if given != checkpoint or not place.exists():
-        return given
+    from llama_jax.checkpoint.files.given_path import given_path
+
+    if place != given_path(checkpoint):  # what a name stands for lies elsewhere
+        return checkpoint.removeprefix("hf:")
     file = place.resolve()
     return file.stem if file.is_file() else file.name  # a folder's may have points: llama-3.2-1b
 

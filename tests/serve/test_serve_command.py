@@ -13,6 +13,8 @@ import sys
 import pytest
 from helpers import ROOT, run
 
+from llama_jax.checkpoint.named import find_checkpoint
+
 
 def test_where_the_extra_is_absent_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -39,19 +41,19 @@ def test_keys_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("named", "called"),
     [
+        ("{}/llama-3.2-1b", "llama-3.2-1b"),
+        ("{}/tiny.q8.gguf", "tiny.q8"),
+        ("stories", "stories"),
         (None, "stories"),
-        ("llama-3.2-1b", "llama-3.2-1b"),
-        ("tiny.q8.gguf", "tiny.q8"),
-        ("smollm2", "smollm2"),
-        ("hf:org/a.b", "org/a.b"),
     ],
 )
 def test_a_model_is_called_as_it_was_named(named, called, tmp_path):
     (tmp_path / "llama-3.2-1b").mkdir()
     (tmp_path / "tiny.q8.gguf").touch()
-    place = tmp_path / (named or "x")
-    serve = importlib.import_module("llama_jax.cli.serve")
-    assert serve._name_of(str(place) if place.exists() else named, place) == called
+    name_of = importlib.import_module("llama_jax.cli.serve")._name_of
+    given = named and named.format(tmp_path)
+    assert name_of(given, find_checkpoint(given)) == called
+    assert name_of("hf:org/a.b", tmp_path) == "org/a.b"
 
 
 @pytest.mark.slow
