@@ -213,15 +213,18 @@ def test_of_several_models_one_is_chosen_and_stays_chosen(opened, server):
 def test_settings_go_into_the_request_and_empty_ones_do_not(opened, server):
     page = opened()
     page.click("#settings")
-    page.clear("#sheet [name=temperature]")
-    page.clear("#sheet [name=top_p]")
-    page.type("#sheet [name=system]", "Be brief.")
-    page.type("#sheet [name=seed]", "7")
-    page.type("#sheet [name=temperature]", "3" + ENTER)  # above the largest: the form says so
-    assert page.run("return document.querySelector('#sheet').open")
-    page.clear("#sheet [name=temperature]")
-    page.type("#sheet [name=temperature]", "0.5")
-    page.type("#sheet [name=max_tokens]", "12" + ENTER)
+    fill = (
+        "const field = document.querySelector(`#sheet [name=${arguments[0]}]`);"
+        "field.value = arguments[1];"
+        "field.dispatchEvent(new Event('input', { bubbles: true }));"
+        "return field.checkValidity()"
+    )
+    for name, value in [("top_p", ""), ("system", "Be brief."), ("seed", "7"), ("max_tokens", 12)]:
+        assert page.run(fill, name, value)
+    assert page.run(fill, "temperature", "0.5")
+    assert not page.run(fill, "temperature", "3")  # above the largest: it is not taken
+    assert page.run(fill, "temperature", "0.5")
+    page.run("document.querySelector('#sheet .main').click()")
     assert not page.run("return document.querySelector('#sheet').open")
     send(page, "Hello.")
     ended(page, 2)
