@@ -133,3 +133,9 @@ def test_docs_draw_every_room():
     for path in PACKAGE.iterdir():
         if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__"):
             assert path.name in drawing, f"docs/architecture.md does not draw {path.name}"
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports a file by its name alone, and takes one of two for the other."""
+    names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py"]
+    assert sorted(set(names)) == sorted(names)
