@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from llama_jax.cli.chat import chat
 from llama_jax.cli.console import FAILED, print_error
 from llama_jax.cli.convert import convert
 from llama_jax.cli.download import download
-from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words
+from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words, leave_at_once
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 app(args=arguments, prog_name=_program(arguments))
         except SystemExit as ended:
             if ended.code == INTERRUPTED:
-                _leave_at_once()
+                leave_at_once(INTERRUPTED)
             raise
         finally:
             sys.stdout.flush()  # Python would only say at its end that an error was ignored
@@ -115,14 +114,6 @@ def _program(arguments: Sequence[str] | None) -> str | None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     return "llama-jax" if {"--install-completion", "--show-completion"} & set(given) else None
-
-
-def _leave_at_once() -> None:
-    """Ends the process as it is: XLA may be at work in a thread, under which Python crashes."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

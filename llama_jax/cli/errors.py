@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import functools
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -31,6 +34,14 @@ def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Cal
             command(**given)
 
     return run
+
+
+def leave_at_once(code: int) -> NoReturn:
+    """Ends the process as it is: XLA may be at work in a thread, under which Python crashes."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def option_names(command: Callable[..., None]) -> dict[str, str]:

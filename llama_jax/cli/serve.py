@@ -18,6 +18,7 @@ from llama_jax.cli.console import stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs
+from llama_jax.cli.errors import leave_at_once
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.own_model import OWN, OwnOrNamed
 
@@ -199,6 +200,8 @@ def _answer(
     serve(Server(app, outer, lambda: print(f"{name} answers at {url}", flush=True)), listening)
     if engine.failure is not None:
         raise ValueError(f"the engine failed: {engine.failure}")
+    if engine.compiling:  # for a minute more, say, and nobody asks any more
+        leave_at_once(0)
 
 
 def _check_installed() -> None:

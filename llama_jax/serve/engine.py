@@ -97,6 +97,8 @@ class Engine:
         self._full = threading.Lock()
         self.ready = False
         """Whether the first programs are compiled."""
+        self.compiling = True
+        """Whether a program is being compiled that no request waits for. To close waits for it."""
         self._cut = False
         self.failure: BaseException | None = None
         """Why the engine ended, where it was not closed."""
@@ -207,7 +209,7 @@ class Engine:
                     failed = True
                     self._rounds.fail(error)
         except BaseException as error:
-            self.failure = error
+            self.failure, self.compiling = error, rest.is_alive()
         finally:
             self.ready = False
             self._end_all()
@@ -236,4 +238,5 @@ class Engine:
     def _compile_rest(self) -> None:
         for _ in self._device.compile_rest():
             if self._inbox.closed:
-                return
+                break
+        self.compiling = False
