@@ -36,6 +36,7 @@ STEPS = (
     Step("draws", "draws", 30, "draws equal a CPU's; a row in bfloat16 alone and in a batch"),
     Step("first-token", "first", 50, "from process start to the first token, cold and cached"),
     Step("quantized-8b", "decode", 120, "decoding 8B of 8 and 4 bits a weight", KINDS),
+    Step("engine-8b", "engine", 150, "many requests at once: tokens/s, first tokens", B8),
     Step("decode-1b", "decode", 80, "decoding 1B: tokens/s, bandwidth, where time goes", B1),
     Step("prefill-1b", "prefill", 60, "reading prompts with 1B: part of the matrix rate", B1),
     Step("torch-1b", "torch_peer", 80, "transformers on the same card, 1B", B1),

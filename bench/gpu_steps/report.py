@@ -9,6 +9,8 @@ from typing import Any
 LINES, WIDTH = 40, 118
 BANDWIDTH_AIM, MATRIX_AIM = 0.80, 0.60
 """Parts of the measured rates that decoding and reading prompts are to reach."""
+ENGINE_AIM = 3000
+"""New tokens in a second, of 256 requests of 256 tokens, that the engine is to reach with 8B."""
 SIZES = ("8b", "1b")
 Found = dict[str, Any]
 
@@ -24,6 +26,7 @@ def table(record: dict[str, Any]) -> str:
         *_prompts(found),
         *_quantized(found),
         *_training(found),
+        *_engine(found),
         *_longest(found),
         *_other(found),
     ]
@@ -155,6 +158,18 @@ def _training(found: dict[str, Found]) -> Iterator[str]:
     ]
     if told:
         yield "training 1b: " + "; ".join(told)
+
+
+def _engine(found: dict[str, Found]) -> Iterator[str]:
+    """Requests x prompt + new tokens, all asked for at once."""
+    told = [
+        f"{case} {_rate(value['tokens/s'])} tokens/s (aim {ENGINE_AIM:,}), first token "
+        f"{value['first token s']['median']:.1f} s"
+        for case, value in found.get("engine-8b", {}).items()
+        if isinstance(value, dict) and "tokens/s" in value
+    ]
+    if told:
+        yield "engine 8b: " + "; ".join(told)
 
 
 def _longest(found: dict[str, Found]) -> Iterator[str]:

@@ -141,7 +141,11 @@ def test_the_table_of_a_whole_run_fits_a_screen():
     assert max(map(len, text.splitlines())) <= report.WIDTH
     for wanted in ("8b 1 x 512", "1b 8 x 8192", "16384 tokens", "WRONG: a step", "0.80", "0.60"):
         assert wanted in text
-    for wanted in ("int4 1 x 512 1,561 tokens/s (1.00 of bfloat16)", "51,000 tokens/s, 0.50 of"):
+    for wanted in (
+        "int4 1 x 512 1,561 tokens/s (1.00 of bfloat16)",
+        "51,000 tokens/s, 0.50 of",
+        "256 x 256 + 256 3,210 tokens/s (aim 3,000), first token 4.5 s",
+    ):
         assert wanted in text
     assert "more errors: see gpu.json" in text
 
@@ -173,6 +177,8 @@ def _whole_record():
     found["quantized-8b"] |= {f"{kind} 1 x 512": decoded for kind in ("int8", "int4", "fp8")}
     trained = {"ms": ms, "tokens/s": 5.1e4, "flop/s": 4e14, "memory": memory}
     found["train-1b"] |= {f"8 x 2048 {remat}": trained for remat in ("dots", "layer")}
+    served = {"tokens/s": 3210.0, "first token s": {"median": 4.5, "max": 9.0}}
+    found["engine-8b"] |= {"256 x 256 + 256": served, "128 x 512 + 128": served}
     for size in report.SIZES:
         found[f"decode-{size}"] |= dict.fromkeys(cases, decoded)
         trace_ = {**gaps, "longest": [kernel] * 10}
