@@ -1,12 +1,16 @@
 """Prompts of `generate`: whole files, lines, JSON lines, stdin, questions."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from dialog_kinds import byte_folder
 from helpers import GOLDEN_META, run
+from hf_folder import write_folder
 
 import llama_jax
 from llama_jax.cli import text_output
+from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
 from llama_jax.cli.requests import Request
 from llama_jax.cli.sampling import unescaped
@@ -131,6 +135,50 @@ def test_without_a_template_a_question_is_refused_before_the_weights_are_read(wr
         assert result.exit_code == 1
         assert "is no chat model" in result.stderr
         assert f"To continue a text, {way_out}" in result.stderr
+
+
+INSISTING = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('first a system message') }}"
+    "{% endif %}{% for m in messages %}{{ m.content }};{% endfor %}"
+)
+COUNTING = (
+    "{% for m in messages %}{% if m.content|length > 3 %}{{ raise_exception('too long') }}"
+    "{% endif %}{{ m.content }};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("template", "system"), [(INSISTING, "Be brief."), (COUNTING, "B.")])
+def test_a_template_is_asked_about_the_users_dialog_alone(tmp_path, template, system):
+    folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
+    byte_folder(folder, template)
+    asked = run("generate", folder, "Hi", "--chat", "--system", system, *FEW)
+    assert asked.exit_code == 0, asked.output
+    told = run("chat", folder, "--system", system, *FEW, input="Hi\n")
+    assert told.exit_code == 0, told.output
+    assert told.stdout == asked.stdout
+
+
+def test_what_a_template_refuses_is_said_of_the_prompt(tmp_path):
+    folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
+    byte_folder(folder, INSISTING)
+    refused = run("generate", folder, "Hi", "--chat", *FEW)
+    assert refused.exit_code == 1
+    assert "prompt 1: " in refused.stderr
+    assert "first a system message" in refused.stderr
+    assert "is no chat model" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "instruct"),
+    [("model.gguf", "{{ messages }}", True), ("m", None, False), ("Llama-2-7b-chat", None, True)],
+)
+def test_a_chat_model_is_known_by_its_template_wherever_that_lies(
+    tmp_path, name, template, instruct
+):
+    byte_folder(tmp_path, template)
+    tokenizer = llama_jax.load_tokenizer(tmp_path)
+    assert is_instruct(SimpleNamespace(path=tmp_path / name), tokenizer) is instruct
+    assert not is_instruct(SimpleNamespace(path=tmp_path / name), None)
 
 
 def test_samples_stand_side_by_side(writer):
