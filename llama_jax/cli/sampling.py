@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 from llama_jax.cli import options
+from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
@@ -89,7 +90,7 @@ class Sampling(options.Sampling):
 
         given = {k: v for k, v in vars(self).items() if v not in (None, [], ())}
         stop_ids = given.pop("stop_id", None)
-        given["stop"] = [unescaped(text) for text in given.pop("stop", ())]
+        given["stop"] = [_stop(text) for text in given.pop("stop", ())]
         given["logit_bias"] = dict(map(_bias, given.pop("logit_bias", ())))
         return SamplingSettings(stop_ids=stop_ids, **given)
 
@@ -107,6 +108,17 @@ def unescaped(text: str) -> str:
             raise ValueError(f"--stop has {found[0]}, which is beyond Unicode") from None
 
     return _ESCAPE.sub(meant, text)
+
+
+def _stop(given: str) -> str:
+    text = unescaped(argument(given, "--stop"))
+    if not text:
+        raise ValueError("--stop '' is no text; give the one to end before, or leave --stop out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"--stop {given!r} has a lone surrogate, which is no character") from None
+    return text
 
 
 def _bias(given: str) -> tuple[int, float]:

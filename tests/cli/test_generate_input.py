@@ -1,6 +1,7 @@
 """Prompts of `generate`: whole files, lines, JSON lines, stdin, questions."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,7 @@ from llama_jax.cli import text_output
 from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
 from llama_jax.cli.requests import Request
-from llama_jax.cli.sampling import unescaped
+from llama_jax.cli.sampling import Sampling, unescaped
 from llama_jax.cli.text_output import in_order
 from llama_jax.generation.finished import as_finished
 from llama_jax.generation.results import Delta
@@ -266,6 +267,25 @@ def test_options_are_the_settings_of_python(writer):
 )
 def test_a_stop_string_has_escapes(typed, meant):
     assert unescaped(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "--stop '' is no text"),
+        (r"a\ud800", r"--stop 'a\\ud800' has a lone surrogate"),
+        (r"\U00110000", "beyond Unicode"),
+        ("\udcff", "--stop is not UTF-8"),
+    ],
+)
+def test_a_stop_string_that_is_none_is_told_by_its_option(typed, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Sampling(stop=["ok", typed]).settings()
+
+
+def test_a_stop_string_is_utf_8_whatever_the_locale():
+    typed = "é".encode().decode("ascii", "surrogateescape")
+    assert Sampling(stop=[typed]).settings().stop == ("é",)
 
 
 def test_what_is_found_out_of_order_waits_for_its_turn():
