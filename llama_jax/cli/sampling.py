@@ -42,7 +42,7 @@ class Sampling(options.Sampling):
     min_new_tokens: Annotated[
         int,
         options.sampling_option(
-            metavar="N", help="Do not stop at a stop token before N tokens", min=0
+            metavar="N", help="Do not stop, at a stop token or at --stop, before N tokens", min=0
         ),
     ] = 0
     stop: Annotated[
@@ -57,6 +57,7 @@ class Sampling(options.Sampling):
         options.sampling_option(
             metavar="ID",
             help="End at this token, and not at the model's own stop tokens; may be repeated",
+            min=0,
         ),
     ] = None
     seed: Annotated[

@@ -283,6 +283,13 @@ def test_a_stop_string_that_is_none_is_told_by_its_option(typed, said):
         Sampling(stop=["ok", typed]).settings()
 
 
+@pytest.mark.parametrize("id", [-1, "x"])
+def test_a_stop_id_that_is_none_is_a_wrong_option(writer, id):
+    result = run("generate", writer, "a", "--stop-id", id)
+    assert result.exit_code == 2
+    assert "Invalid value for '--stop-id'" in result.stderr
+
+
 def test_a_stop_string_is_utf_8_whatever_the_locale():
     typed = "é".encode().decode("ascii", "surrogateescape")
     assert Sampling(stop=[typed]).settings().stop == ("é",)
