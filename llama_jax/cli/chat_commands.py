@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -186,8 +187,11 @@ def _write(path: Path, messages: list[Any]) -> None:
         text = json.dumps([dict(message) for message in messages], indent=1, ensure_ascii=False)
         beside.write_text(text + "\n", encoding="utf-8")
         beside.replace(path)
+    except OSError as error:  # it names the file beside, which nobody asked for
+        raise ValueError(f"{path} cannot be written: {error.strerror or error}") from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def _short(text: str) -> str:

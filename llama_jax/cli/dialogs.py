@@ -17,30 +17,27 @@ TELLS_STORIES = (
 _NAMED = re.compile(r"instruct|chat", re.IGNORECASE)
 
 
-def is_instruct(source: Source) -> bool:
+def is_instruct(source: Source, tokenizer: Tokenizer | None) -> bool:
     """Whether a checkpoint has a chat template, or is called what Meta calls its chat models."""
-    from llama_jax.tokenizer.chat_template import read_chat_template
+    from llama_jax.tokenizer.with_template import WithTemplate
 
-    if source.tokenizer is None:
+    if not isinstance(tokenizer, WithTemplate):  # every kind of ours is one
         return False
-    if _NAMED.search(source.path.resolve().name):
-        return True
-    try:
-        return read_chat_template(source.tokenizer.parent) is not None
-    except (ValueError, OSError):
-        return False  # whoever uses the template says what is wrong with it
+    return tokenizer.has_template or _NAMED.search(source.path.resolve().name) is not None
 
 
 def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str) -> None:
     """ValueError unless the checkpoint says how it writes a dialog; it ends in the way out."""
     from llama_jax.checkpoint.named import PRETRAINED
+    from llama_jax.tokenizer.with_template import WithTemplate
 
     if source.path == PRETRAINED:
         raise ValueError(TELLS_STORIES)
     if tokenizer is None:
         raise ValueError(f"{source.path} has no tokenizer, and a dialog is text")
     try:
-        tokenizer.encode_dialog([{"role": "user", "content": "Hello"}])
+        if isinstance(tokenizer, WithTemplate):
+            tokenizer.check_dialogs()
     except ValueError as error:
         raise ValueError(
             f"{source.path} is no chat model: {error}. To continue a text, {otherwise}"
@@ -50,6 +47,6 @@ def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str
 def format_note(source: Source, tokenizer: Tokenizer) -> str | None:
     """What to know of a model of which only its maker can say that it was trained on dialogs."""
     name = getattr(tokenizer, "dialog_format", None)  # every kind of ours has it
-    if name is None or is_instruct(source):
+    if name is None or is_instruct(source, tokenizer):
         return None
     return f"dialogs are written in {name}'s format; a model that never saw it answers poorly"

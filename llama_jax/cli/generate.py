@@ -213,7 +213,9 @@ def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Readi
         check_dialogs(source, tokenizer, otherwise="leave out --chat")
     elif tokenizer is None and not (reading.ids or reading.jsonl):
         raise ValueError(f"{source.path} has no tokenizer; pass token ids, and --ids")
-    elif stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source):
+    elif (
+        stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source, tokenizer)
+    ):
         stderr.print(
             f"warning: {source.path} is a chat model, and gets the text as it is; "
             "--chat asks through its chat template",

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 from llama_jax.cli import options
+from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
@@ -41,7 +42,7 @@ class Sampling(options.Sampling):
     min_new_tokens: Annotated[
         int,
         options.sampling_option(
-            metavar="N", help="Do not stop at a stop token before N tokens", min=0
+            metavar="N", help="Do not stop, at a stop token or at --stop, before N tokens", min=0
         ),
     ] = 0
     stop: Annotated[
@@ -56,6 +57,7 @@ class Sampling(options.Sampling):
         options.sampling_option(
             metavar="ID",
             help="End at this token, and not at the model's own stop tokens; may be repeated",
+            min=0,
         ),
     ] = None
     seed: Annotated[
@@ -89,7 +91,7 @@ class Sampling(options.Sampling):
 
         given = {k: v for k, v in vars(self).items() if v not in (None, [], ())}
         stop_ids = given.pop("stop_id", None)
-        given["stop"] = [unescaped(text) for text in given.pop("stop", ())]
+        given["stop"] = [_stop(text) for text in given.pop("stop", ())]
         given["logit_bias"] = dict(map(_bias, given.pop("logit_bias", ())))
         return SamplingSettings(stop_ids=stop_ids, **given)
 
@@ -107,6 +109,17 @@ def unescaped(text: str) -> str:
             raise ValueError(f"--stop has {found[0]}, which is beyond Unicode") from None
 
     return _ESCAPE.sub(meant, text)
+
+
+def _stop(given: str) -> str:
+    text = unescaped(argument(given, "--stop"))
+    if not text:
+        raise ValueError("--stop '' is no text; give the one to end before, or leave --stop out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"--stop {given!r} has a lone surrogate, which is no character") from None
+    return text
 
 
 def _bias(given: str) -> tuple[int, float]:

@@ -234,12 +234,11 @@ def _bias(config: Config, rows: Sequence[Row], size: int) -> Any:
 def _check_leaves_a_token(
     config: Config, settings: SamplingSettings, stop_ids: Sequence[int]
 ) -> None:
-    biased = {*settings.logit_bias, *settings.forbidden_ids}
-    if wrong := [id for id in biased if not 0 <= id < config.vocab_size]:
-        raise ValueError(
-            f"token {wrong[0]} is given a bias or forbidden, and the model knows 0 to "
-            f"{config.vocab_size - 1}"
-        )
+    for name, ids in ("logit_bias", settings.logit_bias), ("forbidden_ids", settings.forbidden_ids):
+        if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
+            raise ValueError(
+                f"{name}= has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
+            )
     forbidden = {id for id, bias in settings.logit_bias.items() if bias == -math.inf}
     forbidden |= {*settings.forbidden_ids}
     if settings.min_new_tokens:

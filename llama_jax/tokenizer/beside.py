@@ -15,7 +15,7 @@ MODEL_CONFIG = "huggingface_config.json"
 config.json of its own."""
 FILES = (
     *("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("generation_config.json", "chat_template.jinja", MODEL_CONFIG),
+    *("generation_config.json", "chat_template.jinja", "chat_template.json", MODEL_CONFIG),
 )
 """What may lie beside a tokenizer's file, by the names that a copy has."""
 _OBJECTS = (

@@ -16,6 +16,7 @@ from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
 from llama_jax.tokenizer.messages import checked_messages, checked_tools, rebuilt
 from llama_jax.tokenizer.protocol import Message, Tools
 
+_NO_DEFAULT = "{{ raise_exception('of several templates none is named default') }}"
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
 
 
@@ -38,6 +39,11 @@ class ChatTemplate:
     def source_for(self, tools: Tools | None) -> str:
         """The template that writes a dialog with these tools, or none."""
         return self.tool_source if tools and self.tool_source is not None else self.source
+
+    def check(self) -> None:
+        """ValueError where the template is not Jinja."""
+        with self._named():
+            _compiled(self.source)
 
     def render(
         self,
@@ -91,16 +97,20 @@ def _compiled(source: str) -> tuple[Any, set[str]]:
 
 
 def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
-    """The template in `folder`: chat_template.jinja, or tokenizer_config.json's; None without one.
+    """The template in `folder`, None without one.
 
-    Of several, the one named "default", and for dialogs with tools the one named "tool_use".
+    It is chat_template.jinja's, tokenizer_config.json's, or chat_template.json's, the file of a
+    processor. Of several, the one named "default", and for dialogs with tools the one named
+    "tool_use".
     """
     folder = Path(folder)
-    config, own = read_object(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
+    where, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config, legacy = read_object(where), read_object(folder / "special_tokens_map.json")
     if own.is_file():
-        config = {**config, "chat_template": _read_text(own)}
-    legacy = read_object(folder / "special_tokens_map.json")
-    where = own if own.is_file() else folder / "tokenizer_config.json"
+        config, where = {**config, "chat_template": _read_text(own)}, own
+    elif config.get("chat_template") is None:
+        where = folder / "chat_template.json"
+        config = {**config, "chat_template": read_object(where).get("chat_template")}
     return template_in({**legacy, **config}, str(where))
 
 
@@ -110,7 +120,8 @@ def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
     if isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict)]
         sources = {entry.get("name"): entry.get("template") for entry in named}
-        source, for_tools = sources.get("default"), sources.get("tool_use")
+        for_tools = sources.get("tool_use")
+        source = sources.get("default", _NO_DEFAULT if named else None)
     if source is None:
         return None
     for text in (source, "" if for_tools is None else for_tools):

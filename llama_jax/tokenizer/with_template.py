@@ -43,6 +43,11 @@ class WithTemplate(Tokenizer):
         """The name of Meta's format that dialogs have; None where a template writes them."""
         return self.own_format if self._template is None else None
 
+    @property
+    def has_template(self) -> bool:
+        """Whether a chat template came with the tokenizer's file."""
+        return self._template is not None
+
     def encode_dialog(
         self, messages: Sequence[Message], *, tools: Tools | None = None
     ) -> list[int]:
@@ -67,6 +72,17 @@ class WithTemplate(Tokenizer):
             lambda said, opened: self._write(template, said, opened=opened),
             self.stop_ids if end is None else (*self.stop_ids, end[1]),
         )
+
+    def check_dialogs(self) -> None:
+        """ValueError where no dialog can be written.
+
+        A template is compiled, and asked about no dialog: it may insist on a system message.
+        """
+        if self._template is None:
+            self._encode_own_dialog([{"role": "user", "content": "Hello"}], None)
+        else:
+            self._template.check()
+            check_controls(self._template.source, self._stated.controls, self._id_of)
 
     def turn_end(
         self, messages: Sequence[Message], *, tools: Tools | None = None

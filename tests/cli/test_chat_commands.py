@@ -71,6 +71,17 @@ def test_a_saved_conversation_is_loaded_again(session, tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["talk.json"]
 
 
+@pytest.mark.parametrize("place", ["nowhere/talk.json", "file/talk.json"])
+def test_a_conversation_that_cannot_be_saved_names_the_file_that_was_asked_for(
+    session, tmp_path, place
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot be written: No") as caught:
+        run_command(session, "/save", str(tmp_path / place))
+    assert str(caught.value).startswith(f"{tmp_path / place} ")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("content", [b"years of work", b"{}", b'["a"]', b"\xff", b"[" * 100_000])
 def test_save_leaves_what_is_no_conversation_alone_and_load_refuses_it(session, tmp_path, content):
     file = tmp_path / "thesis.tex"

@@ -1,15 +1,20 @@
 """Prompts of `generate`: whole files, lines, JSON lines, stdin, questions."""
 
 import json
+import re
+from types import SimpleNamespace
 
 import pytest
+from dialog_kinds import byte_folder
 from helpers import GOLDEN_META, run
+from hf_folder import write_folder
 
 import llama_jax
 from llama_jax.cli import text_output
+from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
 from llama_jax.cli.requests import Request
-from llama_jax.cli.sampling import unescaped
+from llama_jax.cli.sampling import Sampling, unescaped
 from llama_jax.cli.text_output import in_order
 from llama_jax.generation.finished import as_finished
 from llama_jax.generation.results import Delta
@@ -133,6 +138,50 @@ def test_without_a_template_a_question_is_refused_before_the_weights_are_read(wr
         assert f"To continue a text, {way_out}" in result.stderr
 
 
+INSISTING = (
+    "{% if messages[0].role != 'system' %}{{ raise_exception('first a system message') }}"
+    "{% endif %}{% for m in messages %}{{ m.content }};{% endfor %}"
+)
+COUNTING = (
+    "{% for m in messages %}{% if m.content|length > 3 %}{{ raise_exception('too long') }}"
+    "{% endif %}{{ m.content }};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("template", "system"), [(INSISTING, "Be brief."), (COUNTING, "B.")])
+def test_a_template_is_asked_about_the_users_dialog_alone(tmp_path, template, system):
+    folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
+    byte_folder(folder, template)
+    asked = run("generate", folder, "Hi", "--chat", "--system", system, *FEW)
+    assert asked.exit_code == 0, asked.output
+    told = run("chat", folder, "--system", system, *FEW, input="Hi\n")
+    assert told.exit_code == 0, told.output
+    assert told.stdout == asked.stdout
+
+
+def test_what_a_template_refuses_is_said_of_the_prompt(tmp_path):
+    folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
+    byte_folder(folder, INSISTING)
+    refused = run("generate", folder, "Hi", "--chat", *FEW)
+    assert refused.exit_code == 1
+    assert "prompt 1: " in refused.stderr
+    assert "first a system message" in refused.stderr
+    assert "is no chat model" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "template", "instruct"),
+    [("model.gguf", "{{ messages }}", True), ("m", None, False), ("Llama-2-7b-chat", None, True)],
+)
+def test_a_chat_model_is_known_by_its_template_wherever_that_lies(
+    tmp_path, name, template, instruct
+):
+    byte_folder(tmp_path, template)
+    tokenizer = llama_jax.load_tokenizer(tmp_path)
+    assert is_instruct(SimpleNamespace(path=tmp_path / name), tokenizer) is instruct
+    assert not is_instruct(SimpleNamespace(path=tmp_path / name), None)
+
+
 def test_samples_stand_side_by_side(writer):
     options = ("-n", 6, "-t", 1.5, "--json")
     found = rows(run("generate", writer, "a", "b", "--num-samples", 2, *options))
@@ -218,6 +267,32 @@ def test_options_are_the_settings_of_python(writer):
 )
 def test_a_stop_string_has_escapes(typed, meant):
     assert unescaped(typed) == meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("", "--stop '' is no text"),
+        (r"a\ud800", r"--stop 'a\\ud800' has a lone surrogate"),
+        (r"\U00110000", "beyond Unicode"),
+        ("\udcff", "--stop is not UTF-8"),
+    ],
+)
+def test_a_stop_string_that_is_none_is_told_by_its_option(typed, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Sampling(stop=["ok", typed]).settings()
+
+
+@pytest.mark.parametrize("id", [-1, "x"])
+def test_a_stop_id_that_is_none_is_a_wrong_option(writer, id):
+    result = run("generate", writer, "a", "--stop-id", id)
+    assert result.exit_code == 2
+    assert "Invalid value for '--stop-id'" in result.stderr
+
+
+def test_a_stop_string_is_utf_8_whatever_the_locale():
+    typed = "é".encode().decode("ascii", "surrogateescape")
+    assert Sampling(stop=[typed]).settings().stop == ("é",)
 
 
 def test_what_is_found_out_of_order_waits_for_its_turn():

@@ -147,9 +147,9 @@ def test_a_mistake_is_one_though_there_are_no_prompts(params):
     [
         (
             {"forbidden_ids": [256]},
-            "token 256 is given a bias or forbidden, and the model knows 0 to 255",
+            "forbidden_ids= has token 256, and the model knows 0 to 255",
         ),
-        ({"logit_bias": {-1: 1.0}}, "token -1"),
+        ({"logit_bias": {-1: 1.0}}, "logit_bias= has token -1"),
         ({"forbidden_ids": range(256)}, "every token is forbidden"),
         ({"logit_bias": dict.fromkeys(range(256), -np.inf)}, "every token is forbidden"),
         (

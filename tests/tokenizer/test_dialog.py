@@ -808,13 +808,41 @@ def test_a_folders_template_and_tokens_are_read(tmp_path):
     file.write_text(json.dumps({**config, "chat_template": [*named, for_tools]}))
     assert read_chat_template(tmp_path).render([user("a")]) == "3"
     assert read_chat_template(tmp_path).render([user("a")], TOOLS) == "4function"
+    file.write_text(json.dumps({**config, "chat_template": [for_tools]}))
+    assert read_chat_template(tmp_path).render([user("a")], TOOLS) == "4function"
+    with pytest.raises(ValueError, match="none is named default"):
+        read_chat_template(tmp_path).render([user("a")])
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ 5 }}"}')
+    assert read_chat_template(tmp_path).tool_source is not None
+    file.write_text(json.dumps(config))
+    assert read_chat_template(tmp_path) == ChatTemplate("{{ 5 }}", tokens)
     file.write_text(json.dumps({**config, "chat_template": named[:1]}))
-    assert read_chat_template(tmp_path) is None
     (tmp_path / "chat_template.jinja").write_text("{{ 'é' }}", encoding="utf-8")
     assert read_chat_template(str(tmp_path)).source == "{{ 'é' }}"
     (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8"):
         read_chat_template(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("chat_template.json", {"chat_template": "{{ bos_token }}{{ messages[0].content }}"}),
+        ("tokenizer_config.json", {"chat_template": [{"name": "tool_use", "template": "{{ 1 }}"}]}),
+        ("tokenizer_config.json", {"chat_template": [{"name": "rag", "template": "{{ 1 }}"}]}),
+    ],
+)
+def test_a_template_wherever_it_lies_is_followed_and_not_llama_2s_format(tmp_path, name, said):
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file())
+    assert load_tokenizer(tmp_path).dialog_format == "Llama 2"
+    (tmp_path / name).write_text(json.dumps({"bos_token": "<s>", **said}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.dialog_format is None
+    if isinstance(said["chat_template"], str):
+        assert tokenizer.decode(tokenizer.encode_dialog([user("Hi")])) == "Hi"
+    else:
+        with pytest.raises(ValueError, match="none is named default"):
+            tokenizer.encode_dialog([user("Hi")])
 
 
 def test_a_folder_with_a_template_encodes_dialogs_by_it(tmp_path):
