@@ -41,7 +41,7 @@ STEPS = (
     Step("prefill-1b", "prefill", 60, "reading prompts with 1B: part of the matrix rate", B1),
     Step("torch-1b", "torch_peer", 80, "transformers on the same card, 1B", B1),
 )
-"""Every kind of result comes first, and their limits are eight minutes together: so a run of eight
+"""Every kind of result but the engine's comes first, in eight minutes together: so a run of eight
 minutes that finds no compiled programs begins each of them. A step is listed once the feature that
 it measures exists."""
 

@@ -111,9 +111,9 @@ def test_steps_are_chosen_by_name_in_the_order_of_their_worth():
         chosen(["gold"])
 
 
-def test_eight_minutes_begin_every_kind_of_result_at_the_longest():
+def test_eight_minutes_begin_every_kind_of_result_but_the_engines_at_the_longest():
     modules = [step.module for step in STEPS]
-    last = max(map(modules.index, modules))
+    last = max(modules.index(module) for module in modules if module != "engine")
     assert sum(step.limit for step in STEPS[: last + 1]) <= 8 * 60
 
 
