@@ -7,7 +7,7 @@ It imports nothing of ours. Where it is killed, the grammar is refused.
 import sys
 
 SECONDS = 1
-"""Of CPU; Python and the library take a tenth of it to start."""
+"""The processor time a grammar may take. Starting Python and the library takes a tenth of it."""
 MEMORY = 1 << 30
 
 

@@ -14,7 +14,7 @@ from llama_jax.generation.masks import bits_of, words_of
 from llama_jax.tokenizer import Tokenizer
 
 MAX_LEXER_STATES = 100_000
-"""Of a completion; each takes 1 or 2 KB."""
+"""The states that one completion may make. A state takes 1 or 2 KB."""
 
 
 class TokenTable:

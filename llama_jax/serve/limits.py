@@ -15,15 +15,15 @@ MAX_STOP_CHARACTERS = 64
 MAX_BIASES = 1024
 MAX_STOP_IDS = 64
 MAX_IDS = 1 << 20
-"""Of a request to /detokenize: more than any context."""
+"""Ids that a request to /detokenize may have. No context is so long."""
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_GRAMMAR_CHARACTERS = 64 << 10
-"""Of a JSON schema, a regular expression or a grammar, which are compiled."""
+"""The length of a JSON schema, a regular expression or a grammar. They are compiled."""
 MAX_LOGPROBS = 20
 """Alternatives that the engine lists at a token."""
 MAX_NAME_CHARACTERS = 256
-"""Of a model's name, a salt, a request's id."""
+"""The length of a model's name and of a salt."""
 CHARACTERS_A_TOKEN = 64
 """A text with more characters than this for each token of the context is refused unread: it would
 take seconds to encode, and text has about four."""
@@ -37,12 +37,12 @@ BODY_SECONDS = 60.0
 """From the headers to the end of the body: 8 MB at 140 kB a second."""
 DISCARD_BYTES = 32 << 20
 DISCARD_SECONDS = 5.0
-"""Of a body that is too large so much more is read and dropped: its client sends all before it
-reads why it was refused."""
+"""How much more of a body that is too large is read and dropped, and for how long. Its client sends
+the whole body before it reads why it was refused."""
 WRITE_SECONDS = 60.0
 """A client that leaves what is sent to it unread for so long is cut."""
 KEEP_ALIVE_SECONDS = 5.0
-"""Between two requests of a connection."""
+"""How long a connection may be idle between two requests."""
 PING_SECONDS = 15.0
 """A stream that is silent for so long sends a comment: proxies cut silent connections after 30 or
 60 seconds."""
@@ -54,4 +54,4 @@ HEARTBEAT_SECONDS = 60.0
 """An engine that has not gone round for so long is taken for dead. A round is far under a second;
 compiling a program that is used for the first time is not."""
 DRAIN_SECONDS = 60.0
-"""After SIGTERM, for what was accepted."""
+"""How long accepted requests may take after SIGTERM."""

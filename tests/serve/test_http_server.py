@@ -340,10 +340,13 @@ def test_metrics_are_prometheus_text(engine, url):
     engine.say(engine.wait_for_stream(), delta("x"), delta("y", "length"))
     while b"xy" not in opened.recv(1 << 16):
         pass
-    status, headers, content = ask(url, path="/metrics")
+    answered = 'llama_jax_http_answers_total{route="/v1/completions",status="200"} 1'
+    deadline, lines = time.monotonic() + 20, []
+    while answered not in lines and time.monotonic() < deadline:  # counted once it has been sent
+        status, headers, content = ask(url, path="/metrics")
+        lines = content.decode().splitlines()
     assert (status, headers["content-type"]) == (200, "text/plain; version=0.0.4; charset=utf-8")
-    lines = content.decode().splitlines()
-    assert 'llama_jax_http_answers_total{route="/v1/completions",status="200"} 1' in lines
+    assert answered in lines
     assert 'llama_jax_completions_total{reason="length"} 1' in lines
     assert "llama_jax_time_to_first_token_seconds_count 1" in lines
     assert "llama_jax_requests_running 0" in lines

@@ -78,7 +78,7 @@ def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Messages:
 
 
 def _characters(content: Any) -> int:
-    """Of a text, or of a content in parts."""
+    """How many characters a content has: a text, or a list of parts."""
     if isinstance(content, list):
         return sum(_characters(part.get("text")) for part in content if isinstance(part, dict))
     return len(content) if isinstance(content, str) else 0
@@ -149,7 +149,7 @@ async def chunks(
     served: Served, request: ChatRequest, answering: Answering
 ) -> AsyncIterator[ChatChunk]:
     """The answer as it comes; at its end, where asked for, what it used."""
-    counted = request.stream_options is not None and request.stream_options.include_usage
+    counted = request.counts_usage
     usage = None if counted else UNSET
     async for parts in _parts(served, request, answering):
         for part in parts:

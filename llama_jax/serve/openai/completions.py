@@ -155,7 +155,7 @@ async def chunks(
     served: Served, request: CompletionRequest, answering: Answering
 ) -> AsyncIterator[Completions]:
     """The answer as it comes; at its end, where asked for, what it used."""
-    counted = request.stream_options is not None and request.stream_options.include_usage
+    counted = request.counts_usage
     usage = None if counted else UNSET
     async for part in _parts(served, request, answering):
         yield _answer(served, answering, [part], usage=usage)

@@ -74,7 +74,7 @@ class LegacyForm:
         self._offset = 0
 
     def entries(self, ids: Sequence[int], entries: Sequence[TokenLogprob | None]) -> LegacyLogprobs:
-        """Of the next tokens of the text."""
+        """The log-probabilities of the next tokens of the text."""
         found = LegacyLogprobs([], [], [], [])
         for id, entry in zip(ids, entries, strict=True):
             found.tokens.append(self._spelling.spelled(id)[0])

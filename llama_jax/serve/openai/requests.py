@@ -97,6 +97,11 @@ class Request(Struct, kw_only=True):
     prompt_cache_key: Any = None
     prompt_cache_retention: Any = None
 
+    @property
+    def counts_usage(self) -> bool:
+        """Whether a stream's last chunk says how many tokens were read and written."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
 
 class CompletionRequest(Request, kw_only=True):
     """POST /v1/completions: continues texts."""
