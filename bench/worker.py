@@ -26,18 +26,18 @@ TIMES = 3
 def main() -> None:
     """Answers requests until there are none."""
     name, given = sys.argv[1], json.loads(sys.argv[2])
-    answers = _own_output()
+    answers = own_output()
     subject: Any
     subject, ready = _machine(given) if name == MACHINE else _contestant(given)
     if "first_token" in given:
         ready["tokens"] = subject.decode([given["first_token"]], 1).tokens
-    _say(answers, ready)
+    say(answers, ready)
     for line in sys.stdin if "first_token" not in given else ():
         try:
             answer = answered(subject, json.loads(line))
         except Exception as error:  # the parent says whose it was, and stops
             answer = {"error": f"{type(error).__name__}: {error}"}
-        _say(answers, answer)
+        say(answers, answer)
 
 
 def _machine(given: dict[str, Any]) -> tuple[Machine, dict[str, Any]]:
@@ -106,14 +106,15 @@ def loading_of(given: dict[str, Any]) -> Loading:
     return Loading(path=Path(given["path"]), contexts=contexts, **fields)
 
 
-def _own_output() -> TextIO:
+def own_output() -> TextIO:
     """Standard output for the answers alone: what libraries print goes to standard error."""
     own = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     return own
 
 
-def _say(answers: TextIO, answer: dict[str, Any]) -> None:
+def say(answers: TextIO, answer: dict[str, Any]) -> None:
+    """Gives the parent an answer, a line."""
     answers.write(json.dumps(answer) + "\n")
     answers.flush()
 

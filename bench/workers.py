@@ -121,8 +121,8 @@ def running(
 
 
 def worker_command(name: str, given: dict[str, Any]) -> list[str]:
-    """The command line of a worker."""
-    return [sys.executable, "-m", "bench.worker", name, json.dumps(given)]
+    """The command line of a worker, which is another program's where `given` names one."""
+    return [sys.executable, "-m", given.get("program", "bench.worker"), name, json.dumps(given)]
 
 
 def environment(name: str, device: str, threads: int) -> dict[str, str]:

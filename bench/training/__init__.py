@@ -1,0 +1,1 @@
+"""What `python -m bench.train` is made of."""
