@@ -5,24 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llama_jax.cli import options
+from llama_jax.cli.adapters import adapter_json, adapter_rows
 from llama_jax.cli.console import print_warnings
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 from llama_jax.cli.groups import grouped
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.inspection import Inspection
+    from llama_jax.checkpoint.peft.inspection import PeftInspection
     from llama_jax.checkpoint.source import Source
     from llama_jax.model.memory import Memory
 
 
 @grouped
 def inspect(
-    checkpoint: options.Checkpoint,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A folder with a model, or what else `generate` takes; with --adapter it may be "
+            "left out",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[
         int, typer.Option(metavar="N", help="Texts that are to run at once", min=1)
     ] = 1,
@@ -36,13 +47,31 @@ def inspect(
     ] = None,
     *,
     mesh: options.Mesh,
+    adapter: options.Adapter = None,
     dtype: options.Dtype = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Say what a checkpoint is, and the memory it needs.
+    """Say what a checkpoint is and what memory it needs.
 
-    Nothing is loaded, and the devices need not be there.
+    Or what a LoRA adapter is. Nothing is loaded, and the devices need not be there. With a
+    checkpoint and --adapter, it is also checked that the one fits the other.
     """
+    if checkpoint is not None:
+        _say_model(checkpoint, adapter, {"batch": batch, "context": context}, mesh, dtype, as_json)
+    elif adapter is not None:
+        _say_adapter(adapter, as_json)
+    else:
+        raise typer.BadParameter("name a CHECKPOINT, or an adapter with --adapter")
+
+
+def _say_model(
+    checkpoint: Path,
+    adapter: Path | None,
+    size: dict[str, Any],
+    mesh: options.Mesh,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
     import jax
 
     from llama_jax.checkpoint.dtypes import parse_dtype
@@ -51,26 +80,43 @@ def inspect(
     from llama_jax.model.memory import memory
 
     found = inspect_checkpoint(checkpoint)
-    config = found.source.config
-    context = config.max_seq_len if context is None else context
+    config, added = found.source.config, _adapter_of(found.source, adapter)
     here = "" if dtype else " (what runs here)"
     dtype = parse_dtype(dtype or weight_dtype(jax.default_backend()).name).name
-    needed = memory(
-        config,
-        dtype=parse_dtype(dtype),
-        batch=batch,
-        context=context,
-        stored=found.source.tensors,
-        **mesh.axes,
-    )
+    size["context"] = config.max_seq_len if size["context"] is None else size["context"]
+    stored, kind = found.source.tensors, parse_dtype(dtype)
+    needed = memory(config, dtype=kind, stored=stored, **size, **mesh.axes)
     tokenizer, notes = _tokenizer(found.source)
-    asked = {"batch": batch, "context": context, "dtype": dtype, **mesh.axes}
+    asked = {**size, "dtype": dtype, **mesh.axes}
     if as_json:
-        print(json.dumps(_as_json(found, tokenizer, notes, asked, needed), indent=2))
+        told = _as_json(found, tokenizer, notes, asked, needed)
+        print(json.dumps(told | ({"adapter": adapter_json(added)} if added else {}), indent=2))
         return
     print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed, here)})
+    print_rows(adapter_rows(added) if added else {})
     print_notes(notes)
     print_warnings(found.source.warnings)
+
+
+def _say_adapter(adapter: Path, as_json: bool) -> None:
+    from llama_jax.checkpoint.peft.inspection import inspect_peft
+
+    found = inspect_peft(adapter)
+    if as_json:
+        print(json.dumps(adapter_json(found), indent=2))
+    else:
+        print_rows(adapter_rows(found))
+
+
+def _adapter_of(source: Source, adapter: Path | None) -> PeftInspection | None:
+    """What an adapter holds, which is known to fit the checkpoint."""
+    if adapter is None:
+        return None
+    from llama_jax.checkpoint.adapters import with_adapter
+    from llama_jax.checkpoint.peft.inspection import inspect_peft
+
+    with_adapter(source, adapter)
+    return inspect_peft(adapter)
 
 
 def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Adapters of peft's: read, written, refused where they are more than two matrices, merged."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -240,3 +241,28 @@ def test_what_has_no_adapter_is_neither_merged_nor_written_as_one(folders, tmp_p
     with pytest.raises(ValueError, match=r"base='x' is what peft's format names"):
         export(folders / "base", tmp_path / "out", format="hf", base="x")
     assert not (tmp_path / "out").exists()
+
+
+def test_inspect_says_what_an_adapter_holds_alone_and_with_its_model(folders, edited):
+    alone = run("inspect", "--adapter", folders / "peft").stdout
+    assert re.search(r"adapter  LoRA, [\d,]+ numbers in float32", alone)
+    assert re.search(r"rank  3\n +alpha  1.5, a scale of 0.5 \(alpha / rank\)\n", alone)
+    matrices = 4 * CONFIG.n_layers
+    said = f"targets  q_proj, k_proj, o_proj, down_proj; {matrices} matrices in {CONFIG.n_layers}"
+    assert said in alone
+    assert "base  someone/base" in alone
+    both = run("inspect", folders / "base", "--adapter", folders / "peft").stdout
+    assert alone in both
+    assert "parameters" in both
+    found = json.loads(run("inspect", "--adapter", edited(use_rslora=True), "--json").stdout)
+    assert (found["rank"], found["scale"]) == (3, pytest.approx(1.5 / 3**0.5))
+    assert set(found["ranks"].values()) == {3}
+
+
+def test_inspect_refuses_an_adapter_of_another_model_and_nothing_at_all(folders, tmp_path):
+    other = llama_jax.init_params(jax.random.key(0), CONFIG.replace(n_layers=1))
+    llama_jax.save(other, tmp_path / "other")
+    done = run("inspect", tmp_path / "other", "--adapter", folders / "peft")
+    assert done.exit_code == 1
+    assert "it is of someone/base" in " ".join(done.stderr.split())
+    assert run("inspect").exit_code == 2

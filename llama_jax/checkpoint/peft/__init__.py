@@ -37,21 +37,10 @@ def open_peft(path: str | Path, config: Config, base: str | Path) -> dict[Weight
     does not fit the model: it names both.
     """
     path = Path(path)
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"{path} {what}; pass the folder that peft saved an adapter in")
-    for name in (CONFIG, TENSORS if (path / TENSORS).is_file() else TORCH):
-        if not (path / name).is_file():
-            raise FileNotFoundError(
-                f"{path} has no {name if name == CONFIG else TENSORS}; it is no folder in which "
-                "peft saved an adapter"
-            )
-        check_inside(path, path / name)
-    said = read_peft_config(path / CONFIG)
-    found = _tensors(path)
+    said, found = open_folder(path)
     rows = {_module(row): row for row in names_table(config) if _may_be_adapted(row)}
     adapters = {}
-    for module in _modules(found, path):
+    for module in modules_of(found, path):
         if (row := rows.get(module)) is None:
             raise ValueError(
                 f"{path} has an adapter of {shorten(module)}, which the model in {base} lacks or "
@@ -68,6 +57,21 @@ def open_peft(path: str | Path, config: Config, base: str | Path) -> dict[Weight
     if not adapters:
         raise ValueError(f"{path} holds no adapter: its file of tensors is empty")
     return adapters
+
+
+def open_folder(path: Path) -> tuple[PeftConfig, Mapping[str, np.ndarray]]:
+    """What an adapter's folder says of it, checked, and its arrays by name, which are not read."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {what}; pass the folder that peft saved an adapter in")
+    for name in (CONFIG, TENSORS if (path / TENSORS).is_file() else TORCH):
+        if not (path / name).is_file():
+            raise FileNotFoundError(
+                f"{path} has no {name if name == CONFIG else TENSORS}; it is no folder in which "
+                "peft saved an adapter"
+            )
+        check_inside(path, path / name)
+    return read_peft_config(path / CONFIG), _tensors(path)
 
 
 def module_of(row: WeightNames) -> str:
@@ -89,7 +93,7 @@ def _tensors(path: Path) -> dict[str, np.ndarray]:
     return read_state_dict(path / TORCH)
 
 
-def _modules(found: Mapping[str, np.ndarray], path: Path) -> list[str]:
+def modules_of(found: Mapping[str, np.ndarray], path: Path) -> list[str]:
     """The modules that have both matrices; ValueError where there is anything else."""
     modules, others = [], []
     for name in found:
