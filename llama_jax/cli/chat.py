@@ -16,10 +16,11 @@ from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import reader
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
-from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
 from llama_jax.cli.errors import in_options
 from llama_jax.cli.own_model import OwnOrNamed
+from llama_jax.cli.processes import over_devices
 from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 

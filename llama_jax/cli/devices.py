@@ -1,80 +1,28 @@
-"""The options of a mesh, and of several processes, for the commands that run a model."""
+"""The options of a mesh, for the commands that run a model."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from llama_jax import distributed as job
 from llama_jax.cli import options
 from llama_jax.cli.compiling import notice_compiling
 from llama_jax.cli.console import status, stderr
-from llama_jax.cli.groups import grouped
 from llama_jax.cli.loading import load_ahead
+from llama_jax.cli.processes import Processes
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.model.memory import Memory
     from llama_jax.weights.params import Params
 
-_job = functools.partial(typer.Option, rich_help_panel="Several processes")
-
 
 @dataclasses.dataclass(frozen=True)
-class Devices(options.Mesh):
+class Devices(Processes, options.Mesh):
     """The mesh that a model is to lie on, and the devices and processes that make it up."""
-
-    cpu_devices: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Make N devices of this machine's CPU, to try a mesh without accelerators",
-            min=1,
-            rich_help_panel="Several devices",
-        ),
-    ] = None
-    distributed: Annotated[
-        bool,
-        _job(
-            "--distributed",
-            help="Run as one of several processes, each on its own devices. Slurm, Open MPI or "
-            "Kubernetes says which; elsewhere the next three options do",
-        ),
-    ] = False
-    coordinator: Annotated[
-        str | None, _job(metavar="HOST:PORT", help="Where process 0 listens")
-    ] = None
-    processes: Annotated[
-        int | None, _job(metavar="N", help="How many processes there are", min=1)
-    ] = None
-    process: Annotated[
-        int | None, _job(metavar="N", help="Which of them this is, from 0", min=0)
-    ] = None
-    start_timeout: Annotated[
-        float, _job(metavar="SECONDS", help="How long to wait for the other processes", min=1)
-    ] = job.START_TIMEOUT
-
-    def set_up(self) -> None:
-        """Makes the devices of the CPU that are asked for, and joins the other processes.
-
-        Before anything asks JAX for a device.
-        """
-        if self.cpu_devices is not None:
-            _cut_cpu(self.cpu_devices)
-        place = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
-        if self.distributed:
-            job.initialize(**place, start_timeout=self.start_timeout)
-            _silence_others()
-        elif given := [name for name, value in place.items() if value is not None]:
-            raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
 
     def load(
         self,
@@ -178,27 +126,6 @@ class Devices(options.Mesh):
         return needed, (rows, positions)
 
 
-def over_devices(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with the options of `Devices`, which are prepared when it runs.
-
-    Where it is interrupted, or its reader gone, every process of its job ends.
-    """
-
-    @functools.wraps(command)
-    def run(*, devices: Devices, **given: Any) -> None:
-        devices.set_up()
-        try:
-            command(**given, devices=devices)
-        except KeyboardInterrupt:
-            job.fail("interrupted")
-            raise
-        except BrokenPipeError:  # which Typer would make an exit, at which JAX waits for the others
-            job.fail(None)
-            raise
-
-    return grouped(run)
-
-
 def _held(needed: Memory, asked: tuple[int, int]) -> str:
     from llama_jax.checkpoint.files.messages import in_units
 
@@ -221,24 +148,3 @@ def _check_fits(needed: Memory) -> None:
                 f"the weights are more than the {in_units(limit)} that JAX has of each device; "
                 "raise --tensor or --fsdp, or XLA_CLIENT_MEM_FRACTION"
             )
-
-
-def _cut_cpu(count: int) -> None:
-    import jax
-
-    try:
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError as error:
-        raise ValueError(f"--cpu-devices {count} comes too late: {error}") from error
-
-
-def _silence_others() -> None:
-    """From here on process 0 alone speaks, and to stdout only what is its answer."""
-    # Whatever C++ writes to stdout, as Gloo does, is no part of what was asked for.
-    silence = os.open(os.devnull, os.O_WRONLY)
-    sys.stdout.flush()
-    own = os.dup(1) if job.is_first() else silence
-    os.dup2(silence, 1)
-    sys.stdout = os.fdopen(own, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
-    if not job.is_first():
-        sys.stderr = os.fdopen(os.dup(silence), "w")

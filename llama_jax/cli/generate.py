@@ -16,10 +16,11 @@ from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import FAILED, status, stderr
 from llama_jax.cli.description import say_notes
-from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
 from llama_jax.cli.form import Form
 from llama_jax.cli.own_model import OWN, OwnOrNamed, named_and_prompts
+from llama_jax.cli.processes import over_devices
 from llama_jax.cli.prompts import Asked, Reading
 from llama_jax.cli.requests import Maker, Request
 from llama_jax.cli.sampling import Sampling

@@ -11,7 +11,8 @@ from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.console import print_json, stderr
 from llama_jax.cli.description import say_notes
-from llama_jax.cli.devices import Devices, over_devices
+from llama_jax.cli.devices import Devices
+from llama_jax.cli.processes import over_devices
 from llama_jax.cli.text_input import name_of, read_text
 
 

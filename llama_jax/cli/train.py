@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax.cli.processes import Processes, over_devices
+
 if TYPE_CHECKING:
     from llama_jax.train.recipe import Recipe
     from llama_jax.weights.params import Params
@@ -18,6 +20,7 @@ MASK_ROWS = 4
 """Rows that --show-mask prints."""
 
 
+@over_devices
 def train(
     recipe: Annotated[
         Path,
@@ -52,12 +55,13 @@ def train(
             help="With --plan: h100, h200, a100 or a GPU's memory (24GB), which need not be here",
         ),
     ] = None,
+    devices: Processes,
 ) -> None:
-    """Train a model by a recipe, or go on with a run."""
-    from llama_jax.compilation import keep_programs
+    """Train a model by a recipe, or go on with a run.
+
+    Over several devices as the recipe's [mesh] says, which takes all devices of all processes.
+    """
     from llama_jax.train.recipe_file import read_recipe
-    from llama_jax.train.run import train
-    from llama_jax.train.saves import hush_log
 
     asked = read_recipe(recipe, set or [])
     if plan:
@@ -70,13 +74,21 @@ def train(
         raise ValueError("--device goes with --plan; training takes the devices that are here")
     if out is None:
         raise ValueError("a run needs a folder: --out runs/first, say")
+    _train(asked, out)
+
+
+def _train(recipe: Recipe, out: Path) -> None:
+    from llama_jax.compilation import keep_programs
+    from llama_jax.train.run import train
+    from llama_jax.train.saves import hush_log
+
     keep_programs()
     hush_log()
     try:
-        model = train(asked, out, say=_say, sample=_sample)
+        model = train(recipe, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked
         raise ValueError(str(error)) from error
-    prompt = next(iter(asked.run.prompts), "")
+    prompt = next(iter(recipe.run.prompts), "")
     _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), prompt])}")
 
 

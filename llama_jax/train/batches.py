@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from llama_jax.validation import check_count
 from llama_jax.weights.table import BATCH
 
 _BATCH = P(BATCH, None)  # [batch, time]
+Made = TypeVar("Made")
 
 
 def batch_sharding(mesh: Mesh | None, batch: int) -> Sharding:
@@ -40,9 +42,19 @@ def training_batches(
     rows: Rows, order: Order, sharding: Sharding, *, step: int = 0
 ) -> Generator[Batch, None, None]:
     """The batches from `step` on, without end; the next one is made while one is in use."""
+    with contextlib.closing(numbered_batches(rows, order, sharding, step=step)) as found:
+        for _, batch in found:
+            yield batch
 
-    def make(step: int) -> Batch:
-        return put(rows, order.at(step), sharding)
+
+def numbered_batches(
+    rows: Rows, order: Order, sharding: Sharding, *, step: int = 0
+) -> Generator[tuple[np.ndarray, Batch], None, None]:
+    """The same, each with the ids of its rows in all processes."""
+
+    def make(step: int) -> tuple[np.ndarray, Batch]:
+        ids = order.at(step)
+        return ids, put(rows, ids, sharding)
 
     return _ahead(make, step)
 
@@ -94,8 +106,8 @@ def _padded(rows: Rows, ids: np.ndarray) -> Batch:
 
 
 def _ahead(
-    make: Callable[[int], Batch], first: int, end: int | None = None
-) -> Generator[Batch, None, None]:
+    make: Callable[[int], Made], first: int, end: int | None = None
+) -> Generator[Made, None, None]:
     """make(first), make(first + 1), ..., each begun by a thread while the one before is in use."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
         coming = None if end == first else thread.submit(make, first)

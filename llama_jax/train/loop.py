@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from llama_jax.sharding.arrays import mesh_of
-from llama_jax.train.batches import batch_sharding, evaluation_batches, training_batches
+from llama_jax.train.batches import batch_sharding, evaluation_batches, numbered_batches
 from llama_jax.train.order import Order
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.report import Evaluated, Report
@@ -21,6 +18,10 @@ from llama_jax.train.rows import Rows
 from llama_jax.train.saves import Saves
 from llama_jax.train.state import TrainState, result, without_frozen
 from llama_jax.train.step import Metrics, evaluate, jitted_step
+from llama_jax.train.stops import stop_signals
+
+_Taken = tuple[int, np.ndarray, Metrics]
+"""A step: its number from 0, the ids of its rows, what it found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,12 @@ def run_steps(
     step = jitted_step(recipe)
     first = index = int(state.step)
     sharding = batch_sharding(mesh, recipe.step.batch)
-    batches = training_batches(data.rows, data.order, sharding, step=first)
-    waiting: list[tuple[int, Metrics]] = []  # said one step later, while the next one runs
+    batches = numbered_batches(data.rows, data.order, sharding, step=first)
+    waiting: list[_Taken] = []  # said one step later, while the next one runs
 
     def say() -> None:
         while waiting:
-            _take(*waiting.pop(0), recipe, report, data.order)
+            _take(waiting.pop(0), recipe, report)
 
     def save() -> None:
         say()
@@ -72,13 +73,14 @@ def run_steps(
     def due(every: int) -> bool:
         return bool(every) and index % every == 0 and index < recipe.steps
 
-    with _stop_signals() as asked, contextlib.closing(batches):
+    with stop_signals() as stops, contextlib.closing(batches):
         while index < recipe.steps:
-            state, metrics = step(state, next(batches))
+            ids, batch = next(batches)
+            state, metrics = step(state, batch)
             say()
-            waiting.append((index, metrics))
+            waiting.append((index, ids, metrics))
             index += 1
-            if _stops_now(asked, index):
+            if stops():
                 break
             if due(r.evaluate_every):
                 evaluate()
@@ -98,9 +100,10 @@ def run_steps(
     return state
 
 
-def _take(index: int, metrics: Metrics, recipe: Recipe, report: Report, order: Order) -> None:
-    report.step(index, jax.device_get(metrics))
-    _check_steps(recipe, report, order, index)
+def _take(taken: _Taken, recipe: Recipe, report: Report) -> None:
+    index, ids, metrics = taken
+    report.step(index, ids, jax.device_get(metrics))
+    _check_steps(recipe, report, index, ids)
 
 
 def _save(
@@ -133,12 +136,12 @@ def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None
 _evaluate = jax.jit(evaluate, static_argnums=0)
 
 
-def _check_steps(recipe: Recipe, report: Report, order: Order, index: int) -> None:
+def _check_steps(recipe: Recipe, report: Report, index: int, ids: np.ndarray) -> None:
     """Says a bad step's rows; RuntimeError where too many came in a row."""
     if report.bad_in_a_row and report.bad_in_a_row >= recipe.run.bad_steps:
         raise RuntimeError(
             f"{report.bad_in_a_row} steps in a row had a loss or gradients that are not finite, or "
-            f"were spikes; the last, step {index}, read rows {_shown(order.at(index))}. Lower "
+            f"were spikes; the last, step {index}, read rows {_shown(ids)}. Lower "
             "optimizer.learning_rate, or look at those rows"
         )
 
@@ -146,34 +149,3 @@ def _check_steps(recipe: Recipe, report: Report, order: Order, index: int) -> No
 def _shown(ids: np.ndarray) -> str:
     first = ", ".join(map(str, ids[:8].tolist()))
     return f"{first}, ... ({len(ids)} rows)" if len(ids) > 8 else first
-
-
-def _stops_now(asked: threading.Event, step: int) -> bool:
-    """Whether this process, or another of the job, was asked to stop."""
-    if jax.process_count() == 1:
-        return asked.is_set()
-    from jax.experimental import multihost_utils
-
-    return multihost_utils.reached_preemption_sync_point(step)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Sets an event at SIGTERM and the first Ctrl-C; a second Ctrl-C ends the process at once."""
-    asked = threading.Event()
-    # Of several processes JAX's own service hears SIGTERM, and tells all of them (_stops_now).
-    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield asked
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    kept = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

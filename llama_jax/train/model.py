@@ -36,6 +36,11 @@ def given(recipe: Recipe, name: str) -> Any:
 def mesh_for_recipe(recipe: Recipe) -> jax.sharding.Mesh | None:
     """The recipe's mesh, or None for one device."""
     m = recipe.mesh
+    if jax.process_count() > 1 and m.devices != (there := jax.device_count()):
+        raise ValueError(
+            f"mesh.data x mesh.fsdp x mesh.tensor is {m.devices} and the {jax.process_count()} "
+            f"processes have {there} devices; a mesh takes all of them: mesh.fsdp = {there}, say"
+        )
     if m.devices == 1:
         return None
     return make_mesh(data=m.data, fsdp=m.fsdp, tensor=m.tensor)

@@ -158,6 +158,8 @@ class Run:
     """What the sampled completions begin with."""
     bad_steps: int = 20
     """A run ends after so many steps in a row that changed nothing."""
+    log_rows: bool = False
+    """`metrics.jsonl` also has the ids of each step's rows, so that anybody can count them."""
     peak_tflops: float = 0.0
     """The peak of one device, of which the MFU is a part; 0 measures it."""
 

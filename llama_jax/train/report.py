@@ -15,8 +15,12 @@ from jax.experimental import multihost_utils
 
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
+from llama_jax.train.event_files import event_files
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.step import Metrics
+
+EVENTS = "tensorboard"
+"""Beside the file of metrics: the folder of TensorBoard's files."""
 
 
 class Evaluated(NamedTuple):
@@ -60,9 +64,11 @@ class Report:
         self._clock: float | None = None
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
+        events = file.parent / EVENTS
+        self._events = event_files(events, first=first) if self._writes else None
 
-    def step(self, index: int, metrics: Metrics) -> None:
-        """Takes a step's metrics, as numbers. The time since the last counts for its speed."""
+    def step(self, index: int, ids: np.ndarray, metrics: Metrics) -> None:
+        """Takes a step's rows and metrics, as numbers. The time since the last is its time."""
         now = time.monotonic()
         if self._clock is not None:  # the first step is mostly compiling
             self._seconds += now - self._clock
@@ -71,7 +77,8 @@ class Report:
         good = bool(metrics.good)
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
         numbers = {name: float(value) for name, value in metrics._asdict().items()}
-        self._write({"step": index + 1, **numbers, "good": good})
+        rows = {"rows": ids.tolist()} if self._recipe.run.log_rows else {}
+        self._write({"step": index + 1, **numbers, "good": good, **rows})
         if not good:
             self._say(
                 f"step {index + 1:,} changed nothing: loss {numbers['loss']:.4g}, gradient "
@@ -128,6 +135,13 @@ class Report:
             return
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+        if self._events:
+            self._events.add(record)
+
+    def close(self) -> None:
+        """Returns when all is written."""
+        if self._events:
+            self._events.close()
 
 
 def flops_per_token(config: Config, context: int, *, frozen: bool = False) -> float:

@@ -3,6 +3,7 @@
 runs/stories/
 ├── recipe.json      the recipe, as it runs
 ├── metrics.jsonl    a line for each step and each evaluation
+├── tensorboard/     the same for TensorBoard, where it is installed
 ├── states/500/      weights, moments and counts at step 500, to go on from
 └── model/           the weights and the tokenizer: a checkpoint like any other
 """
@@ -81,7 +82,7 @@ def train(
     device = device_here(recipe.mesh.devices)
     check_fits(plan(recipe, like.config, platform=device.platform), device)
     _keep_recipe(recipe, folder)
-    saves = Saves(folder / STATES, keep=recipe.run.keep)
+    saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
         state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
         if state is None:
@@ -110,6 +111,8 @@ def train(
             )
     finally:
         saves.close()
+        if report:
+            report.close()
     return folder / MODEL
 
 

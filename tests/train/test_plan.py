@@ -68,6 +68,22 @@ def test_each_option_that_saves_memory_does():
     assert total() < total(average=0.99)
 
 
+def test_llama_8b_and_70b_with_adapters_fit_eight_h100s():
+    """The tables of docs/notes/training.md."""
+    rows = {"batch": 8, "context": 8192, "documents": "joined"}
+    for name, lora, wanted in (
+        ("llama-3.1-8b", None, 20.5e9),
+        ("llama-3.1-8b", Lora(rank=16), 8.8e9),
+        ("llama-3.1-70b", Lora(rank=16), 40.6e9),
+        ("llama-3.1-70b", None, 147e9),
+    ):
+        recipe = recipe_of({"fsdp": 8}, **rows).replace(lora=lora)
+        found = plan(recipe, Config.named(name))
+        print(name, lora, {part: f"{size / 1e9:.2f} GB" for part, size in found.parts.items()})
+        assert found.total == pytest.approx(wanted, rel=0.01)
+        assert (found.total < fits.KNOWN["h100"].memory) == (wanted < 80e9)
+
+
 def test_a_batch_that_the_mesh_does_not_cut_is_refused():
     with pytest.raises(ValueError, match=r"batch=8 is not a multiple of data x fsdp .*= 16"):
         plan(recipe_of({"fsdp": 8}, micro_batches=2), CONFIG)

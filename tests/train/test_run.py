@@ -1,26 +1,27 @@
 """A run: it resumes exactly, on any mesh, after any end, and its result is a checkpoint."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import threading
 from types import SimpleNamespace
 
 import jax
+import kills
 import numpy as np
 import pytest
 from helpers import ROOT
-from job import Job
-from token_files import token_folder
+from job import Job, over
+from token_files import STORIES, token_folder
 
 import llama_jax
 from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Run, Step
 from llama_jax.train.recipe_file import read_recipe, to_json
+from llama_jax.train.rows import TextRows
 from llama_jax.train.run import train
+from llama_jax.train.stops import asked_anywhere
+from llama_jax.train.token_folder import open_tokens
 
 STEPS = 8
 
@@ -32,9 +33,8 @@ def tokens(tmp_path_factory):
 
 def recipe_of(tokens, steps=STEPS, mesh=None, run=None, **step):
     step = {"batch": 8, "context": 16, "dtype": "float32", "remat": "none"} | step
-    run = {"save_every": 2, "evaluate_every": 4, "sample_every": 0, "peak_tflops": 1.0} | (
-        run or {}
-    )
+    usual = {"save_every": 2, "evaluate_every": 4, "sample_every": 0, "peak_tflops": 1.0}
+    run = {**usual, "log_rows": True, **(run or {})}
     return Recipe(
         steps=steps,
         model=Model(config="tiny"),
@@ -82,6 +82,17 @@ def test_a_run_that_stops_and_goes_on_has_the_same_weights(tokens, whole, tmp_pa
     weights, _ = trained(recipe_of(tokens), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
     assert losses(tmp_path / "run") == whole[1], "each step once, with the same loss"
+    check_rows(tmp_path / "run", tokens, STEPS)
+
+
+def check_rows(run, tokens, steps):
+    """The log has each step once, with the rows that are due: each row once an epoch."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    found = [(line["step"], line["rows"]) for line in lines if "rows" in line]
+    order = TextRows(open_tokens(tokens).train, 16, "separate").order(8, seed=0)
+    assert found == [(step + 1, order.at(step).tolist()) for step in range(steps)]
+    read = [row for _, rows in found for row in rows]
+    assert len(set(read)) == min(len(read), order.rows)
 
 
 def _end_after(steps, recipe, folder, evaluate_every=0):
@@ -152,32 +163,30 @@ def test_the_best_of_no_evaluations_is_refused(tokens):
 
 
 @pytest.mark.slow
-def test_a_run_killed_again_and_again_ends_with_the_same_weights(tokens, whole, tmp_path):
-    recipe, draw, killed = tmp_path / "recipe.json", np.random.default_rng(0), 0
-    recipe.write_text(to_json(recipe_of(tokens, run={"save_every": 1})))
-    code = (
-        "import json, sys; from llama_jax.train.recipe_file import recipe_of;"
-        "from llama_jax.train.run import train;"
-        "train(recipe_of(json.load(open(sys.argv[1])), 'recipe'), sys.argv[2])"
-    )
-    command = [sys.executable, "-c", code, str(recipe), str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    while True:
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, text=True
-        ) as process:
-            if killed < 10:
-                for line in process.stdout:
-                    if line.startswith(("step", "going")):
-                        break
-                time.sleep(draw.uniform(0, 0.5))
-                process.kill()
-                killed += 1
-            process.communicate()
-        if process.returncode == 0:
-            break
-    weights = llama_jax.load(tmp_path / "run" / "model").weights
-    jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
+@pytest.mark.parametrize("how", ["one", "two", "mixed"])
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(how, tmp_path):
+    assert "4 kills" in kills.tried(tmp_path, how, 4, seed=1, texts=STORIES * 20)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_of_a_job_saves_in_all_and_another_mesh_goes_on(tokens, tmp_path):
+    steps, run, recipe = 60, tmp_path / "run", tmp_path / "recipe.toml"
+    text = kills.RECIPE.format(steps=steps, tokens=json.dumps(str(tokens)))
+    recipe.write_text(text.replace("save_every = 3", "save_every = 0"))
+    command = ["-m", "llama_jax", "train", recipe, "--out", run, "--set", "mesh.fsdp=2"]
+    with Job(2, *command, *over(2)) as job:
+        job.wait_for("step 2/60")
+        job.running[1].terminate()
+        ended = job.ended()
+    assert [one.returncode for one in ended.values()] == [0, 0], ended
+    last = re.search(r"stopped after step (\d+) of 60; the same call goes on", ended[0].stdout)
+    assert [entry.name for entry in (run / "states").iterdir()] == [last[1]]
+    alone = read_recipe(recipe)
+    weights, said = trained(alone, run)
+    assert said[0] == f"going on after step {last[1]}"
+    wanted, _ = trained(alone, tmp_path / "whole")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, wanted)
+    check_rows(run, tokens, steps)
 
 
 @pytest.mark.slow
@@ -230,6 +239,15 @@ def test_a_run_of_bad_steps_ends_and_names_rows(tokens, tmp_path):
     with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, "):
         train(recipe, tmp_path / "run", say=said.append)
     assert sum("changed nothing" in line for line in said) == 3
+
+
+def test_a_process_hears_one_step_later_that_one_of_its_job_was_asked_to_stop():
+    """Of all devices here, as of those of all processes."""
+    asked = threading.Event()
+    stops = asked_anywhere(asked)
+    assert [stops(), stops()] == [False, False]
+    asked.set()
+    assert [stops(), stops()] == [False, True]
 
 
 def test_another_recipe_in_a_runs_folder_is_refused(tokens, tmp_path):
