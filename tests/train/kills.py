@@ -13,6 +13,7 @@ step once and, in its first epoch, every row once.
 import argparse
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -63,30 +64,35 @@ def main() -> None:
     parser.add_argument("how", nargs="?", choices=STARTS, default="one")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="kept: the same command goes on in it")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as made:
+        folder = asked.folder or Path(made)
+        folder.mkdir(parents=True, exist_ok=True)
         os.environ["LLAMA_JAX_CACHE"] = f"{folder}/programs"
-        print(tried(Path(folder), asked.how, asked.kills, asked.seed))
+        print(tried(folder, asked.how, asked.kills, asked.seed))
 
 
 def tried(folder, how, kills, seed, texts=STORIES * 40):
     """What became of a run that was killed so often, in words; AssertionError where it differs."""
-    tokens = token_folder(folder, texts=texts)
+    tokens = folder / "tokens" if (folder / "tokens").exists() else token_folder(folder, texts)
     rows = TextRows(open_tokens(tokens).train, TIME, "separate").whole
     steps, starts = -(-rows // BATCH) + 1, STARTS[how]
     recipe = _recipe(folder, tokens, steps)
-    with _started(recipe, folder / "whole", *starts[0]) as job:
-        _end(job)
-    draw, cut, killed, passed_over = np.random.default_rng(seed), False, 0, 0
+    if str(steps) not in _states(folder / "whole"):
+        shutil.rmtree(folder / "whole", ignore_errors=True)
+        with _started(recipe, folder / "whole", *starts[0]) as job:
+            _end(job)
+    killed, passed_over, cut = _done(folder)
     while killed < kills:
         with _started(recipe, folder / "run", *starts[killed % len(starts)]) as job:
-            said = _killed(job, draw)
-            passed_over += "cannot be read" in said
-            assert "cannot be read" in said or not (cut and "going on" in said), said
+            said = _killed(job, np.random.default_rng([seed, killed]))
+        passed_over += "cannot be read" in said
+        assert "cannot be read" in said or not (cut and "going on" in said), said
         killed += 1
-        cut = killed % 4 == 0 and _cut_short(folder / "run/states")
-    last = [entry.name for entry in (folder / "run/states").iterdir() if entry.name.isdigit()]
-    assert str(steps) not in last, f"it ended before its {kills} kills; lower them"
+        cut = killed % 4 == 0 and _cut_short(folder / "run")
+        _done(folder, killed, passed_over, cut)
+    assert str(steps) not in _states(folder / "run"), f"it ended before {kills} kills; lower them"
     with _started(recipe, folder / "run", *starts[killed % len(starts)]) as job:
         passed_over += "cannot be read" in _end(job)
     _check_rows(folder / "run", rows, steps)
@@ -96,6 +102,20 @@ def tried(folder, how, kills, seed, texts=STORIES * 40):
         f"{how}: {killed} kills, {passed_over} states cut short and passed over, {steps} steps of "
         f"{rows} rows: each row once; weights differ by {apart:.2g}"
     )
+
+
+def _done(folder, *now):
+    """Kills so far, states passed over, and whether the newest is cut short; kept in a file."""
+    file = folder / "kills.json"
+    if now:
+        file.write_text(json.dumps([int(number) for number in now]))
+    return json.loads(file.read_text()) if file.exists() else [0, 0, 0]
+
+
+def _states(run):
+    """The steps of a run's saved states."""
+    found = (run / "states").iterdir() if (run / "states").exists() else ()
+    return [entry.name for entry in found if entry.name.isdigit()]
 
 
 def _recipe(folder, tokens, steps):
@@ -132,10 +152,10 @@ def _end(job):
     return ended[0].stdout
 
 
-def _cut_short(states):
+def _cut_short(run):
     """Halves the files of the newest state; whether there is one."""
-    whole = [int(entry.name) for entry in states.iterdir() if entry.name.isdigit()]
-    for file in (states / str(max(whole))).rglob("*") if whole else ():
+    whole = _states(run)
+    for file in (run / "states" / max(whole, key=int)).rglob("*") if whole else ():
         if file.is_file() and file.stat().st_size > 1000:
             os.truncate(file, file.stat().st_size // 2)
     return bool(whole)
