@@ -4,6 +4,7 @@ import struct
 
 import numpy as np
 
+from llama_jax.checkpoint.gguf.types import TYPES
 from llama_jax.tokenizer.hf_decoder import _alphabet
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import SPECIAL, TiktokenTokenizer
@@ -122,3 +123,16 @@ def bpe_metadata(file, pre="llama-bpe", **changes):
         "tokenizer.ggml.eos_token_id": tokens.index("<|eot_id|>"),
         **{f"tokenizer.{name}": value for name, value in changes.items()},
     }
+
+
+def of_every_type():
+    """A model of two layers with a tensor of each quantized type, 256 wide, of random blocks."""
+    rng = np.random.default_rng(0)
+    metadata, tensors = small_model(dim=256, hidden=256, layers=2, vocab=48)
+    names = [name for name, (_, shape, _) in tensors.items() if len(shape) == 2]
+    quantized = {number: kind for number, kind in TYPES.items() if kind.unpack}
+    for name, (number, kind) in zip(names, quantized.items(), strict=False):
+        shape = tensors[name][1]
+        raw = rng.integers(0, 60, (shape[0] * shape[1] // kind.block, kind.nbytes), np.uint8)
+        tensors[name] = number, shape, raw.tobytes()
+    return gguf_bytes(metadata, tensors)

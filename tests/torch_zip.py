@@ -22,6 +22,7 @@ _STORAGES = {
     np.dtype(np.int64): "LongStorage",
     np.dtype(np.bool_): "BoolStorage",
 }
+FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Parameter:
 
 ORDERED_DICT = Global("collections", "OrderedDict")
 REBUILD_TENSOR = Global("torch._utils", "_rebuild_tensor_v2")
+REBUILD_TENSOR_OF_DTYPE = Global("torch._utils", "_rebuild_tensor_v3")
+UNTYPED = Global("torch.storage", "UntypedStorage")
 REBUILD_PARAMETER = Global("torch._utils", "_rebuild_parameter")
 
 
@@ -127,8 +130,9 @@ class Storages:
         if not keys:
             self.arrays.append(value.storage)
         key = keys[0] if keys else len(self.arrays) - 1
+        is_float8 = value.storage.dtype == FLOAT8
         fields: dict[str, Any] = {
-            "storage": Global("torch", _STORAGES[value.storage.dtype]),
+            "storage": UNTYPED if is_float8 else Global("torch", _STORAGES[value.storage.dtype]),
             "key": str(key),
             "numel": value.storage.size,
             "offset": value.offset,
@@ -138,7 +142,11 @@ class Storages:
         }
         stored = ("storage", fields["storage"], fields["key"], "cpu", fields["numel"])
         layout = (fields["offset"], fields["size"], fields["stride"])
-        return Call(REBUILD_TENSOR, (Persistent(stored), *layout, False, Call(ORDERED_DICT)))
+        given = (Persistent(stored), *layout, False, Call(ORDERED_DICT))
+        if is_float8:
+            dtype = Global("torch", changes.get("dtype", "float8_e4m3fn"))
+            return Call(REBUILD_TENSOR_OF_DTYPE, (*given, dtype))
+        return Call(REBUILD_TENSOR, given)
 
 
 def save(

@@ -23,15 +23,8 @@ from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
 from llama_jax.checkpoint.gguf.export import gguf_files, gguf_metadata
-from llama_jax.checkpoint.huggingface.export import (
-    INDEX,
-    hf_config,
-    hf_files,
-    hf_index,
-    hf_notes,
-    special_ids,
-    tokenizer_config,
-)
+from llama_jax.checkpoint.huggingface.compressed import compressed_matrices
+from llama_jax.checkpoint.huggingface.export import hf_files, hf_notes, hf_texts
 from llama_jax.checkpoint.meta.export import (
     LAYOUTS,
     default_layout,
@@ -92,8 +85,9 @@ def export(
 
     LoRA adapters, the checkpoint's or those in the folder `adapter`, are merged; for "peft" they
     alone are written, and `base` is the name of the model that peft will put them on. Without
-    `dtype` every tensor keeps its own; as GGUF it may be "q8_0" or "q4_0" too. `overwrite` replaces
-    an older export and nothing else.
+    `dtype` every tensor keeps its own, and for "hf" quantized matrices stay so, in the form of
+    compressed-tensors; as GGUF it may be "q8_0" or "q4_0" too. `overwrite` replaces an older export
+    and nothing else.
     """
     start, dst = time.monotonic(), Path(os.path.realpath(given_path(destination)))
     source = with_adapter(open_checkpoint(checkpoint), adapter)
@@ -200,17 +194,15 @@ def _plan_meta(source: Source, shards: int, layout: str | None, dtype: np.dtype 
 
 
 def _plan_hf(source: Source, shards: int | None, dtype: np.dtype | None) -> _Plan:
-    files = hf_files(source.config, source.tensors, shards=shards, dtype=dtype)
+    config, tensors = source.config, source.tensors
+    matrices, notes = compressed_matrices(config, tensors) if dtype is None else ({}, ())
+    files = hf_files(config, tensors, matrices=matrices, shards=shards, dtype=dtype)
     copies = _tokenizer_files(source)
     copies.pop(MODEL_CONFIG, None)  # config.json says again what it said
     tokenizer = load_tokenizer(source.tokenizer) if source.tokenizer else None
-    own = next(tensor for file in files.values() for tensor in file).dtype
-    texts = {"config.json": hf_config(source.config, own, tokenizer)}
-    texts |= {"generation_config.json": special_ids(tokenizer), **tokenizer_config(tokenizer)}
-    if len(files) > 1:
-        texts[INDEX] = hf_index(files)
+    texts = hf_texts(config, files, matrices, tokenizer)
     texts = {name: text for name, text in texts.items() if name not in copies}
-    return _Plan(files, write_safetensors, texts, copies, hf_notes(tokenizer))
+    return _Plan(files, write_safetensors, texts, copies, (*hf_notes(tokenizer), *notes))
 
 
 def _tokenizer_files(source: Source) -> dict[str, Path | bytes]:

@@ -9,11 +9,28 @@ from collections.abc import Collection, Mapping
 from llama_jax.checkpoint.files.messages import shorten
 
 _FLOATS = "get the model's float16 or bfloat16 files"
+_ROUND = "its float16 or bfloat16 files, which --quantize int4 rounds"
+_GPTQ = f"nearest are the model's GPTQ or AWQ files of 4 bits, and {_ROUND}"
+_PACKED = f"nearest are its compressed-tensors of 8 bits or packed 4, and {_ROUND}"
+_GGUF = f"nearest are the model's GGUF of Q2_K to Q8_0, and {_ROUND}"
 _MERGE = "merge it into the weights first: peft's merge_and_unload(), then save_pretrained"
 # The first that fits is said, so a name's most telling ending comes first.
 _KINDS = (
     (r"\.lora_(A|B|embedding_A|embedding_B|magnitude_vector)\b", "of a LoRA adapter", _MERGE),
     (r"\.base_layer\.", "of a model with a LoRA adapter in it", _MERGE),
+    (r"\.q_(weight|scale|scale_max|groups|invperm|perm)$", "of a model quantized by EXL2", _GPTQ),
+    (r"\.(W_q|W_q_packed)$", "of a model quantized by HQQ", _GPTQ),
+    (r"\.codebooks$", "of a model quantized by AQLM", _GGUF),
+    (r"\.weight\._\w+$", "of a model quantized by quanto", _GPTQ),
+    (r"(\._weight_\w+|\.weight:\w+)$", "of a model quantized by torchao", _PACKED),
+    (r"_(proj|head)_blocks$|\.weight_blocks$", "of a model quantized to MXFP4", _PACKED),
+    (
+        r"\.(weight_global_scale|input_global_scale|weight_scale_2)$",
+        "of a model quantized to NVFP4 or MXFP4",
+        _PACKED,
+    ),
+    (r"\.weight_scale_inv$", "of a model in float8 with a scale for each block", _PACKED),
+    (r"\.(B|B_24)$", "of a model quantized by GPTQ in Marlin's order", _GPTQ),
     (r"\.g_idx$", "of a model quantized by GPTQ", _FLOATS),
     (r"\.(qweight|qzeros)$", "of a model quantized by GPTQ or AWQ", _FLOATS),
     (
@@ -23,12 +40,12 @@ _KINDS = (
         _FLOATS,
     ),
     (
-        r"\.(weight_packed|weight_scale|weight_scale_inv|weight_zero_point|weight_g_idx"
-        r"|weight_shape|weight_global_scale|input_scale|input_global_scale|k_scale|v_scale)$",
+        r"\.(weight_packed|weight_scale|weight_zero_point|weight_g_idx|weight_shape|input_scale"
+        r"|k_scale|v_scale)$",
         "of a model quantized by compressed-tensors or to float8",
         _FLOATS,
     ),
-    (r"\.scales$", "of a quantized model, such as MLX writes", _FLOATS),
+    (r"\.scales$", "of a quantized model, such as MLX writes", _GGUF),
     (
         r"(^|\.)(v_head|value_head|score|reward_head|classifier)\.",
         "the head of a reward model or a classifier",

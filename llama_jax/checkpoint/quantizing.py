@@ -108,15 +108,17 @@ class RoundedTensor:
     def layout(self) -> Layout:
         return self.shapes.layout()
 
-    def parts(self) -> dict[str, _RoundedPart]:
+    def parts(self) -> dict[str, ComputedPart]:
         return {
-            name: _RoundedPart(part.shape, np.dtype(part.dtype), name, self.value)
+            name: ComputedPart(part.shape, np.dtype(part.dtype), name, self.value)
             for name, part in self.shapes.parts().items()
         }
 
 
 @dataclasses.dataclass(frozen=True)
-class _RoundedPart(ReadByPart):
+class ComputedPart(ReadByPart):
+    """One of the arrays that a function computes together, by its name among them."""
+
     shape: tuple[int, ...]
     dtype: np.dtype
     name: str

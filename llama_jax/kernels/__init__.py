@@ -21,6 +21,7 @@ from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
 from llama_jax.sharding.arrays import cuts_evenly, per_device
 from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
+from llama_jax.weights.hadamard import Hadamard
 from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
 
@@ -105,6 +106,8 @@ def linear(
     """`x @ w`."""
     if isinstance(w, Lora):
         return linear(x, w.base) + w.added(x)  # its base by this platform's form
+    if isinstance(w, Hadamard):
+        return linear(w.turned(x), w.inner)
     if isinstance(w, quantized.KINDS):
         return quantized.linear(x, w)
     if is_value(w):

@@ -1,6 +1,8 @@
 """GGUF files made by hand: what is read of them, and what is refused."""
 
+import dataclasses
 import json
+import math
 import os
 import resource
 import struct
@@ -16,7 +18,7 @@ import llama_jax
 from llama_jax.checkpoint import convert, shapes
 from llama_jax.checkpoint.gguf.types import TYPES
 from llama_jax.checkpoint.reading import open_checkpoint
-from llama_jax.config import LinearScaling, Llama3Scaling
+from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops.rope import frequencies
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.weights.params import weight_at
@@ -194,8 +196,33 @@ def test_other_scalings(tmp_path):
     assert opened(**{"rope.scale_linear": 2.0}).config.rope_scaling == LinearScaling(2.0)
     late = opened(**{"context_length": 131072, "rope.freq_base": 500000.0})
     assert "before July 2024" in late.warnings[0]
-    with pytest.raises(ValueError, match=r"rope\.scaling\.type='yarn' is not read"):
-        opened(**{"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0})
+    with pytest.raises(ValueError, match=r"rope\.scaling\.type='longrope' is not read, only"):
+        opened(**{"rope.scaling.type": "longrope", "rope.scaling.factor": 4.0})
+
+
+def test_yarn_is_read_as_llama_cpp_and_its_converter_mean_it(tmp_path):
+    def scaling(**said):
+        said = {"type": "yarn", "factor": 4.0, **said}
+        metadata, tensors = small_model(**{f"llama.rope.scaling.{k}": v for k, v in said.items()})
+        return open_checkpoint(written(tmp_path, metadata, tensors)).config.rope_scaling
+
+    length = 1 + 0.1 * math.log(4)
+    plain = YarnScaling(4.0, 32.0, 1.0, True, length, 64)  # the file's context_length
+    assert scaling() == plain
+    assert scaling(original_context_length=16) == dataclasses.replace(
+        plain, original_max_seq_len=16
+    )
+    longer = scaling(attn_factor=1.5, yarn_beta_fast=24.0, yarn_beta_slow=2.0)
+    assert (longer.beta_fast, longer.beta_slow) == (24.0, 2.0)
+    assert longer.attention_factor == pytest.approx(1.5 * length)
+    assert scaling(attn_factor=1.5, yarn_attn_factor=1.25).attention_factor == 1.25
+    for wrong in ({"yarn_ext_factor": 0.5}, {"yarn_log_multiplier": 0.1}):
+        with pytest.raises(
+            ValueError, match=r"YaRN with yarn_ext_factor=.* is not read, only with"
+        ):
+            scaling(**wrong)
+    with pytest.raises(ValueError, match="factor"):
+        scaling(factor=0.5)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is exported as GGUF, read again: the weights, the config, the tokenizer."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -39,8 +40,10 @@ def native(folder, config, tokenizer=None):
         {"tie_embeddings": True, "head_dim": 24},
         {"attention_bias": True, "mlp_bias": True, "rope_scaling": LinearScaling(4.0)},
         {"rope_scaling": Llama3Scaling(32.0, 1.0, 4.0, 8192), "rope_theta": 500000.0},
+        {"rope_scaling": YarnScaling(4.0, 32.0, 1.0, True, 1 + 0.1 * math.log(4), 32)},
+        {"rope_scaling": YarnScaling(4.0, 32.0, 1.0, True, 1.25, 32)},
     ],
-    ids=["plain", "tied", "biases", "llama3"],
+    ids=["plain", "tied", "biases", "llama3", "yarn", "yarn-attention"],
 )
 def test_a_round_trip_changes_no_bit_and_no_setting(tmp_path, changes):
     config = config_of(**changes)
@@ -137,9 +140,9 @@ def test_a_tokenizer_without_a_name_in_llama_cpp_is_left_out_and_that_is_said(tm
         ({}, {"layout": "llama2"}, "leave it out with format gguf"),
         ({}, {"dtype": "q5_0"}, r"dtype='q5_0' is not written as GGUF; use one of .*q8_0, q4_0"),
         (
-            {"rope_scaling": YarnScaling(4.0, 32.0, 1.0, True, 1.3, 32768)},
+            {"rope_scaling": YarnScaling(4.0, 24.0, 1.0, True, 1.3, 32768)},
             {},
-            "rope_scaling=YarnScaling.* is not written as GGUF; use format hf",
+            "rope_scaling=YarnScaling.* is not written as GGUF, which has YaRN with",
         ),
     ],
 )

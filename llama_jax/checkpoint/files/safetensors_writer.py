@@ -12,7 +12,10 @@ import numpy as np
 
 from llama_jax.checkpoint.export_tensor import ExportTensor
 
-_DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
+_DTYPES = {
+    **{"float16": "F16", "bfloat16": "BF16", "float32": "F32", "float8_e4m3fn": "F8_E4M3"},
+    **{"int8": "I8", "int32": "I32", "int64": "I64"},
+}
 
 
 def write_safetensors(

@@ -40,11 +40,11 @@ class Tensor:
 
 def check_name(name: str) -> None:
     """Refuses a name that no state dict of plain tensors needs."""
-    if name.startswith(_QUANTIZED):
+    if name.startswith(_QUANTIZED) and name not in DTYPES:
         raise Refused(
             f"holds float8 or quantized tensors ({shorten(name)}); get the model's bfloat16 files"
         )
-    if name not in STORAGES and name not in BUILDERS:
+    if name not in STORAGES and name not in BUILDERS and name not in DTYPES:
         raise Refused(f"its pickle names {shorten(name)}, which no state dict needs; {RESAVE}")
 
 
@@ -66,6 +66,19 @@ def _tensor(
     if not same or not all(map(is_count, (offset, *size, *stride))):
         raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
     return Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _tensor_of_dtype(*given: Any) -> Tensor:
+    """A tensor whose dtype no storage of torch's has: it is said beside, and the storage counts
+    bytes."""
+    *tensor, dtype = given[:7]
+    name = getattr(dtype, "name", None)
+    if not isinstance(name, str) or name not in DTYPES:
+        raise Refused("its pickle describes a tensor as torch does not; the file is damaged")
+    found = _tensor(*tensor, *given[7:])
+    return dataclasses.replace(
+        found, storage=dataclasses.replace(found.storage, dtype=np.dtype(DTYPES[name]))
+    )
 
 
 def _parameter(tensor: Any, _grad: Any, _hooks: Any) -> Tensor:
@@ -90,12 +103,16 @@ STORAGES: dict[str, Any] = {
     "torch.LongStorage": np.int64,
     "torch.ByteStorage": np.uint8,
     "torch.BoolStorage": np.bool_,
+    "torch.storage.UntypedStorage": np.uint8,
 }
 """The dtypes of torch's storages, by their names."""
-_QUANTIZED = ("torch._utils._rebuild_qtensor", "torch._utils._rebuild_tensor_v3")
+DTYPES: dict[str, Any] = {"torch.float8_e4m3fn": ml_dtypes.float8_e4m3fn}
+"""Dtypes of one byte that have no storage of their own, by their names."""
+_QUANTIZED = ("torch._utils._rebuild_qtensor", "torch.float8_e")
 BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
     "torch._utils._rebuild_parameter": _parameter,
 }
 """What may be called, by its name in torch."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from llama_jax.checkpoint.files.json_file import Fields
 from llama_jax.checkpoint.files.messages import listed, shorten
-from llama_jax.config import Config, LinearScaling, Llama3Scaling, RopeScaling
-from llama_jax.ops.rope import frequencies
+from llama_jax.checkpoint.gguf.rope import YARN, number_of, read_scaling
+from llama_jax.config import Config
 
 _PREFIX = "llama."
 _KNOWN = {
@@ -19,7 +19,7 @@ _KNOWN = {
     *("attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base"),
     *("rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length"),
     *("rope.scaling.finetuned", "rope.scale_linear", "tensor_data_layout", "expert_count"),
-    *("expert_used_count", "attention.causal"),
+    *("expert_used_count", "attention.causal", *YARN),
 }
 _OLD_SCALING = (
     "the file says no RoPE scaling, and a context of {reach:,} positions with rope_theta 500,000 "
@@ -46,9 +46,9 @@ def read_config(
     dim, heads = fields.count("embedding_length"), fields.count("attention.head_count")
     head_dim = fields.count("attention.key_length", default=max(1, dim // heads))
     _check_heads(fields, dim, heads, head_dim)
-    theta = _number(fields, "rope.freq_base", 10_000.0)
+    theta = number_of(fields, "rope.freq_base", 10_000.0)
     reach = fields.count("context_length")
-    scaling = _scaling(fields, theta, head_dim, freqs)
+    scaling = read_scaling(fields, theta, head_dim, freqs)
     config = Config(
         dim=dim,
         n_layers=fields.count("block_count"),
@@ -57,7 +57,7 @@ def read_config(
         head_dim=head_dim,
         hidden_dim=fields.count("feed_forward_length"),
         vocab_size=vocab_size,
-        norm_eps=_number(fields, "attention.layer_norm_rms_epsilon", None),
+        norm_eps=number_of(fields, "attention.layer_norm_rms_epsilon", None),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_embeddings="output.weight" not in names,
@@ -106,42 +106,3 @@ def _check_heads(fields: Fields, dim: int, heads: int, head_dim: int) -> None:
     ):
         if (found := fields.count(key, default=head_dim)) != head_dim:
             raise ValueError(f"{key}={found} where heads have {head_dim}; only {what} is read")
-
-
-def _number(fields: Fields, key: str, default: float | None) -> float:
-    """A float32 as people write it: 1e-05, and not 9.999999747378752e-06."""
-    return float(str(np.float32(fields.number(key, default=default))))
-
-
-def _scaling(
-    fields: Fields, theta: float, head_dim: int, freqs: np.ndarray | None
-) -> RopeScaling | None:
-    kind = fields.raw("rope.scaling.type") or "none"
-    if freqs is not None and not (freqs == 1).all():
-        if kind not in ("none", "llama3"):
-            raise ValueError(f"rope_freqs.weight and rope.scaling.type={kind} are both there")
-        return _of_factors(theta, head_dim, freqs)
-    factor = _number(fields, "rope.scaling.factor", _number(fields, "rope.scale_linear", 1.0))
-    if kind in ("none", "linear"):
-        scaled = factor != 1 and (kind == "linear" or "rope.scale_linear" in fields)
-        return LinearScaling(factor) if scaled else None
-    raise ValueError(
-        f"rope.scaling.type={shorten(kind)} is not read, only linear and Llama 3's "
-        "(rope_freqs.weight); get the model's safetensors files"
-    )
-
-
-def _of_factors(theta: float, head_dim: int, freqs: np.ndarray) -> Llama3Scaling:
-    """Llama 3's scaling, where it makes these numbers: 8 in Llama 3.1 and 3.3, 32 in 3.2."""
-    factor = float(freqs[-1])
-    if freqs.shape == (head_dim // 2,) and np.isfinite(factor) and factor > 1:
-        scaling = Llama3Scaling(
-            factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192
-        )
-        plain = frequencies(head_dim, theta)
-        if np.allclose(plain / scaling.scaled(plain, theta), freqs, rtol=1e-4, atol=0):
-            return scaling
-    raise ValueError(
-        f"rope_freqs.weight {shorten(list(map(float, freqs[:4])))}... is not what Llama 3's "
-        "scaling makes of any factor; get the model's safetensors files"
-    )

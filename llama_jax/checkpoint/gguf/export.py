@@ -13,9 +13,10 @@ from llama_jax.checkpoint.blocks import Stored, whole
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.gguf.pack import pack_q4_0, pack_q8_0
+from llama_jax.checkpoint.gguf.rope import written_scaling
 from llama_jax.checkpoint.gguf.types import TYPES
 from llama_jax.checkpoint.names import WeightNames, names_table
-from llama_jax.config import Config, DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
+from llama_jax.config import Config, Llama3Scaling
 from llama_jax.ops.rope import frequencies
 from llama_jax.tokenizer import Tokenizer
 from llama_jax.tokenizer.gguf_export import tokenizer_metadata
@@ -107,12 +108,13 @@ def _rope_factors(config: Config) -> list[GGUFTensor]:
 def gguf_metadata(
     config: Config, tensors: list[ExportTensor], tokenizer: Tokenizer | None
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What the file says of its model and its tokenizer, and notes. ValueError for YaRN's scaling.
+    """What the file says of its model and its tokenizer, and notes.
 
+    ValueError for a kind of YaRN that has no keys.
     A file of which some tensors could not be packed is still called by what most are.
     """
     c, kinds = config, [tensor.stored_as for tensor in tensors if len(tensor.shape) == 2]
-    scaling, notes = _scaling(config)
+    scaling, notes = written_scaling(config.rope_scaling)
     said, more = tokenizer_metadata(tokenizer, config.vocab_size)
     return {
         "general.architecture": "llama",
@@ -133,16 +135,3 @@ def gguf_metadata(
         **scaling,
         **said,
     }, (*notes, *more)
-
-
-def _scaling(config: Config) -> tuple[dict[str, Any], tuple[str, ...]]:
-    match config.rope_scaling:
-        case LinearScaling(factor):
-            return {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": factor}, ()
-        case YarnScaling():
-            raise ValueError(
-                f"rope_scaling={config.rope_scaling!r} is not written as GGUF; use format hf"
-            )
-        case DynamicScaling(original_max_seq_len=original):
-            return {}, (f"dynamic RoPE scaling is left out: it changes nothing up to {original:,}",)
-    return {}, ()

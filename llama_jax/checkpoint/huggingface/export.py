@@ -10,6 +10,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, whole
 from llama_jax.checkpoint.export_tensor import ExportTensor
+from llama_jax.checkpoint.huggingface.compressed import Compressed, quantization_config
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.config import (
     Config,
@@ -95,16 +96,39 @@ def hf_files(
     config: Config,
     tensors: Mapping[WeightPath, Stored],
     *,
+    matrices: Mapping[WeightPath, Compressed],
     shards: int | None,
     dtype: np.dtype | None,
 ) -> dict[str, list[ExportTensor]]:
-    """What lies in each file: so many of them, or as few as hold `FILE_BYTES` each."""
-    rows = [_export_tensor(row, config, tensors[row.path], dtype) for row in names_table(config)]
+    """What lies in each file: so many of them, or as few as hold `FILE_BYTES` each.
+
+    `matrices` are those that stay quantized.
+    """
+    rows: list[ExportTensor] = []
+    for row in names_table(config):
+        if row.path in matrices:
+            rows += matrices[row.path].tensors
+        else:
+            rows.append(_export_tensor(row, config, tensors[row.path], dtype))
     groups = _filled(rows, FILE_BYTES) if shards is None else _divided(rows, shards)
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     count = len(groups)
     return {f"model-{i:05}-of-{count:05}.safetensors": g for i, g in enumerate(groups, start=1)}
+
+
+def hf_texts(
+    config: Config,
+    files: Mapping[str, list[ExportTensor]],
+    matrices: Mapping[WeightPath, Compressed],
+    tokenizer: Tokenizer | None,
+) -> dict[str, Any]:
+    """The folder's JSON files, by name."""
+    own = next(tensor for file in files.values() for tensor in file).dtype  # the embedding's
+    said = {**hf_config(config, own, tokenizer), **quantization_config(config, matrices)}
+    index = {INDEX: hf_index(files)} if len(files) > 1 else {}
+    generation = {"generation_config.json": special_ids(tokenizer)}
+    return {"config.json": said, **generation, **tokenizer_config(tokenizer), **index}
 
 
 def hf_index(files: Mapping[str, list[ExportTensor]]) -> dict[str, Any]:

@@ -47,6 +47,20 @@ def unpacked(words: np.ndarray, bits: int, axis: int) -> np.ndarray:
     return np.moveaxis(found.reshape(*moved.shape[:-1], moved.shape[-1] * count), -1, axis)
 
 
+def words_of(numbers: np.ndarray, bits: int, axis: int) -> np.ndarray:
+    """Unsigned integers, uint8 [rows, columns], as int32 words along `axis`: undoes `unpacked`.
+
+    Zeros fill the last word.
+    """
+    each = 32 // bits
+    moved = np.moveaxis(numbers, axis, -1)
+    moved = np.pad(moved, ((0, 0), (0, -moved.shape[1] % each))).reshape(len(moved), -1, each)
+    words = np.zeros(moved.shape[:2], np.uint32)
+    for place in range(each):
+        words |= moved[..., place].astype(np.uint32) << np.uint32(bits * place)
+    return np.ascontiguousarray(np.moveaxis(words.view(np.int32), -1, axis))
+
+
 def awq_unpacked(words: np.ndarray) -> np.ndarray:
     """AWQ's integers of 4 bits, uint8 [rows, 8 * n] of int32 [rows, n], in the order of columns."""
     return unpacked(words, 4, 1).reshape(len(words), -1, 8)[..., AWQ_ORDER].reshape(len(words), -1)

@@ -30,6 +30,11 @@ _MARKS = {
     "bitsandbytes": ("SCB", "weight.absmax"),
 }
 """The endings of which a quantized matrix has one, by the method that is read."""
+_FORMATS = (
+    *("pack-quantized", "int-quantized", "float-quantized"),
+    *("naive-quantized", "mixed-precision", "dense"),
+)
+"""Those of compressed-tensors that are read; the last three leave it to the tensors."""
 _MODULE = re.compile(r"(.*\.(?:[qkvo]_proj|gate_proj|up_proj|down_proj)|lm_head)\.(.+)")
 _ACTIVATIONS = re.compile(
     r"(.*\.)?(input_scale|input_scale_ub|input_zero_point|output_scale|k_scale|v_scale|weight_format)"
@@ -115,6 +120,7 @@ def _maker(said: Mapping[str, Any]) -> Callable[..., Stored]:
     if method == "gptq":
         return _gptq(said)
     if method == "compressed-tensors":
+        _check_formats(said)
         return _compressed_tensors
     if method in ("fbgemm_fp8", "fp8"):
         return quantized.float8
@@ -140,6 +146,29 @@ def _gptq(said: Mapping[str, Any]) -> Callable[..., Stored]:
             f"4 and 8 bits as gptq or gptq_v2 are read; {_FLOATS}"
         )
     return functools.partial(quantized.gptq, bits=bits, second=form == "gptq_v2")
+
+
+def _check_formats(said: Mapping[str, Any]) -> None:
+    """ValueError for what compressed-tensors' config says that its tensors do not show."""
+    groups = said.get("config_groups")
+    each = list(groups.values()) if isinstance(groups, Mapping) else []
+    own = [group.get("format") for group in each if isinstance(group, Mapping)]
+    unread = [one for one in (said.get("format"), *own) if one not in (None, *_FORMATS)]
+    sparsity = said.get("sparsity_config")
+    sparse = sparsity.get("format") if isinstance(sparsity, Mapping) else None
+    if sparse not in (None, "dense"):
+        unread.append(sparse)
+    if unread:
+        raise ValueError(
+            f"quantization_config says compressed-tensors as {shorten(unread[0])}, and "
+            f"{', '.join(_FORMATS[:3])} are read; {_FLOATS}"
+        )
+    turned = said.get("transform_config")
+    if isinstance(turned, Mapping) and turned.get("config_groups"):
+        raise ValueError(
+            "quantization_config has a transform_config: matrices turn the activations when the "
+            f"model runs, which is not read; {_FLOATS}"
+        )
 
 
 def _compressed_tensors(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:

@@ -30,7 +30,7 @@ def awq(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:
     t.check("qweight", inputs, outputs // 8)
     t.check("qzeros", groups, outputs // 8)
     t.check("scales", groups, outputs)
-    return _four_bits(
+    return four_bits(
         "AWQ",
         shape,
         lambda: awq_unpacked(t["qweight"]),
@@ -76,8 +76,8 @@ def gptq(t: Tensors, shape: tuple[int, int], arranged: Arranged, bits: int, seco
 
         return DenseTensor(shape, dense, f"GPTQ {bits} bit")
     if bits == 4:
-        return _four_bits("GPTQ 4 bit", shape, integers, t["scales"], zeros, arranged)
-    return _eight_bits(
+        return four_bits("GPTQ 4 bit", shape, integers, t["scales"], zeros, arranged)
+    return eight_bits(
         "GPTQ 8 bit",
         shape,
         lambda: (integers() ^ np.uint8(128)).view(np.int8),
@@ -108,11 +108,11 @@ def packed_integers(t: Tensors, shape: tuple[int, int], arranged: Arranged, bits
 
     if bits == 4:
         named = "compressed-tensors 4 bit"
-        return _four_bits(named, shape, integers, scale, zeros, arranged)
+        return four_bits(named, shape, integers, scale, zeros, arranged)
     if zeros is not None:
         raise ValueError("packed zero points of 8 bits are not read")
     values = lambda: (integers() ^ np.uint8(128)).view(np.int8)  # noqa: E731
-    return _eight_bits("compressed-tensors 8 bit", shape, values, scale, None, arranged)
+    return eight_bits("compressed-tensors 8 bit", shape, values, scale, None, arranged)
 
 
 def plain_integers(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:
@@ -122,7 +122,7 @@ def plain_integers(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> St
         raise ValueError("zero points of 8 bits are not read")
     scale = _by_groups(t["weight_scale"], shape)
     values = lambda: t["weight"].T  # noqa: E731
-    return _eight_bits("compressed-tensors 8 bit", shape, values, scale, None, arranged)
+    return eight_bits("compressed-tensors 8 bit", shape, values, scale, None, arranged)
 
 
 def bitsandbytes_int8(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:
@@ -130,7 +130,7 @@ def bitsandbytes_int8(t: Tensors, shape: tuple[int, int], arranged: Arranged) ->
     t.check("weight", *shape[::-1])
     t.check("SCB", shape[1])
     scale = np.asarray(t["SCB"], np.float32)[None] / np.float32(127)
-    return _eight_bits("bitsandbytes int8", shape, lambda: t["weight"].T, scale, None, arranged)
+    return eight_bits("bitsandbytes int8", shape, lambda: t["weight"].T, scale, None, arranged)
 
 
 def bitsandbytes_4bit(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:
@@ -166,7 +166,7 @@ def _by_groups(scale: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return found.T
 
 
-def _four_bits(
+def four_bits(
     named: str,
     shape: tuple[int, int],
     integers: Callable[[], np.ndarray],
@@ -192,7 +192,7 @@ def _four_bits(
     return _computed(declared("int4", shape, GROUP, dtype, minimum), value, named)
 
 
-def _eight_bits(
+def eight_bits(
     named: str,
     shape: tuple[int, int],
     values: Callable[[], np.ndarray],

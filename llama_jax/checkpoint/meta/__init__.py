@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from llama_jax.checkpoint.blocks import same_bits
+from llama_jax.checkpoint.blocks import Stored, same_bits
 from llama_jax.checkpoint.files.messages import listed
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.files import has_weights
@@ -16,6 +17,7 @@ from llama_jax.checkpoint.meta.params import (
     default_max_seq_len,
     read_params,
 )
+from llama_jax.checkpoint.meta.quantized import read_quantized
 from llama_jax.checkpoint.meta.shards import (
     Shards,
     check_drift,
@@ -59,17 +61,17 @@ def open_meta(
     config = params.config
     if rope_factor is not None:
         config = config.replace(rope_scaling=asked_scaling(rope_factor))
-    shards = open_shards(path)
+    shards, values, said_of_them = read_quantized(open_shards(path), params, config)
     check_names(shards, config, params.adapted)
     config, width_notes = _with_width(shards, params, config)
     check_count(shards, config)
     if not params.says_vocab_size:
         config = config.replace(vocab_size=_vocab_size(shards, config.dim))
-    config, tensors = _tensors(shards, config)
+    config, tensors = _tensors(shards, config, values)
     if max_seq_len is not None or not params.says_max_seq_len:
         supplied = default_max_seq_len(config) if max_seq_len is None else max_seq_len
         config = config.replace(max_seq_len=supplied)
-    notes = [*shards.notes, *params.notes, *width_notes]
+    notes = [*shards.notes, *params.notes, *width_notes, *said_of_them]
     if "vocab_size" in params.left_out:
         notes.append(f"vocab_size {config.vocab_size}, the embedding's: params.json leaves it out")
     notes += _notes(shards, params, config, max_seq_len, rope_factor)
@@ -118,8 +120,12 @@ def _vocab_size(shards: Shards, dim: int) -> int:
     )
 
 
-def _tensors(shards: Shards, config: Config) -> tuple[Config, dict[WeightPath, StoredTensor]]:
+def _tensors(
+    shards: Shards, config: Config, values: Mapping[str, Stored]
+) -> tuple[Config, dict[WeightPath, Stored]]:
     """Every weight, and the config told whether the output layer is the embedding.
+
+    `values` are the quantized ones, by Meta's name.
 
     Any model's may be: Llama 3.2 1B's and 3B's files hold both, and so do small models of other
     makers. Equal bits make tying exact whoever wrote them, so no list of models is consulted.
@@ -131,8 +137,11 @@ def _tensors(shards: Shards, config: Config) -> tuple[Config, dict[WeightPath, S
                 "params.json; the file is damaged"
             )
         config = config.replace(tie_embeddings=True)
-    tensors = {row.path: _stored(shards, row, config) for row in names_table(config)}
-    if not config.tie_embeddings:
+    tensors = {
+        row.path: values.get(row.meta) or _stored(shards, row, config)
+        for row in names_table(config)
+    }
+    if not config.tie_embeddings and "output.weight" not in values:
         embedding, output = tensors[EMBEDDING], tensors[OUTPUT]
         if embedding.dtype == output.dtype and same_bits(
             lambda rows: embedding[rows, :],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ class MetaParams:
     adapted: bool
     """Whether it speaks of quantization or LoRA, as files of ordinary models may too."""
     unknown_keys: tuple[str, ...]
+    quantization: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What it says of quantization, heeded where the tensors bear it out."""
+    adapter: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What it says of LoRA adapters, likewise."""
 
 
 def read_params(file: Path) -> MetaParams:
@@ -126,7 +131,13 @@ def _parse(given: dict[str, Any]) -> MetaParams:
         says_max_seq_len="max_seq_len" in fields,
         lacks_rope_factor=lacks_factor,
         adapted=bool(given.get("quantization_args") or given.get("lora_args")),
+        quantization=_object(given.get("quantization_args")),
+        adapter=_object(given.get("lora_args")),
         unknown_keys=tuple(
             sorted(key for key in given if key not in _KEYS and not key.startswith("vision_"))
         ),
     )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
