@@ -1,7 +1,8 @@
 """Every test runs on eight fake CPU devices, with tiny configs and seeded keys.
 
-Those for a GPU (`-m gpu`) have what is there. Compiled programs are kept in pytest's own cache
-(`--cache-clear` empties it): most of a suite's first run is XLA, and most of a later one is not.
+Those for a GPU (`-m gpu`) have what is there. Most of a suite's time is XLA's, so it compiles without
+optimizing machine code, and keeps its programs in pytest's own cache (`--cache-clear` empties it).
+`XLA_FLAGS= pytest ...` compiles as it does for users: CI runs so what hangs on the last bit.
 """
 
 import os
@@ -16,6 +17,11 @@ from jax.experimental.compilation_cache import compilation_cache
 # Nothing in the user's folder; the commands tested inherit it.
 os.environ["LLAMA_JAX_CACHE"] = "off"
 os.environ["LLAMA_JAX_HISTORY"] = "off"
+# A third of the time to compile for a CPU, or two thirds. JAX reads it once; commands inherit it.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -42,6 +42,9 @@ class Limits:
     """Prompt tokens of one chunk, over all rows; at least PREFILL_TOKENS_A_ROW of each."""
     turn_tokens: int
     """Tokens of one chunk of a conversation's turn: one program serves long turns and short."""
+    turn_chunks: int
+    """Chunks that a server reads, of any prompts, before it takes all rows on by a step. More of
+    them answer new requests sooner, and hold up those in progress for longer."""
     score_tokens: int
     """Positions whose logits exist at once, over all texts; at least SCORE_TOKENS_A_ROW of each."""
     seats: int
@@ -59,6 +62,7 @@ CPU = Limits(
     tokens_per_check=1,
     prefill_tokens=0,
     turn_tokens=64,
+    turn_chunks=4,
     score_tokens=0,
     seats=16,
     bytes_per_second=5 * 10**9,
@@ -68,6 +72,7 @@ ACCELERATOR = Limits(
     tokens_per_check=8,
     prefill_tokens=1 << 14,
     turn_tokens=PREFILL_TOKENS_A_ROW,
+    turn_chunks=1,
     score_tokens=SCORE_TOKENS_A_ROW * SCORE_TEXTS,
     seats=128,
     bytes_per_second=10**12,

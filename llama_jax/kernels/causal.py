@@ -94,18 +94,19 @@ def _backward(kept: Any, d_out: Queries) -> tuple[Queries, NewKeys, NewKeys, Non
         d_weights = _product("bkqgd,bksd->bkqgs", d_row, _cut(values, j, size))
         d_scores = weights * (d_weights - _cut(mean, i, size)) * q.shape[-1] ** -0.5
         parts = (
-            (_product("bkqgs,bksd->bkqgd", d_scores, key), i),
-            (_product("bkqgs,bkqgd->bksd", d_scores, query), j),
-            (_product("bkqgs,bkqgd->bksd", weights, d_row), j),
+            (_product("bkqgs,bksd->bkqgd", d_scores, key), i, TIME),
+            (_turned_product(query, d_scores), j, -1),
+            (_turned_product(d_row, weights), j, -1),
         )
         return tuple(
-            _put(total, _cut(total, at, size) + part, at, size)
-            for total, (part, at) in zip(sums, parts, strict=True)
+            _put(total, _cut(total, at, size, axis) + part, at, size, axis)
+            for total, (part, at, axis) in zip(sums, parts, strict=True)
         )
 
-    start = tuple(jnp.zeros(x.shape, jnp.float32) for x in (queries, keys, values))
+    turned = (*keys.shape[:2], keys.shape[3], keys.shape[TIME])
+    start = tuple(jnp.zeros(shape, jnp.float32) for shape in (queries.shape, turned, turned))
     d_q, d_k, d_v = _over_pairs(add, start, queries.shape[TIME] // size)
-    d_k, d_v = (d.swapaxes(1, 2)[:, : k.shape[1]].astype(k.dtype) for d in (d_k, d_v))
+    d_k, d_v = (jnp.moveaxis(d, -1, 1)[:, : k.shape[1]].astype(k.dtype) for d in (d_k, d_v))
     return _ungrouped(d_q, q), d_k, d_v, None
 
 
@@ -174,12 +175,12 @@ def _ungrouped(x: Grouped, like: Queries) -> Queries:
     return x.swapaxes(1, 2)[:, : like.shape[1]].reshape(like.shape).astype(like.dtype)
 
 
-def _cut(x: Array, block: Any, size: int) -> Array:
-    return jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=TIME)
+def _cut(x: Array, block: Any, size: int, axis: int = TIME) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, block * size, size, axis=axis)
 
 
-def _put(x: Array, part: Array, block: Any, size: int) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(x, part, block * size, axis=TIME)
+def _put(x: Array, part: Array, block: Any, size: int, axis: int = TIME) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(x, part, block * size, axis=axis)
 
 
 def _product(axes: str, one: Array, other: Array) -> Array:
@@ -190,5 +191,20 @@ def _product(axes: str, one: Array, other: Array) -> Array:
         one.astype(other.dtype),
         other,
         precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _turned_product(rows: Grouped, scores: Array) -> Array:
+    """The sum over queries of scores times rows, with the keys last: [batch, kv_heads, head_dim, s].
+
+    So a CPU turns the rows around, and not the scores, of which there are more.
+    """
+    sums = (((2, 3), (2, 3)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(
+        rows,
+        scores.astype(rows.dtype),
+        sums,
+        precision=product_precision(rows.dtype),
         preferred_element_type=jnp.float32,
     )

@@ -67,6 +67,8 @@ class Device:
         """Pages of the longest text: the width of a table."""
         self.chunk = min(limits.turn_tokens, self.width * PAGE)
         """Tokens of a prompt that are read together."""
+        self.chunks = limits.turn_chunks
+        """Chunks that are read before all rows are taken on by a step."""
         self.tokens = limits.tokens_per_check
         """Tokens of a row that a round makes."""
         sizes = {power_of_two(n + 1) for n in range(seats)}

@@ -1,12 +1,13 @@
 """Turns of the engine: what is dispatched, what is fetched, who is told.
 
-A turn dispatches a chunk of one prompt and a step of all rows that have a token, and then fetches
+A turn dispatches some chunks of prompts and a step of all rows that have a token, and then fetches
 what the turn before dispatched. So the device works while the host makes text of the tokens.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable
 
 from llama_jax.generation.limits import NO_LIMIT
@@ -64,7 +65,8 @@ class Rounds:
     def turn(self) -> None:
         """Takes all on by a round."""
         before, self._in_flight = self._in_flight, []
-        if (read := self._scheduler.next_read()) is not None:
+        reads = iter(self._scheduler.next_read, None)
+        for read in itertools.islice(reads, self._device.chunks):
             self._in_flight.append(self._read(read))
         if lines := self._scheduler.next_decode():
             self._in_flight.append(self._decode([self._writings[line] for line in lines]))

@@ -134,11 +134,20 @@ def _of_logits(logits: Array, targets: Array, weights: Array, z_loss: float) -> 
 
 def _outer(over: int, x: Array, d_logits: Array) -> Array:
     """The gradient of the output weight, [parts, *w.shape], from [parts, batch, time, ...]."""
+    parts, tokens = x.shape[0], x.shape[1] * x.shape[2]
     one, other = (x, d_logits) if over == 0 else (d_logits, x)
-    sums = (((1, 2), (1, 2)), ((0,), (0,)))
-    return jax.lax.dot_general(
-        one, other, sums, precision=product_precision(x.dtype), preferred_element_type=jnp.float32
+    # A CPU turns the operands of a product by parts around, and not those of a plain one.
+    lead = (parts, tokens) if parts > 1 else (tokens,)
+    one, other = (each.reshape(*lead, each.shape[-1]) for each in (one, other))
+    axis, by_part = ((1,), (0,)) if parts > 1 else ((0,), ())
+    product = jax.lax.dot_general(
+        one,
+        other,
+        ((axis, axis), (by_part, by_part)),
+        precision=product_precision(x.dtype),
+        preferred_element_type=jnp.float32,
     )
+    return product.reshape(parts, *product.shape[-2:])
 
 
 def _chunks(vocab: int, x: Array, targets: Array, weights: Array) -> tuple[Array, ...]:

@@ -348,3 +348,20 @@ def test_a_mesh_of_tensor_gives_the_same_tokens(model):
         alike([s.completions()[0] for s in streams], generate(model, prompts, **kept))
     with pytest.raises(ValueError, match="a mesh of tensor alone"):
         Engine(shard_params(model, make_mesh(data=2)))
+
+
+def test_a_turn_reads_some_chunks_and_then_takes_all_on(engine, monkeypatch):
+    done, device = [], engine._device
+    for name in ("read", "decode"):
+        run = getattr(device, name)
+        monkeypatch.setattr(
+            device, name, lambda *a, run=run, name=name, **k: done.append(name) or run(*a, **k)
+        )
+    monkeypatch.setattr(device, "chunks", 3)
+    alone = engine.submit(range(3, 103), SamplingSettings(max_new_tokens=300, temperature=0))
+    next(iter(alone))
+    done.clear()
+    long = engine.submit(range(3, 250), SamplingSettings(max_new_tokens=1), cache_salt="new")
+    long.completions()
+    alone.cancel()
+    assert "".join(name[0] for name in done).strip("d") == "rrrdr"  # 247 tokens are four chunks
