@@ -51,8 +51,8 @@ def int4_folder(folder, *, adapters=False, zeros=False, groups=32, **params):
     return folder, means
 
 
-def fp8_folder(folder, ranks):
-    """Layer 1's feed-forward matrices in fp8, with their scales beside; what those mean."""
+def fp8_folder(folder, ranks, dtype=ml_dtypes.float8_e4m3fn):
+    """Layer 1's feed-forward matrices in fp8, held as `dtype`, with scales; what those mean."""
     config, rng = config_of(folder), np.random.default_rng(0)
     weights = weights_of(config, np.float32)
     inner = [f"layers.1.feed_forward.{name}.weight" for name in ("w1", "w2", "w3")]
@@ -64,6 +64,7 @@ def fp8_folder(folder, ranks):
             scale = rng.uniform(0.1, 1, len(state[name])).astype(np.float32)
             scales[f"1_feed_forward.{name.split('.')[3]}_{rank}"] = scale
             means.setdefault(name, []).append(state[name].astype(np.float32) * scale[:, None])
+            state[name] = state[name].astype(dtype)
         torch_zip.save(folder / f"fp8_scales_{rank}.pt", scales)
     write(folder, states, **SIZES)
     return {name: np.concatenate(of, int(".w2." in name)) for name, of in means.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from typing import Any
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.reading import open_checkpoint
@@ -24,12 +25,17 @@ class Inspection:
     """Bytes of the weights' files, and of what describes them."""
 
 
+def stored_name(tensor: Any) -> str:
+    """How a weight's numbers lie in its file, in a word or two: float32, int8, Q4_1."""
+    return str(getattr(tensor, "stored_as", getattr(tensor, "kind", tensor.dtype.name)))
+
+
 def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     """Opens a checkpoint of any format and counts what is there; no weight is loaded."""
     source = open_checkpoint(path)
     parameters: dict[str, int] = {}
     for tensor in source.tensors.values():
-        name = str(getattr(tensor, "stored_as", getattr(tensor, "kind", tensor.dtype.name)))
+        name = stored_name(tensor)
         parameters[name] = parameters.get(name, 0) + math.prod(tensor.shape)
     files = source.files
     if source.format == "native":

@@ -71,10 +71,11 @@ def convert(
 def _report(done: Conversion, destination: Path) -> None:
     """What a person wants to check of a conversion."""
     from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.checkpoint.inspection import stored_name
 
     source, written = done.source, done.written
     rows = model_rows(source.config) | {
-        "dtype": _dtypes({t.dtype.name for t in source.tensors.values()}, set(written.dtypes)),
+        "dtype": _dtypes(set(map(stored_name, source.tensors.values())), set(written.dtypes)),
         "tokenizer": str(source.tokenizer or "none found; the checkpoint takes token ids"),
         "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",
     }

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Complex64, Float, Int
 from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quantized, select
 from llama_jax.kernels.largest import top_k
 from llama_jax.ops import embedding, rope
-from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
+from llama_jax.ops.attention import Lengths, NewKeys, Queries
 from llama_jax.sharding.arrays import cuts_evenly, per_device
 from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
 from llama_jax.weights.hadamard import Hadamard
@@ -155,11 +155,12 @@ def rotations(
 
 
 def attention(
-    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots] | None, lengths: Lengths
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Array, ...] | None, lengths: Lengths
 ) -> Queries:
     """What a step's queries read from the first `lengths` slots of `past` and from its own keys.
 
-    A GPU takes cuDNN's kernel for a prompt and ours for a decode step, where it has them.
+    `past` is keys and values, and of int8 their scales too. A GPU takes cuDNN's kernel for a prompt
+    and ours for a decode step, where it has them.
     """
     otherwise = functools.partial(blockwise.attention, q, k, v, past, lengths)
     if not (cuts_evenly(q, QUERIES) and cuts_evenly(k, NEW_KEYS)):
@@ -187,7 +188,7 @@ def paged_attention(
     pages = jax.tree.map(lambda pool: P(*POOL[: pool.ndim]), past)._replace(table=TABLE)
     specs = (QUERIES, NEW_KEYS, NEW_KEYS, pages, LENGTHS)
     otherwise = functools.partial(per_device(form, specs, QUERIES), q, k, v, past, lengths)
-    if q.shape[1] == 1 and past.k_scale is None and gpu.has_paged_step_kernel_for(q, past.k):
+    if q.shape[1] == 1 and gpu.has_paged_step_kernel_for(q, past.k):
         kernel = per_device(gpu.paged_step_attention, specs, QUERIES)
         here = functools.partial(kernel, q, k, v, past, lengths)
         return jax.lax.platform_dependent(cuda=here, default=otherwise)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax.ops.attention import Lengths, NewKeys, Queries, Slots
+from llama_jax.ops.attention import Lengths, NewKeys, Queries
 from llama_jax.ops.linear import product_precision
 
 QUERY_BLOCK, KEY_BLOCK = 512, 1024
@@ -58,13 +58,17 @@ class Partial(NamedTuple):
 
 
 def attention(
-    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots] | None, lengths: Lengths
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Array, ...] | None, lengths: Lengths
 ) -> Queries:
-    """`ops.attention.attention`, without a copy of the past and with bounded memory."""
+    """`ops.attention.attention`, without a copy of the past and with bounded memory.
+
+    `past` is keys and values, and of int8 the scale of each key and of each value too.
+    """
     spans: list[Span | Own] = [Own(k.swapaxes(1, 2), v.swapaxes(1, 2))]
     if past is not None:
-        slots = jnp.arange(past[0].shape[2])[None]
-        spans.insert(0, Span(*past, slots, lengths[:, None] - 1))
+        keys, values, *scales = past
+        slots = jnp.arange(keys.shape[2])[None]
+        spans.insert(0, Span(keys, values, slots, lengths[:, None] - 1, *scales))
     return over_spans(q, spans)
 
 

@@ -25,13 +25,15 @@ PROGRAMS = 264
 Query = Float[Array, "batch kv_heads group head_dim"]
 Own = Float[Array, "batch kv_heads head_dim"]
 Table = Int[Array, "batch width"]
+Past = tuple[Slots, Slots] | tuple[Slots, Slots, Array, Array]
+"""Keys and values; of int8 also the scales of keys and of values, [batch, kv_heads, slots]."""
 
 
 def decode_attention(
     q: Float[Array, "batch one heads head_dim"],
     k: Float[Array, "batch one kv_heads head_dim"],
     v: Float[Array, "batch one kv_heads head_dim"],
-    past: tuple[Slots, Slots],
+    past: Past,
     lengths: Int[Array, " batch"],
     *,
     table: Table | None = None,
@@ -41,8 +43,9 @@ def decode_attention(
 
     Query head h reads key-value head `h // (heads // kv_heads)`. With a `table`, `past` is two
     pools of pages [pages, kv_heads, 64, head_dim], and slot s of a row lies in page
-    `table[row, s // 64]`; a page that there is not is masked. `interpret` runs the kernel without a
-    GPU, slowly. Its reference is `ops.attention.attention`.
+    `table[row, s // 64]`; a page that there is not is masked. Keys and values of int8 come with
+    their scales: nothing is decoded, a key's scale multiplies its score. `interpret` runs the
+    kernel without a GPU, slowly. Its reference is `ops.attention.attention`.
     """
     batch, _, heads, head_dim = q.shape
     grouped = q.reshape(batch, k.shape[2], heads // k.shape[2], head_dim)
@@ -56,7 +59,7 @@ def decode_attention(
 def _in_parts(
     q: Query,
     own: tuple[Own, Own],
-    past: tuple[Slots, Slots],
+    past: Past,
     lengths: Int[Array, " batch"],
     table: Table | None,
     *,
@@ -85,22 +88,22 @@ def _in_parts(
     def of_head(n: int) -> pl.BlockSpec:
         return pl.BlockSpec((None, None, n, head_dim), lambda b, h, s: (b, h, 0, 0))
 
-    where, tables = of_head(slots), []
-    if table is not None:  # the whole pool of a head: the kernel reads the pages that its row has
-        sizes = (past[0].shape[0], None, BLOCK, head_dim)
-        where = pl.BlockSpec(sizes, lambda b, h, s: (0, h, 0, 0))
-        tables = [table.astype(jnp.int32)]
+    tables = [] if table is None else [table.astype(jnp.int32)]
     of_row = pl.BlockSpec((None, slots // BLOCK), lambda b, h, s: (b, 0))
     one = pl.BlockSpec((None, None, head_dim), lambda b, h, s: (b, h, 0))
     length = pl.BlockSpec((None,), lambda b, h, s: (b,))
     part, mass = pl.pallas_call(
-        functools.partial(_kernel, splits=splits, slots=slots),
+        functools.partial(_kernel, splits=splits, slots=slots, scaled=len(past) == 4),
         out_shape=(
             jax.ShapeDtypeStruct((batch, kv_heads, splits, rows, head_dim), jnp.float32),
             jax.ShapeDtypeStruct((batch, kv_heads, splits, rows), jnp.float32),
         ),
         grid=(batch, kv_heads, splits),
-        in_specs=[of_head(rows), one, one, where, where, length, *[of_row] * len(tables)],
+        in_specs=[
+            *(of_head(rows), one, one, length),
+            *(_of_past(part, paged=bool(tables)) for part in past),
+            *[of_row] * len(tables),
+        ],
         out_specs=(
             pl.BlockSpec((None, None, None, rows, head_dim), lambda b, h, s: (b, h, s, 0, 0)),
             pl.BlockSpec((None, None, None, rows), lambda b, h, s: (b, h, s, 0)),
@@ -108,27 +111,39 @@ def _in_parts(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
         interpret=interpret,
         name="decode_attention",
-    )(q, *own, *past, lengths.astype(jnp.int32), *tables)
+    )(q, *own, lengths.astype(jnp.int32), *past, *tables)
     return part[:, :, :, :group], mass[..., :group]
+
+
+def _of_past(part: Array, *, paged: bool) -> pl.BlockSpec:
+    """What a program reads of keys, values or their scales: all slots of its row and head.
+
+    Of a pool it is all of its head: the kernel reads the pages that its row has.
+    """
+    rest = part.shape[2:]
+    if paged:
+        sizes = (part.shape[0], None, *rest)
+        return pl.BlockSpec(sizes, lambda b, h, s: (0, h, *[0] * len(rest)))
+    return pl.BlockSpec((None, None, *rest), lambda b, h, s: (b, h, *[0] * len(rest)))
 
 
 def _kernel(
     q_ref: Any,
     own_k_ref: Any,
     own_v_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
     length_ref: Any,
     *rest: Any,
     splits: int,
     slots: int,
+    scaled: bool,
 ) -> None:
     """One split of one key head. Split s reads the blocks s, s + splits, s + 2 * splits, ...
 
     So every split has work whatever the length. Split 0 also reads the step's own key. With a
     table, block i is the page `table_ref[i]` of a pool.
     """
-    *table, part_ref, mass_ref = rest
+    *given, part_ref, mass_ref = rest
+    past, table = given[: 4 if scaled else 2], given[4 if scaled else 2 :]
     split, length = pl.program_id(2), length_ref[...]
     q = q_ref[...]
     scale = q.shape[1] ** -0.5
@@ -137,15 +152,25 @@ def _kernel(
         out, peak, total = state
         first = (split + turn * splits) * BLOCK
         if table:
-            keys, values, visible = _page(k_ref, v_ref, table[0], first, length)
+            where, visible = _page(past[0].shape[0], table[0], first, length)
         else:
-            keys, values, visible = _block(k_ref, v_ref, slots, first, length)
-        scores = _product(q, keys, along=1) * scale
+            where, visible = _block(slots, first, length)
+        keys, values, *scales = (ref[(*where, ...)] for ref in past)
+        if table:
+            # 0 times NaN is NaN: what a former owner left is cleared, not only weighted with 0.
+            values = jnp.where(visible[:, None], values, 0)
+        scores = _product(q, keys.astype(q.dtype) if scaled else keys, along=1) * scale
+        if scaled:
+            scores = scores * scales[0][None]
         scores = jnp.where(visible[None], scores, -jnp.inf)
         higher = jnp.maximum(peak, jnp.max(scores, axis=1))
         weights, shrunk = jnp.exp(scores - higher[:, None]), jnp.exp(peak - higher)
+        total = total * shrunk + jnp.sum(weights, axis=1)
+        if scaled:
+            weights = weights * jnp.where(visible, scales[1], 0)[None]
+            values = values.astype(q.dtype)
         read = _product(weights.astype(values.dtype), values, along=0)
-        return out * shrunk[:, None] + read, higher, total * shrunk + jnp.sum(weights, axis=1)
+        return out * shrunk[:, None] + read, higher, total
 
     own_score = jnp.sum(q.astype(jnp.float32) * own_k_ref[...].astype(jnp.float32), axis=1) * scale
     own_value = jnp.broadcast_to(own_v_ref[...].astype(jnp.float32), q.shape)
@@ -162,29 +187,21 @@ def _kernel(
     mass_ref[...] = peak + jnp.log(total)
 
 
-def _block(
-    k_ref: Any, v_ref: Any, slots: int, first: Array, length: Array
-) -> tuple[Array, Array, Array]:
-    """The keys and values of the block that begins at slot `first`, and which of them are visible.
+def _block(slots: int, first: Array, length: Array) -> tuple[tuple[Any, ...], Array]:
+    """Where the block that begins at slot `first` lies, and which of its slots are visible.
 
     The last block starts at slots - 64, and masks the slots that the one before has read.
     """
     start = jnp.minimum(first, slots - BLOCK)
     slot = start + jnp.arange(BLOCK)
-    keys, values = (ref[pl.ds(start, BLOCK), :] for ref in (k_ref, v_ref))
-    return keys, values, (slot >= first) & (slot < length)
+    return (pl.ds(start, BLOCK),), (slot >= first) & (slot < length)
 
 
-def _page(
-    k_ref: Any, v_ref: Any, table_ref: Any, first: Array, length: Array
-) -> tuple[Array, Array, Array]:
+def _page(pages: int, table_ref: Any, first: Array, length: Array) -> tuple[tuple[Any, ...], Array]:
     """The same of the page that holds slot `first`, whose other slots may hold anything."""
-    page, pages = table_ref[first // BLOCK], k_ref.shape[0]
+    page = table_ref[first // BLOCK]
     visible = (first + jnp.arange(BLOCK) < length) & (page < pages)
-    where = jnp.minimum(page, pages - 1)
-    # 0 times NaN is NaN: what a former owner left is cleared, not only weighted with 0.
-    values = jnp.where(visible[:, None], v_ref[where, :, :], 0)
-    return k_ref[where, :, :], values, visible
+    return (jnp.minimum(page, pages - 1),), visible
 
 
 def _product(x: Array, y: Array, *, along: int) -> Array:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from llama_jax.kernels.paged import Pages, Pool, Table
@@ -35,18 +37,22 @@ def prompt_attention(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
 
 
 def step_attention(
-    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Slots, Slots], lengths: Lengths
+    q: Queries, k: NewKeys, v: NewKeys, past: tuple[Array, ...], lengths: Lengths
 ) -> Queries:
-    """Attention of one new token a row to its past, by our kernel on each device."""
-    specs = (QUERIES, NEW_KEYS, NEW_KEYS, CACHE, CACHE, LENGTHS)
-    return per_device(_step, specs, QUERIES)(q, k, v, *past, lengths)
+    """Attention of one new token a row to its past, by our kernel on each device.
+
+    `past` is keys and values, and of int8 their scales too.
+    """
+    specs = (QUERIES, NEW_KEYS, NEW_KEYS, tuple(P(*CACHE[: x.ndim]) for x in past), LENGTHS)
+    return per_device(_step, specs, QUERIES)(q, k, v, past, lengths)
 
 
 def paged_step_attention(
     q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Lengths
 ) -> Queries:
     """Attention of one new token a row to its past in pages, by our kernel on one device."""
-    return _step(q, k, v, past.k, past.v, lengths, past.table)
+    scales = () if past.k_scale is None else (past.k_scale, past.v_scale)
+    return _step(q, k, v, (past.k, past.v, *scales), lengths, past.table)
 
 
 @functools.cache
@@ -74,8 +80,8 @@ def has_step_kernel(
     """
     q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
     own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
-    past = jax.ShapeDtypeStruct((1, 1, slots, head_dim), past_dtype)
-    return _compiles_here(_step, q, own, own, past, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+    past = _past_like((1, 1, slots, head_dim), past_dtype)
+    return _compiles_here(_step, q, own, own, past, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
 def has_step_kernel_for(q: Queries, past: Slots) -> bool:
@@ -92,9 +98,9 @@ def has_paged_step_kernel(
     """Whether this process's GPU runs our kernel for such queries over pages of so many slots."""
     q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
     own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
-    pool = jax.ShapeDtypeStruct((2, 1, page, head_dim), past_dtype)
+    pool = _past_like((2, 1, page, head_dim), past_dtype)
     length, table = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), (1, 2)))
-    return _compiles_here(_step, q, own, own, pool, pool, length, table)
+    return _compiles_here(_step, q, own, own, pool, length, table)
 
 
 def has_paged_step_kernel_for(q: Queries, pool: Pool) -> bool:
@@ -102,6 +108,12 @@ def has_paged_step_kernel_for(q: Queries, pool: Pool) -> bool:
     _, kv_heads, page, head_dim = pool.shape
     group = q.shape[2] // kv_heads
     return has_paged_step_kernel(q.dtype, pool.dtype, group=group, page=page, head_dim=head_dim)
+
+
+def _past_like(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Keys and values of this dtype; of integers their scales too."""
+    past, scale = jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct(shape[:3], jnp.float32)
+    return (past, past, scale, scale) if jnp.issubdtype(dtype, jnp.integer) else (past, past)
 
 
 def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
@@ -113,18 +125,17 @@ def _step(
     q: Queries,
     k: NewKeys,
     v: NewKeys,
-    past_k: Slots,
-    past_v: Slots,
+    past: tuple[Array, ...],
     lengths: Lengths,
     table: Table | None = None,
 ) -> Queries:
     # Pallas takes a tenth of a second to import, which a CPU need not wait for.
     from llama_jax.kernels.decode_attention import decode_attention
 
-    return decode_attention(q, k, v, (past_k, past_v), lengths, table=table)
+    return decode_attention(q, k, v, past, lengths, table=table)  # type: ignore[arg-type]
 
 
-def _compiles_here(f: Callable[..., Array], *args: jax.ShapeDtypeStruct) -> bool:
+def _compiles_here(f: Callable[..., Array], *args: Any) -> bool:
     if jax.default_backend() != "gpu":
         return False
     # In a thread of its own, because JAX's current mesh and trace belong to a thread.

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax.config import Config
-from llama_jax.kernels import blockwise
+from llama_jax.kernels import attention
 from llama_jax.model.cache import known_after, write_slots
 from llama_jax.model.cache_protocol import Past, Positions
 from llama_jax.ops.attention import NewKeys, Queries
@@ -43,15 +43,14 @@ class Int8KVLayer:
 
         So it does not matter at which token a text was cut into steps.
         """
-        step = *rounded(k.swapaxes(1, 2)), *rounded(v.swapaxes(1, 2))
-        own = (decoded(*step[:2], k.dtype), decoded(*step[2:], v.dtype))
-        spans: list[Any] = [blockwise.Own(*own)]
+        (keys, key_scale), (values, value_scale) = rounded(k), rounded(v)
+        own = decoded(keys, key_scale, k.dtype), decoded(values, value_scale, v.dtype)
+        past = None
         if not self.fresh:
-            keys, key_scales, values, value_scales = self.stored
-            slots, last = jnp.arange(keys.shape[2])[None], positions[:, :1] - 1
-            past = blockwise.Span(keys, values, slots, last, key_scales, value_scales)
-            spans.insert(0, past)
-        return blockwise.over_spans(q, spans), step
+            past = (*self.stored[::2], *self.stored[1::2])
+        out = attention(q, *own, past, positions[:, 0])
+        step = (keys, key_scale, values, value_scale)
+        return out, tuple(part.swapaxes(1, 2) for part in step)  # type: ignore[return-value]
 
 
 @jax.tree_util.register_dataclass

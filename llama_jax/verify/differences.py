@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, cells, count_not_finite, whole
+from llama_jax.checkpoint.computed import DenseTensor
 from llama_jax.checkpoint.source import Source
 from llama_jax.weights.table import EMBEDDING, WeightPath
 
@@ -40,7 +41,7 @@ class TensorDifference:
     """The root mean square of the differences, as a share of the first tensor's own; 0 unless one
     of the two is quantized."""
     kinds: tuple[str | None, str | None] = (None, None)
-    """The kind in which each is quantized: "int8"; None where it is an array."""
+    """How each is quantized: "int8", "Q4_1", "bitsandbytes 4 bit"; None of plain floats."""
 
     @property
     def quantized(self) -> bool:
@@ -78,8 +79,9 @@ def _difference(
     differing, largest, relative, squares = 0, 0.0, 0.0, np.zeros(2)
     not_finite = np.zeros(2, int)
     casts = {dtype for dtype in (a.dtype, b.dtype)} if a.dtype != b.dtype else set()
-    kinds = getattr(a, "kind", None), getattr(b, "kind", None)
-    sides = a.shape if any(kinds) else _sides(path, a.shape)  # a value is decoded whole
+    kinds = _kind(a), _kind(b)
+    at_once = any(hasattr(t, "kind") or isinstance(t, DenseTensor) for t in (a, b))
+    sides = a.shape if at_once else _sides(path, a.shape)
     for index in cells(whole(a.shape), sides):
         one, two = a[index], b[index]
         moved((a.nbytes + b.nbytes) * one.size // math.prod(a.shape))
@@ -107,6 +109,11 @@ def _difference(
         error=_share(*squares),
         kinds=kinds,
     )
+
+
+def _kind(tensor: Stored) -> str | None:
+    """How a weight is quantized in its file; None of floats that lie as they are."""
+    return getattr(tensor, "kind", None) or getattr(tensor, "stored_as", None)
 
 
 def _unlike(one: np.ndarray, two: np.ndarray) -> np.ndarray:

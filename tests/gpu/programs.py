@@ -54,10 +54,10 @@ def cache_of(config: Config, mesh: Mesh, *, batch: int, slots: int, fresh: bool 
     return jax.tree.map(lambda x: laid_out(x, NamedSharding(mesh, CACHE)), cache)
 
 
-def paged_of(config: Config, mesh: Mesh, *, batch: int, slots: int) -> Paged:
+def paged_of(config: Config, mesh: Mesh, *, batch: int, slots: int, kind=Paged) -> Paged:
     """As many pages as the rows have slots for, and a page more: all their sizes differ."""
     sizes = {"pages": batch * slots // PAGE + 1, "rows": batch, "width": slots // PAGE}
-    cache = jax.eval_shape(functools.partial(Paged.empty, config, **sizes, dtype=jnp.bfloat16))
+    cache = jax.eval_shape(functools.partial(kind.empty, config, **sizes, dtype=jnp.bfloat16))
     return jax.tree.map(lambda x, spec: laid_out(x, sharding_of(mesh, spec)), cache, cache.specs())
 
 

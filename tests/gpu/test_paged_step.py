@@ -22,12 +22,15 @@ from programs import (
     shallow,
 )
 
+from llama_jax.model.int8_paged import Int8Paged
+from llama_jax.model.paged import Paged
+
 SLOTS, LAYERS = 4096, 2
 
 
-def step_over_pages(devices, batch, *, layers=LAYERS, time=1, **sizes):
+def step_over_pages(devices, batch, *, layers=LAYERS, time=1, kind=Paged, **sizes):
     config, mesh = shallow(LLAMA_8B, layers), mesh_of(devices, **sizes)
-    cache = paged_of(config, mesh, batch=batch, slots=SLOTS)
+    cache = paged_of(config, mesh, batch=batch, slots=SLOTS, kind=kind)
     return compiled_step(params_of(config, mesh), cache, mesh, time=time), cache
 
 
@@ -72,6 +75,18 @@ def test_eight_cards_say_what_they_say_without_pages(h100s):
     assert caches_misused(text, 2 * LAYERS, small) == []
     held = nbytes((cache.k, cache.v), of_a_device=True)
     assert compiled.memory_analysis().alias_size_in_bytes >= held
+
+
+@pytest.mark.parametrize("sizes", [{}, {"tensor": 8}], ids=str)
+def test_pages_of_8_bits_are_read_by_the_same_kernel_and_decoded_nowhere(h100s, sizes):
+    compiled, cache = step_over_pages(h100s, 8, kind=Int8Paged, **sizes)
+    text = program(compiled.as_text())
+    small = SMALLEST // 2 // sizes.get("tensor", 1)
+    assert caches_misused(text, 2 * LAYERS, small) == []
+    assert caches_read_by_xla(text, small) == []
+    assert copies_of_caches(text, cache.k[0].shape) == []
+    assert compiled.memory_analysis().temp_size_in_bytes < SMALLEST
+    assert text.collectives() == ["all-reduce"] * ((2 * LAYERS + 1) if sizes else 0)
 
 
 def test_a_chunk_of_one_prompt_copies_no_pool(h100s):

@@ -11,6 +11,7 @@ from jax.experimental import pallas as pl
 
 from llama_jax.kernels import decode_attention as module
 from llama_jax.kernels.decode_attention import BLOCK, decode_attention
+from llama_jax.model.int8_cache import decoded, rounded
 from llama_jax.ops.attention import attention
 
 
@@ -61,13 +62,15 @@ def test_bfloat16_differs_by_its_own_rounding():
 
 def in_pages(past, spare=2, left=jnp.nan):
     """The rows' slots as pages in random order, the table, and spare pages with `left` in them."""
-    batch, kv_heads, slots, head_dim = past[0].shape
+    batch, kv_heads, slots, _ = past[0].shape
     width = slots // BLOCK
     order = np.random.default_rng(0).permutation(batch * width + spare)[: batch * width]
-    empty = jnp.full((batch * width + spare, kv_heads, BLOCK, head_dim), left, past[0].dtype)
 
     def pool(x):
-        pages = x.reshape(batch, kv_heads, width, BLOCK, head_dim).swapaxes(1, 2)
+        own = x.shape[3:]
+        pages = x.reshape(batch, kv_heads, width, BLOCK, *own).swapaxes(1, 2)
+        unused = left if jnp.issubdtype(x.dtype, jnp.floating) else 99
+        empty = jnp.full((batch * width + spare, kv_heads, BLOCK, *own), unused, x.dtype)
         return empty.at[order].set(pages.reshape(-1, *pages.shape[2:]))
 
     return tuple(map(pool, past)), jnp.asarray(order.reshape(batch, width))
@@ -87,6 +90,22 @@ def test_pages_in_any_order_give_what_their_slots_give_side_by_side(heads, kv_he
     wanted = decode_attention(q, k, v, past, lengths, interpret=True)
     found = decode_attention(q, k, v, pools, lengths, table=table, interpret=True)
     np.testing.assert_array_equal(found, wanted)
+
+
+def test_keys_of_8_bits_are_attention_to_what_they_stand_for():
+    lengths = jnp.array([0, 1, BLOCK + 1, 3 * BLOCK - 1])
+    q, k, v, past = case(batch=4, slots=3 * BLOCK)
+    (keys, key_scale), (values, value_scale) = (rounded(x) for x in past)
+    stored = keys, values, key_scale, value_scale
+    found = decode_attention(q, k, v, stored, lengths, interpret=True)
+    meant = decoded(keys, key_scale, q.dtype), decoded(values, value_scale, q.dtype)
+    np.testing.assert_allclose(found, attention(q, k, v, meant, lengths), atol=2e-6)
+
+    pools, table = in_pages(stored)
+    page, place = table[2, 1], 1  # what a former owner left after the row's end
+    pools = (*pools[:2], *(pool.at[page, :, place:].set(jnp.nan) for pool in pools[2:]))
+    again = decode_attention(q, k, v, pools, lengths, table=table, interpret=True)
+    np.testing.assert_array_equal(again, found)
 
 
 def test_a_row_without_pages_reads_its_own_key_alone():
@@ -136,9 +155,9 @@ def blocks_read(monkeypatch, tensors, lengths):
 
 
 def once_each(lengths, kv_heads):
-    """Each block of used slots of each row and key head: its keys, and its values."""
+    """Each block of used slots of each row and key head, by one index for keys and values."""
     return {
-        (row, head, block * BLOCK): 2
+        (row, head, block * BLOCK): 1
         for row, length in enumerate(lengths)
         for head in range(kv_heads)
         for block in range(-(-length // BLOCK))
@@ -156,8 +175,8 @@ def test_each_used_block_is_read_once_by_all_splits_together(monkeypatch, progra
 def test_a_kernel_of_which_every_split_reads_all_is_caught(monkeypatch):
     kernel = module._kernel
 
-    def alone(*refs, splits, slots):
-        kernel(*refs, splits=1, slots=slots)
+    def alone(*refs, splits, **sizes):
+        kernel(*refs, splits=1, **sizes)
 
     monkeypatch.setattr(module, "_kernel", alone)
     assert blocks_read(monkeypatch, case(), [100, 3]) != once_each([100, 3], kv_heads=2)

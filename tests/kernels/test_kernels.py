@@ -68,9 +68,9 @@ def step_of(*, dtype, past_dtype, group, slots, head_dim):
     ids=lambda refused: next(iter(refused)),
 )
 def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch, refused):
-    def kernel(q, k, v, past_k, past_v, lengths):
-        group, (slots, head_dim) = q.shape[2] // k.shape[2], past_k.shape[2:]
-        if (q.dtype, past_k.dtype, group, slots, head_dim) == tuple({**TAKEN, **refused}.values()):
+    def kernel(q, k, v, past, lengths):
+        group, (slots, head_dim) = q.shape[2] // k.shape[2], past[0].shape[2:]
+        if (q.dtype, past[0].dtype, group, slots, head_dim) == tuple({**TAKEN, **refused}.values()):
             raise RuntimeError("no such kernel")
         return q - 1
 
@@ -121,9 +121,9 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
     whole = decode_attention(q, k, v, tuple(past), lengths, interpret=True)
     seen = []
 
-    def interpreted(q, k, v, past_k, past_v, lengths):
+    def interpreted(q, k, v, past, lengths):
         seen.append(q.shape)
-        return decode_attention(q, k, v, (past_k, past_v), lengths, interpret=True)
+        return decode_attention(q, k, v, past, lengths, interpret=True)
 
     monkeypatch.setattr(kernels.gpu, "has_step_kernel", lambda *_, **__: True)
     monkeypatch.setattr(kernels.gpu, "_step", interpreted)

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 from helpers import config_of
+from quantized_folders import FORMATS, awq, written
 
 import llama_jax
 from llama_jax.checkpoint.export import export
+from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.verify.reference import reference_logits
@@ -52,3 +54,16 @@ def test_transformers_computes_our_logits_of_what_we_export(tmp_path, kind, tied
     # int8_dynamic rounds activations too, which the reference does not.
     atol = 0.1 * expected.std() if kind == "int8_dynamic" else 2e-4
     np.testing.assert_allclose(logits, expected, atol=atol, rtol=0)
+
+
+def test_awq_becomes_what_compressed_tensors_own_converter_makes_of_it(tmp_path):
+    converters = pytest.importorskip("compressed_tensors.entrypoints.convert.converters")
+    folder, _ = written(tmp_path, awq, FORMATS["awq"][1])
+    export(folder, tmp_path / "hf", format="hf")
+    stored = read_safetensors(folder / "model.safetensors")
+    given = {name: torch.tensor(np.array(one)) for name, one in stored.items()}
+    ours = read_safetensors(tmp_path / "hf/model.safetensors")
+    theirs = converters.AutoAWQConverter(group_size=32).process(given)
+    assert sum("zero_point" in name for name in theirs) == 7
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor.numpy(), name)

@@ -457,3 +457,15 @@ def test_a_quantized_checkpoint_is_compared_with_its_original(tmp_path):
     assert "by rounding" in told.stdout
     llama_jax.save(llama_jax.init_params(jax.random.key(9), params.config), tmp_path / "other")
     assert not compare(open_checkpoint(tmp_path / "other"), small).same
+
+
+def test_an_array_that_a_file_holds_quantized_is_compared_as_such(tmp_path):
+    """A GGUF file's embedding becomes an array, and differs by the rounding of its blocks."""
+    params = llama_jax.init_params(jax.random.key(0), llama_jax.Config.named("tiny"))
+    llama_jax.save(params, tmp_path / "whole")
+    export(tmp_path / "whole", tmp_path / "out", format="gguf", dtype="q8_0")
+    found = compare(open_checkpoint(tmp_path / "whole"), open_checkpoint(tmp_path / "out"))
+    kinds = {one.path: one.kinds for one in found.tensors}
+    assert kinds["tok_embeddings", "weight"] == (None, "Q8_0")
+    assert kinds["norm", "scale"] == (None, None)
+    assert found.same

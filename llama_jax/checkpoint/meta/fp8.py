@@ -1,7 +1,7 @@
 """Meta's Llama 3.1 405B in fp8: feed-forward matrices whose scales lie in files of their own.
 
-`fp8_scales_N.pt` has rank N's, one for each output of its piece, as `1_feed_forward.w1_0`: layer,
-matrix, rank (llama-models, models/llama3/quantization/loader.py).
+`fp8_scales_N.pt` has rank N's scales, one for each output of its piece, by layer, matrix and rank:
+`1_feed_forward.w1_0` (llama-models, models/llama3/quantization/loader.py).
 """
 
 from __future__ import annotations
@@ -31,25 +31,40 @@ def read_fp8(
 
     ValueError names the matrix, or the file of scales, that is not whole.
     """
-    rows = [r for r in rows if any(p.dtype == _FP8 for p in shards.pieces.get(r.meta, ()))]
-    if not rows:
+    folder, ranks = shards.files[0].parent, range(len(shards.files))
+    if not any(_is_fp8(shards, row) for row in rows) and not _scales_file(folder, 0).is_file():
         return shards, {}, []
-    ranks = range(len(shards.files))
-    scales = [_scales_of(shards.files[0].parent, rank) for rank in ranks]
+    scales = [_scales_of(folder, rank) for rank in ranks]
     values: dict[str, Stored] = {}
     for row in rows:
-        module = row.meta.removeprefix("layers.").removesuffix(".weight").replace(".", "_", 1)
-        found = [scales[rank].get(f"{module}_{rank}") for rank in ranks]
+        keys = [f"{_module(row)}_{rank}" for rank in ranks]
+        scaled = keys[0] in scales[0] and row.meta in shards.pieces
+        if not scaled and not _is_fp8(shards, row):
+            continue
+        found = [scales[rank].get(keys[rank]) for rank in ranks]
         try:
             values[row.meta] = _of_ranks(row, shards.pieces[row.meta], found)
         except ValueError as error:
             raise ValueError(f"{shards.files[0]}: {row.meta!r}: {error}; {_FLOATS}") from error
     notes = ["w2 of fp8 becomes an array: each file has scales of its own for all its outputs"]
-    return shards, values, notes if len(ranks) > 1 else []
+    return shards, values, notes if len(ranks) > 1 and values else []
+
+
+def _is_fp8(shards: Shards, row: WeightNames) -> bool:
+    return any(piece.dtype == _FP8 for piece in shards.pieces.get(row.meta, ()))
+
+
+def _module(row: WeightNames) -> str:
+    """`1_feed_forward.w1` of `layers.1.feed_forward.w1.weight`."""
+    return row.meta.removeprefix("layers.").removesuffix(".weight").replace(".", "_", 1)
+
+
+def _scales_file(folder: Path, rank: int) -> Path:
+    return folder / f"fp8_scales_{rank}.pt"
 
 
 def _scales_of(folder: Path, rank: int) -> Mapping[str, np.ndarray]:
-    file = folder / f"fp8_scales_{rank}.pt"
+    file = _scales_file(folder, rank)
     if not file.is_file():
         raise ValueError(
             f"{folder} has float8 weights and no {file.name}, which holds their scales; download "
@@ -62,12 +77,15 @@ def _scales_of(folder: Path, rank: int) -> Mapping[str, np.ndarray]:
 def _of_ranks(
     row: WeightNames, pieces: tuple[np.ndarray, ...], scales: list[np.ndarray | None]
 ) -> Stored:
-    """One matrix of all ranks' pieces [out, in], which w2 has cut along its inputs."""
+    """One matrix of all ranks' pieces [out, in], which w2 has cut along its inputs.
+
+    Meta's loader casts the numbers to float8 whatever their dtype, once there are scales.
+    """
     axis, (inputs, outputs) = int(row.path[-1] == "w2"), row.shape
     part = list(row.stored_shape)
     part[axis] //= len(pieces)
     for piece, scale in zip(pieces, scales, strict=True):
-        if piece.dtype != _FP8 or list(piece.shape) != part:
+        if piece.dtype not in (_FP8, *DTYPES.values()) or list(piece.shape) != part:
             raise ValueError(
                 f"a piece is {piece.dtype} of shape {list(piece.shape)}, where float8_e4m3fn "
                 f"{part} is implied"
@@ -78,13 +96,13 @@ def _of_ranks(
     if axis and len(pieces) > 1:
 
         def dense() -> np.ndarray:
-            parts = [p.T.astype(np.float32) * s for p, s in zip(pieces, each, strict=True)]
-            return np.concatenate(parts)
+            parts = (p.astype(_FP8).T.astype(np.float32) for p in pieces)
+            return np.concatenate([p * s for p, s in zip(parts, each, strict=True)])
 
         return DenseTensor((inputs, outputs), dense, "fp8")
 
     def value() -> dict[str, np.ndarray]:
-        bits = np.concatenate([piece.view(np.uint8) for piece in pieces])
+        bits = np.concatenate([piece.astype(_FP8, copy=False) for piece in pieces]).view(np.uint8)
         return {"bits": np.ascontiguousarray(bits.T), "scale": np.concatenate(each)}
 
     return ComputedTensor(declared("fp8", row.shape, None, np.float32), value, "fp8")

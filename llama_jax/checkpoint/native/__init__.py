@@ -62,6 +62,7 @@ class Written:
     bytes: int
     """Bytes of the weights alone."""
     dtypes: tuple[str, ...]
+    """Of the arrays, and the kinds of the weights that are none."""
     seconds: float
     warnings: tuple[str, ...]
     """Tensors with values that are not finite, or that a cast made infinite, and how many."""
@@ -121,7 +122,7 @@ def write(
         path=dst,
         tensors=len(weights),
         bytes=total,
-        dtypes=dtypes,
+        dtypes=_told(config, weights, records),
         seconds=time.monotonic() - start,
         warnings=tuple(warnings),
     )
@@ -134,6 +135,15 @@ def _records(
     check_weights(config, tensors, "the source")
     found = {path: record_of(tensors[path], dtype) for path in weight_table(config)}
     return {path: record for path, record in found.items() if record is not None}
+
+
+def _told(
+    config: Config, weights: Mapping[WeightPath, Any], records: Mapping[WeightPath, Record]
+) -> tuple[str, ...]:
+    """The dtypes of what was written, and the kinds."""
+    whole = weight_table(config).keys() - records.keys()
+    arrays = {np.dtype(weights[path].dtype).name for path in whole}
+    return tuple(sorted(arrays | {record.kind for record in records.values()}))
 
 
 def _parts(config: Config, tensors: Mapping[WeightPath, Any]) -> dict[WeightPath, Any]:

@@ -1,0 +1,50 @@
+"""The types that `bench.quality` gives matrices, and how it scores a text."""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import llama_jax
+from bench import quality
+from bench.ggml import type_of
+from llama_jax.checkpoint import load
+
+SEVEN_B = llama_jax.Config.named("llama-2-7b")
+
+
+@pytest.mark.parametrize(
+    ("path", "columns", "file", "kind"),
+    [
+        (("layers_0", "attention", "wq"), 4096, "Q4_K_M", "Q4_K"),
+        (("layers_3", "attention", "wv"), 4096, "Q4_K_M", "Q6_K"),  # of the first eighth
+        (("layers_4", "attention", "wv"), 4096, "Q4_K_M", "Q4_K"),
+        (("layers_6", "feed_forward", "w2"), 11008, "Q4_K_M", "Q6_K"),  # every third
+        (("layers_28", "feed_forward", "w2"), 11008, "Q4_K_M", "Q6_K"),
+        (("output", "weight"), 4096, "Q4_K_M", "Q6_K"),
+        (("tok_embeddings", "weight"), 4096, "Q4_K_M", "Q4_K"),
+        (("layers_0", "attention", "wq"), 576, "Q4_K_M", "Q5_0"),
+        (("output", "weight"), 576, "Q4_0", "Q8_0"),
+        (("layers_0", "attention", "wq"), 576, "Q4_0", "Q4_0"),
+        (("output", "weight"), 4096, "Q8_0", "Q8_0"),
+    ],
+)
+def test_a_matrix_gets_the_type_that_llama_quantize_gives_it(path, columns, file, kind):
+    assert type_of(path, columns, SEVEN_B, file) == kind
+
+
+def test_windows_are_scored_as_the_command_perplexity_scores_them(tmp_path):
+    params = load(dtype="float32")
+    text = tmp_path / "text"
+    text.write_text("Once upon a time there was a llama. " * 20)
+    asked = argparse.Namespace(text=Path(text), windows=2, tokens=24)
+    windows = quality._windows(params, asked)
+    nll = quality._scorer(params, windows)(params)
+    rows = [
+        score.logprobs for score in llama_jax.score(params, [list(map(int, w)) for w in windows])
+    ]
+    assert math.isclose(nll, -np.mean(rows), rel_tol=1e-5)
+    cached = quality._cached(params, windows, llama_jax.KVCache)
+    assert math.isclose(cached, nll, rel_tol=1e-5)
