@@ -16,7 +16,7 @@ import typer
 from llama_jax import distributed as job
 from llama_jax.cli import options
 from llama_jax.cli.compiling import notice_compiling
-from llama_jax.cli.console import status, stderr
+from llama_jax.cli.console import UsageError, status, stderr
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.loading import load_ahead
 
@@ -74,7 +74,7 @@ class Devices(options.Mesh):
             job.initialize(**place, start_timeout=self.start_timeout)
             _silence_others()
         elif given := [name for name, value in place.items() if value is not None]:
-            raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
+            raise UsageError(f"--{given[0]} says which of several processes; add --distributed")
 
     def load(
         self,
@@ -134,7 +134,7 @@ class Devices(options.Mesh):
 
         there, asked = len(jax.devices()), f"--data x --fsdp x --tensor is {self._size}"
         if jax.process_count() > 1 and self._size != there:
-            raise ValueError(
+            raise UsageError(
                 f"{asked} and the {jax.process_count()} processes have {there} devices; a mesh "
                 f"takes all of them, such as --tensor {there}"
             )
@@ -142,7 +142,7 @@ class Devices(options.Mesh):
             have = "there is one device" if there == 1 else f"there are {there} devices"
             more = f", or add --cpu-devices {self._size} to make as many of this machine's CPU"
             way_out = more if devices_can_be_made(jax.default_backend()) else ""
-            raise ValueError(f"{asked} and {have}; lower one of the three{way_out}")
+            raise UsageError(f"{asked} and {have}; lower one of the three{way_out}")
 
     def _needed(
         self,

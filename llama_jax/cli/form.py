@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from llama_jax.cli import options
+from llama_jax.cli.console import UsageError
 from llama_jax.cli.text_input import read_text
 
 
@@ -32,7 +33,7 @@ class Form:
         if self.json_schema is None and self.regex is None:
             return {}
         if self.json_schema is not None and self.regex is not None:
-            raise ValueError("--json-schema and --regex both say what to write; leave one out")
+            raise UsageError("--json-schema and --regex both say what to write; leave one out")
         from llama_jax.generation.grammar import grammar_of
 
         if self.json_schema is None:
@@ -45,7 +46,7 @@ class Form:
             raise ValueError(str(error)) from None
         except ValueError as error:
             if self.json_schema is None:
-                raise ValueError(str(error).replace("regex", "--regex", 1)) from None
+                raise UsageError(str(error).replace("regex", "--regex", 1)) from None
             said = str(error).replace("json_schema", "the JSON schema", 1)
             raise ValueError(f"{self.json_schema}: {said}") from None
         return given

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_jax.cli.console import progress_bar
+from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
 
@@ -45,7 +45,7 @@ class Dialogs:
     context: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="With --dialogs: tokens of a row, into which they are packed"
+            metavar="N", help="With --dialogs: tokens of a row, into which they are packed", min=1
         ),
     ] = None
     drop_long: Annotated[
@@ -75,7 +75,9 @@ def tokenize(
     texts: Texts,
     validation_every: Annotated[
         int,
-        typer.Option(metavar="N", help="Every N-th document is for validation; 0: none", min=0),
+        typer.Option(
+            metavar="N", help="Every N-th document is for validation, N at least 2; 0: none", min=0
+        ),
     ] = 100,
     validation: Annotated[
         list[Path] | None,
@@ -118,11 +120,11 @@ def _are_dialogs(texts: Texts, dialogs: Dialogs) -> bool:
     """Whether the files are dialogs; ValueError for options of the other kind."""
     if dialogs.dialogs:
         if dialogs.context is None:
-            raise ValueError("--dialogs needs --context, the tokens of a row")
+            raise UsageError("--dialogs needs --context, the tokens of a row")
         if texts != Texts():
-            raise ValueError("--separator, --key and --threads are for texts; leave them out")
+            raise UsageError("--separator, --key and --threads are for texts; leave them out")
     elif dialogs != Dialogs():
-        raise ValueError("--context and --drop-long are for --dialogs; text is cut anywhere")
+        raise UsageError("--context and --drop-long are for --dialogs; text is cut anywhere")
     return dialogs.dialogs
 
 

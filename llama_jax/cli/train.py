@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax.cli.console import UsageError
+
 if TYPE_CHECKING:
     from llama_jax.train.recipe import Recipe
     from llama_jax.weights.params import Params
@@ -55,11 +57,10 @@ def train(
 ) -> None:
     """Train a model by a recipe, or go on with a run."""
     from llama_jax.compilation import keep_programs
-    from llama_jax.train.recipe_file import read_recipe
     from llama_jax.train.run import train
     from llama_jax.train.saves import hush_log
 
-    asked = read_recipe(recipe, set or [])
+    asked = _read(recipe, set or [])
     if plan:
         _plan(asked, device)
         return
@@ -67,9 +68,9 @@ def train(
         _show_mask(asked)
         return
     if device is not None:
-        raise ValueError("--device goes with --plan; training takes the devices that are here")
+        raise UsageError("--device goes with --plan; training takes the devices that are here")
     if out is None:
-        raise ValueError("a run needs a folder: --out runs/first, say")
+        raise UsageError("a run needs a folder: --out runs/first, say")
     keep_programs()
     hush_log()
     try:
@@ -78,6 +79,19 @@ def train(
         raise ValueError(str(error)) from error
     prompt = next(iter(asked.run.prompts), "")
     _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), prompt])}")
+
+
+def _read(file: Path, changes: Sequence[str]) -> Recipe:
+    """The recipe with its changes, which are what is wrong where the file alone is sound."""
+    from llama_jax.train.recipe_file import read_recipe
+
+    try:
+        return read_recipe(file, changes)
+    except ValueError as error:
+        if changes:
+            read_recipe(file)
+            raise UsageError(str(error)) from None
+        raise
 
 
 def _plan(recipe: Recipe, name: str | None) -> None:

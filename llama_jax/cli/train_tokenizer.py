@@ -17,7 +17,7 @@ def train_tokenizer(
         typer.Argument(metavar="FILE", help="Texts: .txt, .md, .jsonl or .parquet, in UTF-8"),
     ],
     vocab_size: Annotated[
-        int, typer.Option(metavar="N", help="Tokens in all, at least 260; LLaMA's has 32,000")
+        int, typer.Option(metavar="N", help="Tokens in all; LLaMA's has 32,000", min=260)
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File to write, by custom tokenizer.model")

@@ -42,7 +42,7 @@ def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = run("--help", prog_name="python -m llama_jax").stdout
     assert "..." not in shown.replace("[ARGS]...", "")
-    assert "Exit codes: 0 done; 1 failed" in shown
+    assert "Exit codes: 0 done; 1 a file or the work failed" in shown
     assert "--install-completion" in shown
 
 

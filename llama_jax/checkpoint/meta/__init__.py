@@ -76,7 +76,7 @@ def open_meta(
     shared = path.resolve().parent / "tokenizer.model"  # LLaMA 1 and 2: one for all sizes
     tokenizer = own_tokenizer(path, shared)
     if tokenizer is not None and tokenizer.parent.resolve() == shared.parent:
-        notes.append(f"the folder has no tokenizer of its own: {tokenizer}, above it, is taken")
+        notes.append(f"the folder has no tokenizer of its own: {shared}, above it, is taken")
     return Source(
         path,
         "meta",
