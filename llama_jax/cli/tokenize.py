@@ -65,7 +65,8 @@ def tokenize(
     tokenizer: Annotated[
         Path,
         typer.Option(
-            metavar="PATH", help="The model's tokenizer: its file, or a checkpoint's directory"
+            metavar="PATH",
+            help="The model's tokenizer: its file, or a checkpoint, by its directory or its name",
         ),
     ],
     out: Annotated[
@@ -93,9 +94,11 @@ def tokenize(
 ) -> None:
     """Turn texts or dialogs into tokens to train on."""
     from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.train.dialog_tokens import tokenize_dialogs
     from llama_jax.train.tokens import tokenize
 
+    tokenizer = find_checkpoint(tokenizer)
     with progress_bar("tokenizing") as update:
         common: dict[str, Any] = {
             "validation_every": validation_every,
@@ -129,12 +132,14 @@ def _are_dialogs(texts: Texts, dialogs: Dialogs) -> bool:
 
 
 def _told(split: Mapping[str, Any]) -> str:
-    counts = f"{split['tokens']:,} tokens of {split['documents']:,}"
+    what = "dialog" if "packed" in split else "document"
+    several = "s" * (split["documents"] != 1)
+    counts = f"{split['tokens']:,} tokens of {split['documents']:,} {what}{several}"
     if "packed" not in split:
-        return f"{counts} documents, {split['text_bytes'] / split['tokens']:.2f} bytes a token"
+        return f"{counts}, {split['text_bytes'] / split['tokens']:.2f} bytes a token"
     packed = split["packed"]
     full = split["tokens"] / (packed["rows"] * packed["time"])
     return (
-        f"{counts} dialogs, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
+        f"{counts}, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
         f"rows, {full:.1%} full"
     )

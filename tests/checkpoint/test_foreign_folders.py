@@ -279,11 +279,13 @@ def test_a_checkpoint_one_level_below_is_pointed_at(tmp_path, below):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("keys", [["vocab_size"], ["norm_eps"], ["multiple_of"], None])
+@pytest.mark.parametrize(
+    "keys", [["vocab_size"], ["norm_eps"], ["multiple_of"], ["n_kv_heads"], None]
+)
 def test_a_key_that_params_leaves_out_has_metas_default(tmp_path, shards, keys):
     folder, weights, config = meta(tmp_path / "m", shards)
     said = json.loads((folder / "params.json").read_text())
-    keys = keys or ["vocab_size", "norm_eps", "multiple_of"]
+    keys = keys or ["vocab_size", "norm_eps", "multiple_of", "n_kv_heads"]
     (folder / "params.json").write_text(json.dumps({k: said[k] for k in said.keys() - set(keys)}))
     source = open_checkpoint(folder)
     assert source.config == config.replace(max_seq_len=source.config.max_seq_len)

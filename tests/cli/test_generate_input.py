@@ -117,7 +117,7 @@ def test_a_question_goes_through_the_template(talker):
 
 def test_a_json_line_tells_its_dialog_of_tools(tmp_path):
     folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
-    byte_folder(folder, TOOL_TEMPLATE)
+    byte_folder(folder, TOOL_TEMPLATE, eos="<|end|>")
     messages = [{"role": "user", "content": "Hi"}]
     lines = [
         {"messages": messages, "tools": TOOLS},

@@ -89,7 +89,8 @@ def _parse(given: dict[str, Any]) -> MetaParams:
         given = {**{key: value for key, value in given.items() if key != "model"}, **given["model"]}
     fields = Fields(given)
     fields.require("dim", "n_layers", "n_heads")
-    left_out = tuple(k for k in ("vocab_size", "multiple_of", "norm_eps") if k not in fields)
+    defaults = ("vocab_size", "multiple_of", "norm_eps", "n_kv_heads")
+    left_out = tuple(key for key in defaults if key not in fields)
     says_vocab_size = fields.raw("vocab_size") not in (None, -1)
     notes = []
     if "norm_eps" in left_out:
