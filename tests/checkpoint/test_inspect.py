@@ -156,12 +156,12 @@ def test_the_tokenizers_kind_is_told(shared):
 
 
 def test_a_mistake_is_one_line(tmp_path):
-    for arguments, message in (
-        ((tmp_path / "nothing",), "does not exist"),
-        ((GOLDEN_META / "llama3", "--tensor", 3), "--tensor 3 does not divide"),
+    for arguments, code, message in (
+        ((tmp_path / "nothing",), 1, "does not exist"),
+        ((GOLDEN_META / "llama3", "--tensor", 3), 2, "--tensor 3 does not divide"),
     ):
         result = run("inspect", *arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert message in result.stderr
         assert result.stdout == ""
 
