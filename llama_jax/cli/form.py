@@ -8,7 +8,7 @@ from typing import Annotated
 
 from llama_jax.cli import options
 from llama_jax.cli.console import UsageError
-from llama_jax.cli.text_input import read_text
+from llama_jax.cli.text_input import argument, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Form:
         from llama_jax.generation.grammar import grammar_of
 
         if self.json_schema is None:
-            given = {"regex": self.regex or ""}
+            given = {"regex": argument(self.regex or "", "--regex")}
         else:
             given = {"json_schema": read_text(self.json_schema)}
         try:

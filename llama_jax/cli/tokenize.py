@@ -12,6 +12,7 @@ import typer
 from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
+from llama_jax.cli.text_input import argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,12 @@ class Texts:
         int | None,
         typer.Option(metavar="N", help="Texts encoded at once; default: one a processor", min=1),
     ] = None
+
+    def read(self) -> dict[str, Any]:
+        """The same, whatever the locale made of the texts."""
+        typed = {name: getattr(self, name) for name in ("separator", "key")}
+        texts = {name: text and argument(text, f"--{name}") for name, text in typed.items()}
+        return {**texts, "threads": self.threads}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +117,7 @@ def tokenize(
             more: dict[str, Any] = {"context": dialogs.context, "drop_long": dialogs.drop_long}
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
-            done = tokenize(files, tokenizer, out, **vars(texts), **common)
+            done = tokenize(files, tokenizer, out, **texts.read(), **common)
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
         why = "dialogs longer than a row" if dialogs.dialogs else "documents without text"

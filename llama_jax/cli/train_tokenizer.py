@@ -9,6 +9,7 @@ import typer
 
 from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
+from llama_jax.cli.text_input import argument
 
 
 def train_tokenizer(
@@ -54,8 +55,8 @@ def train_tokenizer(
             files,
             out,
             vocab_size=vocab_size,
-            separator=separator,
-            key=key,
+            separator=separator and argument(separator, "--separator"),
+            key=argument(key, "--key"),
             normalization=normalization,
             sample_bytes=sample_megabytes * 2**20,
             overwrite=overwrite,

@@ -7,6 +7,8 @@ import sys
 import pytest
 from helpers import run
 
+from llama_jax.cli.form import Form
+
 FEW = ("-n", 40, "-t", 1.5, "--seed", 5)
 
 
@@ -51,3 +53,8 @@ def test_without_the_library_the_error_says_what_to_install(writer, monkeypatch)
     done = run("generate", writer, "Q:", "--regex", "never tried before")
     assert done.exit_code == 1
     assert 'pip install "llama_jax[grammar]"' in done.stderr
+
+
+def test_a_regex_is_utf_8_whatever_the_locale():
+    typed = "[é☃]".encode().decode("ascii", "surrogateescape")
+    assert Form(regex=typed).read() == {"regex": "[é☃]"}

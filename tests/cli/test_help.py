@@ -46,6 +46,13 @@ def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
     assert "--install-completion" in shown
 
 
+def test_each_commands_line_fits_beside_its_name_in_a_terminal():
+    """The runner's lines have 80 characters, those of a terminal of 80 columns 78."""
+    room = 78 - 6 - max(map(len, COMMANDS))
+    for name, command in typer.main.get_command(app).commands.items():
+        assert not command.get_short_help_str(room).endswith("..."), name
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 def test_completion_is_of_the_command_however_it_was_called(monkeypatch, capsys, shell):
     monkeypatch.setattr(sys, "argv", ["python -m llama_jax", "--show-completion", shell])
