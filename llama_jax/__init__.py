@@ -56,10 +56,10 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.sharding.arrays import shard_params as shard_params
     from llama_jax.sharding.mesh import make_mesh as make_mesh
     from llama_jax.tokenizer import Tokenizer as Tokenizer
-    from llama_jax.tokenizer import Tools as Tools
     from llama_jax.tokenizer import load_tokenizer as load_tokenizer
     from llama_jax.tokenizer.protocol import Answers as Answers
     from llama_jax.tokenizer.protocol import Message as Message
+    from llama_jax.tokenizer.protocol import Tools as Tools
     from llama_jax.weights.params import Params as Params
     from llama_jax.weights.params import Weights as Weights
     from llama_jax.weights.quantize import Rule as Rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,9 @@ from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.text_input import argument
+
+if TYPE_CHECKING:
+    from llama_jax.train.tokens import Tokenized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,6 @@ def tokenize(
     ] = False,
 ) -> None:
     """Turn texts or dialogs into tokens to train on."""
-    from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.train.dialog_tokens import tokenize_dialogs
     from llama_jax.train.tokens import tokenize
@@ -118,10 +120,16 @@ def tokenize(
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
             done = tokenize(files, tokenizer, out, **texts.read(), **common)
+    _report(done, "dialogs longer than a row" if dialogs.dialogs else "documents without text", out)
+
+
+def _report(done: Tokenized, left_out: str, out: Path) -> None:
+    """Prints what was written; `left_out` says what the others are."""
+    from llama_jax.checkpoint.files.messages import in_units
+
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
-        why = "dialogs longer than a row" if dialogs.dialogs else "documents without text"
-        rows["left out"] = f"{done.left_out:,} {why}"
+        rows["left out"] = f"{done.left_out:,} {left_out}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
     print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
 
