@@ -23,6 +23,7 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.generation.constraint import constraint_for as constraint_for
     from llama_jax.generation.generate import generate as generate
     from llama_jax.generation.generate import stream as stream
+    from llama_jax.generation.grammar import JSONSchema as JSONSchema
     from llama_jax.generation.prompts import Prompt as Prompt
     from llama_jax.generation.results import Completion as Completion
     from llama_jax.generation.results import Delta as Delta
@@ -38,7 +39,10 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.model.cache import KVCache as KVCache
     from llama_jax.model.cache import ModelCache as ModelCache
     from llama_jax.model.cache import Past as Past
+    from llama_jax.model.cache_protocol import Positions as Positions
     from llama_jax.model.int8_cache import Int8KVCache as Int8KVCache
+    from llama_jax.model.transformer import Logits as Logits
+    from llama_jax.model.transformer import Tokens as Tokens
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
     from llama_jax.rope_scaling import RopeScaling as RopeScaling
@@ -53,10 +57,14 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.sharding.mesh import make_mesh as make_mesh
     from llama_jax.tokenizer import Tokenizer as Tokenizer
     from llama_jax.tokenizer import load_tokenizer as load_tokenizer
+    from llama_jax.tokenizer.protocol import Answers as Answers
     from llama_jax.tokenizer.protocol import Message as Message
+    from llama_jax.tokenizer.protocol import Tools as Tools
     from llama_jax.weights.params import Params as Params
     from llama_jax.weights.params import Weights as Weights
+    from llama_jax.weights.quantize import Rule as Rule
     from llama_jax.weights.quantize import quantize as quantize
+    from llama_jax.weights.table import WeightPath as WeightPath
 
 del _epy
 __all__ = sorted(name for name in __dir__() if not name.startswith("_"))  # type: ignore[name-defined]  # noqa: F821

@@ -1,4 +1,7 @@
-"""Checks of values that people give: each failure is a ValueError that names the value."""
+"""Checks of values that people give: each failure is a ValueError that names the value.
+
+A value of another kind than is taken, 5 for a list say, is a TypeError too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,15 @@ import dataclasses
 import math
 import sys
 from typing import Any
+
+
+class WrongKindError(TypeError, ValueError):
+    """A value of a kind that is not taken: Python's error for it, and ours for a wrong value."""
+
+
+def wrong_kind(name: str, value: Any, way_out: str) -> WrongKindError:
+    """The error of a value of a kind that is not taken, which says what to pass instead."""
+    return WrongKindError(f"{name}={value!r:.60} is of the kind {type(value).__name__}; {way_out}")
 
 
 def check_count(name: str, value: Any, at_most: int | None = None) -> None:

@@ -19,7 +19,6 @@ from llama_jax.checkpoint.adapters import check_no_adapters
 from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.peft import open_peft
@@ -32,6 +31,7 @@ from llama_jax.config import Config
 from llama_jax.kernels import weight_dtype
 from llama_jax.sharding.adapters import adapters_of, put_adapters, with_adapters
 from llama_jax.sharding.arrays import weight_shardings
+from llama_jax.tokenizer.folder import given_path
 from llama_jax.weights.lora import Adapter
 from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
 from llama_jax.weights.quantize import Rule, kind_of, rounded

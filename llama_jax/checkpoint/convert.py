@@ -12,13 +12,13 @@ from typing import Any
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.digests import digests_beside
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.hub import pinned
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
 from llama_jax.tokenizer import load_tokenizer
+from llama_jax.tokenizer.folder import given_path
 from llama_jax.weights.quantize import Rule
 from llama_jax.weights.table import WeightPath
 

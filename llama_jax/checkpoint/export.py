@@ -18,7 +18,6 @@ from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.export_tensor import ExportTensor
 from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.gguf_writer import write_gguf
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.files.json_file import read_object, write_json
 from llama_jax.checkpoint.files.safetensors_writer import write_safetensors
 from llama_jax.checkpoint.files.torch_writer import write_torch_file
@@ -38,7 +37,7 @@ from llama_jax.checkpoint.peft.export import peft_config, peft_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer import load_tokenizer, tokenizer_files
-from llama_jax.tokenizer.beside import MODEL_CONFIG
+from llama_jax.tokenizer.folder import MODEL_CONFIG, given_path
 
 FORMATS = ("hf", "meta", "gguf", "peft")
 _MARK, _FORMAT = "export.json", "llama_jax export"
@@ -232,6 +231,6 @@ def _extras(path: Path) -> list[Path] | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         mark = read_object(path / _MARK)
         if mark["format"] == _FORMAT:
-            known = set(mark["files"])
+            known = {Path(name).parts[0] for name in mark["files"]}
             return [entry for entry in path.iterdir() if entry.name not in known]
     return None

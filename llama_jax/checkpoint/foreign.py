@@ -56,12 +56,26 @@ _ANCHOR = "layers.0.input_layernorm.weight"
 _META_ANCHOR = "layers.0.attention_norm.weight"
 
 
-def kind_of(names: Collection[str]) -> str | None:
-    """What tensors of these names are where they are known, and the way out; None where not."""
+def kind_of(names: Collection[str], weights: Collection[str]) -> str | None:
+    """What tensors of these names are where they are known, and the way out; None where not.
+
+    `weights` are the names that the model's own have. What stands beside one of them, `wq.codes` or
+    `wq.weight.scale` beside `wq.weight`, is part of a quantized weight, whoever names it so.
+    """
     for pattern, what, way_out in _KINDS:
         for name in names:
             if re.search(pattern, name):
                 return f"{shorten(name)} is {what}; {way_out}"
+    stems = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
+    for name in names:
+        head, _, ending = name.rpartition(".")
+        while head and head not in stems:
+            head = head.rpartition(".")[0]
+        if head and ending not in ("weight", "bias"):
+            return (
+                f"{shorten(name)} stands beside {shorten(head + '.weight')} or in its place, and "
+                f"looks like part of a quantized weight, of a kind that is not read; {_FLOATS}"
+            )
     return None
 
 

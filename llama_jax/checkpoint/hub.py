@@ -28,6 +28,7 @@ BESIDE = (
     "chat_template*",
 )
 """The files beside the weights that are read, as patterns."""
+_TEMPLATES = "additional_chat_templates/*.jinja"
 GGUF = ("*.gguf",)
 WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",), GGUF)
 """Patterns of the weights' files; of a repository that has several kinds, the first is taken."""
@@ -91,7 +92,7 @@ def download(asked: Repository, only: Sequence[str] = ()) -> Path:
 
 
 def needed(names: Sequence[str], only: Sequence[str] = ()) -> list[str]:
-    """Those of a repository's files that a model is read from: none of a folder below its own.
+    """Those of a repository's files that a model is read from; of folders below, chat templates.
 
     A repository that has its weights twice, as Meta's have, gives them once. A GGUF file is a whole
     model, and needs no other.
@@ -100,6 +101,7 @@ def needed(names: Sequence[str], only: Sequence[str] = ()) -> list[str]:
     kind = next((kind for kind in WEIGHTS if any(_matches(name, kind) for name in top)), ())
     beside = BESIDE if kind and kind != GGUF else ()
     found = [name for name in top if _matches(name, (*kind, *beside))]
+    found += [name for name in names if beside and _matches(name, (_TEMPLATES,))]
     return [name for name in found if not only or _matches(name, only)]
 
 

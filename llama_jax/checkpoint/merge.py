@@ -12,9 +12,9 @@ from llama_jax.checkpoint.adapters import Rounding, adapters_in, merged, with_ad
 from llama_jax.checkpoint.convert import origin
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.digests import digests_beside
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
+from llama_jax.tokenizer.folder import given_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +43,14 @@ def merge_checkpoint(
     they are quantized; see `adapters.merged`. Without `dtype` every weight keeps its own.
     ValueError where there is no adapter.
     """
+    wanted = None if dtype is None else parse_dtype(dtype)
     source = with_adapter(open_checkpoint(checkpoint), adapter)
     if not (there := adapters_in(source)):
         raise ValueError(
             f"{checkpoint} has no adapters to merge; name a folder that holds some: --adapter"
         )
     source.check_sums()
-    sums, rounding = merged(source, None if dtype is None else parse_dtype(dtype))
+    sums, rounding = merged(source, wanted)
     with digests_beside(source.files) as digests:
         written = native.write(
             given_path(destination),

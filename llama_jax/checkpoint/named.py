@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.hub import HUB, hub_checkpoint
 from llama_jax.compilation import cache_folder
+from llama_jax.tokenizer.folder import given_path, path_text
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 """The model that comes with the package. It tells stories; its card is README.md in the folder."""
@@ -73,7 +73,7 @@ def find_checkpoint(given: str | os.PathLike[str] | None) -> Path:
     """
     if given is None:
         return pretrained()
-    text = os.fspath(given)
+    text = path_text(given)
     if text.startswith(HUB):
         return hub_checkpoint(text)
     path = given_path(text)

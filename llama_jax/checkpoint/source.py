@@ -127,7 +127,7 @@ def own_tokenizer(folder: Path, shared: Path | None = None) -> Path | None:
     `shared` is where it may lie though the checkpoint's folder has a link to it.
     """
     file = find_tokenizer(folder)
-    for beside in tokenizer_files(file).values() if file else ():
-        if isinstance(beside, Path):
-            check_inside(beside.parent, beside, shared)
+    for name, beside in tokenizer_files(file).items() if file else ():
+        if isinstance(beside, Path):  # additional_chat_templates/rag.jinja lies one deeper
+            check_inside(beside.parents[name.count("/")], beside, shared)
     return file

@@ -18,10 +18,10 @@ import typer
 import llama_jax
 from llama_jax import distributed
 from llama_jax.cli.chat import chat
-from llama_jax.cli.console import FAILED, print_error
+from llama_jax.cli.console import FAILED, USAGE, print_error
 from llama_jax.cli.convert import convert
 from llama_jax.cli.download import download
-from llama_jax.cli.errors import INTERRUPTED, USAGE, in_plain_words, leave_at_once
+from llama_jax.cli.errors import INTERRUPTED, in_plain_words, leave_at_once
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command

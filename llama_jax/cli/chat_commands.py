@@ -123,10 +123,6 @@ def _load(session: Session, rest: str) -> None:
     path = _path(rest, "/load")
     messages = distributed.from_first(lambda: _read(path))
     conversation = session.conversation
-    try:
-        conversation.tokenizer.encode_dialog([*messages, {"role": "user", "content": "?"}])
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
     conversation.reset()
     conversation.messages[:] = messages
     session.files.clear()
@@ -158,7 +154,13 @@ def _path(rest: str, name: str) -> Path:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    """The messages of a file: a JSON list, each with a role and a content."""
+    """The messages of a file: a JSON list, each with a role and a content.
+
+    Whether the model can write them, its template says when it is asked about the next question.
+    """
+    from llama_jax.tokenizer.chat_template import ROLES
+    from llama_jax.tokenizer.messages import checked_messages
+
     try:
         messages = json.loads(read_text(path))
     except RecursionError:
@@ -172,7 +174,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ValueError(
             f'{path} is no saved conversation, which is a list of {{"role": ..., "content": ...}}'
         )
-    return messages
+    try:
+        return checked_messages(messages, ROLES) if messages else []
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _write(path: Path, messages: list[Any]) -> None:

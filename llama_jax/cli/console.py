@@ -27,6 +27,12 @@ stderr = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emo
 _SHOWN = 5
 FAILED = 1
 """Exit code of a command that could not do what was asked; of `verify`, that models differ."""
+USAGE = 2
+"""Exit code of what was typed wrongly, as Typer has it; of `verify`, that a file cannot be read."""
+
+
+class UsageError(ValueError):
+    """What was typed is wrong, and no file is: options without sense together, a missing one."""
 
 
 @contextlib.contextmanager
@@ -71,7 +77,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def plain_errors(
-    exit_code: int = FAILED, reword: Callable[[str], str] = lambda message: message
+    exit_code: Callable[[Exception], int], reword: Callable[[str], str] = str
 ) -> Iterator[None]:
     """Prints a ValueError or an OSError as one line, and exits."""
     try:
@@ -82,7 +88,16 @@ def plain_errors(
         message = reword(said(error))
         distributed.fail(message)
         print_error(message)
-        raise typer.Exit(exit_code) from error
+        raise typer.Exit(exit_code(error)) from error
+
+
+@contextlib.contextmanager
+def typed() -> Iterator[None]:
+    """What is refused here was typed: a ValueError becomes a UsageError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def print_error(message: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import plain_errors, print_warnings, progress_bar
+from llama_jax.cli.console import print_warnings, progress_bar
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def convert(
             metavar="X",
             help="For Meta's files of Llama 3.1 and later, which do not say by how much RoPE is "
             "scaled: 8 in 3.1, 32 in 3.2 (1B, 3B), 1 for no scaling; default: by the model's size",
+            min=1.0,
         ),
     ] = None,
     overwrite: Annotated[
@@ -62,10 +63,9 @@ def convert(
     _report(done, destination)
     if verify:
         from llama_jax.checkpoint.reading import open_checkpoint
-        from llama_jax.cli.verify import BROKEN, verify_same
+        from llama_jax.cli.verify import verify_same
 
-        with plain_errors(exit_code=BROKEN):
-            verify_same(done.source, open_checkpoint(destination))
+        verify_same(done.source, open_checkpoint(destination))
 
 
 def _report(done: Conversion, destination: Path) -> None:

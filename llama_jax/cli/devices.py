@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_jax.cli import options
 from llama_jax.cli.compiling import notice_compiling
-from llama_jax.cli.console import status, stderr
+from llama_jax.cli.console import UsageError, status, stderr
 from llama_jax.cli.loading import load_ahead
 from llama_jax.cli.processes import Processes
 
@@ -82,7 +82,7 @@ class Devices(Processes, options.Mesh):
 
         there, asked = len(jax.devices()), f"--data x --fsdp x --tensor is {self._size}"
         if jax.process_count() > 1 and self._size != there:
-            raise ValueError(
+            raise UsageError(
                 f"{asked} and the {jax.process_count()} processes have {there} devices; a mesh "
                 f"takes all of them, such as --tensor {there}"
             )
@@ -90,7 +90,7 @@ class Devices(Processes, options.Mesh):
             have = "there is one device" if there == 1 else f"there are {there} devices"
             more = f", or add --cpu-devices {self._size} to make as many of this machine's CPU"
             way_out = more if devices_can_be_made(jax.default_backend()) else ""
-            raise ValueError(f"{asked} and {have}; lower one of the three{way_out}")
+            raise UsageError(f"{asked} and {have}; lower one of the three{way_out}")
 
     def _needed(
         self,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llama_jax.cli.console import UsageError, typed
 from llama_jax.cli.description import print_rows
 
 
@@ -39,9 +40,10 @@ def download(
     from llama_jax.checkpoint import hub
     from llama_jax.checkpoint.files.messages import in_units
 
-    asked = hub.repository(repository)
+    with typed():
+        asked = hub.repository(repository)
     if revision is not None and asked.revision is not None:
-        raise ValueError(f"{repository} names a revision, and --revision another; leave one out")
+        raise UsageError(f"{repository} names a revision, and --revision another; leave one out")
     if revision is not None:
         asked = dataclasses.replace(asked, revision=revision)
     folder = hub.download(asked, only or ())

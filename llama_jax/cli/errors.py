@@ -14,23 +14,33 @@ from typing import Any, NoReturn
 
 import typer
 
-from llama_jax.cli.console import FAILED, plain_errors
+from llama_jax.cli.console import FAILED, USAGE, UsageError, plain_errors, said
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as Typer has it."""
-USAGE = 2
-"""Exit code of a wrong command line, as Typer has it; of `verify`, that a file cannot be read."""
 
 _NAMED = re.compile(r"\b([a-z_]+)=('[^']*'|[^\s,;:()]+)?")
 
 
 def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Callable[..., None]:
-    """A command whose mistakes end in one line that says the way out, not in a traceback."""
+    """A command whose mistakes end in one line that says the way out, not in a traceback.
+
+    The exit code is 2 where the line is about what was typed: a `UsageError`, or an error that
+    names an argument of the command with the value that its option was given. Otherwise files or
+    the work went wrong, which is `exit_code`.
+    """
     names = option_names(command)
+    usual = {one.name: one.default for one in inspect.signature(command).parameters.values()}
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        with plain_errors(exit_code, lambda message: in_options(message, names, given)):
+        chosen = {name: value for name, value in given.items() if value != usual.get(name)}
+
+        def code(error: Exception) -> int:
+            wrong = isinstance(error, UsageError) or names_typed(said(error), names, chosen)
+            return USAGE if wrong else exit_code
+
+        with plain_errors(code, lambda message: in_options(message, names, given)):
             command(**given)
 
     return run
@@ -72,12 +82,23 @@ def in_options(message: str, names: Mapping[str, str], given: Mapping[str, Any])
             return names[name]
         if value.startswith('"'):  # advice, which repr() did not write
             return f"{names[name]} {value.strip(chr(34))}"
-        one = given.get(name)
-        values = one if isinstance(one, list | tuple) else [one]
-        typed = any(value in _spellings(each) for each in values)
-        return f"{names[name]} {value}" if typed else found[0]
+        return f"{names[name]} {value}" if _is_typed(value, given.get(name)) else found[0]
 
     return _NAMED.sub(reworded, message)
+
+
+def names_typed(message: str, names: Mapping[str, str], chosen: Mapping[str, Any]) -> bool:
+    """Whether a message names an argument with the value that its option was given.
+
+    For example "top_p=2.0 must be", after --top-p 2, and not "max_seq_len=256" of a file.
+    """
+    found = (one.groups() for one in _NAMED.finditer(message))
+    return any(name in names and _is_typed(value, chosen.get(name)) for name, value in found)
+
+
+def _is_typed(value: str | None, given: Any) -> bool:
+    values = given if isinstance(given, list | tuple) else [given]
+    return given is not None and any(value in _spellings(each) for each in values)
 
 
 def _spellings(value: Any) -> set[str]:

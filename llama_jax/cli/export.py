@@ -83,7 +83,7 @@ def export(
         bool, typer.Option("--overwrite", help="Replace an older export at the destination")
     ] = False,
 ) -> None:
-    """Write a checkpoint as Hugging Face's, Meta's or GGUF files.
+    """Write Hugging Face's, Meta's or GGUF files.
 
     A model with LoRA adapters is written with these merged, or its adapters alone as peft's.
     """

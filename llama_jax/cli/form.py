@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from llama_jax.cli import options
-from llama_jax.cli.text_input import read_text
+from llama_jax.cli.console import UsageError
+from llama_jax.cli.text_input import argument, read_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +33,11 @@ class Form:
         if self.json_schema is None and self.regex is None:
             return {}
         if self.json_schema is not None and self.regex is not None:
-            raise ValueError("--json-schema and --regex both say what to write; leave one out")
+            raise UsageError("--json-schema and --regex both say what to write; leave one out")
         from llama_jax.generation.grammar import grammar_of
 
         if self.json_schema is None:
-            given = {"regex": self.regex or ""}
+            given = {"regex": argument(self.regex or "", "--regex")}
         else:
             given = {"json_schema": read_text(self.json_schema)}
         try:
@@ -45,7 +46,7 @@ class Form:
             raise ValueError(str(error)) from None
         except ValueError as error:
             if self.json_schema is None:
-                raise ValueError(str(error).replace("regex", "--regex", 1)) from None
+                raise UsageError(str(error).replace("regex", "--regex", 1)) from None
             said = str(error).replace("json_schema", "the JSON schema", 1)
             raise ValueError(f"{self.json_schema}: {said}") from None
         return given

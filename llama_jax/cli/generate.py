@@ -14,7 +14,7 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
-from llama_jax.cli.console import FAILED, status, stderr
+from llama_jax.cli.console import FAILED, USAGE, UsageError, status, stderr, typed
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs, is_instruct
@@ -81,13 +81,13 @@ def generate(
     The first argument is a checkpoint if it has no space or is the path of something that exists.
     Otherwise all are prompts, and the model that comes with the package continues them.
 
-    Text is printed as it comes, and everything about it goes to stderr. A line of input that is
-    wrong is an error on stderr, and costs no other line.
+    Text is printed as it comes, and everything about it goes to stderr. A prompt or a line of input
+    that is wrong is an error on stderr, and costs no other.
     """
     as_json = output.as_json or reading.jsonl
     for name in ("logprobs", "prompt_logprobs"):
         if (value := getattr(sampling, name)) is not None and not as_json:
-            raise ValueError(f"{name}={value} is printed as JSON alone; add --json")
+            raise UsageError(f"{name}={value} is printed as JSON alone; add --json")
     asked_form = form.read()
     named, texts = named_and_prompts(checkpoint, prompts or [])
     asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(texts))]
@@ -100,11 +100,13 @@ def generate(
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
     if asked_form and tokenizer is None:
-        raise ValueError(f"{source.path} has no tokenizer, and --json-schema and --regex need one")
+        raise UsageError(f"{source.path} has no tokenizer, and --json-schema and --regex need one")
     say_notes(source.notes_with(tokenizer))
     if samples > 1 and settings.temperature == 0:
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)
+    with typed():
+        maker.check()
     requests = list(maker.requests(asked))
     if named is None:
         stderr.print(OWN, style="dim")
@@ -117,8 +119,8 @@ def generate(
             speed, deltas = Speed(), model.stream()
             print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
             stderr.print(speed.summary(), style="dim")
-    if any(one.error is not None for one in asked):
-        raise typer.Exit(FAILED)
+    if failed := [one for one in asked if one.error is not None]:
+        raise typer.Exit(USAGE if any(one.typed for one in failed) else FAILED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,8 @@ class _Model:
         ready()
         with contextlib.ExitStack() as waiting:
             waiting.enter_context(status("generating, compiling first"))
-            for place, done in as_finished(params, *self._asked, n=self.samples, **self._how):
+            how = {"n": self.samples, "tools": self._tools, **self._how}
+            for place, done in as_finished(params, *self._asked, **how):
                 waiting.close()
                 yield place, done
 
@@ -162,6 +165,11 @@ class _Model:
     @property
     def _how(self) -> dict[str, Any]:
         return {"cache": self.kv_cache.cache, **self.form}
+
+    @property
+    def _tools(self) -> list[Any]:
+        """Those of each prompt; only JSON lines have some."""
+        return [one.asked.tools for one in self.requests]
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
         return self.devices.load_ahead(self.checkpoint, self.weights, self._sizes, self._prepare)
@@ -175,6 +183,7 @@ class _Model:
             shapes,
             [one.prompt for one in rows],
             [one.settings for one in rows],
+            tools=[one.asked.tools for one in rows],
             **self._how,
         )
 

@@ -7,8 +7,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-EXIT_CODES = """Exit codes: 0 done; 1 failed, or some lines of the input did; 2 an unknown
-command or option, or a value that it never takes; 130 interrupted by Ctrl-C."""
+EXIT_CODES = """Exit codes: 0 done; 1 a file or the work failed, or some lines of the
+input did; 2 what was typed is wrong: a command, an option, a prompt, or a value
+that it, the model or this machine does not take; 130 interrupted by Ctrl-C."""
 
 
 class Command(TyperCommand):

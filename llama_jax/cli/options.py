@@ -200,8 +200,8 @@ class Sampling:
         float,
         sampling_option(
             metavar="X",
-            help="Above 1, tokens already in prompt or text become less likely; 1 is none",
-            min=0.0,
+            help="Above 1, tokens already in prompt or text become less likely; 1 is none. X is "
+            "above 0",
         ),
     ] = 1.0
     seed: Annotated[

@@ -12,7 +12,7 @@ import typer
 OwnOrNamed = Annotated[
     str | None,
     typer.Argument(
-        metavar="[CHECKPOINT]",
+        metavar="CHECKPOINT",
         help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
         "a GGUF file; hf:ORG/NAME of the Hub; or a name: stories, smollm2. Without one, it is the "
         "model that comes with the package, which tells stories",

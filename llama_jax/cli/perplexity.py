@@ -32,8 +32,8 @@ def perplexity(
         int | None,
         typer.Option(
             metavar="N",
-            help="Each window begins N tokens after the one before; default: half a window. A "
-            "smaller one gives each token more context, and takes longer",
+            help="Each window begins N tokens after the one before, fewer than it has; default: "
+            "half of them. A smaller N gives each token more context, and takes longer",
             min=1,
         ),
     ] = None,

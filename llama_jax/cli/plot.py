@@ -20,7 +20,7 @@ def plot(
         ),
     ] = None,
 ) -> None:
-    """Draw a run's curves: loss, gradients' norm, learning rate.
+    """Draw a run's loss, gradients' norm and learning rate.
 
     Needs matplotlib: pip install matplotlib.
     """

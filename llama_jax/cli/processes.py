@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from llama_jax import distributed as job
+from llama_jax.cli.console import UsageError
 from llama_jax.cli.groups import grouped
 
 _job = functools.partial(typer.Option, rich_help_panel="Several processes")
@@ -63,7 +64,7 @@ class Processes:
             job.initialize(**place, start_timeout=self.start_timeout)
             _silence_others()
         elif given := [name for name, value in place.items() if value is not None]:
-            raise ValueError(f"--{given[0]} says which of several processes; add --distributed")
+            raise UsageError(f"--{given[0]} says which of several processes; add --distributed")
 
 
 def over_devices(command: Callable[..., None]) -> Callable[..., None]:

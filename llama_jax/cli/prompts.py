@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_jax.cli.console import stderr
+from llama_jax.cli.console import UsageError, stderr
 from llama_jax.cli.text_input import STDIN, argument, name_of, read_lines, read_text
 
 
@@ -27,8 +27,12 @@ class Asked:
     prompt: Any = None
     """As the model takes it: a text, ids, or a dialog."""
     error: str | None = None
+    typed: bool = False
+    """Whether it is an argument of the command, and no line of a file."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     """The settings that a JSON line states itself."""
+    tools: Any = None
+    """The tools that a JSON line tells a dialog of."""
     id: Any = None
     """The id that a JSON line states, of any kind."""
 
@@ -58,8 +62,9 @@ class Reading:
         _input(
             "--jsonl",
             help="Each line of the input is JSON: a text, a list of token ids, or an object with "
-            '"prompt" or "messages", and settings such as "temperature". Prints one JSON object '
-            'a completion as soon as it ends, with the prompt\'s place as "index"',
+            '"prompt" or "messages", settings such as "temperature", and for messages "tools" that '
+            "the model may call. Prints one JSON object a completion as soon as it ends, with "
+            'the prompt\'s place as "index"',
         ),
     ] = False
     ids: Annotated[
@@ -85,7 +90,8 @@ class Reading:
         self._check()
         file = self.file
         asked = [
-            self._of_text(text, f"prompt {i}") for i, text in enumerate(_arguments(prompts), 1)
+            dataclasses.replace(self._of_text(text, f"prompt {i}"), typed=True)
+            for i, text in enumerate(_arguments(prompts), 1)
         ]
         if file is None and not asked and not _is_terminal(sys.stdin):
             file = STDIN
@@ -93,7 +99,7 @@ class Reading:
         elif file is not None:
             asked += self._of_file(file, lines=self.lines is not False)
         if not asked:
-            raise ValueError(
+            raise UsageError(
                 'no prompt; pass one ("" starts from bos alone; a single word needs a checkpoint '
                 "before it, if only `stories`), --file PROMPTS, or text by a pipe"
             )
@@ -101,9 +107,9 @@ class Reading:
 
     def _check(self) -> None:
         if self.system is not None and not self.chat:
-            raise ValueError("--system is the system message of a chat; add --chat")
+            raise UsageError("--system is the system message of a chat; add --chat")
         if self.chat and self.ids:
-            raise ValueError("--chat takes text and --ids token ids; leave one out")
+            raise UsageError("--chat takes text and --ids token ids; leave one out")
 
     def _of_file(self, file: Path, *, lines: bool) -> list[Asked]:
         if self.jsonl:
@@ -154,6 +160,7 @@ class Reading:
         if len(given) != 1:
             raise ValueError('needs either "prompt" or "messages"')
         asked.shown = prompt = fields.pop(given[0])
+        asked.tools = fields.pop("tools", None)
         _check_settings(fields)
         asked.settings = fields
         if given == ["messages"] and not (isinstance(prompt, list) and prompt):

@@ -39,6 +39,15 @@ class Maker:
     num_samples: int
     truncate: bool
 
+    def check(self) -> None:
+        """ValueError where the command's own settings have an id that the model does not know."""
+        from llama_jax.generation.stops import check_settings
+
+        try:
+            check_settings(self.config, self.settings, self.tokenizer)
+        except ValueError as error:
+            raise ValueError(self._in_options(str(error))) from None
+
     def requests(self, asked: Sequence[Asked]) -> Iterator[Request]:
         """Those that can be; the others have their error, which is printed."""
         for index, one in enumerate(asked):
@@ -59,11 +68,11 @@ class Maker:
             raise ValueError("prompt 0 is text, and the checkpoint has no tokenizer; give its ids")
         rows = (self.config, [asked.prompt], [settings], 1, self.tokenizer)
         try:
-            (row,) = rows_of(*rows, truncate=False)
+            (row,) = rows_of(*rows, truncate=False, tools=[asked.tools])
         except ValueError:
             if not self.truncate:
                 raise
-            (row,) = rows_of(*rows, truncate=True)
+            (row,) = rows_of(*rows, truncate=True, tools=[asked.tools])
             said = f"{asked.where} is cut to its last {len(row.prompt):,} tokens"
             stderr.print(said, style="dim")
         prompt = asked.prompt if is_dialog(asked.prompt) else row.prompt

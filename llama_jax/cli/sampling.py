@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Annotated
 
 from llama_jax.cli import options
+from llama_jax.cli.console import UsageError
 from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
@@ -76,13 +77,16 @@ class Sampling(options.Sampling):
         int | None,
         options.sampling_option(
             metavar="K",
-            help="With --json: each new token's log-probability, and the K likeliest, to 20",
+            help="With --json: each new token's log-probability, and the K likeliest",
             min=0,
+            max=20,
         ),
     ] = None
     prompt_logprobs: Annotated[
         int | None,
-        options.sampling_option(metavar="K", help="The same for the prompt's tokens", min=0),
+        options.sampling_option(
+            metavar="K", help="The same for the prompt's tokens", min=0, max=20
+        ),
     ] = None
 
     def settings(self) -> SamplingSettings:
@@ -106,7 +110,7 @@ def unescaped(text: str) -> str:
         try:
             return chr(int(name[1:], 16))
         except ValueError:
-            raise ValueError(f"--stop has {found[0]}, which is beyond Unicode") from None
+            raise UsageError(f"--stop has {found[0]}, which is beyond Unicode") from None
 
     return _ESCAPE.sub(meant, text)
 
@@ -114,11 +118,11 @@ def unescaped(text: str) -> str:
 def _stop(given: str) -> str:
     text = unescaped(argument(given, "--stop"))
     if not text:
-        raise ValueError("--stop '' is no text; give the one to end before, or leave --stop out")
+        raise UsageError("--stop '' is no text; give the one to end before, or leave --stop out")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"--stop {given!r} has a lone surrogate, which is no character") from None
+        raise UsageError(f"--stop {given!r} has a lone surrogate, which is no character") from None
     return text
 
 
@@ -127,6 +131,6 @@ def _bias(given: str) -> tuple[int, float]:
     try:
         return int(id), float(bias)
     except ValueError:
-        raise ValueError(
+        raise UsageError(
             f"--logit-bias {given!r} must be a token id and a number, such as 42=-1.5 or 42=-inf"
         ) from None

@@ -1,7 +1,7 @@
 """The one door by which text comes in: files, stdin and arguments, as UTF-8.
 
 A byte order mark is dropped, and a file that begins with UTF-16's is read as that. Lines end at
-"\\n" or "\\r\\n", and at "\\r" in a text that has no "\\n". The locale decides nothing.
+"\\n", "\\r\\n" or "\\r", and their ends become "\\n". The locale decides nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+from llama_jax.cli.console import UsageError
 
 STDIN = Path("-")
 """As a file's name: standard input."""
@@ -55,18 +57,23 @@ def read_lines(file: Path) -> list[Line]:
                     f"{name_of(file)} begins as UTF-16 does, and is broken at byte "
                     f"{error.start + 3}; save it as UTF-8"
                 ) from None
-    data = data.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
-    if b"\n" not in data:
-        data = data.replace(b"\r", b"\n")
-    return [decoded(part, file, number) for number, part in enumerate(data.split(b"\n"), start=1)]
+    parts = _with_newlines(data.removeprefix(codecs.BOM_UTF8)).split(b"\n")
+    return [decoded(part, file, number) for number, part in enumerate(parts, start=1)]
 
 
 def piped_lines() -> Iterator[Line]:
     """The lines of stdin, each as it comes: what writes to the pipe may wait for an answer."""
-    for number, data in enumerate(iter(sys.stdin.buffer.readline, b""), start=1):
-        if number == 1:
-            data = data.removeprefix(codecs.BOM_UTF8)
-        yield decoded(data.removesuffix(b"\n").removesuffix(b"\r"), STDIN, number)
+    number = 0
+    for data in iter(sys.stdin.buffer.readline, b""):
+        data = data if number else data.removeprefix(codecs.BOM_UTF8)
+        for part in _with_newlines(data).removesuffix(b"\n").split(b"\n"):
+            number += 1
+            yield decoded(part, STDIN, number)
+
+
+def _with_newlines(data: bytes) -> bytes:
+    """Text whose lines end in "\\n" alone."""
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
 def decoded(data: bytes, file: Path, number: int) -> Line:
@@ -90,7 +97,7 @@ def argument(text: str, where: str) -> str:
         try:
             return os.fsencode(text).decode()
         except UnicodeError:
-            raise ValueError(f"{where} is not UTF-8: {text!a}; give it in a file") from None
+            raise UsageError(f"{where} is not UTF-8: {text!a}; give it in a file") from None
     return text
 
 

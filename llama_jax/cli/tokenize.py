@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llama_jax.cli.console import progress_bar
+from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
+from llama_jax.cli.text_input import argument
+
+if TYPE_CHECKING:
+    from llama_jax.train.tokens import Tokenized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Texts:
         typer.Option(metavar="N", help="Texts encoded at once; default: one a processor", min=1),
     ] = None
 
+    def read(self) -> dict[str, Any]:
+        """The same, whatever the locale made of the texts."""
+        typed = {name: getattr(self, name) for name in ("separator", "key")}
+        texts = {name: text and argument(text, f"--{name}") for name, text in typed.items()}
+        return {**texts, "threads": self.threads}
+
 
 @dataclasses.dataclass(frozen=True)
 class Dialogs:
@@ -45,7 +55,7 @@ class Dialogs:
     context: Annotated[
         int | None,
         typer.Option(
-            metavar="N", help="With --dialogs: tokens of a row, into which they are packed"
+            metavar="N", help="With --dialogs: tokens of a row, into which they are packed", min=1
         ),
     ] = None
     drop_long: Annotated[
@@ -65,7 +75,8 @@ def tokenize(
     tokenizer: Annotated[
         Path,
         typer.Option(
-            metavar="PATH", help="The model's tokenizer: its file, or a checkpoint's directory"
+            metavar="PATH",
+            help="The model's tokenizer: its file, or a checkpoint, by its directory or its name",
         ),
     ],
     out: Annotated[
@@ -75,7 +86,9 @@ def tokenize(
     texts: Texts,
     validation_every: Annotated[
         int,
-        typer.Option(metavar="N", help="Every N-th document is for validation; 0: none", min=0),
+        typer.Option(
+            metavar="N", help="Every N-th document is for validation, N at least 2; 0: none", min=0
+        ),
     ] = 100,
     validation: Annotated[
         list[Path] | None,
@@ -90,10 +103,11 @@ def tokenize(
     ] = False,
 ) -> None:
     """Turn texts or dialogs into tokens to train on."""
-    from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.train.dialog_tokens import tokenize_dialogs
     from llama_jax.train.tokens import tokenize
 
+    tokenizer = find_checkpoint(tokenizer)
     with progress_bar("tokenizing") as update:
         common: dict[str, Any] = {
             "validation_every": validation_every,
@@ -105,11 +119,17 @@ def tokenize(
             more: dict[str, Any] = {"context": dialogs.context, "drop_long": dialogs.drop_long}
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
-            done = tokenize(files, tokenizer, out, **vars(texts), **common)
+            done = tokenize(files, tokenizer, out, **texts.read(), **common)
+    _report(done, "dialogs longer than a row" if dialogs.dialogs else "documents without text", out)
+
+
+def _report(done: Tokenized, left_out: str, out: Path) -> None:
+    """Prints what was written; `left_out` says what the others are."""
+    from llama_jax.checkpoint.files.messages import in_units
+
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
-        why = "dialogs longer than a row" if dialogs.dialogs else "documents without text"
-        rows["left out"] = f"{done.left_out:,} {why}"
+        rows["left out"] = f"{done.left_out:,} {left_out}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
     print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
 
@@ -118,21 +138,23 @@ def _are_dialogs(texts: Texts, dialogs: Dialogs) -> bool:
     """Whether the files are dialogs; ValueError for options of the other kind."""
     if dialogs.dialogs:
         if dialogs.context is None:
-            raise ValueError("--dialogs needs --context, the tokens of a row")
+            raise UsageError("--dialogs needs --context, the tokens of a row")
         if texts != Texts():
-            raise ValueError("--separator, --key and --threads are for texts; leave them out")
+            raise UsageError("--separator, --key and --threads are for texts; leave them out")
     elif dialogs != Dialogs():
-        raise ValueError("--context and --drop-long are for --dialogs; text is cut anywhere")
+        raise UsageError("--context and --drop-long are for --dialogs; text is cut anywhere")
     return dialogs.dialogs
 
 
 def _told(split: Mapping[str, Any]) -> str:
-    counts = f"{split['tokens']:,} tokens of {split['documents']:,}"
+    what = "dialog" if "packed" in split else "document"
+    several = "s" * (split["documents"] != 1)
+    counts = f"{split['tokens']:,} tokens of {split['documents']:,} {what}{several}"
     if "packed" not in split:
-        return f"{counts} documents, {split['text_bytes'] / split['tokens']:.2f} bytes a token"
+        return f"{counts}, {split['text_bytes'] / split['tokens']:.2f} bytes a token"
     packed = split["packed"]
     full = split["tokens"] / (packed["rows"] * packed["time"])
     return (
-        f"{counts} dialogs, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
+        f"{counts}, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
         f"rows, {full:.1%} full"
     )

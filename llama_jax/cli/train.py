@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llama_jax.cli.console import UsageError
 from llama_jax.cli.processes import Processes, over_devices
 
 if TYPE_CHECKING:
@@ -61,9 +62,8 @@ def train(
 
     Over several devices as the recipe's [mesh] says, which takes all devices of all processes.
     """
-    from llama_jax.train.recipe_file import read_recipe
 
-    asked = read_recipe(recipe, set or [])
+    asked = _read(recipe, set or [])
     if plan:
         _plan(asked, device)
         return
@@ -71,9 +71,9 @@ def train(
         _show_mask(asked)
         return
     if device is not None:
-        raise ValueError("--device goes with --plan; training takes the devices that are here")
+        raise UsageError("--device goes with --plan; training takes the devices that are here")
     if out is None:
-        raise ValueError("a run needs a folder: --out runs/first, say")
+        raise UsageError("a run needs a folder: --out runs/first, say")
     _train(asked, out)
 
 
@@ -90,6 +90,19 @@ def _train(recipe: Recipe, out: Path) -> None:
         raise ValueError(str(error)) from error
     prompt = next(iter(recipe.run.prompts), "")
     _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), prompt])}")
+
+
+def _read(file: Path, changes: Sequence[str]) -> Recipe:
+    """The recipe with its changes, which are what is wrong where the file alone is sound."""
+    from llama_jax.train.recipe_file import read_recipe
+
+    try:
+        return read_recipe(file, changes)
+    except ValueError as error:
+        if changes:
+            read_recipe(file)
+            raise UsageError(str(error)) from None
+        raise
 
 
 def _plan(recipe: Recipe, name: str | None) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
+from llama_jax.cli.text_input import argument
 
 
 def train_tokenizer(
@@ -17,7 +18,7 @@ def train_tokenizer(
         typer.Argument(metavar="FILE", help="Texts: .txt, .md, .jsonl or .parquet, in UTF-8"),
     ],
     vocab_size: Annotated[
-        int, typer.Option(metavar="N", help="Tokens in all, at least 260; LLaMA's has 32,000")
+        int, typer.Option(metavar="N", help="Tokens in all; LLaMA's has 32,000", min=260)
     ],
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File to write, by custom tokenizer.model")
@@ -54,8 +55,8 @@ def train_tokenizer(
             files,
             out,
             vocab_size=vocab_size,
-            separator=separator,
-            key=key,
+            separator=separator and argument(separator, "--separator"),
+            key=argument(key, "--key"),
             normalization=normalization,
             sample_bytes=sample_megabytes * 2**20,
             overwrite=overwrite,

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
     from llama_jax.verify.compare import Comparison, LogitsDifference
 
-DIFFERENT, BROKEN = 1, 2
-"""Exit codes, as diff(1) has them."""
+DIFFERENT = 1
+"""Exit code, as diff(1) has it."""
 
 
 def verify(
@@ -44,6 +44,7 @@ def verify(
             metavar="X",
             help="For Meta's files of Llama 3.1 and later, which do not say by how much RoPE is "
             "scaled: 8 in 3.1, 32 in 3.2 (1B, 3B), 1 for no scaling; default: by the model's size",
+            min=1.0,
         ),
     ] = None,
     as_json: options.AsJson = False,
@@ -51,7 +52,8 @@ def verify(
     """Compare two checkpoints, or one with a NumPy model.
 
     One alone is run by our model and by a plain forward pass in float64, and the logits compared.
-    Exits with 0 where they are the same, 1 where they differ, 2 where one cannot be read.
+    Exit codes, as diff has them: 0 they are the same, 1 they differ, 2 one cannot be read or what
+    was typed is wrong.
     """
     from llama_jax.checkpoint.reading import open_checkpoint
 

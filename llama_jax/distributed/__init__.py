@@ -122,7 +122,7 @@ def _detected(
 
 
 def _address(coordinator: str) -> tuple[str, int]:
-    host, _, port = coordinator.rpartition(":")
+    host, _, port = str(coordinator).rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"coordinator={coordinator!r} must be HOST:PORT, such as node1:1234")
     return host.strip("[]"), int(port)

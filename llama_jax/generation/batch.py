@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,8 +28,9 @@ from llama_jax.generation.limits import (
 from llama_jax.generation.prompts import Prompt, encode, is_dialog
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import ON_DEVICE, SamplingSettings
+from llama_jax.generation.stops import check_leaves_a_token, ended_by_turn, stop_ids_of
 from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Message, Tokenizer, Tools
+from llama_jax.tokenizer import Tokenizer, Tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,71 +77,33 @@ def rows_of(
     n: int,
     tokenizer: Tokenizer | None,
     truncate: bool,
+    tools: Sequence[Tools | None] | None = None,
 ) -> list[Row]:
-    """One row per completion: `n` of each prompt; completion j has the settings' seed + j."""
+    """One row per completion: `n` of each prompt; completion j has the settings' seed + j.
+
+    `tools` are those of each prompt, which is then a dialog.
+    """
     check_count("n", n)
+    each = [None] * len(prompts) if tools is None else tools
     found: list[Row] = []
     stops: dict[Any, tuple[int, ...]] = {}  # mostly one for all prompts
     drawn = _drawn_seeds(settings)
-    for i, (prompt, wanted) in enumerate(zip(prompts, settings, strict=True)):
-        ids = encode(config, prompt, i, tokenizer, truncate)
+    for i, (prompt, wanted, told) in enumerate(zip(prompts, settings, each, strict=True)):
+        ids = encode(config, prompt, i, tokenizer, truncate, told)
         if tokenizer is not None and is_dialog(prompt):
-            wanted = ended_by_turn(tokenizer, prompt, wanted)
+            wanted = ended_by_turn(tokenizer, prompt, wanted, told)
         given = wanted.stop, wanted.stop_ids
         if given not in stops:
-            stops[given] = _stop_ids(wanted, tokenizer)
+            stops[given] = stop_ids_of(config, wanted, tokenizer)
         stop_ids = stops[given]
         seed = drawn[i] if wanted.seed is None else int(wanted.seed)
-        _check_leaves_a_token(config, wanted, stop_ids)
+        check_leaves_a_token(config, wanted, stop_ids)
         room = min(wanted.max_new_tokens, config.max_seq_len - len(ids))
         context = () if is_dialog(prompt) else ids  # an answer to a dialog stands alone
         for j in range(n):
             seeded = wanted.replace(seed=(seed + j) % 2**32)
             found.append(Row(len(found), ids, seeded, context, room, stop_ids))
     return found
-
-
-def ended_by_turn(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    settings: SamplingSettings,
-    tools: Tools | None = None,
-) -> SamplingSettings:
-    """The settings of an answer to a dialog, which the chat template's own token ends.
-
-    A warning says so where the checkpoint's files do not. `stop_ids` that were given stay.
-    """
-    turn_end = getattr(tokenizer, "turn_end", None)  # only a format read from files may need it
-    end = turn_end(messages, tools=tools) if turn_end and settings.stop_ids is None else None
-    if end is None or end[1] in tokenizer.stop_ids:
-        return settings
-    warnings.warn(
-        f"the chat template ends an answer with {end[0]}, and the checkpoint's files do not say "
-        "that a text ends there; the chat stops at it",
-        stacklevel=2,
-    )
-    return settings.replace(stop_ids=(*tokenizer.stop_ids, end[1]))
-
-
-def _stop_ids(settings: SamplingSettings, tokenizer: Tokenizer | None) -> tuple[int, ...]:
-    """The tokens that end a row, those whose names are among its stop strings included.
-
-    A control token is no part of a text, so no text has its name where the model wrote the token.
-    """
-    if tokenizer is None:
-        if settings.stop:
-            raise ValueError(f"stop={settings.stop[0]!r} needs a tokenizer; use stop ids")
-        return tuple(settings.stop_ids or ())
-    names = tokenizer.special if settings.stop else {}
-    for text in settings.stop:
-        if inside := [name for name in names if name in text and name != text]:
-            name = max(inside, key=len)
-            raise ValueError(
-                f"stop={text!r} holds {name!r}, which is a control token and no part of a text; "
-                f"pass {name!r} as a stop string of its own, or its id, {names[name]}, as a stop id"
-            )
-    ids = tokenizer.stop_ids if settings.stop_ids is None else settings.stop_ids
-    return tuple(dict.fromkeys([*ids, *(names[text] for text in settings.stop if text in names)]))
 
 
 def _drawn_seeds(settings: Sequence[SamplingSettings]) -> list[int]:
@@ -229,19 +191,3 @@ def _bias(config: Config, rows: Sequence[Row], size: int) -> Any:
         given = {**row.settings.logit_bias, **dict.fromkeys(row.settings.forbidden_ids, -np.inf)}
         values[list(given)] = list(given.values())
     return table
-
-
-def _check_leaves_a_token(
-    config: Config, settings: SamplingSettings, stop_ids: Sequence[int]
-) -> None:
-    for name, ids in ("logit_bias", settings.logit_bias), ("forbidden_ids", settings.forbidden_ids):
-        if wrong := [id for id in ids if not 0 <= id < config.vocab_size]:
-            raise ValueError(
-                f"{name}= has token {wrong[0]}, and the model knows 0 to {config.vocab_size - 1}"
-            )
-    forbidden = {id for id, bias in settings.logit_bias.items() if bias == -math.inf}
-    forbidden |= {*settings.forbidden_ids}
-    if settings.min_new_tokens:
-        forbidden |= {id for id in stop_ids if 0 <= id < config.vocab_size}
-    if len(forbidden) == config.vocab_size:
-        raise ValueError("every token is forbidden; leave at least one that is no stop id")

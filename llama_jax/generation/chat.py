@@ -9,18 +9,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from llama_jax.generation.batch import Row, batch_settings, ended_by_turn, rows_of
+from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
 from llama_jax.generation.generate import complete
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import initial_slots, limits_on
 from llama_jax.generation.one_thread import OneThread
-from llama_jax.generation.prompts import tokenizer_of
+from llama_jax.generation.prompts import encode_dialog, tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.generation.state import DecodeState
+from llama_jax.generation.stops import ended_by_turn
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Message, Tokenizer, Tools
@@ -42,13 +43,12 @@ def chat(
 ) -> Completion:
     """The assistant's answer to a dialog: `.text` is its next content.
 
-    Settings are those of `generate`, and so are `json_schema`, `regex` and `grammar`. `tools` are
-    JSON schemas of functions that the model may call, where its chat template writes them. For a
-    conversation of several turns see `Conversation`, which reads each message once.
+    Settings are those of `generate`, and so are `tools`, `json_schema`, `regex` and `grammar`. For
+    a conversation of several turns see `Conversation`, which reads each message once.
     """
     tokenizer = _needed(params, tokenizer)
     (wanted,) = for_each(settings, changes, 1)
-    ids = _encoded(tokenizer, messages, tools)
+    ids = encode_dialog(tokenizer, messages, tools)
     row = _row(params, tokenizer, messages, tools, ids, wanted)
     form = Form(json_schema, regex, grammar)
     rows = constrained([row], params.config.vocab_size, tokenizer, form)
@@ -126,16 +126,16 @@ class Conversation:
         messages, ids = self._fitted(dialog)
         row = _row(self.params, self.tokenizer, messages, self.tools, ids, self.settings)
         self.forgotten += _turns(dialog) - _turns(messages)
-        text = ""
+        text, end = "", None
         self._remember(ids)
         self.messages, written = messages, self._ids
         try:
             for delta in self._decoded(row, written):
-                text += delta.text
+                text, end = text + delta.text, delta.stop_token
                 written += delta.tokens
                 yield delta
         finally:
-            messages.append({"role": "assistant", "content": text})
+            messages.append(_said(self.tokenizer, text, written[len(ids) :], end))
 
     def _remember(self, ids: Sequence[int]) -> None:
         """Makes `ids` the dialog's; the cache still serves as far as they begin like the last."""
@@ -146,11 +146,11 @@ class Conversation:
         """A dialog less its oldest turns until an answer has room, and its ids."""
         limit = self.params.config.max_seq_len
         room = min(self.settings.max_new_tokens, limit // 4, 256)
-        ids = _encoded(self.tokenizer, messages, self.tools)
+        ids = encode_dialog(self.tokenizer, messages, self.tools)
         while len(ids) + room > limit and _turns(messages) > 1:
             first, second, *_ = [i for i, m in enumerate(messages) if m["role"] == "user"]
             messages = messages[:first] + messages[second:]
-            ids = _encoded(self.tokenizer, messages, self.tools)
+            ids = encode_dialog(self.tokenizer, messages, self.tools)
         if len(ids) > limit:
             raise ValueError(
                 f"the message makes a dialog of {len(ids)} tokens and the context ends at "
@@ -202,12 +202,6 @@ class Conversation:
             )
 
 
-def _encoded(tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None) -> list[int]:
-    if tools is None:  # a tokenizer of the user's own need not know of tools
-        return tokenizer.encode_dialog(messages)
-    return tokenizer.encode_dialog(messages, tools=tools)
-
-
 def _row(
     params: Params,
     tokenizer: Tokenizer,
@@ -220,6 +214,12 @@ def _row(
     settings = ended_by_turn(tokenizer, messages, settings, tools)
     (row,) = rows_of(params.config, [ids], [settings], 1, tokenizer, truncate=False)
     return dataclasses.replace(row, context_ids=())
+
+
+def _said(tokenizer: Tokenizer, text: str, tokens: Sequence[int], end: int | None) -> Message:
+    """An answer as a message, which a format may write with more keys than the content."""
+    more = getattr(tokenizer, "answer_keys", None)
+    return {"role": "assistant", "content": text, **(more(tokens, end) if more else {})}
 
 
 def _is_deleted(cache: Any) -> bool:

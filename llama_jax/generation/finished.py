@@ -14,7 +14,7 @@ from llama_jax.generation.results import Completion, NaNLogitsError
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer import Tokenizer, Tools
 from llama_jax.weights.params import Params
 
 
@@ -24,6 +24,7 @@ def as_finished(
     settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
     *,
     n: int = 1,
+    tools: Sequence[Tools | None] | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
     json_schema: JSONSchema | None = None,
@@ -33,12 +34,14 @@ def as_finished(
 ) -> Iterator[tuple[int, Completion]]:
     """`generate`, each completion with its place in the list as soon as it has ended.
 
+    `tools` are those of each prompt.
+
     `NaNLogitsError`, once all have ended, where the logits of some were NaN or infinite.
     """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     each = for_each(settings, changes, len(prompts))
-    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate=False)
+    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate=False, tools=tools)
     form = Form(json_schema, regex, grammar)
     rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     failed = []

@@ -7,17 +7,18 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.generation.batch import Batch, Row, batches_of, rows_of
+from llama_jax.generation.batch import Row, batches_of, rows_of
 from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import compile_ahead, decode_batch
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.prompts import Prompt, tokenizer_of
+from llama_jax.generation.progress import with_progress
+from llama_jax.generation.prompts import Prompt, listed, tokenizer_of
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
 from llama_jax.generation.score import has_nan, prompt_logprobs
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Tokenizer, detokenize
+from llama_jax.tokenizer import Tokenizer, Tools, detokenize
 from llama_jax.weights.params import Params
 
 
@@ -29,6 +30,7 @@ def generate(
     n: int = 1,
     echo: bool = False,
     truncate: bool = False,
+    tools: Tools | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
     json_schema: JSONSchema | None = None,
@@ -39,11 +41,13 @@ def generate(
     """Completions of prompts, in order: `generate(params, ["Once"], temperature=0.7, seed=1)`.
 
     A prompt is text, which gets bos before it, a list of token ids, taken as it is, or a dialog, a
-    list of messages, which is written in the model's chat format. `settings`
-    is one for all prompts or one each. Any further keyword changes that field of the settings; a
-    number given as a list is one for each prompt. `n` completions of a prompt stand side by side,
-    and their seeds count up. With `echo` a completion's text and tokens begin with the prompt's.
-    `cache` is the kind of cache that keys and values lie in.
+    list of messages, which is written in the model's chat format. `tools` are JSON schemas of
+    functions that the model may call, told in each dialog, where its format writes them: a chat
+    template's, or Llama 3's. `settings` is one for all prompts or one each. Any further keyword
+    changes that field of the settings; a number given as a list is one for each prompt. `n`
+    completions of a prompt stand side by side, and their seeds count up. With `echo` a completion's
+    text and tokens begin with the prompt's. `cache` is the kind of cache that keys and values lie
+    in.
 
     In float32 a completion depends on its prompt, settings and seed alone. In bfloat16 a batch of
     another size can change a token (docs/promises.md). A prompt that is given twice with one seed
@@ -67,7 +71,9 @@ def generate(
     """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
-    rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+    prompts, each = _each(prompts, settings, changes)
+    told = [tools] * len(prompts)
+    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate, told)
     form = Form(json_schema, regex, grammar)
     rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     return complete(params, place, rows, tokenizer, echo=echo)
@@ -97,7 +103,7 @@ def completed(
 ) -> Iterator[tuple[Row, Completion]]:
     """Each row's completion as soon as it ends, batch by batch; that of a failed row says so."""
     scored = _prompt_logprobs(params, place, rows)
-    for batch in _with_progress(batches_of(params.config, place, rows), len(rows)):
+    for batch in with_progress(batches_of(params.config, place, rows), len(rows)):
         deltas: list[list[Delta]] = [[] for _ in batch.rows]
         with contextlib.suppress(NaNLogitsError):  # the deltas say so too
             for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
@@ -114,6 +120,7 @@ def stream(
     *,
     n: int = 1,
     truncate: bool = False,
+    tools: Tools | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
     json_schema: JSONSchema | None = None,
@@ -128,7 +135,9 @@ def stream(
     """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
-    rows = rows_of(params.config, *_each(prompts, settings, changes), n, tokenizer, truncate)
+    prompts, each = _each(prompts, settings, changes)
+    told = [tools] * len(prompts)
+    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate, told)
     form = Form(json_schema, regex, grammar)
     rows = constrained(rows, params.config.vocab_size, tokenizer, form)
 
@@ -151,6 +160,7 @@ def prepare(
     prompts: Sequence[Prompt],
     settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
     *,
+    tools: Sequence[Tools | None] | None = None,
     tokenizer: Tokenizer | None = None,
     cache: type[Cache] = KVCache,
     json_schema: JSONSchema | None = None,
@@ -160,14 +170,15 @@ def prepare(
 ) -> Iterator[None]:
     """Compiles what the first batch of `generate` or `stream` with these arguments will run.
 
-    Yields after each of the two programs; a stream's first token needs only the first.
+    Yields after each of the two programs; a stream's first token needs only the first. `tools` are
+    those of each prompt.
 
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
     tokenizer = tokenizer_of(params, tokenizer)
     place = Placement.of(params, cache)
     each = _each(prompts, settings, changes)
-    rows = rows_of(params.config, *each, 1, tokenizer, truncate=False)
+    rows = rows_of(params.config, *each, 1, tokenizer, truncate=False, tools=tools)
     form = Form(json_schema, regex, grammar)
     rows = constrained(rows, params.config.vocab_size, tokenizer, form)
     yield from compile_ahead(params, place, next(batches_of(params.config, place, rows)))
@@ -179,10 +190,8 @@ def _each(
     changes: dict[str, Any],
 ) -> tuple[list[Prompt], list[SamplingSettings]]:
     """The prompts, and the settings of each."""
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts={prompts[:40]!r} is one text; pass a list: [text]")
-    prompts = list(prompts)
-    return prompts, for_each(settings, changes, len(prompts))
+    several = listed("prompts", prompts)
+    return several, for_each(settings, changes, len(several))
 
 
 def _completion(
@@ -229,19 +238,3 @@ def _prompt_logprobs(
         k = row.settings.prompt_logprobs
         found[row.index] = [None, *(entry.first(k or 0) for entry in scores[tuple(row.prompt)])]
     return found
-
-
-def _with_progress(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
-    """The batches, with a progress bar where there are several and a terminal to show it on."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console, bar = Console(stderr=True), None
-    with contextlib.ExitStack() as stack:
-        for batch in batches:
-            if bar is None and console.is_terminal and len(batch.rows) < rows:
-                bar = stack.enter_context(Progress(console=console, transient=True))
-                task = bar.add_task("completions", total=rows)
-            yield batch
-            if bar is not None:
-                bar.update(task, advance=len(batch.rows))

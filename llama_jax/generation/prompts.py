@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from llama_jax.config import Config
-from llama_jax.tokenizer import Message, Tokenizer, load_tokenizer
-from llama_jax.tokenizer.beside import tokenizer_state
+from llama_jax.tokenizer import Message, Tokenizer, Tools, load_tokenizer
+from llama_jax.tokenizer.folder import tokenizer_state
+from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, check_params
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -18,17 +19,27 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 
 def encode(
-    config: Config, prompt: Prompt, index: int, tokenizer: Tokenizer | None, truncate: bool = False
+    config: Config,
+    prompt: Prompt,
+    index: int,
+    tokenizer: Tokenizer | None,
+    truncate: bool = False,
+    tools: Tools | None = None,
 ) -> list[int]:
     """A prompt's ids, every one of them the model's; text gets bos before it."""
     dialog = is_dialog(prompt)
+    if tools and not dialog:
+        raise ValueError(
+            f"prompt {index} is no dialog, and tools= are told in one; pass it as "
+            '[{"role": "user", "content": ...}], or leave tools= out'
+        )
     if dialog or isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError(
                 f"prompt {index} is {'a dialog' if dialog else 'text'} and these params have no "
                 "tokenizer; pass lists of ids, or tokenizer=llama_jax.load_tokenizer(path)"
             )
-        prompt = _encoded(tokenizer, prompt)
+        prompt = _encoded(tokenizer, prompt, tools)
     ids = checked_ids(config, prompt, index)  # type: ignore[arg-type]
     if len(ids) > config.max_seq_len:
         if dialog:  # a cut would take away the format that the model was trained on
@@ -54,15 +65,33 @@ def encode(
     return ids
 
 
+def listed(name: str, prompts: Any) -> list[Any]:
+    """The prompts of a call, of which one alone is no list."""
+    if isinstance(prompts, str):
+        raise ValueError(f"{name}={prompts[:40]!r} is one text; pass a list: [text]")
+    if isinstance(prompts, bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise wrong_kind(name, prompts, "pass a list of prompts, such as ['Once upon a time']")
+    return list(prompts)
+
+
 def is_dialog(prompt: Any) -> TypeGuard[Sequence[Message]]:
     """Whether a prompt is a list of messages."""
     return isinstance(prompt, Sequence) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
-def _encoded(tokenizer: Tokenizer, prompt: Any) -> list[int]:
+def encode_dialog(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Tools | None
+) -> list[int]:
+    """A dialog's ids; a tokenizer of the user's own need not know of tools."""
+    if tools is None:
+        return tokenizer.encode_dialog(messages)
+    return tokenizer.encode_dialog(messages, tools=tools)
+
+
+def _encoded(tokenizer: Tokenizer, prompt: Any, tools: Tools | None) -> list[int]:
     if isinstance(prompt, str):
         return tokenizer.encode(prompt, bos=True, eos=False)
-    return tokenizer.encode_dialog(prompt)
+    return encode_dialog(tokenizer, prompt, tools)
 
 
 def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
@@ -88,6 +117,8 @@ def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
 def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenizer | None:
     """The tokenizer given, or the checkpoint's, or None where it has none."""
     check_params(params)
+    if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
+        raise wrong_kind("tokenizer", tokenizer, "pass what llama_jax.load_tokenizer(path) returns")
     if tokenizer is None and params.tokenizer is not None:
         return _cached_tokenizer(params.tokenizer, tokenizer_state(params.tokenizer))
     return tokenizer

@@ -23,7 +23,7 @@ from llama_jax.generation.limits import (
     power_of_two,
     tokens_per_read,
 )
-from llama_jax.generation.prompts import Prompt, checked_ids, encode, tokenizer_of
+from llama_jax.generation.prompts import Prompt, checked_ids, encode, listed, tokenizer_of
 from llama_jax.generation.results import NaNLogitsError, Perplexity, Score, TokenLogprob
 from llama_jax.generation.sample import logprobs_of
 from llama_jax.generation.state import NewCache
@@ -32,6 +32,7 @@ from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward
 from llama_jax.sharding.arrays import constrain
 from llama_jax.tokenizer import Tokenizer
+from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params
 from llama_jax.weights.table import REPLICATED
 
@@ -43,10 +44,9 @@ def score(
 
     `NaNLogitsError` where the logits of some texts are NaN or infinite; it has all scores.
     """
-    if isinstance(texts, str):
-        raise ValueError(f"texts={texts[:40]!r} is one text; pass a list: [text]")
     tokenizer = tokenizer_of(params, tokenizer)
-    ids = [encode(params.config, text, i, tokenizer) for i, text in enumerate(texts)]
+    several = listed("texts", texts)
+    ids = [encode(params.config, text, i, tokenizer) for i, text in enumerate(several)]
     entries = prompt_logprobs(params, Placement.of(params), ids)
     scores = [
         Score(one, [entry.logprob for entry in found])
@@ -118,6 +118,9 @@ def perplexity(
 
 def windows(config: Config, context: int | None, stride: int | None) -> tuple[int, int]:
     """The context and the stride of a perplexity, checked."""
+    for name, given in ("context", context), ("stride", stride):
+        if given is not None and not isinstance(given, int):
+            raise wrong_kind(name, given, "pass an integer, a number of tokens")
     limit = config.max_seq_len
     context = limit if context is None else context
     stride = max(1, context // 2) if stride is None else stride

@@ -12,6 +12,7 @@ import numpy as np
 
 from llama_jax.field_docs import with_field_docs
 from llama_jax.generation.limits import MAX_LOGPROBS
+from llama_jax.validation import wrong_kind
 
 LARGEST = float(np.finfo(np.float32).max)
 """On the device a setting is a float32, in which anything larger is infinite."""
@@ -24,15 +25,17 @@ def _number(
     *,
     integer: bool = False,
     optional: bool = False,
+    is_open: bool = False,
     on_device: str | None = None,
     neutral: float = 0,
 ) -> Any:
-    """A field that is a number from `low` to `high`.
+    """A field that is a number from `low` to `high`, or above `low` where the range `is_open`.
 
     With a dtype `on_device`, each batch has it as an array of one number a row; rows that only pad
     the batch have the `neutral` value, which changes nothing.
     """
     bounds = {"low": low, "high": high, "integer": integer, "optional": optional}
+    bounds["is_open"] = is_open
     device = {"on_device": on_device, "neutral": neutral}
     return dataclasses.field(default=default, metadata={**bounds, **device})
 
@@ -61,7 +64,7 @@ class SamplingSettings:
         0, 0, 2**32 - 1, integer=True, optional=True, on_device="uint32", neutral=0
     )
     """With the position in the text, all that a draw depends on; None draws a new one each time."""
-    repetition_penalty: float = _number(1.0, 0, on_device="float32", neutral=1)
+    repetition_penalty: float = _number(1.0, 0, is_open=True, on_device="float32", neutral=1)
     """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
     presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
     """Subtracted from the logit of each token that the text has used."""
@@ -88,8 +91,6 @@ class SamplingSettings:
         for field in dataclasses.fields(self):
             if field.metadata:
                 _check(field, getattr(self, field.name))
-        if self.repetition_penalty == 0:
-            raise ValueError("repetition_penalty=0 must be above 0; 1 is none")
         copies: dict[str, Any] = {
             "logit_bias": _biases(self.logit_bias),
             "forbidden_ids": _ids("forbidden_ids", self.forbidden_ids),
@@ -119,6 +120,8 @@ def for_each(
 ) -> list[SamplingSettings]:
     """One settings a row: the one given or one each, with the changes, which may be one each."""
     settings = SamplingSettings() if settings is None else settings
+    if not isinstance(settings, SamplingSettings | Iterable):
+        raise wrong_kind("settings", settings, "give SamplingSettings, or keywords")
     each = [settings] * rows if isinstance(settings, SamplingSettings) else list(settings)
     if wrong := [one for one in each if not isinstance(one, SamplingSettings)]:
         raise ValueError(f"settings has {wrong[0]!r}; give SamplingSettings, or keywords")
@@ -152,6 +155,10 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if field.metadata["integer"]:
         if not low <= _integer(name, value) <= high:
             raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
+    elif field.metadata["is_open"] and _is_number(value) and value == low:
+        raise ValueError(
+            f"{name}={value!r} must be a number above {low}; {field.default:g} is none"
+        )
     elif not (_is_number(value) and abs(value) <= LARGEST and low <= value <= high):
         raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
 

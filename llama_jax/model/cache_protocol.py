@@ -11,6 +11,7 @@ from llama_jax.config import Config
 from llama_jax.ops.attention import NewKeys, Queries
 
 Positions = Int[Array, "batch time"]
+"""The place of each token in its text, from 0."""
 
 
 class Past(Protocol):

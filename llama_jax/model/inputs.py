@@ -10,12 +10,16 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from llama_jax.model.cache_protocol import Positions
+from llama_jax.validation import WrongKindError, wrong_kind
 from llama_jax.weights.params import check_params
 
 
-def check_inputs(params: Any, tokens: Any, at: Any) -> None:
-    """ValueError unless these are params, integers [batch, time], and `at` [batch, wanted]."""
+def check_inputs(params: Any, tokens: Any, cache: Any, at: Any) -> None:
+    """ValueError unless these are params, integers [batch, time], a cache, `at` [batch, wanted]."""
     check_params(params)
+    if cache is not None and (isinstance(cache, type) or not hasattr(cache, "layer")):
+        way_out = "pass a cache, such as KVCache.empty(config, batch=1, slots=256, dtype=...)"
+        raise wrong_kind("cache", cache, way_out)
     _check_ids("tokens", tokens, "jnp.array([ids])")
     if at is not None:
         _check_ids("at", at, "jnp.array([[time - 1]])")
@@ -45,7 +49,7 @@ def checked_positions(positions: Positions | None, tokens: Int[Array, "batch tim
 
 def _check_ids(name: str, value: Any, example: str) -> None:
     if not isinstance(value, jax.Array | np.ndarray):
-        raise ValueError(
+        raise WrongKindError(
             f"{name}={str(value)[:40]} is a {type(value).__name__}; pass an array [batch, time]: "
             f"{example}"
         )

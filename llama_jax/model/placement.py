@@ -14,6 +14,7 @@ from llama_jax.compilation import AS_RUN, as_written
 from llama_jax.kernels import cache_dtype
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import mesh_of
+from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, check_params
 from llama_jax.weights.table import BATCH, REPLICATED
 
@@ -35,6 +36,8 @@ class Placement:
     def of(cls, params: Params, cache: type[Cache] = KVCache) -> Placement:
         """The placement of these params, whose weights may be shapes."""
         check_params(params)
+        if not isinstance(cache, type) or not hasattr(cache, "empty"):
+            raise wrong_kind("cache", cache, "pass a class, such as llama_jax.Int8KVCache")
         leaf = jax.tree.leaves(params.weights)[0]
         sharding = getattr(leaf, "sharding", None)
         devices = None if sharding is None else sharding.device_set

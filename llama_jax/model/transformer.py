@@ -30,13 +30,16 @@ from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding.arrays import constrain, gather_every_step, gather_fsdp, use_mesh_of
 from llama_jax.sharding.specs import ACTIVATION, LOGITS
+from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, Weights, nested
 from llama_jax.weights.table import Specs, layer_specs, model_specs, weight_table
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
 Tokens = Int[Array, "batch time"]
+"""Token ids, a row a text."""
 Logits = Float32[Array, "batch wanted vocab"]
+"""Of each wanted token, one number for each token that may follow it."""
 Block = Callable[..., tuple[Hidden, Any]]
 
 
@@ -60,7 +63,7 @@ def forward(
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError where an argument is
     no array of such a shape, or there are no positions.
     """
-    check_inputs(params, tokens, at)
+    check_inputs(params, tokens, cache, at)
     positions = checked_positions(positions, tokens)
     past: ModelCache = Uncached() if cache is None else cache
     with use_mesh_of(params.weights):
@@ -75,6 +78,10 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
     `jax.eval_shape(init_params, key, config)` gives the shapes of a model of any size and allocates
     nothing.
     """
+    if not isinstance(config, Config):
+        raise wrong_kind("config", config, "pass a Config, such as Config.named('tiny')")
+    if not isinstance(key, jax.Array):
+        raise wrong_kind("key", key, "pass jax.random.key(0)")
     table = weight_table(config)
     keys = jax.random.split(key, len(table))
     weights = {

@@ -12,8 +12,11 @@ from jaxtyping import Array, Float, Float32, Int
 from llama_jax.ops.linear import product_precision
 
 Queries = Float[Array, "batch time heads head_dim"]
+"""The queries of some tokens, rotated."""
 NewKeys = Float[Array, "batch time kv_heads head_dim"]
+"""The keys of some tokens, rotated, or their values: what a cache is to remember."""
 Slots = Float[Array, "batch kv_heads slots head_dim"]
+"""Keys or values by position: that of position p is in slot p."""
 Lengths = Int[Array, " batch"]
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Complex64, Float, Float32, Int
 
 Frequencies = Float32[np.ndarray, " half_head_dim"]
+"""How far each pair of numbers rotates from one position to the next, in radians."""
 
 
 def frequencies(head_dim: int, theta: float) -> Frequencies:

@@ -32,6 +32,7 @@ from llama_jax.serve.stream import (
 )
 from llama_jax.serve.writing import Writing
 from llama_jax.tokenizer import Tokenizer
+from llama_jax.validation import check_count
 from llama_jax.weights.params import Params
 
 ROUNDS_IN_FLIGHT = 2
@@ -74,6 +75,8 @@ class Engine:
                 f"an engine runs on a mesh of tensor alone, and this one has {place.mesh}; put the "
                 "devices on tensor, or run one engine each"
             )
+        if rows is not None:
+            check_count("rows", rows)
         limits = limits_on(place.platform)
         seats = limits.seats if rows is None else rows
         pages = pages_of_pool(params, place, seats, cache_bytes, limits.turn_tokens)

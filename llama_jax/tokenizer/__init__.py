@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.beside import MAX_TOKENIZER_BYTES, read_bounded, read_stated, stated_in
-from llama_jax.tokenizer.beside import tokenizer_files as files_beside
+from llama_jax.tokenizer.beside import read_stated, stated_in
 from llama_jax.tokenizer.chat_template import read_chat_template, template_in
 from llama_jax.tokenizer.detokenizer import Detokenizer, detokenize
+from llama_jax.tokenizer.folder import (
+    MAX_TOKENIZER_BYTES,
+    given_path,
+    has_metas_weights,
+    read_bounded,
+    tokenizer_above,
+)
+from llama_jax.tokenizer.folder import tokenizer_files as files_beside
 from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
 from llama_jax.tokenizer.gguf import gguf_tokenizer
 from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf
@@ -44,9 +50,10 @@ def find_tokenizer(path: str | PathLike[str]) -> Path | None:
     tokenizer.model.
 
     Where a directory with Meta's weights has none of its own, the one above it counts: the LLaMA 1
-    and 2 downloads keep one there that all sizes share.
+    and 2 downloads keep one there that all sizes share. Its path leads through the directory, whose
+    chat template and settings are the tokenizer's.
     """
-    path = Path(os.path.expanduser(path))
+    path = given_path(path)
     if path.is_file():
         return path
     return next((file for file in _places(path) if file.is_file()), None)
@@ -66,7 +73,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     What the file holds says which kind it is, never its name: LLaMA 1 and 2 call a SentencePiece
     model `tokenizer.model`, and Llama 3 a tiktoken file.
     """
-    path = Path(os.path.expanduser(path))
+    path = given_path(path)
     file = find_tokenizer(path)
     if file is None:
         raise FileNotFoundError(_not_found(path))
@@ -77,14 +84,15 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     if kind is None:
         raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
     with in_words(f"{file} is a broken tokenizer: ", limit=MAX_ERROR, but=(OSError,)):
-        return _open(kind, content, file.parent)
+        return _open(kind, content, file)
 
 
-def _open(kind: Any, content: bytes, folder: Path) -> Tokenizer:
-    template = read_chat_template(folder)
+def _open(kind: Any, content: bytes, file: Path) -> Tokenizer:
+    template = read_chat_template(file)
     spelled = template.source + (template.tool_source or "") if template else ""
-    stated = read_stated(folder, spelled)
-    return kind(content, stated, template)
+    tokenizer = kind(content, read_stated(file, spelled), template)
+    tokenizer.notes += tokenizer.template_notes()
+    return tokenizer
 
 
 def _open_gguf(file: Path) -> Tokenizer:
@@ -94,7 +102,7 @@ def _open_gguf(file: Path) -> Tokenizer:
         objects, content = made.objects(), made.contents[made.name]
         template = template_in(objects["tokenizer_config.json"], str(file))
         tokenizer = _kind_of(content)(content, stated_in(objects), template)
-    tokenizer.notes = (*made.notes, *tokenizer.notes)
+    tokenizer.notes = (*made.notes, *tokenizer.notes, *tokenizer.template_notes())
     return tokenizer
 
 
@@ -105,8 +113,8 @@ def _kind_of(content: bytes) -> Any:
 
 def _places(folder: Path) -> list[Path]:
     """Where a folder's tokenizer may lie, the first the best."""
-    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth")):
-        return [folder / _NAME, folder / _HF_NAME, folder.resolve().parent / _NAME]
+    if has_metas_weights(folder):
+        return [folder / _NAME, folder / _HF_NAME, tokenizer_above(folder, _NAME)]
     found = [folder / _HF_NAME, folder / _NAME]
     gguf = [] if any(file.is_file() for file in found) else [gguf_in(folder)]
     return [*found, *(file for file in gguf if file is not None)]
@@ -117,7 +125,7 @@ def _not_found(path: Path) -> str:
         return f"{path} is a pipe, a socket or a device, and no tokenizer's file; copy that there"
     if not path.is_dir():
         return f"{path} does not exist; pass a checkpoint's directory or a tokenizer's file"
-    places = " nor at ".join(map(str, _places(path)))
+    places = " nor at ".join(str(place.parent.resolve() / place.name) for place in _places(path))
     return f"there is no tokenizer at {places}; copy the model's {_NAME} there, or pass its path"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from llama_jax.tokenizer.foreign import in_short
 
+_LIKE_A_CONTROL = re.compile(r"<[|\uff5c][\w\u2581.:/-]{1,40}[|\uff5c]>")
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
 
@@ -150,3 +151,14 @@ def check_controls(
                 "of this tokenizer; add it with the model's id for it to added_tokens.json, "
                 f'{{"{text}": ID}}'
             )
+
+
+def unknown_controls(source: str, id_of: Callable[[str], int | None]) -> list[str]:
+    """What a chat template spells like a control token, <|user|> say, and is no token.
+
+    The model then reads its characters, which is as some were trained (TinyLlama), and in others
+    means that a file beside the tokenizer is missing.
+    """
+    written = re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL)
+    spelled = dict.fromkeys(_LIKE_A_CONTROL.findall(written))
+    return [text for text in spelled if id_of(text) is None]

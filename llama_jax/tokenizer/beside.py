@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from llama_jax.tokenizer.added import MAX_ID, AddedToken, read_added_tokens
+from llama_jax.tokenizer.folder import MODEL_CONFIG, beside, read_object
 
-MODEL_CONFIG = "huggingface_config.json"
-"""What a copy calls the model's config.json, which states ids too: a native checkpoint has a
-config.json of its own."""
-FILES = (
-    *("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("generation_config.json", "chat_template.jinja", "chat_template.json", MODEL_CONFIG),
-)
-"""What may lie beside a tokenizer's file, by the names that a copy has."""
 _OBJECTS = (
     *("tokenizer_config.json", "special_tokens_map.json"),
     *("generation_config.json", "added_tokens.json"),
 )
-_MAX_BYTES = 16 * 2**20
-MAX_TOKENIZER_BYTES = 64 * 2**20
-"""The size limit of a tokenizer's own file. Llama 3.3's tokenizer.json has 17 MB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,39 +87,19 @@ class Stated:
         return tuple(dict.fromkeys([eos, *stated, *own]))
 
 
-def tokenizer_files(file: Path) -> dict[str, Path]:
-    """A tokenizer's file and all that it needs of its folder, by the names a copy gives them."""
-    found = {name: file.with_name(name) for name in FILES if file.with_name(name).is_file()}
-    config = file.with_name("config.json")
-    if MODEL_CONFIG not in found and _is_models(config):
-        found[MODEL_CONFIG] = config
-    return {file.name: file, **found}
-
-
-def tokenizer_state(file: Path) -> tuple[Any, ...]:
-    """What changes when a tokenizer's file, or what may lie beside it, does."""
-    found = []
-    for one in (file, *map(file.with_name, (*FILES, "config.json", "params.json"))):
-        try:
-            stat = one.stat()
-        except OSError:
-            continue
-        found.append((one.name, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    return tuple(found)
-
-
-def read_stated(folder: Path, template: str = "") -> Stated:
-    """What the files in `folder` say, each of which may be absent.
+def read_stated(file: Path, template: str = "") -> Stated:
+    """What the files beside a tokenizer's file say, each of which may be absent.
 
     A token of added_tokens.json that the chat template spells is a control token.
     """
-    copied = folder / MODEL_CONFIG
-    objects = {name: read_object(folder / name) for name in (*_OBJECTS, "params.json")}
-    objects["config.json"] = read_object(copied if copied.is_file() else folder / "config.json")
+    copied = beside(file, MODEL_CONFIG)
+    objects = {name: read_object(beside(file, name)) for name in (*_OBJECTS, "params.json")}
+    config = copied if copied.is_file() else beside(file, "config.json")
+    objects["config.json"] = read_object(config)
     try:
         return stated_in(objects, template)
     except ValueError as error:
-        raise ValueError(f"the files beside it in {folder}: {error}") from error
+        raise ValueError(f"the files beside it in {file.parent}: {error}") from error
 
 
 def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stated:
@@ -193,35 +162,3 @@ def _ids(source: dict[str, Any], key: str) -> list[int]:
     return [
         id for id in values if isinstance(id, int) and not isinstance(id, bool) and 0 <= id < MAX_ID
     ]
-
-
-def _is_models(config: Path) -> bool:
-    try:
-        return not read_object(config).keys().isdisjoint(("model_type", "architectures"))
-    except ValueError:
-        return False
-
-
-def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
-    """A stranger's regular file of at most so many bytes; ValueError otherwise."""
-    if not file.is_file():  # to open a pipe may be to wait for ever
-        raise ValueError(f"{file} is no regular file; copy or download it again")
-    with file.open("rb") as opened:
-        found = opened.read(at_most + 1)
-    if len(found) > at_most:
-        raise ValueError(f"{file} has more than {at_most:,} bytes; it is not a tokenizer's")
-    return found
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file of a stranger's; an empty one where there is no file."""
-    if not file.is_file():
-        return {}
-    text = read_bounded(file)
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} is no JSON object; copy or download it again")
-    return value

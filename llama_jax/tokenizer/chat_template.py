@@ -7,11 +7,10 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.beside import read_bounded, read_object
+from llama_jax.tokenizer.folder import beside, read_bounded, read_object, templates_beside
 from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
 from llama_jax.tokenizer.messages import checked_messages, checked_tools, rebuilt
 from llama_jax.tokenizer.protocol import Message, Tools
@@ -30,6 +29,8 @@ class ChatTemplate:
     """The template for dialogs with tools, where the checkpoint has another one for them."""
     where: str = dataclasses.field(default="", compare=False)
     """The file that it lies in, for errors."""
+    notes: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """What is there and not used."""
 
     @property
     def marks_answers(self) -> bool:
@@ -96,32 +97,36 @@ def _compiled(source: str) -> tuple[Any, set[str]]:
     return compile_template(source), variables_of(source)
 
 
-def read_chat_template(folder: str | PathLike[str]) -> ChatTemplate | None:
-    """The template in `folder`, None without one.
+def read_chat_template(file: Path) -> ChatTemplate | None:
+    """The template beside a tokenizer's file, None without one.
 
-    It is chat_template.jinja's, tokenizer_config.json's, or chat_template.json's, the file of a
-    processor. Of several, the one named "default", and for dialogs with tools the one named
-    "tool_use".
+    It is chat_template.jinja's, with those of additional_chat_templates by name; or
+    tokenizer_config.json's; or chat_template.json's, the file of a processor. Of several, the one
+    named "default", and for dialogs with tools the one named "tool_use".
     """
-    folder = Path(folder)
-    where, own = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config, legacy = read_object(where), read_object(folder / "special_tokens_map.json")
+    where, own = beside(file, "tokenizer_config.json"), beside(file, "chat_template.jinja")
+    config, legacy = read_object(where), read_object(beside(file, "special_tokens_map.json"))
+    named = {name: _read_text(one) for name, one in templates_beside(file).items()}
     if own.is_file():
-        config, where = {**config, "chat_template": _read_text(own)}, own
+        named["default"], where = _read_text(own), own
+    if named:
+        several = [{"name": name, "template": text} for name, text in named.items()]
+        config = {**config, "chat_template": several}
     elif config.get("chat_template") is None:
-        where = folder / "chat_template.json"
+        where = beside(file, "chat_template.json")
         config = {**config, "chat_template": read_object(where).get("chat_template")}
     return template_in({**legacy, **config}, str(where))
 
 
 def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
     """The template in the object of a tokenizer_config.json, which lies at `where`."""
-    source, for_tools = config.get("chat_template"), None
+    source, for_tools, unused = config.get("chat_template"), None, ""
     if isinstance(source, list):
         named = [entry for entry in source if isinstance(entry, dict)]
         sources = {entry.get("name"): entry.get("template") for entry in named}
         for_tools = sources.get("tool_use")
         source = sources.get("default", _NO_DEFAULT if named else None)
+        unused = ", ".join(sorted(repr(name) for name in sources.keys() - {"default", "tool_use"}))
     if source is None:
         return None
     for text in (source, "" if for_tools is None else for_tools):
@@ -130,7 +135,10 @@ def template_in(config: Mapping[str, Any], where: str) -> ChatTemplate | None:
                 f"chat_template in {where} is a {type(text).__name__}; "
                 "it must be a str, or a list of names and templates"
             )
-    return ChatTemplate(source, dict(_named_tokens(config)), for_tools, where)
+    notes = (f"of the chat templates, {unused:.200} is not used: no call names one",)
+    return ChatTemplate(
+        source, dict(_named_tokens(config)), for_tools, where, notes if unused else ()
+    )
 
 
 def encode_with_template(
@@ -160,16 +168,25 @@ def turn_end(
     tools: Tools | None = None,
     special: Mapping[str, int],
 ) -> str | None:
-    """The control token that the template writes after the answer to a dialog; None without one."""
+    """The control token that the template writes after the answer to a dialog; None without one.
+
+    It is what follows the answer at the dialog's end, and also where the dialog's last message
+    comes again: a template may end in <|assistant|> whoever spoke last, which opens the next text
+    and ends none. Where it refuses one of the two, the other counts.
+    """
     hidden = HiddenControls(special)
     answer = hidden.placeholder
-    dialog = [*messages, {"role": "assistant", "content": answer}]
-    try:
-        written = template.render(dialog, tools, opened=False, hide=hidden.hide)
-    except ValueError:  # it may refuse: what the user has to know, `encode_with_template` says
-        return None
-    _, found, after = written.rpartition(answer)
-    return hidden.begins(after.lstrip()) if found else None
+    answered = [*messages, {"role": "assistant", "content": answer}]
+    ends = []
+    for dialog in (answered, [*answered, *messages[-1:]]):
+        try:
+            written = template.render(dialog, tools, opened=False, hide=hidden.hide)
+        except ValueError:  # it may refuse: what the user has to know, `encode_with_template` says
+            continue
+        _, found, after = written.rpartition(answer)
+        if found:
+            ends.append(hidden.begins(after.lstrip()))
+    return ends[0] if ends and len(set(ends)) == 1 else None
 
 
 def _read_text(file: Path) -> str:

@@ -40,5 +40,7 @@ def detokenize(
     `decode(prompt + completion)` is `decode(prompt)` and then this, unless the prompt's bytes
     stop inside a character.
     """
+    if not isinstance(ids, Iterable):
+        raise TypeError(f"ids={ids!r:.60} is no list of token ids; pass [id, ...]")
     stream = Detokenizer(tokenizer, after)
     return "".join([stream.push(id) for id in ids]) + stream.finish()

@@ -1,11 +1,11 @@
-"""Dialogs to ids, in Meta's own formats: Llama 2's, Code Llama 70B's and Llama 3's."""
+"""Dialogs to ids, in Meta's formats over SentencePiece: Llama 2's and Code Llama 70B's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from llama_jax.tokenizer.messages import checked_messages, listed, refuse_keys, refuse_tools
+from llama_jax.tokenizer.messages import checked_messages, refuse_keys, refuse_tools
 from llama_jax.tokenizer.protocol import Answers, Message, Tokenizer, Tools
 
 LLAMA2_ROLES = ("system", "user", "assistant")
@@ -13,8 +13,6 @@ LLAMA2_TAGS = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
 STEP = "<step>"
 """The piece that ends a message of Code Llama 70B. A SentencePiece model that has it is that
 model's: Meta's code tells the two formats apart by it."""
-LLAMA3_ROLES = ("system", "user", "assistant", "tool", "ipython")
-LLAMA3_ENDS = {"eot": "<|eot_id|>", "eom": "<|eom_id|>"}
 
 
 def encode_llama2(
@@ -141,74 +139,3 @@ def _check_turns(
         raise ValueError(
             f"message {len(messages) - 1}, the last, has role {messages[-1]['role']!r}; {way_out}"
         )
-
-
-def encode_llama3(
-    tokenizer: Tokenizer,
-    special: Mapping[str, int],
-    messages: Sequence[Message],
-    *,
-    tools: Tools | None = None,
-) -> list[int]:
-    """Llama 3's messages after one bos, each between its header and its end, and an open header.
-
-    The role "tool" is written "ipython", as Meta writes it. Contents are not stripped. Llama 3.1
-    knows two keys more, for the assistant alone: `"python_tag": True` writes <|python_tag|> before
-    the content, a call of a built-in tool, and `"end": "eom"` ends it with <|eom_id|>: the
-    assistant goes on once it has the tool's result. Meta describes tools in the system or the first
-    user message, so `tools` are refused.
-    """
-    refuse_tools(tools, "Llama 3's format")
-    pieces = _llama3_pieces(tokenizer, special, messages)
-    header = _llama3_header(tokenizer, special, "assistant")
-    return [id for piece, _ in pieces for id in piece] + header
-
-
-def encode_llama3_answers(
-    tokenizer: Tokenizer, special: Mapping[str, int], messages: Sequence[Message]
-) -> Answers:
-    """Llama 3's messages; the assistant wrote its contents and what ends them, not its headers."""
-    ids: list[int] = []
-    writers: list[int] = []
-    for piece, writer in _llama3_pieces(tokenizer, special, messages):
-        ids += piece
-        writers += [writer] * len(piece)
-    return ids, writers
-
-
-def _llama3_pieces(
-    tokenizer: Tokenizer, special: Mapping[str, int], messages: Sequence[Message]
-) -> Iterator[tuple[list[int], int]]:
-    """Runs of tokens, each with the index of the assistant's message that it is of, or -1."""
-    yield [tokenizer.bos_id], -1
-    for index, message in enumerate(checked_messages(messages, LLAMA3_ROLES)):
-        tagged, end = _llama3_marks(index, message)
-        yield _llama3_header(tokenizer, special, message["role"]), -1
-        tag = [special["<|python_tag|>"]] if tagged else []
-        text = tokenizer.encode(message["content"], bos=False, eos=False)
-        yield [*tag, *text, special[end]], index if message["role"] == "assistant" else -1
-
-
-def _llama3_header(tokenizer: Tokenizer, special: Mapping[str, int], role: str) -> list[int]:
-    name, blank = (
-        tokenizer.encode(text, bos=False, eos=False)
-        for text in ("ipython" if role == "tool" else role, "\n\n")
-    )
-    return [special["<|start_header_id|>"], *name, special["<|end_header_id|>"], *blank]
-
-
-def _llama3_marks(index: int, message: Message) -> tuple[bool, str]:
-    """Whether <|python_tag|> begins a message, and the token that ends it."""
-    refuse_keys(index, message, ("role", "content", "python_tag", "end"))
-    tagged, end = message.get("python_tag", False), message.get("end", "eot")
-    if not isinstance(tagged, bool):
-        raise ValueError(f"message {index} has python_tag={tagged!r}; it is True or False")
-    if not isinstance(end, str) or end not in LLAMA3_ENDS:
-        raise ValueError(f"message {index} has end={end!r}; it is one of {listed(LLAMA3_ENDS)}")
-    if message["role"] != "assistant" and (tagged or end != "eot"):
-        key = "python_tag" if tagged else "end"
-        raise ValueError(
-            f"message {index} has role {message['role']!r} and {key}={message[key]!r}; only the "
-            "assistant calls tools, so leave it out"
-        )
-    return tagged, LLAMA3_ENDS[end]

@@ -6,14 +6,14 @@ import base64
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.added import AddedTokens
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.dialog import encode_llama3, encode_llama3_answers
 from llama_jax.tokenizer.foreign import in_words
+from llama_jax.tokenizer.llama3_dialog import encode_llama3, encode_llama3_answers, llama3_keys
 from llama_jax.tokenizer.protocol import Answers, Message, Tools, check_id, check_text
 from llama_jax.tokenizer.template_answers import Located, located
 from llama_jax.tokenizer.with_template import WithTemplate
@@ -138,6 +138,9 @@ class TiktokenTokenizer(WithTemplate):
 
     def _encode_own_dialog(self, messages: Sequence[Message], tools: Tools | None) -> list[int]:
         return encode_llama3(self, self.special, messages, tools=tools)
+
+    def answer_keys(self, tokens: Sequence[int], end: int | None) -> dict[str, Any]:
+        return {} if self.has_template else llama3_keys(self.special, tokens, end)
 
     def _encode_own_answers(self, messages: Sequence[Message]) -> Answers:
         return encode_llama3_answers(self, self.special, messages)

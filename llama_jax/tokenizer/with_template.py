@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llama_jax.tokenizer.added import check_controls
+from llama_jax.tokenizer.added import check_controls, unknown_controls
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ROLES, ChatTemplate, encode_with_template, turn_end
 from llama_jax.tokenizer.messages import checked_messages
@@ -73,6 +73,20 @@ class WithTemplate(Tokenizer):
             self.stop_ids if end is None else (*self.stop_ids, end[1]),
         )
 
+    def template_notes(self) -> tuple[str, ...]:
+        """What is to be said of the chat template: what it spells and nobody reads as a token."""
+        if self._template is None:
+            return ()
+        sources = f"{self._template.source}{self._template.tool_source or ''}"
+        if not (unknown := unknown_controls(sources, self._id_of)):
+            return self._template.notes
+        told = (
+            f"the chat template writes {', '.join(unknown)[:200]}, no token of this tokenizer, so "
+            "the model reads the characters; if it was trained on tokens, a file that states their "
+            "ids is missing (added_tokens.json, tokenizer_config.json)"
+        )
+        return (*self._template.notes, told)
+
     def check_dialogs(self) -> None:
         """ValueError where no dialog can be written.
 
@@ -92,6 +106,13 @@ class WithTemplate(Tokenizer):
             return None
         name = turn_end(self._template, messages, tools=tools, special=self.special)
         return None if name is None else (name, self.special[name])
+
+    def answer_keys(self, tokens: Sequence[int], end: int | None) -> dict[str, Any]:
+        """What a message needs beside its content, to be written as the model wrote these tokens.
+
+        `end` is the stop token that ended them. A template decides for itself.
+        """
+        return {}
 
     def _write(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 from llama_jax.checkpoint.files.destination import writing
 from llama_jax.checkpoint.files.json_file import write_json
 from llama_jax.tokenizer import Tokenizer, find_tokenizer, load_tokenizer, tokenizer_files
-from llama_jax.tokenizer.beside import FILES
+from llama_jax.tokenizer.folder import FILES
 from llama_jax.train.corpus import check_files
 from llama_jax.train.token_folder import (
     FORMAT,

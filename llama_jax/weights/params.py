@@ -16,6 +16,7 @@ import numpy as np
 
 from llama_jax.config import Config
 from llama_jax.field_docs import with_field_docs
+from llama_jax.validation import WrongKindError
 from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import is_value, stored_bytes
 
@@ -100,12 +101,14 @@ class Params:
 
 
 def check_params(params: Any) -> None:
-    """ValueError unless `params` is a model's, loaded or made."""
+    """WrongKindError unless `params` is a model's, loaded or made."""
     if isinstance(params, Params):
         return
     if isinstance(params, str | PathLike):
-        raise ValueError(f"params={str(params)!r} is a path; load it first: llama_jax.load(path)")
-    raise ValueError(
+        raise WrongKindError(
+            f"params={str(params)!r} is a path; load it first: llama_jax.load(path)"
+        )
+    raise WrongKindError(
         f"params is a {type(params).__name__} and must be a Params, which llama_jax.load and "
         "init_params return; of a tuple of them and other state, pass the Params alone"
     )

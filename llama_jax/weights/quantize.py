@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from llama_jax.validation import wrong_kind
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import GROUP, Int4
 from llama_jax.weights.int8 import Int8
@@ -62,6 +63,9 @@ def kind_of(rule: Rule | None, path: WeightPath, shape: tuple[int, ...]) -> str 
     if isinstance(rule, str):
         found: str | None = _known(rule)
         return None if path == EMBEDDING else _possible(found, shape)
+    if not callable(rule):
+        names = ", ".join(ROUNDED)
+        raise wrong_kind("quantize", rule, f"pass {names}, or a function of a weight's name")
     name = ".".join(path)
     found = rule(name)
     return None if found is None else _possible(_known(found, f" for {name}"), shape)

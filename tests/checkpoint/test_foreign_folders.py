@@ -297,11 +297,13 @@ def test_a_checkpoint_one_level_below_is_pointed_at(tmp_path, below):
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("keys", [["vocab_size"], ["norm_eps"], ["multiple_of"], None])
+@pytest.mark.parametrize(
+    "keys", [["vocab_size"], ["norm_eps"], ["multiple_of"], ["n_kv_heads"], None]
+)
 def test_a_key_that_params_leaves_out_has_metas_default(tmp_path, shards, keys):
     folder, weights, config = meta(tmp_path / "m", shards)
     said = json.loads((folder / "params.json").read_text())
-    keys = keys or ["vocab_size", "norm_eps", "multiple_of"]
+    keys = keys or ["vocab_size", "norm_eps", "multiple_of", "n_kv_heads"]
     (folder / "params.json").write_text(json.dumps({k: said[k] for k in said.keys() - set(keys)}))
     source = open_checkpoint(folder)
     assert source.config == config.replace(max_seq_len=source.config.max_seq_len)
@@ -310,13 +312,40 @@ def test_a_key_that_params_leaves_out_has_metas_default(tmp_path, shards, keys):
         assert [key in note for note in source.notes].count(True) == 1
 
 
-@pytest.mark.parametrize("key", ["dim", "n_layers", "n_heads"])
-def test_a_key_without_a_default_is_missing(tmp_path, key):
+@pytest.mark.parametrize("keys", [["dim"], ["n_layers", "norm_eps"], ["dim", "n_heads"]])
+def test_the_keys_without_a_default_are_named_where_they_are_missing(tmp_path, keys):
     folder, _, _ = meta(tmp_path / "m")
     said = json.loads((folder / "params.json").read_text())
-    del said[key]
-    (folder / "params.json").write_text(json.dumps(said))
-    with pytest.raises(ValueError, match=f"lacks {key}.*damaged"):
+    (folder / "params.json").write_text(json.dumps({k: said[k] for k in said.keys() - set(keys)}))
+    missing = " and ".join(key for key in keys if key != "norm_eps")
+    with pytest.raises(ValueError, match=f"params.json: it lacks {missing}, which nothing") as told:
+        open_checkpoint(folder)
+    assert "damaged" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["self_attn.q_proj.codes", "mlp.up_proj.weight.scale_2", "self_attn.o_proj.qw.part.0"]
+)
+@pytest.mark.parametrize("beside", [True, False], ids=["beside it", "in its place"])
+def test_an_unknown_part_of_a_weight_is_said_to_look_quantized(tmp_path, name, beside):
+    tensors = tensors_of(SMALL)
+    weight = "model.layers.0." + ".".join(name.split(".")[:2]) + ".weight"
+    tensors[f"model.layers.0.{name}"] = np.zeros(4, np.uint8)
+    if not beside:
+        del tensors[weight]
+    folder = write_folder(tmp_path / "m", tensors)
+    with pytest.raises(ValueError, match="looks like part of a quantized weight") as told:
+        open_checkpoint(folder)
+    assert name in str(told.value)
+    assert weight in str(told.value)
+
+
+def test_an_unknown_part_of_one_of_metas_weights_is_said_to_look_quantized(tmp_path):
+    folder, weights, _ = meta(tmp_path / "m")
+    (state,) = cut(weights, 1, 0)
+    state["layers.0.attention.wq.codes"] = np.zeros(4, np.float32)
+    meta_folder.write(folder, [state])
+    with pytest.raises(ValueError, match=r"stands beside 'layers.0.attention.wq.weight'"):
         open_checkpoint(folder)
 
 

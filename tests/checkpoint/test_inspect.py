@@ -79,7 +79,7 @@ def test_a_context_that_the_model_has_not_is_refused():
     with pytest.raises(ValueError, match=r"context=1000 is beyond max_seq_len=\d+.*lower it"):
         memory(WIDE.replace(max_seq_len=64), dtype="float32", batch=1, context=1000)
     result = run("inspect", GOLDEN_META / "llama1", "--context", 2049)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--context 2049 is beyond max_seq_len=2048" in result.stderr
 
 
@@ -156,12 +156,12 @@ def test_the_tokenizers_kind_is_told(shared):
 
 
 def test_a_mistake_is_one_line(tmp_path):
-    for arguments, message in (
-        ((tmp_path / "nothing",), "does not exist"),
-        ((GOLDEN_META / "llama3", "--tensor", 3), "--tensor 3 does not divide"),
+    for arguments, code, message in (
+        ((tmp_path / "nothing",), 1, "does not exist"),
+        ((GOLDEN_META / "llama3", "--tensor", 3), 2, "--tensor 3 does not divide"),
     ):
         result = run("inspect", *arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert message in result.stderr
         assert result.stdout == ""
 

@@ -9,7 +9,7 @@ import pytest
 import llama_jax
 from llama_jax.checkpoint.files import regular, torch_archive, torch_file
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
-from llama_jax.tokenizer import beside
+from llama_jax.tokenizer import folder
 
 READERS = {
     "a state dict": torch_file.read_state_dict,
@@ -18,7 +18,7 @@ READERS = {
     "safetensors": read_safetensors,
     "a tokenizer": llama_jax.load_tokenizer,
     "a model": llama_jax.load,
-    "what lies beside a tokenizer": beside.read_bounded,
+    "what lies beside a tokenizer": folder.read_bounded,
 }
 
 
@@ -72,6 +72,6 @@ def test_a_socket_is_no_model(tmp_path, monkeypatch):
 def test_a_tokenizer_has_a_size(tmp_path):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(b"{")
-    os.truncate(file, beside.MAX_TOKENIZER_BYTES + 1)
+    os.truncate(file, folder.MAX_TOKENIZER_BYTES + 1)
     with pytest.raises(ValueError, match="more than 67,108,864 bytes; it is not a tokenizer's"):
         llama_jax.load_tokenizer(file)

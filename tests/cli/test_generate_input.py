@@ -5,7 +5,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from dialog_kinds import byte_folder
+from dialog_kinds import TOOL_TEMPLATE, TOOLS, byte_folder
 from helpers import GOLDEN_META, run
 from hf_folder import write_folder
 
@@ -115,6 +115,26 @@ def test_a_question_goes_through_the_template(talker):
     )
 
 
+def test_a_json_line_tells_its_dialog_of_tools(tmp_path):
+    folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
+    byte_folder(folder, TOOL_TEMPLATE, eos="<|end|>")
+    messages = [{"role": "user", "content": "Hi"}]
+    lines = [
+        {"messages": messages, "tools": TOOLS},
+        {"messages": messages},
+        {"messages": messages, "tools": 5},
+        {"prompt": "Hi", "tools": TOOLS},
+    ]
+    result = run("generate", folder, "--jsonl", *FEW, input="\n".join(map(json.dumps, lines)))
+    found = {row["index"]: row for row in rows(result)}
+    params = llama_jax.load(folder)
+    for index, tools in (0, TOOLS), (1, None):
+        told = llama_jax.chat(params, messages, tools=tools, max_new_tokens=3, temperature=0)
+        assert found[index]["tokens"] == told.tokens
+    assert found[2]["error"].startswith("stdin, line 3: tools=5 is no list of tools")
+    assert "line 4 is no dialog, and tools= are told in one" in found[3]["error"]
+
+
 def test_a_dialog_is_a_prompt_in_python_too(talker):
     params = llama_jax.load(talker)
     dialogs = [[{"role": "user", "content": text}] for text in ("Hi", "What is it?")]
@@ -163,7 +183,7 @@ def test_what_a_template_refuses_is_said_of_the_prompt(tmp_path):
     folder = write_folder(tmp_path / "m", vocab_size=263, max_position_embeddings=256)
     byte_folder(folder, INSISTING)
     refused = run("generate", folder, "Hi", "--chat", *FEW)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "prompt 1: " in refused.stderr
     assert "first a system message" in refused.stderr
     assert "is no chat model" not in refused.stderr

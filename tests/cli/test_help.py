@@ -42,8 +42,15 @@ def test_the_list_of_commands_is_whole_and_says_the_exit_codes(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     shown = run("--help", prog_name="python -m llama_jax").stdout
     assert "..." not in shown.replace("[ARGS]...", "")
-    assert "Exit codes: 0 done; 1 failed" in shown
+    assert "Exit codes: 0 done; 1 a file or the work failed" in shown
     assert "--install-completion" in shown
+
+
+def test_each_commands_line_fits_beside_its_name_in_a_terminal():
+    """The runner's lines have 80 characters, those of a terminal of 80 columns 78."""
+    room = 78 - 6 - max(map(len, COMMANDS))
+    for name, command in typer.main.get_command(app).commands.items():
+        assert not command.get_short_help_str(room).endswith("..."), name
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])

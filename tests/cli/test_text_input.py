@@ -39,9 +39,27 @@ def test_the_same_text_comes_of_every_way_to_write_it(given, data):
     assert [line.text for line in read_lines(given(data))] == [*TEXT.split("\n")]
 
 
-@pytest.mark.parametrize("text", ["a\0b", "a\u2028b\x0cc\x85d", "  a  ", "a\rb\nc", "", "\n\n"])
+@pytest.mark.parametrize("text", ["a\0b", "a\u2028b\x0cc\x85d", "  a  ", "", "\n\n"])
 def test_what_is_no_line_end_stays(given, text):
     assert read_text(given(text.encode())) == text
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"a\rb\nc", ["a", "b", "c"]),
+        (b"a\r\nb\rc\n\rd", ["a", "b", "c", "", "d"]),
+        (b"\r\r\n", ["", "", ""]),
+    ],
+)
+def test_every_kind_of_line_end_ends_a_line(given, data, lines):
+    assert [line.text for line in read_lines(given(data))] == lines
+    if (file := given(data)) == STDIN:
+        piped = list(piped_lines())
+        assert [line.text for line in piped] == (lines if lines[-1] else lines[:-1])
+        assert [line.number for line in piped] == list(range(1, len(piped) + 1))
+    else:
+        assert read_text(file) == "\n".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_a_command_says_its_mesh_and_the_bytes_of_a_device_before_it_loads():
 
 def test_more_devices_than_there_are_is_one_line_with_the_way_out():
     result = run("generate", MODEL, "--ids", "1 2", "--tensor", 4, "--data", 4)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = without_notes(result.stderr)
     assert "--data x --fsdp x --tensor is 16 and there are 8 devices" in line
     assert "or add --cpu-devices 16" in line
@@ -230,7 +230,7 @@ def test_more_devices_than_there_are_is_one_line_with_the_way_out():
 
 def test_which_process_is_asked_only_of_several():
     result = run("generate", MODEL, "--ids", "1 2", "--process", 1)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--process says which of several processes; add --distributed" in result.stderr
 
 

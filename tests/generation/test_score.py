@@ -327,4 +327,4 @@ def test_the_command_says_what_it_cannot_measure(shared, tmp_path):
         assert "Traceback" not in result.output
     file.write_text("Once upon a time")
     result = run("perplexity", folder, file, "--context", 8, "--stride", 9)
-    assert (result.exit_code, "--stride 9 must be" in result.stderr) == (1, True)
+    assert (result.exit_code, "--stride 9 must be" in result.stderr) == (2, True)

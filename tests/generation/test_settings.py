@@ -29,7 +29,7 @@ from llama_jax.generation.settings import SamplingSettings, for_each
         ({"min_p": -0.1}, "min_p=-0.1 must be a finite number from 0 to 1"),
         ({"min_p": 1.01}, "min_p=1.01"),
         ({"top_p": np.nan}, "top_p=nan"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty=0 must be above 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be a number above 0"),
         ({"repetition_penalty": -1.0}, "repetition_penalty=-1.0"),
         ({"presence_penalty": np.inf}, "presence_penalty=inf must be a finite number$"),
         ({"frequency_penalty": -1e39}, "frequency_penalty=-1e.39"),

@@ -7,9 +7,11 @@ import jax
 import pytest
 import tokenizers
 from dialog_kinds import CALL, KINDS, TOOL_TEMPLATE, TOOLS, byte_folder
+from small_tokenizers import tiktoken_file
 
 import llama_jax
 from llama_jax import Conversation, generate, init_params, load_tokenizer
+from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
 QUESTIONS = ("Who is Lily?", "Why?", "Where?", "And then?", "Is that all?")
 LETTERS = "abcd."
@@ -191,6 +193,26 @@ def test_tools_their_calls_and_results_reach_the_template(params, tmp_path):
     assert done.tokens == tokens
 
 
+@pytest.mark.parametrize("end", ["<|eom_id|>", "<|eot_id|>"])
+def test_a_call_in_llama_3s_own_format_is_read_again_as_it_was_written(config, end):
+    tokenizer = TiktokenTokenizer(tiktoken_file())
+    size = tokenizer.vocab_size
+    long = dataclasses.replace(config, vocab_size=size, max_seq_len=2048)
+    params = init_params(jax.random.key(0), long)
+    tag, stop = tokenizer.special["<|python_tag|>"], tokenizer.special[end]
+    only = [id for id in range(size) if id not in (tag, stop)]
+    settings = {"forbidden_ids": only, "max_new_tokens": 2, "min_new_tokens": 1, "temperature": 0}
+    talk = Conversation(params, tools=TOOLS, tokenizer=tokenizer, **settings, logit_bias={stop: 99})
+    tokens = [id for delta in talk.ask("Weather?") for id in delta.tokens]
+    assert tokens == [tag]
+    more = {"end": "eom"} if end == "<|eom_id|>" else {}
+    assert talk.messages[-1] == {"role": "assistant", "content": "", "python_tag": True, **more}
+    before = [*talk._ids, stop]
+    talk.messages.append({"role": "tool", "content": "21 degrees"})
+    list(talk.answer())
+    assert talk._ids[: len(before)] == before
+
+
 def test_tools_that_a_template_does_not_write_are_refused(params, tmp_path):
     talk = talk_in(params, byte_folder(tmp_path, KINDS["plain"][0]), tools=TOOLS)
     with pytest.raises(ValueError, match="chat template does not write tools="):
@@ -200,6 +222,22 @@ def test_tools_that_a_template_does_not_write_are_refused(params, tmp_path):
         llama_jax.chat(
             params, [{"role": "user", "content": "a"}], tools=[print], tokenizer=talk.tokenizer
         )
+
+
+def test_generate_and_stream_tell_each_dialog_of_tools(params, tmp_path):
+    tokenizer = load_tokenizer(byte_folder(tmp_path, TOOL_TEMPLATE))
+    dialogs = [[{"role": "user", "content": text}] for text in ("Weather?", "And now?")]
+    how = {"tools": TOOLS, "tokenizer": tokenizer, **settings_of(tokenizer)}
+    told = [llama_jax.chat(params, dialog, **how).tokens for dialog in dialogs]
+    assert [done.tokens for done in generate(params, dialogs, **how)] == told
+    streamed = [[], []]
+    for delta in llama_jax.stream(params, dialogs, **how):
+        streamed[delta.row] += delta.tokens
+    assert streamed == told
+    untold = generate(params, dialogs, **{**how, "tools": []})
+    assert [done.tokens for done in untold] != told
+    with pytest.raises(ValueError, match="prompt 1 is no dialog, and tools= are told in one"):
+        generate(params, [dialogs[0], "Weather?"], **how)
 
 
 @pytest.mark.parametrize("eos", ["</s>", "<|end|>"])

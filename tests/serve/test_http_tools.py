@@ -2,11 +2,20 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
+import msgspec
 import openai
 import pytest
+from helpers import config_of
 from scripted import Scripted, delta
 from serving import NAME, served
+from small_tokenizers import tiktoken_file
+
+from llama_jax.serve.openai.chat import asked_for
+from llama_jax.serve.openai.requests import ChatRequest
+from llama_jax.serve.openai.served import Served
+from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [
@@ -100,6 +109,19 @@ def test_the_model_is_told_of_tools_and_of_calls_as_templates_write_them(engine,
     (choice,) = client.chat.completions.create(**asked, tool_choice="none").choices
     assert choice.message.content == TWO
     assert "tool_calls" in engine.asked[-1][0][1]  # a dialog, of which the engine knows no tools
+
+
+def test_a_model_without_a_template_is_told_in_llama_3s_own_format():
+    tokenizer = TiktokenTokenizer(tiktoken_file())
+    config = config_of(vocab_size=tokenizer.vocab_size, max_seq_len=4096)
+    served = Served(SimpleNamespace(config=config, tokenizer=tokenizer), NAME, 0)
+    call = {"id": "1", "type": "function", "function": {"name": "time", "arguments": '{"a": 1}'}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "1", "content": "noon"}
+    messages = [*ASKED["messages"], said, result]
+    request = msgspec.convert({**ASKED, "messages": messages}, ChatRequest)
+    ((prompt,), _) = asked_for(served, request)
+    assert prompt == tokenizer.encode_dialog(messages, tools=TOOLS)
 
 
 def test_a_call_that_is_demanded_binds_the_answer(engine, client):

@@ -110,6 +110,64 @@ def test_llama3_writes_a_call_of_a_tool_and_its_result(role):
     ]
 
 
+def tool_of(name):
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+@pytest.mark.parametrize("opening", [[], [system("Be brief.")]], ids=["no system", "system"])
+def test_llama3_tells_of_tools_as_metas_prompt_format_says(opening):
+    tokenizer = tokenizer_of(LLAMA3)
+    ids = tokenizer.encode_dialog([*opening, user("a")], tools=[tool_of("f"), tool_of("é")])
+    said = "Environment: ipython" + "".join(f"\n\n{m['content']}" for m in opening)
+    listed = "".join(
+        f"""{{
+    "type": "function",
+    "function": {{
+        "name": "{name}",
+        "parameters": {{
+            "type": "object"
+        }}
+    }}
+}}
+"""
+        for name in ("f", "é")
+    )
+    told = (
+        "Answer the user's question by making use of the following functions if needed.\n"
+        "If none of the function can be used, please say so.\n"
+        f"Here is a list of functions in JSON format:\n{listed}\n"
+        "Return function calls in JSON format."
+    )
+    dialog = [system(said), user(told), user("a")]
+    assert ids == tokenizer.encode_dialog(dialog)
+    assert tokenizer.encode_dialog([user("a")], tools=[]) == tokenizer.encode_dialog([user("a")])
+
+
+@pytest.mark.parametrize("arguments", [{"a": "x"}, '{"a": "x"}'], ids=["an object", "its JSON"])
+def test_llama3_writes_calls_of_functions_and_their_results(arguments):
+    tokenizer = tokenizer_of(LLAMA3)
+    calls = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]
+    result = {"role": "tool", "content": "2", "tool_call_id": "1"}
+    ids = tokenizer.encode_dialog(
+        [user("a"), {"role": "assistant", "content": None, "tool_calls": calls}, result]
+    )
+    written = '{"type": "function", "name": "f", "parameters": {"a": "x"}}'
+    assert spelled(tokenizer, ids) == [
+        "<|begin_of_text|>",
+        *llama3_message("user", "\n\na", "<|eot_id|>"),
+        *llama3_message("assistant", "\n\n", "<|python_tag|>", written, "<|eom_id|>"),
+        *llama3_message("ipython", "\n\n2", "<|eot_id|>"),
+        *llama3_message("assistant", "\n\n"),
+    ]
+
+
+def test_an_error_names_a_messages_own_place_with_tools_too():
+    with pytest.raises(ValueError, match="message 0 has 'x', which"):
+        tokenizer_of(LLAMA3).encode_dialog([{**user("a"), "x": 1}], tools=[tool_of("f")])
+    with pytest.raises(ValueError, match="tools= holds what is no JSON"):
+        tokenizer_of(LLAMA3).encode_dialog([user("a")], tools=[{"f": object()}])
+
+
 @needs_shared
 def test_llama3_encodes_the_newlines_after_a_header_apart_from_the_content():
     tokenizer = tokenizer_of("llama3")
@@ -176,7 +234,10 @@ MALFORMED_HERE = {
     "assistant first": (LLAMA2, [assistant("a"), user("b")], "0 has role 'assistant' where 'user'"),
     "users": (LLAMA2, [user("a"), user("b")], "message 1 has role 'user' where 'assistant'"),
     "answered": (LLAMA2, [user("a"), assistant("b")], "message 1, the last, has role 'assistant'"),
-    "key 3": (LLAMA3, [assistant("a", tool_calls=[])], "message 0 has 'tool_calls', which"),
+    "key 3": (LLAMA3, [assistant("a", refusal="no")], "message 0 has 'refusal', which"),
+    "no call": (LLAMA3, [assistant("a", tool_calls=[{"f": 1}])], "message 0 has tool_calls=.*'f'"),
+    "a user's call": (LLAMA3, [{**user("a"), "tool_calls": [{"name": "f"}]}], "and tool_calls="),
+    "a result's end": (LLAMA3, [{"role": "tool", "content": "", "end": "eom"}], "0 has 'end', wh"),
     "end": (LLAMA3, [user("a"), assistant("b", end="<|eom_id|>")], "1 has end='<|eom_id|>'; it is"),
     "no end": (LLAMA3, [assistant("b", end="")], "message 0 has end=''; it is one of 'eot'"),
     "tag 1": (LLAMA3, [assistant("b", python_tag=1)], "message 0 has python_tag=1; it is True"),
@@ -220,10 +281,9 @@ def test_the_text_parts_of_a_content_are_joined(name):
     assert ids([]) == ids("")
 
 
-@pytest.mark.parametrize(("name", "format"), [(LLAMA2, "Llama 2"), (LLAMA3, "Llama 3")])
-def test_metas_formats_have_no_place_for_tools(name, format):
-    tokenizer = tokenizer_of(name)
-    with pytest.raises(ValueError, match=f"{format}'s format has no place for tools="):
+def test_llama_2s_format_has_no_place_for_tools():
+    tokenizer = tokenizer_of(LLAMA2)
+    with pytest.raises(ValueError, match="Llama 2's format has no place for tools="):
         tokenizer.encode_dialog([user("a")], tools=TOOLS)
     assert tokenizer.encode_dialog([user("a")], tools=[]) == tokenizer.encode_dialog([user("a")])
 
@@ -610,6 +670,10 @@ def test_malformed_tools_are_refused(tools, message):
         ("zephyr", "</s>"),
         ("{% for m in messages %}{{ m.content }} \n<|user|>{% endfor %}", "<|user|>"),
         ("{% for m in messages %}{{ m.content }}.</s>{% endfor %}", None),
+        # It ends so whoever spoke last.
+        ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}<|assistant|>", None),
+        ("{% for m in messages %}{{ m.content }}\n{% endfor %}<|assistant|>\n", None),
+        ("{% for m in messages %}{{ m.content }}</s>{% endfor %}<|assistant|>", "</s>"),
         ("{% for m in messages %}{{ m.content }}{% endfor %}", None),
         ("{{ messages[0].content }}</s>", None),
         ("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}", None),
@@ -794,34 +858,34 @@ def test_a_folders_template_and_tokens_are_read(tmp_path):
         "add_bos_token": True,
     }
     file = tmp_path / "tokenizer_config.json"
-    assert read_chat_template(tmp_path) is None
+    assert read_chat_template(tmp_path / "tokenizer.json") is None
     file.write_text(json.dumps(config))
-    assert read_chat_template(tmp_path) is None
+    assert read_chat_template(tmp_path / "tokenizer.json") is None
     file.write_text(json.dumps({**config, "chat_template": "{{ 1 }}"}))
     (tmp_path / "special_tokens_map.json").write_text('{"unk_token": "<u>", "eos_token": "old"}')
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<u>"}
-    assert read_chat_template(tmp_path) == ChatTemplate("{{ 1 }}", tokens)
+    assert read_chat_template(tmp_path / "tokenizer.json") == ChatTemplate("{{ 1 }}", tokens)
     named = [{"name": "rag", "template": "{{ 2 }}"}, {"name": "default", "template": "{{ 3 }}"}]
     file.write_text(json.dumps({**config, "chat_template": named}))
-    assert read_chat_template(tmp_path).source == "{{ 3 }}"
+    assert read_chat_template(tmp_path / "tokenizer.json").source == "{{ 3 }}"
     for_tools = {"name": "tool_use", "template": "{{ 4 }}{{ tools[0].type }}"}
     file.write_text(json.dumps({**config, "chat_template": [*named, for_tools]}))
-    assert read_chat_template(tmp_path).render([user("a")]) == "3"
-    assert read_chat_template(tmp_path).render([user("a")], TOOLS) == "4function"
+    assert read_chat_template(tmp_path / "tokenizer.json").render([user("a")]) == "3"
+    assert read_chat_template(tmp_path / "tokenizer.json").render([user("a")], TOOLS) == "4function"
     file.write_text(json.dumps({**config, "chat_template": [for_tools]}))
-    assert read_chat_template(tmp_path).render([user("a")], TOOLS) == "4function"
+    assert read_chat_template(tmp_path / "tokenizer.json").render([user("a")], TOOLS) == "4function"
     with pytest.raises(ValueError, match="none is named default"):
-        read_chat_template(tmp_path).render([user("a")])
+        read_chat_template(tmp_path / "tokenizer.json").render([user("a")])
     (tmp_path / "chat_template.json").write_text('{"chat_template": "{{ 5 }}"}')
-    assert read_chat_template(tmp_path).tool_source is not None
+    assert read_chat_template(tmp_path / "tokenizer.json").tool_source is not None
     file.write_text(json.dumps(config))
-    assert read_chat_template(tmp_path) == ChatTemplate("{{ 5 }}", tokens)
+    assert read_chat_template(tmp_path / "tokenizer.json") == ChatTemplate("{{ 5 }}", tokens)
     file.write_text(json.dumps({**config, "chat_template": named[:1]}))
     (tmp_path / "chat_template.jinja").write_text("{{ 'é' }}", encoding="utf-8")
-    assert read_chat_template(str(tmp_path)).source == "{{ 'é' }}"
+    assert read_chat_template(tmp_path / "tokenizer.json").source == "{{ 'é' }}"
     (tmp_path / "chat_template.jinja").write_bytes(b"caf\xe9")
     with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8"):
-        read_chat_template(tmp_path)
+        read_chat_template(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize(
@@ -872,7 +936,7 @@ def test_a_folder_with_a_template_encodes_dialogs_by_it(tmp_path):
 def test_a_broken_tokenizer_config_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match=message):
-        read_chat_template(tmp_path)
+        read_chat_template(tmp_path / "tokenizer.json")
 
 
 def test_importing_the_room_does_not_import_jinja():

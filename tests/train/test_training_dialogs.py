@@ -387,5 +387,5 @@ def test_the_command_packs_dialogs(tmp_path):
         (["--context", "400"], "--context and --drop-long are for --dialogs"),
     ):
         refused = run("tokenize", *given, *more)
-        assert refused.exit_code == 1
+        assert refused.exit_code == 2
         assert error in refused.stderr

@@ -39,6 +39,7 @@ def writing(
         _check_space(dst, nbytes + sum(map(_size, copies.values())))
         with whole_directory(dst) as partial:
             for name, content in copies.items():
+                (partial / name).parent.mkdir(exist_ok=True)
                 if isinstance(content, bytes):
                     (partial / name).write_bytes(content)
                 else:

@@ -56,6 +56,14 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return key in self._given
 
+    def require(self, *keys: str) -> None:
+        """ValueError names those that are not there."""
+        if missing := [key for key in keys if key not in self]:
+            raise ValueError(
+                f"it lacks {' and '.join(missing)}, which nothing else says; {FETCH_AGAIN}, or add "
+                "what the model's publisher states"
+            )
+
     def raw(self, key: str) -> Any:
         """A value of any type, or None."""
         return self._given.get(key)
@@ -86,7 +94,7 @@ class Fields:
         if key in self._given:
             return self._given[key]
         if default is None:
-            raise ValueError(f"it lacks {key}, which a LLaMA's always has; the file is damaged")
+            self.require(key)
         return default
 
 

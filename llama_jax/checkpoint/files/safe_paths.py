@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN
+from llama_jax.tokenizer.folder import given_path
 
 LINKS = "LLAMA_JAX_LINKS"
 """The environment variable that names folders which links of a checkpoint may lead into."""

@@ -12,6 +12,11 @@ from llama_jax.config import Config, DynamicScaling
 
 # The second in the first conversions, the third where the output layer was left out.
 _ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM", "LlamaModel")
+_NEEDED = (
+    *("hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "vocab_size"),
+)
+"""The keys without a default."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,7 @@ def _check_kind(fields: Fields) -> None:
 
 
 def _parse(fields: Fields, max_seq_len: int | None) -> HFConfig:
+    fields.require(*_NEEDED)
     dim, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
     if "head_dim" not in fields and dim % heads:
         raise ValueError(

@@ -51,7 +51,7 @@ def check_names(
     missing = [row.hf for row in rows if row.hf not in found.arrays]
     unknown = [name for name in found.arrays if name not in known]
     layers = f"config.json says num_hidden_layers={config.n_layers}"
-    if unknown and (kind := kind_of(unknown)):
+    if unknown and (kind := kind_of(unknown, known)):
         also = f" ({said.quantized})" if said.quantized else ""
         raise ValueError(f"{found.file_of[unknown[0]]}: {kind}{also}")
     if missing:

@@ -63,6 +63,7 @@ def open_meta(
         config = config.replace(rope_scaling=asked_scaling(rope_factor))
     shards, values, said_of_them = read_quantized(open_shards(path), params, config)
     check_names(shards, config, params.adapted)
+    config, head_notes = _with_kv_heads(shards, params, config)
     config, width_notes = _with_width(shards, params, config)
     check_count(shards, config)
     if not params.says_vocab_size:
@@ -71,14 +72,14 @@ def open_meta(
     if max_seq_len is not None or not params.says_max_seq_len:
         supplied = default_max_seq_len(config) if max_seq_len is None else max_seq_len
         config = config.replace(max_seq_len=supplied)
-    notes = [*shards.notes, *params.notes, *width_notes, *said_of_them]
+    notes = [*shards.notes, *params.notes, *head_notes, *width_notes, *said_of_them]
     if "vocab_size" in params.left_out:
         notes.append(f"vocab_size {config.vocab_size}, the embedding's: params.json leaves it out")
     notes += _notes(shards, params, config, max_seq_len, rope_factor)
     shared = path.resolve().parent / "tokenizer.model"  # LLaMA 1 and 2: one for all sizes
     tokenizer = own_tokenizer(path, shared)
     if tokenizer is not None and tokenizer.parent.resolve() == shared.parent:
-        notes.append(f"the folder has no tokenizer of its own: {tokenizer}, above it, is taken")
+        notes.append(f"the folder has no tokenizer of its own: {shared}, above it, is taken")
     return Source(
         path,
         "meta",
@@ -104,6 +105,22 @@ def _with_width(shards: Shards, params: MetaParams, config: Config) -> tuple[Con
         f"Meta's default, {MULTIPLE_OF}, would make it {config.hidden_dim}"
     )
     return config.replace(hidden_dim=rows), [note]
+
+
+def _with_kv_heads(shards: Shards, params: MetaParams, config: Config) -> tuple[Config, list[str]]:
+    """The config with the weights' key-value heads, where params.json leaves their number out.
+
+    Meta's default is one for each query head. Files that share a head hold it twice, so their
+    rows tell only where there are fewer files than heads.
+    """
+    pieces = shards.pieces["layers.0.attention.wk.weight"]
+    heads, rest = divmod(sum(one.shape[0] for one in pieces if one.ndim == 2), config.head_dim)
+    told = heads and not rest and config.n_heads % heads == 0
+    shared = 1 < len(pieces) >= heads
+    if "n_kv_heads" not in params.left_out or heads == config.n_heads or not told or shared:
+        return config, []
+    note = f"n_kv_heads {heads}, as the weights have it: params.json leaves it out"
+    return config.replace(n_kv_heads=heads), [note]
 
 
 def _vocab_size(shards: Shards, dim: int) -> int:

@@ -25,7 +25,7 @@ def check_names(shards: Shards, config: Config, adapted: bool) -> None:
             f"{file} is quantized or carries a LoRA adapter, as its params.json says and its "
             f"tensor {shorten(unknown[0])} shows; get the model's bfloat16 files"
         )
-    if unknown and (kind := kind_of(unknown)):
+    if unknown and (kind := kind_of(unknown, expected)):
         raise ValueError(f"{file}: {kind}")
     if absent := [name for name in missing if name != "output.weight"]:
         raise ValueError(

@@ -93,7 +93,9 @@ def _parse(given: dict[str, Any]) -> MetaParams:
     if isinstance(given.get("model"), dict):
         given = {**{key: value for key, value in given.items() if key != "model"}, **given["model"]}
     fields = Fields(given)
-    left_out = tuple(k for k in ("vocab_size", "multiple_of", "norm_eps") if k not in fields)
+    fields.require("dim", "n_layers", "n_heads")
+    defaults = ("vocab_size", "multiple_of", "norm_eps", "n_kv_heads")
+    left_out = tuple(key for key in defaults if key not in fields)
     says_vocab_size = fields.raw("vocab_size") not in (None, -1)
     notes = []
     if "norm_eps" in left_out:

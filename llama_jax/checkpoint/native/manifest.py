@@ -13,7 +13,7 @@ from llama_jax.checkpoint.files.json_file import read_object, shown, write_json
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.native.checked import check_files, check_own, stated
 from llama_jax.config import Config
-from llama_jax.tokenizer.beside import FILES
+from llama_jax.tokenizer.folder import FILES
 
 FORMAT = "llama_jax"
 PLAIN, VERSION = 1, 2

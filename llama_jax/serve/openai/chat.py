@@ -54,7 +54,8 @@ def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
     """The tools that the model is told of, as templates take them."""
     if request.tool_choice == "none" or not request.tools:
         return None
-    found = [msgspec.to_builtins(tool) for tool in request.tools]
+    asked = map(msgspec.to_builtins, request.tools)
+    found = [{"type": tool["type"], **tool} for tool in asked]  # in the order that models know
     for tool in found:
         given = tool["function"].items()
         tool["function"] = {name: value for name, value in given if value is not None}
