@@ -13,7 +13,7 @@ import hmac
 import os
 import socket
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from llama_jax.distributed.arrivals import hellos, listener
 from llama_jax.distributed.connection import MAX_MESSAGE, Line, words
@@ -128,7 +128,7 @@ def _problem(hello: Hello, processes: int, lines: dict[int, Line]) -> str:
     return ""
 
 
-def _refuse(lines: list[Line], problem: str) -> None:
+def _refuse(lines: list[Line], problem: str) -> NoReturn:
     for line in lines:
         line.send(over=problem)
         line.close()
