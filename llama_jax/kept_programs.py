@@ -60,12 +60,12 @@ def _checked_cache() -> type:
             entry = self._unless_locked(lambda: super(CheckedCache, self).get(key))
             if entry is None:
                 return None
-            if (program := _checked(entry)) is None:
+            if (program := _checked(key, entry)) is None:
                 self._unless_locked(lambda: self._remove_damaged(key))
             return program
 
         def put(self, key: str, value: bytes) -> None:
-            entry = hashlib.sha256(value).digest() + value
+            entry = _digest(key, value) + value
             self._unless_locked(lambda: super(CheckedCache, self).put(key, entry))
 
         def _unless_locked(self, action: Any) -> Any:
@@ -82,7 +82,7 @@ def _checked_cache() -> type:
             entry, used = (self.path / f"{key}-{what}" for what in ("cache", "atime"))
             with self.lock.acquire(timeout=WAIT_SECONDS) if self.eviction_enabled else _nobody():
                 # Another process may have written it anew meanwhile.
-                if entry.exists() and _checked(entry.read_bytes()) is None:
+                if entry.exists() and _checked(key, entry.read_bytes()) is None:
                     entry.unlink()
                     used.unlink(missing_ok=True)
 
@@ -92,7 +92,11 @@ def _checked_cache() -> type:
 _nobody = contextlib.nullcontext
 
 
-def _checked(entry: bytes) -> bytes | None:
-    """The program in an entry; None where it is not the one that was written."""
+def _checked(key: str, entry: bytes) -> bytes | None:
+    """The program in an entry; None where it is not the one that was written under this key."""
     digest, program = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
-    return program if hashlib.sha256(program).digest() == digest else None
+    return program if _digest(key, program) == digest else None
+
+
+def _digest(key: str, program: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + program).digest()

@@ -216,6 +216,15 @@ def test_a_flipped_bit_of_an_entry_is_never_read_and_the_entry_is_removed(kept, 
     assert kept.get("key") == b"a program"
 
 
+def test_the_program_of_another_key_is_never_read(kept, tmp_path):
+    kept.put("one", b"a program")
+    kept.put("other", b"another")
+    (tmp_path / "one-cache").write_bytes((tmp_path / "other-cache").read_bytes())
+    assert kept.get("one") is None
+    assert kept.get("other") == b"another"
+    assert entries(tmp_path) == ["other-cache"]
+
+
 def test_another_folder_of_programs_is_as_jax_has_it(kept, tmp_path):
     from jax._src import compilation_cache
 

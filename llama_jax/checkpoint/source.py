@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, copy_in_bands
+from llama_jax.checkpoint.files.mapped import check_whole
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_archive import check_sums
 from llama_jax.checkpoint.files.torch_file import is_torch_file
@@ -59,6 +60,7 @@ class StoredTensor(ReadByPart):
                 end = begin + piece.shape[self.axis]
                 low, high = max(run.start, begin), min(run.stop, end)
                 if low < high:
+                    check_whole(piece)
                     at = first - start + (low - run.start) * step
                     to = slice(at, at + (high - low - 1) * step + 1, step)
                     target = stored[(*(slice(None) for _ in before), to)]

@@ -129,11 +129,16 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 
 def _end_on_exceptions() -> None:
-    """An exception that nobody catches ends the job, once it was printed as ever."""
+    """An exception that nobody catches ends the job, and is printed as ever.
+
+    But for one that another process has caused: of its death each process says one line.
+    """
     before = sys.excepthook
 
     def hook(kind: Any, error: Any, trace: Any) -> None:
+        said = f"{kind.__name__}: {error}".splitlines()[0]
+        if _watch is not None:
+            _watch.fail(said, lambda: before(kind, error, trace))
         before(kind, error, trace)
-        fail(f"{kind.__name__}: {error}".splitlines()[0])
 
     sys.excepthook = hook

@@ -12,15 +12,19 @@ from typing import Any
 
 LOST_AFTER = 30
 """Seconds after which a machine that no longer answers counts as gone."""
+MAX_HELLO, MAX_MESSAGE = 1 << 10, 1 << 30
+"""Bytes of one object: from whoever connects, and from a process of the job."""
+MAX_SAID = 300
+"""Characters of what another process says, where it is printed."""
 
 
 class Line:
     """One end of a connection: an object a line, either way. Host state."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self.connection = connection
+    def __init__(self, connection: socket.socket, limit: int = MAX_MESSAGE) -> None:
+        self.connection, self.limit = connection, limit
         self.open = True
-        self._unread = b""
+        self._unread = bytearray()
         self._arrived: collections.deque[dict[str, Any]] = collections.deque()
         self._sending = threading.Lock()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -38,22 +42,27 @@ class Line:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> None:
-        """Waits until something comes; once the other end is gone `open` is false.
+        """Waits until something comes.
 
-        ValueError, or RecursionError, for what no process of ours sends.
+        `open` is false once the other end is gone, or sends what no process of ours does.
         """
         try:
             data = self.connection.recv(1 << 16)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):
             return
         except OSError:
             data = b""
         self.open = bool(data)
-        *whole, self._unread = (self._unread + data).split(b"\n")
-        for one in map(json.loads, whole):
-            if not isinstance(one, dict):
-                raise ValueError("not an object")
-            self._arrived.append(one)
+        self._unread += data
+        try:
+            if b"\n" in data:
+                *whole, rest = bytes(self._unread).split(b"\n")
+                self._unread = bytearray(rest)
+                self._arrived.extend(map(_object, whole))
+            if len(self._unread) > self.limit:
+                raise ValueError("more than one object takes")
+        except (ValueError, RecursionError):
+            self.open = False
 
     def take(self) -> Iterator[dict[str, Any]]:
         """The objects that have come, each once."""
@@ -64,3 +73,17 @@ class Line:
         """Ends the connection, which the other end notices."""
         self.open = False
         self.connection.close()
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError("not an object")
+    return found
+
+
+def words(said: object) -> str:
+    """What another process says, as one line that can be printed: cut, control marks escaped."""
+    text = str(said)
+    text = text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -1,39 +1,64 @@
 """The roll call: before JAX starts, every process tells process 0 that it is there.
 
-It is called on the coordinator's own port, which JAX's service takes over afterwards.
+It is called on the coordinator's own port, which JAX's service takes over afterwards. Process 0
+sends whoever connects a word of its own, and a process answers with its number and a proof: the
+word signed with the job's secret, which the environment holds.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import hmac
+import os
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
-from llama_jax.distributed.connection import Line
+from llama_jax.distributed.arrivals import hellos, listener
+from llama_jax.distributed.connection import MAX_MESSAGE, Line, words
+
+SECRET = "LLAMA_JAX_JOB_SECRET"
+"""The environment variable whose value all processes of a job share. By default it is empty."""
+MAX_PROCESSES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Hello:
+    """What a process says of itself."""
+
+    process: int
+    processes: int
+    host: str
+    proven: bool
 
 
 def gather(port: int, processes: int, seconds: float) -> tuple[dict[int, Line], dict[int, str]]:
     """Process 0's part: a line to every other process, and the host that each is on.
 
-    ValueError, here and in all that came, where one has not come in time.
+    What else connects is ignored. ValueError, here and in all that came, where one has not come in
+    time.
     """
     lines: dict[int, Line] = {}
     hosts: dict[int, str] = {}
-    until = time.monotonic() + seconds
-    with _listener(port, processes) as listener:
+    until, unproven = time.monotonic() + seconds, 0
+    with listener(port) as heard, contextlib.closing(hellos(heard, until)) as arrived:
         while len(lines) < processes - 1:
-            if arrived := _arrival(listener, until):
-                line, hello = arrived
-                number, problem = _checked(hello, processes, lines)
-                if problem:
-                    _refuse([*lines.values(), line], problem)
-                lines[number], hosts[number] = line, str(hello.get("host"))
-            if len(lines) < processes - 1 and time.monotonic() > until:
-                absent = [i for i in range(1, processes) if i not in lines]
-                _refuse(list(lines.values()), _never_came(absent, processes, seconds))
+            if (came := next(arrived, None)) is None:
+                _refuse(list(lines.values()), _never_came(lines, processes, seconds, unproven))
+            line, word, message = came
+            if (hello := _hello(message, word)) is None:
+                line.close()
+            elif not hello.proven:
+                unproven += 1
+                line.send(over=f"process 0 has another {SECRET}; give all processes the same")
+                line.close()
+            elif problem := _problem(hello, processes, lines):
+                _refuse([*lines.values(), line], problem)
+            else:
+                lines[hello.process], hosts[hello.process] = line, hello.host
     for line in lines.values():
+        line.limit = MAX_MESSAGE
         line.connection.settimeout(None)
         line.send(complete=True)
     return lines, hosts
@@ -43,18 +68,21 @@ def report(
     address: tuple[str, int], process: int, processes: int, seconds: float
 ) -> tuple[dict[int, Line], dict[int, str]]:
     """Any other process's part: its line to process 0, once everybody is there."""
-    until = time.monotonic() + seconds
-    line = Line(_connected(address, until, seconds))
-    line.send(process=process, processes=processes, host=socket.gethostname())
+    line = Line(_connected(address, time.monotonic() + seconds, seconds))
     # Process 0 may have begun to wait later, and is the one to say who is absent.
     until = time.monotonic() + seconds + 10
-    for message in _messages(line, until):
-        if message.get("complete"):
-            line.connection.settimeout(None)
-            return {0: line}, {0: address[0]}
-        if "over" in message:
-            line.close()
-            raise ValueError(message["over"])
+    while line.open and (left := until - time.monotonic()) > 0:
+        line.connection.settimeout(left)
+        line.receive()
+        for message in line.take():
+            if "word" in message:
+                line.send(**_told(process, processes, message["word"]))
+            elif message.get("complete"):
+                line.connection.settimeout(None)
+                return {0: line}, {0: address[0]}
+            elif "over" in message:
+                line.close()
+                raise ValueError(words(message["over"]))
     where, ended = f"process 0 at {address[0]}:{address[1]}", not line.open
     line.close()
     if ended:
@@ -62,71 +90,59 @@ def report(
     raise ValueError(f"{where} does not answer; does another program listen there?")
 
 
-@contextlib.contextmanager
-def _listener(port: int, processes: int) -> Iterator[socket.socket]:
-    both = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if both else socket.AF_INET
-    try:
-        listener = socket.create_server(
-            ("", port), family=family, backlog=processes, dualstack_ipv6=both
-        )
-    except OSError as error:
-        raise ValueError(
-            f"port {port} of this machine, the coordinator's, cannot be had: {error}; name another"
-        ) from error
-    with listener:
-        yield listener
+def _told(process: int, processes: int, word: object) -> dict[str, Any]:
+    host = socket.gethostname()
+    proof = _proof(word, process, processes, host)
+    return {"process": process, "processes": processes, "host": host, "proof": proof}
 
 
-def _arrival(listener: socket.socket, until: float) -> tuple[Line, dict[str, Any]] | None:
-    """The next process that calls, if one does in time; what else connects is ignored."""
-    listener.settimeout(max(0.1, until - time.monotonic()))
-    try:
-        line = Line(listener.accept()[0])
-    except TimeoutError:
+def _proof(word: object, process: int, processes: int, host: str) -> str:
+    secret = os.environ.get(SECRET, "").encode()
+    return hmac.digest(secret, f"{word} {process} {processes} {host}".encode(), "sha256").hex()
+
+
+def _hello(message: dict[str, Any], word: str) -> Hello | None:
+    """What a process says; None where no process of ours says it."""
+    names = ("process", "processes", "host", "proof")
+    process, processes, host, proof = (message.get(name) for name in names)
+    if type(process) is not int or type(processes) is not int:
         return None
-    for hello in _messages(line, time.monotonic() + 2):
-        if isinstance(hello.get("process"), int):
-            return line, hello
-    line.close()
-    return None
+    if not 0 < process < processes <= MAX_PROCESSES:
+        return None
+    if not isinstance(host, str) or not isinstance(proof, str):
+        return None
+    proven = hmac.compare_digest(proof.encode(), _proof(word, process, processes, host).encode())
+    return Hello(process, processes, words(host), proven)
 
 
-def _messages(line: Line, until: float) -> Iterator[dict[str, Any]]:
-    """What comes on a line until a time, or until something comes that is not ours."""
-    with contextlib.suppress(ValueError, RecursionError):
-        while line.open and (left := until - time.monotonic()) > 0:
-            line.connection.settimeout(left)
-            line.receive()
-            yield from line.take()
-
-
-def _checked(hello: dict[str, Any], processes: int, lines: dict[int, Line]) -> tuple[int, str]:
-    """The number of a process that calls, and what is wrong with it."""
-    number, host = hello["process"], hello.get("host")
-    if hello.get("processes") != processes:
-        return number, (
-            f"process {number} (on {host}) counts {hello.get('processes')} processes and process 0 "
+def _problem(hello: Hello, processes: int, lines: dict[int, Line]) -> str:
+    """What is wrong with a process that has proven to be of this job."""
+    number = hello.process
+    if hello.processes != processes:
+        return (
+            f"process {number} (on {hello.host}) counts {hello.processes} processes and process 0 "
             f"counts {processes}; start all with the same number"
         )
-    if not 0 < number < processes or number in lines:
-        return number, f"two processes are process {number}; give each a number of its own"
-    return number, ""
+    if number in lines:
+        return f"two processes are process {number}; give each a number of its own"
+    return ""
 
 
-def _refuse(lines: list[Line], problem: str) -> None:
+def _refuse(lines: list[Line], problem: str) -> NoReturn:
     for line in lines:
         line.send(over=problem)
         line.close()
     raise ValueError(problem)
 
 
-def _never_came(absent: list[int], processes: int, seconds: float) -> str:
+def _never_came(lines: dict[int, Line], processes: int, seconds: float, unproven: int) -> str:
+    absent = [i for i in range(1, processes) if i not in lines]
     shown = ", ".join(map(str, absent[:8])) + (" ..." if len(absent) > 8 else "")
     named = f"process {shown}" if len(absent) == 1 else f"processes {shown}"
+    others = f"; {unproven} that called had another {SECRET}" if unproven else ""
     return (
-        f"{named} of {processes} never came within {seconds:g} s; see why in its own output, "
-        "or wait longer with a start timeout"
+        f"{named} of {processes} never came within {seconds:g} s{others}; see why in its own "
+        "output, or wait longer with a start timeout"
     )
 
 

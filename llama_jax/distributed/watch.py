@@ -10,13 +10,16 @@ import selectors
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-from llama_jax.distributed.connection import Line
+from llama_jax.distributed.connection import Line, words
 
 OVER = "; the job is over"
 GRACE = 1.0
 """Seconds between the first word of trouble and the verdict: what a death broke also complains."""
+FAREWELL = 1.0
+"""Seconds that process 0 waits for the others to end before it ends itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Watch(threading.Thread):
         self._shared: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._left: set[int] = set()
         self._troubles: queue.SimpleQueue[Trouble] = queue.SimpleQueue()
+        self._explain: Callable[[], None] | None = None
 
     def run(self) -> None:
         heard: list[Trouble] = []
@@ -62,14 +66,18 @@ class Watch(threading.Thread):
                 if time.monotonic() >= verdict:
                     self._end(heard)
 
-    def fail(self, said: str | None) -> NoReturn:
-        """Ends the job for a reason of this process's own; process 0 says which if several have."""
+    def fail(self, said: str | None, explain: Callable[[], None] | None = None) -> NoReturn:
+        """Ends the job for a reason of this process's own; process 0 says which if several have.
+
+        `explain` prints more about it, a traceback. It is called if this reason is the one.
+        """
+        self._explain = explain
         if self.process == 0:
             self._troubles.put(Trouble(0, died=False, said=said))
         else:
             self.lines[0].send(failed=said)
         time.sleep(10 * GRACE)  # the watch ends the process before that
-        _exit(said)
+        self._over(self.process, said)
 
     def leave(self) -> None:
         """Says that this process ends as it should."""
@@ -92,12 +100,12 @@ class Watch(threading.Thread):
             elif "left" in message:
                 self._left.add(number)
             elif "failed" in message:
-                self._troubles.put(Trouble(number, died=False, said=message["failed"]))
+                self._troubles.put(Trouble(number, died=False, said=_said(message["failed"])))
             elif "over" in message:
-                _exit(message["over"])
+                self._over(message.get("cause"), _said(message["over"]))
         if not self.lines[number].open and number not in self._left:
             if self.process:
-                _exit(f"{self._named(0)} died{OVER}")
+                self._over(0, f"{self._named(0)} died{OVER}")
             self._troubles.put(Trouble(number, died=True, said=None))
 
     def _end(self, heard: list[Trouble]) -> NoReturn:
@@ -113,17 +121,26 @@ class Watch(threading.Thread):
         elif told is not None:
             told = f"process 0: {told}{OVER}"
         for line in self.lines.values():
-            line.send(over=told)
-        until = time.monotonic() + 2
+            line.send(over=told, cause=cause.process)
+        until = time.monotonic() + FAREWELL
         for line in self.lines.values():
             while line.open and time.monotonic() < until:
                 line.connection.settimeout(max(0.01, until - time.monotonic()))
-                with contextlib.suppress(ValueError):
-                    line.receive()
+                line.receive()
+        self._over(cause.process, said)
+
+    def _over(self, cause: object, said: str | None) -> NoReturn:
+        if cause == self.process and self._explain is not None:
+            with contextlib.suppress(Exception):
+                self._explain()
         _exit(said)
 
     def _named(self, number: int) -> str:
         return f"process {number} (on {self.hosts[number]})"
+
+
+def _said(told: object) -> str | None:
+    return None if told is None else words(told)
 
 
 def _exit(said: str | None) -> NoReturn:

@@ -86,7 +86,7 @@ def read_header(path: Path) -> GGUFHeader:
 
 
 def _read(path: Path) -> GGUFHeader:
-    with io.FileIO(path) as file:
+    with io.FileIO(str(path)) as file:  # NumPy keeps the name of a mapped file where it is text
         start = file.read(24)
         if start[:4] != MAGIC:
             raise BrokenGGUF(f"is not a GGUF file, it begins with {start[:4]!r}; {_AGAIN}")

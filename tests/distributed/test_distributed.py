@@ -1,5 +1,6 @@
 """Several real processes over loopback: equal to one, and a clear end when one is lost."""
 
+import contextlib
 import json
 import math
 import os
@@ -18,8 +19,9 @@ from typer.testing import CliRunner
 
 import llama_jax
 from llama_jax.cli import app
-from llama_jax.distributed.connection import Line
-from llama_jax.distributed.roll_call import _messages, gather, report
+from llama_jax.distributed import arrivals, connection, roll_call
+from llama_jax.distributed.connection import Line, words
+from llama_jax.distributed.roll_call import SECRET, gather, report
 from llama_jax.model.transformer import init_params
 from llama_jax.weights.table import weight_table
 
@@ -117,35 +119,128 @@ def test_processes_that_count_differently_are_refused():
 
 def test_what_else_connects_to_the_port_is_ignored():
     port = free_port()
-
-    def pester():
-        until = time.monotonic() + 2
-        for junk in (b"GET / HTTP/1.1\r\n\r\n", b"", b"[1]\n", b'{"process": "x"}\n'):
-            while time.monotonic() < until:
-                try:
-                    with socket.create_connection(("127.0.0.1", port), timeout=1) as one:
-                        one.sendall(junk)
-                    break
-                except OSError:  # nobody listens yet, or no longer
-                    time.sleep(0.01)
-
-    thread = threading.Thread(target=pester)
-    thread.start()
+    hello = {"process": 1, "processes": 2, "host": "h", "proof": ""}
+    strange = (
+        *({"process": "x"}, {"process": True}, {**hello, "processes": 10**900}, hello),
+        *({**hello, "process": 2}, {**hello, "process": -1}, {**hello, "host": []}),
+    )
+    said = [b"GET / HTTP/1.1\r\n\r\n", b"", b"[1]\n", b"\xff\n", b"x" * 9999]
+    threads = [
+        threading.Thread(target=pester, args=(port, junk))
+        for junk in (*said, *(json.dumps(one).encode() + b"\n" for one in strange))
+    ]
+    for thread in threads:
+        thread.start()
     first, second = call(port, 2, [0, 1], seconds=5.0)
-    thread.join()
+    for thread in threads:
+        thread.join()
     assert set(first[0]) == {1}
     assert set(second[0]) == {0}
 
 
-def test_a_line_nested_too_deeply_ends_what_is_heard_on_it():
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.create_connection(server.getsockname()) as stranger,
-    ):
-        line = Line(server.accept()[0])
-        stranger.sendall(b"[" * 60_000 + b"\n")
-        assert list(_messages(line, time.monotonic() + 5)) == []
+def pester(port, junk):
+    with contextlib.suppress(ConnectionError), connected(port) as one:
+        one.sendall(junk)
+
+
+def idle(port, count):
+    """So many connections to a port that say nothing."""
+    return [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+
+
+def test_strangers_that_say_nothing_delay_no_start_and_are_let_go(monkeypatch):
+    monkeypatch.setattr(arrivals, "MAX_SILENT", 20)
+    port, found = free_port(), {}
+    with arrivals.listener(port) as heard:  # they came before anybody waited
+        strangers = idle(port, 60)
+        thread = threading.Thread(
+            target=lambda: found.update(report=report(("127.0.0.1", port), 1, 2, 5.0))
+        )
+        monkeypatch.setattr(
+            "llama_jax.distributed.roll_call.listener", lambda port: contextlib.nullcontext(heard)
+        )
+        thread.start()
+        began = time.monotonic()
+        lines, _ = gather(port, 2, 5.0)
+        thread.join()
+        assert time.monotonic() - began < 1
+    for stranger in strangers:
+        stranger.settimeout(1)
+        with contextlib.suppress(ConnectionError):
+            assert b"".join(iter(lambda one=stranger: one.recv(99), b"")).count(b"\n") <= 1
+        stranger.close()
+    for line in (*lines.values(), *found["report"][0].values()):
         line.close()
+
+
+def test_who_is_silent_for_too_long_is_let_go_before_the_end(monkeypatch):
+    monkeypatch.setattr(arrivals, "PATIENCE", 0.05)
+    port = free_port()
+    thread = threading.Thread(target=call, args=(port, 2, [0], 2.0))
+    thread.start()
+    with connected(port) as one:
+        began = time.monotonic()
+        assert one.recv(99).startswith(b'{"word"')
+        assert one.recv(99) == b""
+        assert time.monotonic() - began < 1  # not at the end of the roll call
+    thread.join()
+
+
+def test_a_process_of_another_secret_is_told_so_and_ends_no_job(monkeypatch):
+    port, found = free_port(), {}
+    thread = threading.Thread(target=lambda: found.update(first=gather(port, 2, 5.0)))
+    thread.start()
+    other = connected(port)
+    with other, other.makefile("rw") as talk:
+        word = json.loads(talk.readline())["word"]
+        monkeypatch.setenv(SECRET, "another")
+        hello = roll_call._told(1, 2, word)
+        monkeypatch.setenv(SECRET, "ours")
+        talk.write(json.dumps(hello) + "\n")
+        talk.flush()
+        told = json.loads(talk.readline())["over"]
+    assert told == f"process 0 has another {SECRET}; give all processes the same"
+    lines, _ = report(("127.0.0.1", port), 1, 2, 5.0)
+    thread.join()
+    assert set(found["first"][0]) == {1}
+    for line in (*lines.values(), *found["first"][0].values()):
+        line.close()
+
+
+def test_an_answer_to_one_word_is_none_to_another():
+    hello = roll_call._told(1, 2, "a word")
+    assert roll_call._hello(hello, "a word").proven
+    assert not roll_call._hello(hello, "another word").proven
+
+
+def connected(port):
+    """A connection to a port on which somebody listens, or soon will."""
+    until = time.monotonic() + 2
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=2)
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
+def test_a_line_that_no_process_of_ours_sends_ends_what_is_heard_on_it():
+    for sent in (b"[" * 60_000 + b"\n", b"1\n", b"x" * 5000, b"9" * 4999 + b"\n"):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as stranger,
+        ):
+            line = Line(server.accept()[0], limit=4000)
+            stranger.sendall(sent)
+            while line.open:
+                line.receive()
+            assert list(line.take()) == []
+            line.close()
+
+
+def test_what_another_process_says_is_one_line_of_bounded_length():
+    assert words("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
+    assert len(words("x" * 10_000)) == connection.MAX_SAID + 3
 
 
 def test_a_port_that_is_taken_is_named():

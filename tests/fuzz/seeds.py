@@ -51,7 +51,7 @@ def make(root: Path) -> dict[str, Seed]:
         "pth": Seed(meta, ("consolidated.00.pth", "params.json"), read_weights),
         "safetensors": Seed(hf, ("model.safetensors", "config.json"), read_weights),
         "native": Seed(root / "native", native, read_weights),
-        "gguf": Seed(_gguf(root / "gguf"), ("model.gguf",), read_gguf),
+        "gguf": Seed(gguf_folder(root / "gguf"), ("model.gguf",), read_gguf),
         "peft": Seed(_peft(root / "peft"), ("adapter_model.safetensors", PEFT), peft_on(hf)),
         "tokenizer.json": Seed(
             json_tokenizer, ("tokenizer.json", "tokenizer_config.json"), read_tokenizer
@@ -102,7 +102,7 @@ def _of(folder: Path, tokenizer: bytes) -> Path:
     return folder
 
 
-def _gguf(folder: Path) -> Path:
+def gguf_folder(folder: Path) -> Path:
     tokenizer = gguf_file.sentencepiece_metadata(sentencepiece_file())
     size = len(tokenizer["tokenizer.ggml.tokens"])
     metadata, tensors = gguf_file.small_model(vocab=size)

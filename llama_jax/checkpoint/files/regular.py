@@ -17,7 +17,9 @@ def open_regular(path: str | Path) -> io.FileIO:
             f"{path} is a folder, a pipe, a socket or a device, not a file; {FETCH_AGAIN}"
         )
     # Should a pipe take its place meanwhile, this does not wait either.
-    return io.FileIO(path, opener=lambda name, flags: os.open(name, flags | _DO_NOT_WAIT))
+    # The name as a text: NumPy keeps no other of a file that it maps.
+    name = os.fspath(path)
+    return io.FileIO(name, opener=lambda name, flags: os.open(name, flags | _DO_NOT_WAIT))
 
 
 _DO_NOT_WAIT = getattr(os, "O_NONBLOCK", 0)  # of a regular file it changes nothing

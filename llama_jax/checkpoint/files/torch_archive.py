@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_jax.checkpoint.files.mapped import check_whole
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, Refused, shorten
 from llama_jax.checkpoint.files.regular import open_regular
 
@@ -35,6 +36,7 @@ def check_sums(path: str | Path) -> None:
         for info, record in placed_records(file, memory):
             found = 0
             for start in range(0, len(record), _CHECKED_BYTES):
+                check_whole(memory)
                 found = zlib.crc32(record[start : start + _CHECKED_BYTES].data, found)
             # torch can be told not to compute the sum, and then writes 0.
             if info.CRC and found != info.CRC:
@@ -77,6 +79,8 @@ def placed_records(
     return placed
 
 
+_SUM_BEHIND = 8
+"""A flag: the local header was written before the record's sum was known."""
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _SIZE_ELSEWHERE = (0, 0xFFFFFFFF)
 """What the local header says where the size stands behind the record, or in a zip64 field."""
@@ -86,7 +90,7 @@ def _payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
     """Where a record's bytes begin: behind its local header, whose padding only it knows."""
     at = info.header_offset
     header = bytes(memory[at : at + _LOCAL_HEADER.size])
-    magic, _, flags, method, _, _, _, packed, size, name_size, extra_size = _LOCAL_HEADER.unpack(
+    magic, _, flags, method, *when, crc, packed, size, name_size, extra_size = _LOCAL_HEADER.unpack(
         header
     )
     start = at + _LOCAL_HEADER.size
@@ -94,7 +98,9 @@ def _payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
     agrees = (
         magic == b"PK\x03\x04"
         and method == info.compress_type
-        and not flags & 1
+        and flags == info.flag_bits
+        and tuple(when) == _when(info)
+        and (crc == info.CRC or (flags & _SUM_BEHIND and not crc))
         and name == info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "cp437")
         and all(n == info.file_size or n in _SIZE_ELSEWHERE for n in (packed, size))
     )
@@ -104,3 +110,9 @@ def _payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
             f"{FETCH_AGAIN}"
         )
     return start + name_size + extra_size
+
+
+def _when(info: zipfile.ZipInfo) -> tuple[int, int]:
+    """The time and the date of a record, in zip's bits."""
+    year, month, day, hour, minute, second = info.date_time
+    return hour << 11 | minute << 5 | second // 2, year - 1980 << 9 | month << 5 | day

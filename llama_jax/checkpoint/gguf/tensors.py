@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, copy_in_bands
+from llama_jax.checkpoint.files.mapped import check_whole
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, listed, shorten
 from llama_jax.checkpoint.gguf.types import NOT_READ, TYPES, GGUFType
 from llama_jax.checkpoint.gguf.unpack import Unpacked
@@ -41,6 +42,7 @@ class RawTensor:
     def unpacked(self, rows: slice, columns: slice) -> Unpacked:
         """The blocks of a quantized matrix that hold these rows and columns."""
         kind = self.kind
+        check_whole(self.memory)
         if kind.unpack is None:
             raise ValueError(f"a tensor of {kind.name} has no blocks to unpack")
         blocks = self.memory.reshape(self.shape[0], -1, kind.nbytes)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from llama_jax.checkpoint.files.mapped import check_whole
+
 _WORDS = ("qweight", "qzeros", "weight_packed", "weight_zero_point")
 
 
 class Tensors(dict[str, np.ndarray]):
     """A matrix's own tensors, by their endings: {"qweight": ..., "scales": ...}."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        found = super().__getitem__(name)
+        check_whole(found)
+        return found
 
     def __missing__(self, name: str) -> np.ndarray:
         raise ValueError(f"its {name} is missing")
