@@ -1,8 +1,8 @@
 """Every test runs on eight fake CPU devices, with tiny configs and seeded keys.
 
-Those for a GPU (`-m gpu`) have what is there. Most of a suite's time is XLA's, so it compiles without
-optimizing machine code, and keeps its programs in pytest's own cache (`--cache-clear` empties it).
-`XLA_FLAGS= pytest ...` compiles as it does for users: CI runs so what hangs on the last bit.
+Those for a GPU (`-m gpu`) have what is there. Most of a suite's time is XLA's, so programs are
+compiled without LLVM's optimizations, and kept in pytest's own cache (`--cache-clear` empties it).
+`XLA_FLAGS= pytest ...` compiles as users do: so CI runs what hangs on the last bit.
 """
 
 import os

@@ -62,7 +62,6 @@ def train(
 
     Over several devices as the recipe's [mesh] says, which takes all devices of all processes.
     """
-
     asked = _read(recipe, set or [])
     if plan:
         _plan(asked, device)

@@ -196,7 +196,7 @@ def _product(axes: str, one: Array, other: Array) -> Array:
 
 
 def _turned_product(rows: Grouped, scores: Array) -> Array:
-    """The sum over queries of scores times rows, with the keys last: [batch, kv_heads, head_dim, s].
+    """The sum over queries of scores times rows: [batch, kv_heads, head_dim, block of keys].
 
     So a CPU turns the rows around, and not the scores, of which there are more.
     """
