@@ -117,7 +117,7 @@ def test_processes_that_count_differently_are_refused():
     assert "start all with the same number" in str(found["error"])
 
 
-def test_what_else_connects_to_the_port_is_ignored():
+def test_what_else_connects_to_the_port_is_ignored(monkeypatch):
     port = free_port()
     hello = {"process": 1, "processes": 2, "host": "h", "proof": ""}
     strange = (
@@ -125,22 +125,18 @@ def test_what_else_connects_to_the_port_is_ignored():
         *({**hello, "process": 2}, {**hello, "process": -1}, {**hello, "host": []}),
     )
     said = [b"GET / HTTP/1.1\r\n\r\n", b"", b"[1]\n", b"\xff\n", b"x" * 9999]
-    threads = [
-        threading.Thread(target=pester, args=(port, junk))
-        for junk in (*said, *(json.dumps(one).encode() + b"\n" for one in strange))
-    ]
-    for thread in threads:
-        thread.start()
-    first, second = call(port, 2, [0, 1], seconds=5.0)
-    for thread in threads:
-        thread.join()
+    said += [json.dumps(one).encode() + b"\n" for one in strange]
+    with arrivals.listener(port) as heard:
+        monkeypatch.setattr(roll_call, "listener", lambda port: contextlib.nullcontext(heard))
+        strangers = idle(port, len(said))
+        for stranger, junk in zip(strangers, said, strict=True):
+            stranger.sendall(junk)
+        strangers.pop(1).close()  # who says nothing and goes
+        first, second = call(port, 2, [0, 1], seconds=5.0)
     assert set(first[0]) == {1}
     assert set(second[0]) == {0}
-
-
-def pester(port, junk):
-    with contextlib.suppress(ConnectionError), connected(port) as one:
-        one.sendall(junk)
+    for stranger in strangers:
+        stranger.close()
 
 
 def idle(port, count):
@@ -156,9 +152,7 @@ def test_strangers_that_say_nothing_delay_no_start_and_are_let_go(monkeypatch):
         thread = threading.Thread(
             target=lambda: found.update(report=report(("127.0.0.1", port), 1, 2, 5.0))
         )
-        monkeypatch.setattr(
-            "llama_jax.distributed.roll_call.listener", lambda port: contextlib.nullcontext(heard)
-        )
+        monkeypatch.setattr(roll_call, "listener", lambda port: contextlib.nullcontext(heard))
         thread.start()
         began = time.monotonic()
         lines, _ = gather(port, 2, 5.0)

@@ -11,7 +11,8 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from fuzz.trying import FORMATS, fuzz  # noqa: E402
+from fuzz import coverage  # noqa: E402
+from fuzz.formats import FORMATS, IN_PYTHON  # noqa: E402
 
 
 def main() -> None:
@@ -20,7 +21,12 @@ def main() -> None:
     said.add_argument("--seed", type=int, default=0, help="the first change; each has its own")
     said.add_argument("--only", choices=FORMATS, action="append", help="a format; default all")
     said.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "fuzz-finds")
+    said.add_argument("--coverage", choices=IN_PYTHON, help="a format, led by what it reaches")
     given = said.parse_args()
+    if given.coverage:
+        coverage.watch(given.coverage, 60 * given.minutes, given.keep)
+    from fuzz.trying import fuzz
+
     report = fuzz(60 * given.minutes, given.seed, given.only or FORMATS, given.keep)
     print("\n".join(report.lines()))
     raise SystemExit(1 if report.finds else 0)

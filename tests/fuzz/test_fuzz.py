@@ -1,7 +1,8 @@
 """A few seconds of the fuzzer: its own promise, that it finds what breaks one."""
 
 from fuzz import trying
-from fuzz.trying import FORMATS, fuzz
+from fuzz.formats import FORMATS
+from fuzz.trying import fuzz
 
 
 def test_no_changed_file_breaks_a_promise(tmp_path):

@@ -21,13 +21,9 @@ from fuzz.seeds import DIALOG, Seed, make
 
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
-FORMATS = (
-    *("pth", "safetensors", "native", "gguf", "peft"),
-    *("tokenizer.json", "tokenizer.model", "tiktoken", "template"),
-)
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 600
 HANGS = 60
-"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now."""
+"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 _ran: list[str] = []
 
@@ -58,6 +54,7 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seeds = make(Path(root))
+        shutil.rmtree(keep / "now", ignore_errors=True)
         for seed in seeds.values():  # sound as they are
             seed.read(seed.folder)
         for number in itertools.count(first):
@@ -69,15 +66,17 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
 
 
 def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) -> None:
-    rng, now, before = random.Random(f"{name} {number}"), keep / "now", _peak()
-    shutil.rmtree(now, ignore_errors=True)
+    rng, now, before = random.Random(f"{name} {number}"), keep / "now" / name, _peak()
     if seed is None:
-        now.mkdir(parents=True)
-        (now / "template").write_text(source := template(rng))
+        now.mkdir(parents=True, exist_ok=True)
+        file, sound = now / "template", b""
+        file.write_text(source := template(rng))
     else:
-        shutil.copytree(seed.folder, now)
+        if not now.exists():
+            shutil.copytree(seed.folder, now)
         file = now / rng.choice(seed.files)
-        file.write_bytes(change(file.name, file.read_bytes(), rng))
+        sound = file.read_bytes()
+        file.write_bytes(change(file.name, sound, rng))
     _ran.clear()
     faulthandler.dump_traceback_later(HANGS, exit=True)
     began, wrong = time.process_time(), None
@@ -88,7 +87,7 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
             seed.read(now)
         report.accepted[name] = report.accepted.get(name, 0) + 1
     except (ValueError, OSError) as error:
-        wrong = _wrong_words(str(error).replace(str(now), ""))
+        wrong = wrong_words(str(error).replace(str(now), ""))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -106,9 +105,11 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
         report.finds.append(f"{name} {number}: {wrong[:300]!r}, kept in {kept}")
         with contextlib.suppress(FileExistsError):
             shutil.copytree(now, kept)
+    file.write_bytes(sound)
 
 
-def _wrong_words(said: str) -> str | None:
+def wrong_words(said: str) -> str | None:
+    """What breaks a promise in an error's words; None where nothing does."""
     if len(said) > MAX_SAID:
         return f"an error of {len(said):,} characters: {said}"
     return None if said.isprintable() else f"control characters in an error: {said}"
