@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fuzz.mutations import change, template
-from fuzz.seeds import DIALOG, Seed, make
+from fuzz.seeds import DIALOG, QUANTIZED, Seed, make
 
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
 FORMATS = (
     *("pth", "safetensors", "native", "gguf", "peft"),
+    *(*QUANTIZED, "spinquant", "qlora", "meta-fp8", "gguf-blocks"),
     *("tokenizer.json", "tokenizer.model", "tiktoken", "template"),
 )
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 600
