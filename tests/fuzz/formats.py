@@ -1,7 +1,10 @@
 """The formats that are fuzzed."""
 
+QUANTIZED = ("awq", "gptq-order", "packed-zeros", "fbgemm", "bnb-nf4", "bnb-int8")
+"""The Hugging Face formats of `quantized_folders`, each with other tensors of its own."""
 FORMATS = (
     *("pth", "safetensors", "native", "gguf", "peft"),
+    *(*QUANTIZED, "spinquant", "qlora", "meta-fp8", "gguf-blocks"),
     *("tokenizer.json", "tokenizer.model", "tiktoken", "template"),
 )
 IN_PYTHON = ("pth", "safetensors", "gguf", "peft", "template")

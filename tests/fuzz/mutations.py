@@ -37,7 +37,7 @@ def change(name: str, content: bytes, rng: random.Random) -> bytes:
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
         return framed(changed_json(header, rng), content[8 + size :])
-    if name.endswith(".pth"):
+    if name.endswith((".pth", ".pt")):
         return _changed_zip(content, rng)
     return mutated(content[: len(content) // 4], rng) + content[len(content) // 4 :]
 

@@ -10,8 +10,11 @@ from typing import Any
 
 import gguf_file
 import meta_folder
+import meta_quantized
 import numpy as np
+import quantized_folders
 from dialog_kinds import KINDS, byte_folder
+from fuzz.formats import QUANTIZED
 from hf_folder import SMALL, write_folder, write_safetensors
 from small_tokenizers import sentencepiece_file, tiktoken_file
 
@@ -52,6 +55,7 @@ def make(root: Path) -> dict[str, Seed]:
         "safetensors": Seed(hf, ("model.safetensors", "config.json"), read_weights),
         "native": Seed(root / "native", native, read_weights),
         "gguf": Seed(gguf_folder(root / "gguf"), ("model.gguf",), read_gguf),
+        **_quantized(root / "q"),
         "peft": Seed(_peft(root / "peft"), ("adapter_model.safetensors", PEFT), peft_on(hf)),
         "tokenizer.json": Seed(
             json_tokenizer, ("tokenizer.json", "tokenizer_config.json"), read_tokenizer
@@ -64,6 +68,30 @@ def make(root: Path) -> dict[str, Seed]:
 
 
 PEFT = "adapter_config.json"
+
+
+def _quantized(root: Path) -> dict[str, Seed]:
+    """Folders of quantized weights, and a GGUF file of every type of block."""
+    seeds = {}
+    for name in QUANTIZED:
+        make, said, _ = quantized_folders.FORMATS[name]
+        folder, _ = quantized_folders.written(_folder(root / name), make, said)
+        seeds[name] = Seed(folder, ("model.safetensors", "config.json"), read_weights)
+    spinquant, _ = meta_quantized.int4_folder(root / "spinquant", **meta_quantized.SPINQUANT)
+    qlora, _ = meta_quantized.int4_folder(
+        root / "qlora", adapters=True, zeros=True, **meta_quantized.QLORA
+    )
+    meta_quantized.fp8_folder(_folder(root / "fp8"), ranks=2)
+    scales = ("fp8_scales_0.pt", "consolidated.01.pth", "params.json")
+    (_folder(root / "blocks") / "model.gguf").write_bytes(gguf_file.of_every_type())
+    return seeds | {
+        "spinquant": Seed(spinquant, ("consolidated.00.pth", "params.json"), read_weights),
+        "qlora": Seed(qlora, ("consolidated.00.pth", "params.json"), read_weights),
+        "meta-fp8": Seed(root / "fp8", scales, read_weights),
+        "gguf-blocks": Seed(
+            root / "blocks", ("model.gguf",), lambda folder: read_weights(folder / "model.gguf")
+        ),
+    }
 
 
 def read_weights(folder: Path) -> None:

@@ -47,9 +47,9 @@ class PeftInspection:
 
 def inspect_peft(path: str | os.PathLike[str]) -> PeftInspection:
     """What an adapter says of itself and holds. Errors as of `open_peft`, but for the model's."""
-    path = given_path(path)
-    said, found = open_folder(path)
-    modules = modules_of(found, path)
+    folder = given_path(path)
+    said, found = open_folder(folder)
+    modules = modules_of(found, folder)
     arrays = [found[PREFIX + module + end] for module in modules for end in (A, B)]
     return PeftInspection(
         rank=said.rank,
