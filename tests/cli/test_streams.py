@@ -11,7 +11,7 @@ RUNS = {
     "a full disk, of click's own text": ("--version", ">/dev/full", 1, 1),
     "a full disk, of a command": ("inspect llama_jax/pretrained", ">/dev/full", 1, 1),
     "a closed output": ("inspect llama_jax/pretrained", ">&-", 0, 0),
-    "a closed input": ("generate llama_jax/pretrained --file -", "<&-", 1, 1),
+    "a closed input": ("generate llama_jax/pretrained --file -", "<&-", 2, 1),
     "all closed": ("--version", "<&- >&- 2>&-", 0, 0),
 }
 

@@ -331,6 +331,8 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
         for stream in streams:
             with pytest.raises(RequestFailedError):
                 stream.completions()
+        with pytest.raises((RequestFailedError, EngineClosedError)):  # if the three had one turn
+            engine.submit([3], max_new_tokens=5).completions()
         deadline = time.monotonic() + 30
         while engine.failure is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -6,8 +6,8 @@ import dataclasses
 import os
 import re
 
-from llama_jax.checkpoint.files.given_path import given_path
 from llama_jax.checkpoint.peft import PREFIX, A, B, modules_of, open_folder
+from llama_jax.tokenizer.folder import given_path
 from llama_jax.weights.lora import scale_of
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
