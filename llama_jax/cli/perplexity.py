@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.processes import over_devices
 from llama_jax.cli.text_input import name_of, read_text
+
+if TYPE_CHECKING:
+    from llama_jax.generation.results import Perplexity
 
 
 @over_devices
@@ -72,10 +75,11 @@ def perplexity(
         task = bar.add_task("scoring", total=len(ids) - 1)
         for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
             bar.update(task, completed=so_far.tokens)
-    found = {"perplexity": so_far.value, "nll": so_far.nll, "tokens": so_far.tokens}
+    _print(so_far, as_json)
+
+
+def _print(found: Perplexity, as_json: bool) -> None:
     if as_json:
-        print_json(found)
+        print_json({"perplexity": found.value, "nll": found.nll, "tokens": found.tokens})
     else:
-        print(
-            f"perplexity {so_far.value:.4f} (nll {so_far.nll:.4f} in all, {so_far.tokens:,} tokens)"
-        )
+        print(f"perplexity {found.value:.4f} (nll {found.nll:.4f} in all, {found.tokens:,} tokens)")

@@ -50,69 +50,77 @@ def run_steps(
     RuntimeError after `run.bad_steps` steps in a row that changed nothing. The state is saved every
     `run.save_every` steps, at the end, and when SIGTERM or Ctrl-C asks to stop.
     """
-    r, mesh = recipe.run, mesh_of(state.params)
-    step = jitted_step(recipe)
-    first = index = int(state.step)
-    sharding = batch_sharding(mesh, recipe.step.batch)
+    step, first = jitted_step(recipe), int(state.step)
+    sharding = batch_sharding(mesh_of(state.params), recipe.step.batch)
     batches = numbered_batches(data.rows, data.order, sharding, step=first)
-    waiting: list[_Taken] = []  # said one step later, while the next one runs
-
-    def say() -> None:
-        while waiting:
-            _take(waiting.pop(0), recipe, report)
-
-    def save() -> None:
-        say()
-        _save(state, saves, report, on_save)
-
-    def evaluate() -> None:
-        say()
-        if report.evaluated(index, evaluated(recipe, state, data)):
-            on_save(state)
-
-    def due(every: int) -> bool:
-        return bool(every) and index % every == 0 and index < recipe.steps
-
+    run = _Run(recipe, data, saves, report, on_save, on_sample)
+    index = first
     with stop_signals() as stops, contextlib.closing(batches):
         while index < recipe.steps:
             ids, batch = next(batches)
             state, metrics = step(state, batch)
-            say()
-            waiting.append((index, ids, metrics))
+            run.say()
+            run.waiting.append((index, ids, metrics))
             index += 1
             if stops():
                 break
-            if due(r.evaluate_every):
-                evaluate()
-            if due(r.sample_every):
-                on_sample(state)
-                report.paused()
-            if due(r.save_every):
-                save()
+            if index < recipe.steps:
+                run.between_steps(state, index)
         if index > first:
-            save()
+            run.save(state)
         elif report.keeps_newest:  # a process may have ended between the state and the model
             on_save(state)
         if index == recipe.steps:
-            evaluate()
+            run.evaluate(state, index)
             on_sample(state)
     saves.wait()
     return state
 
 
-def _take(taken: _Taken, recipe: Recipe, report: Report) -> None:
-    index, ids, metrics = taken
-    report.step(index, ids, jax.device_get(metrics))
-    _check_steps(recipe, report, index, ids)
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What happens beside the steps."""
 
+    recipe: Recipe
+    data: Data
+    saves: Saves
+    report: Report
+    on_save: Callable[[TrainState], None]
+    on_sample: Callable[[TrainState], None]
+    waiting: list[_Taken] = dataclasses.field(default_factory=list)
+    """Said one step later, while the next one runs."""
 
-def _save(
-    state: TrainState, saves: Saves, report: Report, on_save: Callable[[TrainState], None]
-) -> None:
-    saves.save(without_frozen(state))
-    if report.keeps_newest:
-        on_save(state)
-    report.paused()
+    def between_steps(self, state: TrainState, index: int) -> None:
+        """Evaluates, samples and saves, each at its own number of steps."""
+        r = self.recipe.run
+        if r.evaluate_every and index % r.evaluate_every == 0:
+            self.evaluate(state, index)
+        if r.sample_every and index % r.sample_every == 0:
+            self.on_sample(state)
+            self.report.paused()
+        if r.save_every and index % r.save_every == 0:
+            self.save(state)
+
+    def say(self) -> None:
+        """Tells of the steps whose metrics wait. RuntimeError where too many were bad."""
+        while self.waiting:
+            index, ids, metrics = self.waiting.pop(0)
+            self.report.step(index, ids, jax.device_get(metrics))
+            _check_steps(self.recipe, self.report, index, ids)
+
+    def save(self, state: TrainState) -> None:
+        """Saves the state, and the model where a run keeps the newest."""
+        self.say()
+        self.saves.save(without_frozen(state))
+        if self.report.keeps_newest:
+            self.on_save(state)
+        self.report.paused()
+
+    def evaluate(self, state: TrainState, index: int) -> None:
+        """Tells the validation loss, and keeps the model where it is the best."""
+        self.say()
+        if self.report.evaluated(index, evaluated(self.recipe, state, self.data)):
+            self.on_save(state)
 
 
 def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None:
