@@ -8,7 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import jax
-import kills
+import killed_runs
 import numpy as np
 import pytest
 from helpers import ROOT
@@ -165,13 +165,13 @@ def test_the_best_of_no_evaluations_is_refused(tokens):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["one", "two", "mixed"])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(how, tmp_path):
-    assert "4 kills" in kills.tried(tmp_path, how, 4, seed=1, texts=STORIES * 20)
+    assert "4 kills" in killed_runs.tried(tmp_path, how, 4, seed=1, texts=STORIES * 20)
 
 
 @pytest.mark.slow
 def test_sigterm_to_one_process_of_a_job_saves_in_all_and_another_mesh_goes_on(tokens, tmp_path):
     steps, run, recipe = 60, tmp_path / "run", tmp_path / "recipe.toml"
-    text = kills.RECIPE.format(steps=steps, tokens=json.dumps(str(tokens)))
+    text = killed_runs.RECIPE.format(steps=steps, tokens=json.dumps(str(tokens)))
     recipe.write_text(text.replace("save_every = 3", "save_every = 0"))
     command = ["-m", "llama_jax", "train", recipe, "--out", run, "--set", "mesh.fsdp=2"]
     with Job(2, *command, *over(2)) as job:

@@ -1,9 +1,9 @@
 """A run killed with -9 again and again, at random, against one that was left alone.
 
     export PYTHONPATH=.:tests
-    python tests/train/kills.py            one process, one device
-    python tests/train/kills.py two        two processes, fsdp = 2
-    python tests/train/kills.py mixed      one or two processes, another mesh at each start
+    python tests/train/killed_runs.py            one process, one device
+    python tests/train/killed_runs.py two        two processes, fsdp = 2
+    python tests/train/killed_runs.py mixed      one or two processes, another mesh at each start
 
 After every fourth kill the newest state is cut short, too. At the end the weights must be those of
 the run left alone (to the bit, and for `mixed` within 1e-6), and the log of rows must have every

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.programs --caches N`: damaged folders of kept programs.
+"""`python -m tests.fuzz.program_caches --caches N`: damaged folders of kept programs.
 
 Each is used by two processes, children of one that has imported JAX: the first must have the right
 results, and the second must find every program.
@@ -89,7 +89,7 @@ def damage(folder: Path, rng: random.Random) -> str:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(prog="python -m tests.fuzz.programs", description=__doc__)
+    said = argparse.ArgumentParser(prog="python -m tests.fuzz.program_caches", description=__doc__)
     said.add_argument("--caches", type=int, default=20)
     said.add_argument("--first", type=int, default=0, help="the first damage's number")
     given = said.parse_args()
