@@ -39,7 +39,7 @@ Rotations = Complex64[Array, "batch time half_head_dim"]
 Tokens = Int[Array, "batch time"]
 """Token ids, a row a text."""
 Logits = Float32[Array, "batch wanted vocab"]
-"""Of each wanted token, one number for each token that may follow it."""
+"""For each wanted token, a number for every token that may follow it."""
 Block = Callable[..., tuple[Hidden, Any]]
 
 

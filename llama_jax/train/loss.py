@@ -136,18 +136,16 @@ def _outer(over: int, x: Array, d_logits: Array) -> Array:
     """The gradient of the output weight, [parts, *w.shape], from [parts, batch, time, ...]."""
     parts, tokens = x.shape[0], x.shape[1] * x.shape[2]
     one, other = (x, d_logits) if over == 0 else (d_logits, x)
-    # A CPU turns the operands of a product by parts around, and not those of a plain one.
-    lead = (parts, tokens) if parts > 1 else (tokens,)
-    one, other = (each.reshape(*lead, each.shape[-1]) for each in (one, other))
-    axis, by_part = ((1,), (0,)) if parts > 1 else ((0,), ())
-    product = jax.lax.dot_general(
-        one,
-        other,
-        ((axis, axis), (by_part, by_part)),
+    one, other = (each.reshape(parts, tokens, each.shape[-1]) for each in (one, other))
+    outer = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=(((0,), (0,)), ((), ())),
         precision=product_precision(x.dtype),
         preferred_element_type=jnp.float32,
     )
-    return product.reshape(parts, *product.shape[-2:])
+    if parts == 1:  # XLA copies the operands of a product by parts on a CPU, element by element
+        return outer(one[0], other[0])[None]
+    return jax.vmap(outer)(one, other)
 
 
 def _chunks(vocab: int, x: Array, targets: Array, weights: Array) -> tuple[Array, ...]:

@@ -708,7 +708,7 @@ HOSTILE = {
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
     "a tree of calls": (
         "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
-        "more than (300,000 turns|2 seconds)",  # whichever is first
+        "more than 300,000 turns",
     ),
     "long output": (
         "{% set x = 'a' * 1000 %}{% for i in range(60000) %}{{ x }}{% endfor %}",
@@ -796,6 +796,8 @@ HOSTILE = {
 def test_a_hostile_template_ends_in_a_short_error(monkeypatch, source, message):
     if "0.2 seconds" in message:
         monkeypatch.setattr(template_budget, "MAX_SECONDS", 0.2)
+    if "turns" in message:  # and a slow machine's clock does not come first
+        monkeypatch.setattr(template_budget, "MAX_SECONDS", 60.0)
     with pytest.raises(ValueError, match=message) as refused:
         ChatTemplate(source, {}).render([user("a")])
     assert len(str(refused.value)) <= 500

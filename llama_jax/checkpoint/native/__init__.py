@@ -62,7 +62,7 @@ class Written:
     bytes: int
     """Bytes of the weights alone."""
     dtypes: tuple[str, ...]
-    """Of the arrays, and the kinds of the weights that are none."""
+    """The dtypes of the arrays, and the kinds of the other weights: ("float32", "int8")."""
     seconds: float
     warnings: tuple[str, ...]
     """Tensors with values that are not finite, or that a cast made infinite, and how many."""

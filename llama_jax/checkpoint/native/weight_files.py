@@ -50,10 +50,10 @@ def describe(directory: Path, weights: dict[WeightPath, jax.ShapeDtypeStruct]) -
             return []
 
         async def metadata(self, infos: Any) -> Any:
-            raise NotImplementedError("only describes")
+            raise NotImplementedError("this handler writes descriptions, and reads nothing")
 
         async def deserialize(self, infos: Any, args: Any = None) -> Any:
-            raise NotImplementedError("only describes")
+            raise NotImplementedError("this handler writes descriptions, and reads nothing")
 
     # One directory per weight (no OCDBT database), so that values can come after the description.
     registry = ocp.type_handlers.create_type_handler_registry((jax.ShapeDtypeStruct, Describe()))
