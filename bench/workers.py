@@ -133,4 +133,5 @@ def environment(name: str, device: str, threads: int) -> dict[str, str]:
     if name in (MACHINE, OURS):  # they share the device with the others, and JAX takes most of it
         found |= {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         found.pop("XLA_CLIENT_MEM_FRACTION", None)
+    found.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled once, as users have them
     return found

@@ -22,7 +22,7 @@ from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.checkpoint.native.values import part_shardings
 from llama_jax.checkpoint.peft import open_peft
-from llama_jax.checkpoint.placement import default_sharding, place
+from llama_jax.checkpoint.placing import default_sharding, place
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_shape, value_shape
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source, own_tokenizer

@@ -12,7 +12,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.native.values import StoredValue
 from llama_jax.checkpoint.peft import open_peft
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer.folder import given_path
 from llama_jax.tokenizer.foreign import in_short

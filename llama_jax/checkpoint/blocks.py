@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 
 
 class Stored(Protocol):

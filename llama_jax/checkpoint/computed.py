@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.checkpoint.quantizing import RoundedTensor
 from llama_jax.weights.int4 import GROUP, WORDS
 from llama_jax.weights.weight import KINDS

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored, transposed
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 
 BLOCK_BYTES = 32 << 20
 """About how much of a tensor is held at once."""

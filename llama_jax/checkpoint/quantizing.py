@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.weights.quantize import Rule, kind_of, rounded
 from llama_jax.weights.table import WeightPath
 from llama_jax.weights.weight import KINDS, Layout, is_value

@@ -18,7 +18,7 @@ from llama_jax.checkpoint.huggingface.files import other_weights
 from llama_jax.checkpoint.meta import is_meta, open_meta
 from llama_jax.checkpoint.named import NAMES, find_checkpoint
 from llama_jax.checkpoint.native.values import StoredValue, part_path
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.tokenizer.foreign import in_short
 from llama_jax.tokenizer.gguf_header import gguf_in, is_gguf

@@ -18,7 +18,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, copy_in_bands
 from llama_jax.checkpoint.gguf.tensors import QuantizedTensor, RawTensor, bands
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.weights.int4 import GROUP, MIDDLE, WORDS, Int4, packed
 from llama_jax.weights.int8 import Int8
 from llama_jax.weights.weight import Layout

@@ -14,7 +14,7 @@ from llama_jax.checkpoint.files.mapped import check_whole
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, listed, shorten
 from llama_jax.checkpoint.gguf.types import NOT_READ, TYPES, GGUFType
 from llama_jax.checkpoint.gguf.unpack import Unpacked
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.tokenizer.gguf_header import BrokenGGUF, Cursor, GGUFHeader
 
 _MAX_TENSORS, _MAX_AXES = 2**16, 4

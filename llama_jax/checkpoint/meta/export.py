@@ -18,7 +18,7 @@ from llama_jax.checkpoint.meta.params import (
 )
 from llama_jax.checkpoint.meta.shards import ROW_PARALLEL
 from llama_jax.checkpoint.names import WeightNames, names_table
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.config import Config, Llama3Scaling
 from llama_jax.sharding.mesh import check_divides, check_shares_heads
 from llama_jax.weights.table import EMBEDDING, WeightPath

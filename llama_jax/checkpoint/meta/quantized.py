@@ -24,7 +24,7 @@ from llama_jax.checkpoint.meta.params import MetaParams
 from llama_jax.checkpoint.meta.shards import Shards
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.native.values import StoredValue
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
 from llama_jax.weights.hadamard import Hadamard

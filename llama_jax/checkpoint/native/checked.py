@@ -16,7 +16,7 @@ from typing import Any
 from llama_jax.checkpoint.files.atomic import LOCK
 from llama_jax.checkpoint.files.digests import sha256_of
 from llama_jax.checkpoint.files.json_file import shown
-from llama_jax.checkpoint.files.safe_paths import check_inside
+from llama_jax.checkpoint.files.safe_paths import checker_of
 
 FILES, OWN = "sha256", "own_sha256"
 _MAX_BYTES = 64 * 2**20
@@ -51,11 +51,12 @@ def check_files(folder: Path, manifest: Path, info: Mapping[str, Any]) -> None:
     sums = info.get(FILES, {})
     if not isinstance(sums, Mapping):
         raise ValueError(f"{manifest} has {FILES}={shown(sums)}, which must be an object")
+    check_inside = checker_of(folder)
     for name, expected in sums.items():
         file = folder / name
         if not os.path.lexists(file):
             raise ValueError(f"{manifest} states a checksum of {shown(name)}, which is missing")
-        check_inside(folder, file)
+        check_inside(file)
         if (size := file.stat().st_size) > _MAX_BYTES:
             raise ValueError(f"{file} has {size:,} bytes, and no such file has over {_MAX_BYTES:,}")
         if expected != sha256_of(file):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.checkpoint.files.json_file import read_object, shown
+from llama_jax.checkpoint.files.safe_paths import entries
 
 _CODECS = ["bytes", "crc32c"]
 """All that is ever written here, and what an index is written with: no compression."""
@@ -87,4 +88,7 @@ def _itemsize(dtype: Any) -> int:
 
 
 def _bytes(weight: Path) -> int:
-    return sum(chunk.stat().st_size for chunk in (weight / "c").rglob("*") if chunk.is_file())
+    chunks = weight / "c"
+    if not chunks.is_dir():
+        return 0
+    return sum(entry.stat().st_size for entry in entries(chunks) if entry.is_file())

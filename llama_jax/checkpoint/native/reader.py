@@ -14,7 +14,7 @@ from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.files.safe_paths import check_tree
 from llama_jax.checkpoint.native.manifest import INFO, WEIGHTS, read_info, weights_folder
 from llama_jax.checkpoint.native.values import Record, made, part_path, part_shardings, shapes_of
-from llama_jax.checkpoint.placement import default_sharding
+from llama_jax.checkpoint.placing import default_sharding
 from llama_jax.config import Config
 from llama_jax.weights.params import nested, true_shape
 from llama_jax.weights.table import WeightPath, weight_table

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, Sharding
 from llama_jax.checkpoint.blocks import ReadByPart, Stored, Trimmed
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.json_file import shown
-from llama_jax.checkpoint.placement import Index
+from llama_jax.checkpoint.placing import Index
 from llama_jax.weights import fp8, hadamard, int4, int8, int8_dynamic  # noqa: F401  they register
 from llama_jax.weights.table import WeightPath
 from llama_jax.weights.weight import (

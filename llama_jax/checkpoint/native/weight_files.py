@@ -24,7 +24,7 @@ import tensorstore as ts
 from llama_jax.checkpoint.blocks import Cast, Tensor, cells, host_block, whole
 from llama_jax.checkpoint.native.described import check_described
 from llama_jax.checkpoint.native.transfers import StoreError, Transfer, finish, finished, short
-from llama_jax.checkpoint.placement import Index, Placing
+from llama_jax.checkpoint.placing import Index, Placing
 from llama_jax.weights.params import nested
 from llama_jax.weights.table import WeightPath
 
@@ -165,11 +165,13 @@ def _open(directory: Path, path: WeightPath) -> ts.TensorStore:
 
 
 def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, ts.TensorStore]:
+    # TensorStore refuses "..", and the system follows a link before it goes up from it.
+    within = Path(os.path.realpath(directory))
     opening = {
         path: ts.open(
             {
                 "driver": "zarr3",
-                "kvstore": _kvstore(directory / name(path)),
+                "kvstore": _kvstore(within / name(path)),
                 "store_data_equal_to_fill_value": True,
                 "fill_missing_data_reads": False,
             },
@@ -182,8 +184,7 @@ def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, 
 
 
 def _kvstore(where: Path) -> dict[str, str]:
-    """TensorStore refuses "..", and the system follows a link before it goes up from it."""
-    return {"driver": "file", "path": f"{os.path.realpath(where)}/"}
+    return {"driver": "file", "path": f"{where}/"}
 
 
 def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
     parts = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": codecs}
     return {
         "driver": "zarr3",
-        "kvstore": _kvstore(where),
+        "kvstore": _kvstore(Path(os.path.realpath(where))),
         "dtype": np.dtype(weight.dtype).name,
         "metadata": {
             "shape": weight.shape,
