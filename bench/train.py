@@ -29,6 +29,8 @@ from bench.workers import running
 
 PROGRAM, NAMES = "bench.training.worker", (OURS, "torch", "transformers")
 STEPS, FEW = 2000, 3
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+"""As `llama-jax train` begins; here the peers have it too."""
 AGREE = 1e-3
 """By how much, relatively, the first losses may differ."""
 
@@ -56,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(given)
     try:
         _check(options)
+        os.environ.setdefault(TUNABLES, HUGE_PAGES)
         with held(options.work, command(given, "bench.train")):
             about = {"command": command(given, "bench.train"), "source": source()}
             result = {**about, "date": time.strftime("%F"), "load": os.getloadavg()}

@@ -28,11 +28,11 @@ from llama_jax.model.inputs import check_inputs, checked_positions
 from llama_jax.ops import rope
 from llama_jax.ops.norm import rms_norm
 from llama_jax.ops.swiglu import swiglu
-from llama_jax.sharding.arrays import constrain, gather_every_step, gather_fsdp, use_mesh_of
+from llama_jax.sharding.arrays import constrain, gather_every_step, gather_weights, use_mesh_of
 from llama_jax.sharding.specs import ACTIVATION, LOGITS
 from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, Weights, nested
-from llama_jax.weights.table import Specs, layer_specs, model_specs, weight_table
+from llama_jax.weights.table import layer_specs, model_specs, weight_table
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
@@ -102,7 +102,7 @@ def transformer(
     at: Int[Array, "batch wanted"] | None = None,
 ) -> tuple[Logits, Any]:
     """Embedding, `n_layers` blocks, the cache's new keys and values, output."""
-    w = w | gather(w, model_specs(c))
+    w = w | gather_weights(w, model_specs(c))
     x, steps = residual_stream(c, w, tokens, positions, cache)
     cache = cache.commit(steps, positions, after=x)
     if at is not None:
@@ -135,7 +135,7 @@ def block(
     c: Config, w: Weights, x: Hidden, rotation: Rotations, positions: Positions, past: Past
 ) -> tuple[Hidden, Any]:
     """One layer: attention, then feed-forward, each after a norm and added to the residual."""
-    w = gather(w, layer_specs(c))
+    w = gather_weights(w, layer_specs(c))
     h = rms_norm(x, w["attention_norm"]["scale"], c.norm_eps)
     h, step = attention(c, w["attention"], h, rotation, positions, past)
     x = constrain(x + h, ACTIVATION)
@@ -184,14 +184,6 @@ def rotations_of(c: Config, positions: Positions) -> Rotations:
     if isinstance(c.rope_scaling, YarnScaling):
         rotation = rotation * c.rope_scaling.attention_factor
     return rotation
-
-
-def gather(w: Weights, specs: Specs) -> Weights:
-    """All-gathers weights over `fsdp`. They stay sharded over `tensor`."""
-    return {
-        group: {name: gather_fsdp(w[group][name], spec) for name, spec in names.items()}
-        for group, names in specs.items()
-    }
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from llama_jax.config import Config
 from llama_jax.sharding.mesh import mesh_for
 from llama_jax.weights.params import Params, Weights, check_params, nested, true_shape, weight_at
-from llama_jax.weights.table import WeightPath, weight_table
+from llama_jax.weights.table import Specs, WeightPath, weight_table
 from llama_jax.weights.weight import (
     PartAxis,
     check_groups,
@@ -143,11 +143,16 @@ def cuts_evenly(x: Array, spec: P) -> bool:
     return x.shape == padded_shape(x.shape, NamedSharding(mesh, _on(mesh, spec)))  # type: ignore[arg-type]
 
 
-def gather_fsdp(weight: Any, spec: P) -> Any:
-    """The weight, all-gathered over `fsdp` and still sharded over `tensor`.
+def gather_weights(weights: Weights, specs: Specs) -> Weights:
+    """Groups of weights, all-gathered over `fsdp` and still sharded over `tensor`."""
+    return {
+        group: {name: _gather_fsdp(weights[group][name], spec) for name, spec in names.items()}
+        for group, names in specs.items()
+    }
 
-    The constraint is explicit, because at some sizes XLA would move the activations instead.
-    """
+
+def _gather_fsdp(weight: Any, spec: P) -> Any:
+    """The constraint is explicit, because at some sizes XLA would move the activations instead."""
     if "fsdp" not in spec:
         return weight
     whole = P(*(None if axes == "fsdp" else axes for axes in spec))

@@ -22,11 +22,12 @@ from jaxtyping import Array, Bool, Float32
 
 from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
-from llama_jax.model.transformer import Block, gather, residual_stream
+from llama_jax.model.transformer import Block, residual_stream
 from llama_jax.ops.norm import rms_norm
 from llama_jax.sharding.arrays import (
     axis_parts,
     constrain_weights,
+    gather_weights,
     gradients_in_turn,
     use_mesh_of,
 )
@@ -142,7 +143,7 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     w = jax.tree.map(lambda w: _narrow(w, s.dtype), params.weights, is_leaf=is_value)
     # Cut as the table says: otherwise XLA gathers every layer's weights over fsdp before the first.
     w = constrain_weights(params.replace(weights=w)).weights
-    w = w | gather(w, model_specs(c))
+    w = w | gather_weights(w, model_specs(c))
     past = Packed() if s.documents == "separate" else Uncached()
     remat = functools.partial(_in_turn, REMAT[s.remat])
     x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, remat)
