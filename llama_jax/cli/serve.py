@@ -67,6 +67,7 @@ def _serve(
     from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.serve.engine import Engine
+    from llama_jax.serve.few_rows import for_few_rows
 
     place = find_checkpoint(checkpoint)
     source = open_checkpoint(place)
@@ -81,7 +82,7 @@ def _serve(
     sizes = lambda source: (requests.rows or 1, source.config.max_seq_len)  # noqa: E731
     gib = requests.cache_gib
     with Engine(
-        devices.load(place, weights, sizes),
+        for_few_rows(devices.load(place, weights, sizes)),
         tokenizer=tokenizer,
         rows=requests.rows,
         cache_bytes=None if gib is None else int(gib * 2**30),

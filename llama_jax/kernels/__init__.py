@@ -11,16 +11,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
 from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quantized, select
 from llama_jax.kernels.largest import top_k
+from llama_jax.kernels.platforms import (
+    ACCELERATOR,
+    COMPILER_OPTIONS,
+    cache_dtype,
+    computes_again,
+    devices_can_be_made,
+    flash_attends,
+    multiplies_by_outputs,
+    weight_dtype,
+)
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries
 from llama_jax.sharding.arrays import cuts_evenly, per_device
 from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
+from llama_jax.weights.by_outputs import ByOutputs
 from llama_jax.weights.hadamard import Hadamard
 from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
@@ -33,11 +43,13 @@ __all__ = [
     "cache_dtype",
     "causal_attention",
     "computes_again",
+    "devices_can_be_made",
     "embed",
     "flash_attends",
     "linear",
     "linear_transposed",
     "max_and_argmax",
+    "multiplies_by_outputs",
     "paged_attention",
     "rotations",
     "top_k",
@@ -45,12 +57,6 @@ __all__ = [
     "top_p_keeps",
     "weight_dtype",
 ]
-ACCELERATOR = "gpu"
-"""The platform of devices that are not here, as JAX names it."""
-COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
-"""XLA's options for programs that read weights. By default XLA uses 256-bit vectors; with 512 bits
-a core multiplies weights as fast as it reads them."""
-
 FORMS: dict[str, dict[str, Any]] = {
     "linear": {
         "cpu": functools.partial(cpu.product, over=0),
@@ -71,34 +77,6 @@ FORMS: dict[str, dict[str, Any]] = {
 """The implementation of a function on each platform."""
 
 
-def weight_dtype(platform: str) -> np.dtype:
-    """The dtype of a model for which nobody chose one: float32 on a CPU, bfloat16 elsewhere."""
-    return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
-
-
-def cache_dtype(platform: str, dtype: Any) -> Any:
-    """The dtype of keys and values beside weights of `dtype`; on a CPU always float32.
-
-    On a CPU, XLA rewrites a whole 16-bit array to update one slot.
-    """
-    return jnp.dtype("float32") if platform == "cpu" else dtype
-
-
-def computes_again(platform: str) -> bool:
-    """Whether XLA computes again what `jax.checkpoint` leaves out; on a CPU it keeps it."""
-    return platform != "cpu"
-
-
-def flash_attends(platform: str, dtype: Any, *, separate: bool) -> bool:
-    """Whether a GPU's own kernel computes a training's attention, and keeps no scores for it."""
-    return platform != "cpu" and not separate and jnp.dtype(dtype).itemsize == 2
-
-
-def devices_can_be_made(platform: str) -> bool:
-    """Whether a platform can simulate several devices: `--cpu-devices`."""
-    return platform == "cpu"
-
-
 @jax.jit  # traced and lowered once a shape, not once a layer
 def linear(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "in_dim out_dim"] | Weight
@@ -108,6 +86,8 @@ def linear(
         return linear(x, w.base) + w.added(x)  # its base by this platform's form
     if isinstance(w, Hadamard):
         return linear(w.turned(x), w.inner)
+    if isinstance(w, ByOutputs):
+        return linear_transposed(x, w.values)
     if isinstance(w, quantized.KINDS):
         return quantized.linear(x, w)
     if is_value(w):

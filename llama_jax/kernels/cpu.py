@@ -23,6 +23,8 @@ ROW_BLOCKS = 16
 """Into how many blocks of rows a weight is cut when one float32 row multiplies it."""
 PARTIAL_SUMS = 8
 """How many partial sums a bfloat16 row's product keeps. With more, XLA writes each part out."""
+FEW = 128
+"""Fewer rows than this are multiplied faster where XLA takes the weight as its first matrix."""
 LARGE = 2**18
 """Numbers in a matrix from which a second step pays."""
 
@@ -34,6 +36,8 @@ def product(x: Array, w: Array, over: int) -> Array:
         return _by_row_blocks(x, w) if over == 0 else _by_row_blocks_transposed(x, w)
     if len(x) == 1 and x.dtype == w.dtype == jnp.bfloat16 and _is_large(w, over, PARTIAL_SUMS):
         return _by_partial_sums(x, w, over)
+    if over == 1 and len(x) < FEW and x.dtype == w.dtype == jnp.float32 and _is_large(w, 0, 1):
+        return _weight_first(x, w)
     return in_pairs(x, lambda rows: _in_float32(rows, w, over))
 
 
@@ -87,6 +91,15 @@ def _by_row_blocks_transposed(x: Array, w: Array) -> Array:
     same = jnp.broadcast_to(x, (ROW_BLOCKS, 1, w.shape[1]))
     out = jnp.einsum("pxi,poi->pxo", same, blocks, precision=product_precision(x.dtype))
     return out.reshape(1, -1)
+
+
+def _weight_first(x: Array, w: Array) -> Array:
+    """`x @ w.T` as `(w @ x.T).T`: w [out, in] times x [n, in].
+
+    XLA's library packs the second matrix of a product for every call, and reads the first as it
+    is. The barrier keeps XLA from exchanging the two again.
+    """
+    return jax.lax.optimization_barrier(dot(w, x, 1)).T
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -1,0 +1,47 @@
+"""What a platform is given: dtypes, compiler options, the layout of weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+ACCELERATOR = "gpu"
+"""The platform of devices that are not here, as JAX names it."""
+COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
+"""XLA's options for programs that read weights. By default XLA uses 256-bit vectors; with 512 bits
+a core multiplies weights as fast as it reads them."""
+
+
+def weight_dtype(platform: str) -> np.dtype:
+    """The dtype of a model for which nobody chose one: float32 on a CPU, bfloat16 elsewhere."""
+    return np.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+
+
+def cache_dtype(platform: str, dtype: Any) -> Any:
+    """The dtype of keys and values beside weights of `dtype`; on a CPU always float32.
+
+    On a CPU, XLA rewrites a whole 16-bit array to update one slot.
+    """
+    return jnp.dtype("float32") if platform == "cpu" else dtype
+
+
+def multiplies_by_outputs(platform: str, dtype: Any) -> bool:
+    """Whether several rows are multiplied faster with a weight that lies [out, in]."""
+    return platform == "cpu" and jnp.dtype(dtype) == jnp.float32
+
+
+def computes_again(platform: str) -> bool:
+    """Whether XLA computes again what `jax.checkpoint` leaves out; on a CPU it keeps it."""
+    return platform != "cpu"
+
+
+def flash_attends(platform: str, dtype: Any, *, separate: bool) -> bool:
+    """Whether a GPU's own kernel computes a training's attention, and keeps no scores for it."""
+    return platform != "cpu" and not separate and jnp.dtype(dtype).itemsize == 2
+
+
+def devices_can_be_made(platform: str) -> bool:
+    """Whether a platform can simulate several devices: `--cpu-devices`."""
+    return platform == "cpu"
