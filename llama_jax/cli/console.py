@@ -63,8 +63,12 @@ def print_warnings(warnings: Sequence[str]) -> None:
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """Prints JSON for programs; NaN and infinity, which it has not, become null."""
-    print(json.dumps(_plain(value), indent=indent, default=str, allow_nan=False))
+    """Prints JSON for programs; NaN and infinity, which it has not, become null.
+
+    A path whose bytes the locale could not read is told as UTF-8.
+    """
+    shown = lambda other: _plain(str(other))  # noqa: E731  a path, say
+    print(json.dumps(_plain(value), indent=indent, default=shown, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -72,6 +76,9 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate of another kind
+            return value.encode(errors="surrogateescape").decode(errors="replace")
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -12,7 +12,7 @@ import typer
 from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
-from llama_jax.cli.text_input import argument
+from llama_jax.cli.text_input import argument, given_separator
 
 if TYPE_CHECKING:
     from llama_jax.train.tokens import Tokenized
@@ -25,7 +25,9 @@ class Texts:
     separator: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="What stands between a .txt file's documents; default: it is one"
+            metavar="TEXT",
+            help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes; "
+            "default: a file is one",
         ),
     ] = None
     key: Annotated[
@@ -39,9 +41,8 @@ class Texts:
 
     def read(self) -> dict[str, Any]:
         """The same, whatever the locale made of the texts."""
-        typed = {name: getattr(self, name) for name in ("separator", "key")}
-        texts = {name: text and argument(text, f"--{name}") for name, text in typed.items()}
-        return {**texts, "threads": self.threads}
+        separator = given_separator(self.separator)
+        return {"separator": separator, "key": argument(self.key, "--key"), "threads": self.threads}
 
 
 @dataclasses.dataclass(frozen=True)
