@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +38,11 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling it with bytes done and bytes in all."""
+    """A bar on stderr, moved by calling it with bytes done and bytes in all; none in a pipe."""
     said = TextColumn("{task.description}", markup=False)
-    columns = said, BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
+    columns = said, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    piped = not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=piped) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -77,9 +79,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, str):
-        with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate of another kind
-            return value.encode(errors="surrogateescape").decode(errors="replace")
+        return in_utf8(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def in_utf8(text: str) -> str:
+    """A path as a text that JSON can hold: bytes that the locale could not read, as UTF-8."""
+    with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate of another kind
+        return text.encode(errors="surrogateescape").decode(errors="replace")
+    return text
 
 
 @contextlib.contextmanager
@@ -114,7 +122,10 @@ def print_error(message: str) -> None:
 
 def said(error: Exception) -> str:
     """What an exception says; of a file that the system refuses, its name comes first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        name = error.filename
-        return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"
-    return str(error)
+    if not (isinstance(error, OSError) and error.strerror):
+        return str(error)
+    if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{'what is written has no room: ' * full}{error.strerror}"
+    name = error.filename
+    return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"

@@ -121,16 +121,21 @@ def tokenize(
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
             done = tokenize(files, tokenizer, out, **texts.read(), **common)
-    _report(done, "dialogs longer than a row" if dialogs.dialogs else "documents without text", out)
+    _report(
+        done,
+        ("dialog", "longer than a row") if dialogs.dialogs else ("document", "without text"),
+        out,
+    )
 
 
-def _report(done: Tokenized, left_out: str, out: Path) -> None:
-    """Prints what was written; `left_out` says what the others are."""
+def _report(done: Tokenized, left_out: tuple[str, str], out: Path) -> None:
+    """Prints what was written; `left_out` is what the others are, and why they are left out."""
     from llama_jax.checkpoint.files.messages import in_units
 
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
-        rows["left out"] = f"{done.left_out:,} {left_out}"
+        what, why = left_out
+        rows["left out"] = f"{done.left_out:,} {what}{'s' * (done.left_out != 1)} {why}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
     print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from llama_jax.config import Config
@@ -99,4 +100,4 @@ def check_sizes(config: Any, **sizes: Any) -> None:
     if not isinstance(config, Config):
         raise wrong_kind("config", config, "pass a Config, such as params.config")
     for name, size in sizes.items():
-        check_count(name, size)
+        check_count(name, int(size) if isinstance(size, np.integer) else size)

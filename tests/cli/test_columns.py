@@ -1,10 +1,13 @@
-"""The tables of `verify` on a terminal of 80 columns."""
+"""What commands print on a terminal of 80 columns: the tables of `verify`, and rows of a model."""
 
 import io
+import sys
 
+import pytest
 from rich.console import Console
 
 from llama_jax.cli.comparison import _logits_table, _tensor_table
+from llama_jax.cli.description import print_rows
 from llama_jax.verify.compare import LogitsDifference
 from llama_jax.verify.differences import TensorDifference
 
@@ -56,3 +59,25 @@ def test_the_logits_of_far_positions_stay_whole_in_80_columns():
     words = " ".join(printed(_logits_table([one, far]))).split()
     assert "131,071" in words
     assert {"DIFFERENT", "rounding"} <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("value", "rows"),
+    [
+        ("word " * 20 + "end", ["        note  " + " ".join(["word"] * 13), "word " * 7 + "end"]),
+        ("written to " + "/folder" * 12, ["        note  written to", "/folder" * 12]),
+        ("short", ["        note  short"]),
+    ],
+)
+def test_a_row_breaks_between_words_on_a_terminal_and_nowhere_in_a_pipe(monkeypatch, value, rows):
+    monkeypatch.setenv("COLUMNS", "80")
+    for is_terminal in (True, False):
+        out = io.StringIO()
+        out.isatty = lambda found=is_terminal: found
+        monkeypatch.setattr(sys, "stdout", out)
+        print_rows({"note": value})
+        first, *more = out.getvalue().splitlines()
+        assert [first, *map(str.strip, more)] == (
+            rows if is_terminal else [f"        note  {value}"]
+        )
+        assert all(line.startswith(" " * 14) for line in more)
