@@ -43,6 +43,14 @@ CASES = {
     "merge": (lambda p: llama_jax.merge(None), "params is a NoneType"),
     "the key": (lambda p: llama_jax.init_params(5, p.config), r"key=5 is .*jax.random.key\(0\)"),
     "the config": (lambda p: llama_jax.init_params(jax.random.key(0), 5), "config=5 is .*a Config"),
+    "KVCache.empty": (
+        lambda p: llama_jax.KVCache.empty(5, batch=1, slots=8, dtype="float32"),
+        "config=5 is .*pass a Config",
+    ),
+    "Int8KVCache.bytes": (
+        lambda p: llama_jax.Int8KVCache.bytes(p, batch=1, slots=8, dtype="float32"),
+        "config=.* is of the kind Params; pass a Config, such as params.config",
+    ),
     "forward": (lambda p: llama_jax.forward(p, [1], TOKENS), "tokens=.* is a list; pass an array"),
     "its cache too": (
         lambda p: llama_jax.forward(p, TOKENS, TOKENS, llama_jax.KVCache),

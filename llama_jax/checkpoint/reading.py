@@ -52,7 +52,7 @@ def open_source(
     path: Path, *, max_seq_len: int | None = None, rope_factor: float | None = None
 ) -> Source:
     """Opens a checkpoint of a foreign format; FileNotFoundError says what was looked for."""
-    if path.is_file() or path.suffix == ".gguf":
+    if not path.is_dir() and (path.is_file() or path.suffix == ".gguf"):
         if not (is_gguf(path) or path.suffix == ".gguf"):
             raise ValueError(
                 f"{path} is a file; pass the checkpoint's directory that it lies in, {path.parent}"

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _COMMAND = re.compile(r"(/[A-Za-z]+)(?:\s+(.*))?", re.DOTALL)
 _SYNTAX = """
-A message of several lines: paste it, end a line with \\, or put it between \"\"\" and \"\"\".
+A message of several lines: paste it, end a line with \\, or put it between
+\"\"\" and \"\"\".
 A message that begins like a command: put a space before it.
 Ctrl-C stops an answer; Ctrl-D leaves."""
 

@@ -20,7 +20,8 @@ def print_comparison(found: Comparison) -> None:
     console = _console()
     _print_fields(console, found)
     _print_dtypes(console, found.tensors)
-    console.print(_tensor_table(found.tensors))
+    if found.tensors:
+        console.print(_tensor_table(found.tensors))
     for tensor in [tensor for tensor in found.tensors if any(tensor.not_finite)][:_SHOWN]:
         one, two = tensor.not_finite
         console.print(
@@ -106,21 +107,26 @@ def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
     kinds: dict[str, list[TensorDifference]] = {}
     for tensor in tensors:
         kinds.setdefault(_kind(tensor), []).append(tensor)
-    numbers = "numbers differing", "largest gap", "relative gap", "mean error"
-    table = _table("tensors", "count", "same", *numbers, "worst in")
+    titles = "tensors", "count", "same", "numbers differing", "largest gap"
+    rows, styles = [], []
     for kind, members in kinds.items():
         worst = max(members, key=lambda t: (not t.same, t.largest, t.differing))
-        told = (
-            f"{sum(t.differing for t in members):,}",
-            f"{worst.largest:.2e}",
-            f"{worst.relative:.2e}",
-            f"{worst.error:.2e}" if any(worst.kinds) else "",
-            worst.path[0],
-        )
-        style = "" if worst.same else "red"
-        count = str(len(members))
-        table.add_row(kind, count, _same(members), *(told if worst.differing else ()), style=style)
-    return table
+        many = f"{sum(t.differing for t in members):,}"
+        told = (many, f"{worst.largest:.2e}", *_share(worst), _layer(worst))
+        rows.append([kind, str(len(members)), _same(members), *(told if worst.differing else ())])
+        styles.append("" if worst.same else "red")
+    return _table((*titles, "relative gap", "mean error", "worst in"), rows, styles)
+
+
+def _share(tensor: TensorDifference) -> tuple[str, str]:
+    """The largest gap in proportion, or, of a tensor that is read from few bits, the mean error."""
+    if any(tensor.kinds):
+        return "", f"{tensor.error:.2e}"
+    return f"{tensor.relative:.2e}", ""
+
+
+def _layer(tensor: TensorDifference) -> str:
+    return tensor.path[0] if tensor.path[0].startswith("layers_") else ""
 
 
 def _kind(tensor: TensorDifference) -> str:
@@ -139,20 +145,21 @@ def _same(members: Sequence[TensorDifference]) -> str:
     return ("all" if count == len(members) else str(count)) + "".join(sorted(notes))
 
 
-def _logits_table(logits: Iterable[LogitsDifference]) -> Table:
+def _logits_table(logits: Sequence[LogitsDifference]) -> Table:
     numbers = "largest difference", "difference allowed", "largest logit"
-    table = _table("logits", "positions", *numbers, "verdict")
-    for one in logits:
-        table.add_row(
+    rows = [
+        [
             one.where,
             _positions(one.positions),
             f"{one.largest:.2e}",
             "any" if one.tolerance is None else f"{one.tolerance * one.scale:.2e}",
             f"{one.scale:.2e}",
             _verdict(one),
-            style="" if one.same else "red",
-        )
-    return table
+        ]
+        for one in logits
+    ]
+    styles = ["" if one.same else "red" for one in logits]
+    return _table(("logits", "positions", *numbers, "verdict"), rows, styles)
 
 
 def _verdict(one: LogitsDifference) -> str:
@@ -167,10 +174,20 @@ def _positions(positions: Sequence[int]) -> str:
     return f"{len(positions)} from 0 to {positions[-1]:,}"
 
 
-def _table(*columns: str) -> Table:
-    """A table whose columns keep whole words, and whose titles and long cells take more lines."""
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        longest = max(map(len, column.split()))
-        table.add_column(column, no_wrap=column is columns[0], min_width=longest, overflow="fold")
+def _table(titles: Sequence[str], rows: Sequence[list[str]], styles: Sequence[str]) -> Table:
+    """A table without the columns in which nothing stands: it fits a terminal of 80 columns.
+
+    A title takes a line a word, and of the cells only those of several words take more than one.
+    """
+    full = [row + [""] * (len(titles) - len(row)) for row in rows]
+    kept = [n for n in range(len(titles)) if any(row[n] for row in full)]
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    for n in kept:
+        table.add_column(
+            titles[n].replace(" ", "\n"),
+            no_wrap=not any(" " in row[n] for row in full),
+            vertical="bottom",
+        )
+    for row, style in zip(full, styles, strict=True):
+        table.add_row(*(row[n] for n in kept), style=style)
     return table

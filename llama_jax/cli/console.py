@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -37,10 +38,11 @@ class UsageError(ValueError):
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, moved by calling it with bytes done and bytes in all."""
+    """A bar on stderr, moved by calling it with bytes done and bytes in all; none in a pipe."""
     said = TextColumn("{task.description}", markup=False)
-    columns = said, BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True) as progress:
+    columns = said, BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+    piped = not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=piped) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -63,8 +65,12 @@ def print_warnings(warnings: Sequence[str]) -> None:
 
 
 def print_json(value: Any, indent: int | None = None) -> None:
-    """Prints JSON for programs; NaN and infinity, which it has not, become null."""
-    print(json.dumps(_plain(value), indent=indent, default=str, allow_nan=False))
+    """Prints JSON for programs; NaN and infinity, which it has not, become null.
+
+    A path whose bytes the locale could not read is told as UTF-8.
+    """
+    shown = lambda other: _plain(str(other))  # noqa: E731  a path, say
+    print(json.dumps(_plain(value), indent=indent, default=shown, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
@@ -72,7 +78,16 @@ def _plain(value: Any) -> Any:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return in_utf8(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def in_utf8(text: str) -> str:
+    """A path as a text that JSON can hold: bytes that the locale could not read, as UTF-8."""
+    with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate of another kind
+        return text.encode(errors="surrogateescape").decode(errors="replace")
+    return text
 
 
 @contextlib.contextmanager
@@ -107,7 +122,10 @@ def print_error(message: str) -> None:
 
 def said(error: Exception) -> str:
     """What an exception says; of a file that the system refuses, its name comes first."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        name = error.filename
-        return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"
-    return str(error)
+    if not (isinstance(error, OSError) and error.strerror):
+        return str(error)
+    if error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"{'what is written has no room: ' * full}{error.strerror}"
+    name = error.filename
+    return f"{name.decode() if isinstance(name, bytes) else name}: {error.strerror}"

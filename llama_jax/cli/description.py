@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +15,8 @@ from llama_jax.cli.console import stderr
 if TYPE_CHECKING:
     from llama_jax.config import Config
 
+_VALUES = 14
+"""The column at which values begin."""
 _ARGUMENT = re.compile(r"pass (max_seq_len|rope_factor) to change it")
 
 
@@ -70,6 +76,12 @@ def _in_options(note: str) -> str:
 
 
 def print_rows(rows: dict[str, str]) -> None:
-    """Names to the left of a column, values to its right."""
+    """Names to the left of a column, values to its right; a terminal's edge cuts no word."""
+    indent = " " * _VALUES
+    wrap = functools.partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
     for name, value in rows.items():
-        print(f"{name:>12}  {value}")
+        row = f"{name:>{_VALUES - 2}}  {value}"
+        width = max(shutil.get_terminal_size().columns, 2 * _VALUES)
+        if sys.stdout.isatty() and len(row) > width:
+            row = wrap(row, width, subsequent_indent=indent)
+        print(row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from llama_jax.cli import options
 from llama_jax.cli.adapters import adapter_json, adapter_rows
-from llama_jax.cli.console import print_warnings
+from llama_jax.cli.console import print_json, print_warnings
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 from llama_jax.cli.groups import grouped
 
@@ -90,7 +89,7 @@ def _say_model(
     asked = {**size, "dtype": dtype, **mesh.axes}
     if as_json:
         told = _as_json(found, tokenizer, notes, asked, needed)
-        print(json.dumps(told | ({"adapter": adapter_json(added)} if added else {}), indent=2))
+        print_json(told | ({"adapter": adapter_json(added)} if added else {}), indent=2)
         return
     print_rows({**model_rows(config), **_stored(found, tokenizer), **_needed(asked, needed, here)})
     print_rows(adapter_rows(added) if added else {})
@@ -103,7 +102,7 @@ def _say_adapter(adapter: Path, as_json: bool) -> None:
 
     found = inspect_peft(adapter)
     if as_json:
-        print(json.dumps(adapter_json(found), indent=2))
+        print_json(adapter_json(found), indent=2)
     else:
         print_rows(adapter_rows(found))
 

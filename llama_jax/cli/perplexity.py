@@ -71,7 +71,7 @@ def perplexity(
     say_notes(source.notes_with(tokenizer))
     sizes = lambda source: (1, context or source.config.max_seq_len)  # noqa: E731
     params = devices.load(checkpoint, weights, sizes)
-    with Progress(console=stderr, transient=True) as bar:
+    with Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
         task = bar.add_task("scoring", total=len(ids) - 1)
         for so_far in llama_jax.perplexity(params, ids, context=context, stride=stride):
             bar.update(task, completed=so_far.tokens)

@@ -61,7 +61,10 @@ class Processes:
             _cut_cpu(self.cpu_devices)
         place = {name: getattr(self, name) for name in ("coordinator", "processes", "process")}
         if self.distributed:
-            job.initialize(**place, start_timeout=self.start_timeout)
+            try:
+                job.initialize(**place, start_timeout=self.start_timeout)
+            except job.UnknownProcessError as error:
+                raise UsageError(str(error)) from error
             _silence_others()
         elif given := [name for name, value in place.items() if value is not None]:
             raise UsageError(f"--{given[0]} says which of several processes; add --distributed")

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Annotated
 
 from llama_jax.cli import options
 from llama_jax.cli.console import UsageError
-from llama_jax.cli.text_input import argument
+from llama_jax.cli.text_input import argument, unescaped
 
 if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
-
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[ntr0\\])")
-_MEANT = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,29 +96,10 @@ class Sampling(options.Sampling):
         return SamplingSettings(stop_ids=stop_ids, **given)
 
 
-def unescaped(text: str) -> str:
-    r"""The text with \n, \t, \r, \0, \\, \xNN, \uNNNN and \UNNNNNNNN as what they stand for."""
-
-    def meant(found: re.Match[str]) -> str:
-        name = found[1]
-        if name in _MEANT:
-            return _MEANT[name]
-        try:
-            return chr(int(name[1:], 16))
-        except ValueError:
-            raise UsageError(f"--stop has {found[0]}, which is beyond Unicode") from None
-
-    return _ESCAPE.sub(meant, text)
-
-
 def _stop(given: str) -> str:
-    text = unescaped(argument(given, "--stop"))
+    text = unescaped(argument(given, "--stop"), "--stop")
     if not text:
         raise UsageError("--stop '' is no text; give the one to end before, or leave --stop out")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"--stop {given!r} has a lone surrogate, which is no character") from None
     return text
 
 

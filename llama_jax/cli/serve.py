@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llama_jax.cli import options
-from llama_jax.cli.console import stderr
+from llama_jax.cli.console import in_utf8, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs
@@ -90,7 +90,7 @@ def _serve(
         share_prefixes=requests.prefix_cache,
         max_queued=requests.max_queued,
     ) as engine:
-        name = network.name or _name_of(checkpoint, place)
+        name = in_utf8(network.name or _name_of(checkpoint, place))
         _answer(engine, name, _chats(source, tokenizer), network, keys, listening)
 
 

@@ -11,12 +11,17 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llama_jax.cli.console import UsageError
 
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[ntr0\\])")
+_MEANT = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "\\": "\\"}
+_Handler = Callable[[UnicodeError], tuple[str | bytes, int]]
+_OUT, _ERR = "llama_jax.stdout", "llama_jax.stderr"
 STDIN = Path("-")
 """As a file's name: standard input."""
 
@@ -101,6 +106,34 @@ def argument(text: str, where: str) -> str:
     return text
 
 
+def unescaped(text: str, where: str) -> str:
+    r"""The text with \n, \t, \r, \0, \\, \xNN, \uNNNN and \UNNNNNNNN as what they stand for.
+
+    `where` is the option that gave it, which errors name.
+    """
+
+    def meant(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in _MEANT:
+            return _MEANT[name]
+        try:
+            return chr(int(name[1:], 16))
+        except ValueError:
+            raise UsageError(f"{where} has {found[0]}, which is beyond Unicode") from None
+
+    found = _ESCAPE.sub(meant, text)
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"{where} {text!r} has a lone surrogate, which is no character") from None
+    return found
+
+
+def given_separator(text: str | None) -> str | None:
+    """What --separator means; None where it is not given."""
+    return None if text is None else unescaped(argument(text, "--separator"), "--separator")
+
+
 def discard_output() -> None:
     """Lets stdout lead nowhere: what it still holds can be written no more."""
     with contextlib.suppress(OSError, ValueError):
@@ -108,9 +141,11 @@ def discard_output() -> None:
 
 
 def prepare_streams() -> None:
-    """Text typed is UTF-8 too, and what stdout's encoding lacks is "?" there, and ends nothing.
+    """Text typed is UTF-8 too, and what a stream's encoding lacks ends nothing.
 
-    A stream that was closed (`<&-`) is one that is empty, or that nobody reads.
+    It is "?" on stdout and an escape on stderr; a path's bytes that are no text come out as they
+    are, as those of `ls` do. A stream that was closed (`<&-`) is one that is empty, or that nobody
+    reads.
     """
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -118,4 +153,23 @@ def prepare_streams() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors=_OUT)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr.reconfigure(errors=_ERR)
+
+
+def _with_bytes(otherwise: _Handler) -> _Handler:
+    """An error handler of codecs: what stands for a byte is that byte."""
+
+    def handle(error: UnicodeError) -> tuple[str | bytes, int]:
+        if isinstance(error, UnicodeEncodeError):
+            code = ord(error.object[error.start])
+            if 0xDC80 <= code <= 0xDCFF:  # as os.fsdecode writes the byte 0x80 to 0xFF
+                return bytes([code - 0xDC00]), error.start + 1
+        return otherwise(error)
+
+    return handle
+
+
+codecs.register_error(_OUT, _with_bytes(codecs.replace_errors))
+codecs.register_error(_ERR, _with_bytes(codecs.backslashreplace_errors))

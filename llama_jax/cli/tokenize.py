@@ -12,7 +12,7 @@ import typer
 from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
-from llama_jax.cli.text_input import argument
+from llama_jax.cli.text_input import argument, given_separator
 
 if TYPE_CHECKING:
     from llama_jax.train.tokens import Tokenized
@@ -25,7 +25,9 @@ class Texts:
     separator: Annotated[
         str | None,
         typer.Option(
-            metavar="TEXT", help="What stands between a .txt file's documents; default: it is one"
+            metavar="TEXT",
+            help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes; "
+            "default: a file is one",
         ),
     ] = None
     key: Annotated[
@@ -39,9 +41,8 @@ class Texts:
 
     def read(self) -> dict[str, Any]:
         """The same, whatever the locale made of the texts."""
-        typed = {name: getattr(self, name) for name in ("separator", "key")}
-        texts = {name: text and argument(text, f"--{name}") for name, text in typed.items()}
-        return {**texts, "threads": self.threads}
+        separator = given_separator(self.separator)
+        return {"separator": separator, "key": argument(self.key, "--key"), "threads": self.threads}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +121,21 @@ def tokenize(
             done = tokenize_dialogs(files, tokenizer, out, **more, **common)
         else:
             done = tokenize(files, tokenizer, out, **texts.read(), **common)
-    _report(done, "dialogs longer than a row" if dialogs.dialogs else "documents without text", out)
+    _report(
+        done,
+        ("dialog", "longer than a row") if dialogs.dialogs else ("document", "without text"),
+        out,
+    )
 
 
-def _report(done: Tokenized, left_out: str, out: Path) -> None:
-    """Prints what was written; `left_out` says what the others are."""
+def _report(done: Tokenized, left_out: tuple[str, str], out: Path) -> None:
+    """Prints what was written; `left_out` is what the others are, and why they are left out."""
     from llama_jax.checkpoint.files.messages import in_units
 
     rows = {name: _told(split) for name, split in done.splits.items()}
     if done.left_out:
-        rows["left out"] = f"{done.left_out:,} {left_out}"
+        what, why = left_out
+        rows["left out"] = f"{done.left_out:,} {what}{'s' * (done.left_out != 1)} {why}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
     print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
 

@@ -9,7 +9,7 @@ import typer
 
 from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
-from llama_jax.cli.text_input import argument
+from llama_jax.cli.text_input import argument, given_separator
 
 
 def train_tokenizer(
@@ -24,7 +24,11 @@ def train_tokenizer(
         Path, typer.Option(metavar="FILE", help="File to write, by custom tokenizer.model")
     ],
     separator: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="What stands between a .txt file's documents")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes",
+        ),
     ] = None,
     key: Annotated[
         str,
@@ -55,7 +59,7 @@ def train_tokenizer(
             files,
             out,
             vocab_size=vocab_size,
-            separator=separator and argument(separator, "--separator"),
+            separator=given_separator(separator),
             key=argument(key, "--key"),
             normalization=normalization,
             sample_bytes=sample_megabytes * 2**20,

@@ -12,11 +12,15 @@ from llama_jax.distributed.connection import LOST_AFTER
 from llama_jax.distributed.roll_call import gather, report
 from llama_jax.distributed.watch import Watch
 
-__all__ = ["START_TIMEOUT", "fail", "from_first", "initialize", "is_first"]
+__all__ = ["START_TIMEOUT", "UnknownProcessError", "fail", "from_first", "initialize", "is_first"]
 
 START_TIMEOUT = 60.0
 """Seconds that the processes of a job wait for one another."""
 _watch: Watch | None = None
+
+
+class UnknownProcessError(ValueError):
+    """Neither the arguments nor a scheduler say which process of a job this is."""
 
 
 def initialize(
@@ -32,8 +36,9 @@ def initialize(
     `coordinator` is process 0's "host:port", `processes` how many there are, `process` which one
     this is.
 
-    ValueError where a process never comes. Afterwards one that dies, or ends in an exception, ends
-    all others with a line on stderr that says which.
+    UnknownProcessError where nobody says which process this is, and ValueError where one never
+    comes. Afterwards one that dies, or ends in an exception, ends all others with a line on stderr
+    that says which.
     """
     global _watch
     import jax  # which a command that answers at once does without
@@ -112,7 +117,7 @@ def _detected(
         if "JAX_LOCAL_DEVICE_IDS" in os.environ:
             local_devices = None  # JAX reads it
     if address is None or count is None or number is None:
-        raise ValueError(
+        raise UnknownProcessError(
             "neither Slurm nor Open MPI nor Kubernetes says which process this is; pass "
             "coordinator=, its host:port, processes=, how many, and process=, which of them"
         )

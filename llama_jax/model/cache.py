@@ -23,6 +23,7 @@ from llama_jax.model.cache_protocol import Cache as Cache
 from llama_jax.model.cache_protocol import ModelCache as ModelCache
 from llama_jax.model.cache_protocol import Past as Past
 from llama_jax.model.cache_protocol import Positions as Positions
+from llama_jax.model.cache_protocol import check_sizes
 from llama_jax.ops.attention import NewKeys, Queries, Slots
 from llama_jax.sharding.specs import CACHE
 
@@ -105,6 +106,7 @@ class KVCache:
         `dtype` may be wider than the activations'. On a CPU use float32: XLA rewrites the whole of
         a 16-bit cache at every step.
         """
+        check_sizes(config, batch=batch, slots=slots)
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
         k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
@@ -114,6 +116,7 @@ class KVCache:
     @classmethod
     def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
         """How many bytes the keys and values of so many rows and positions take."""
+        check_sizes(config, batch=batch, slots=slots)
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from llama_jax.config import Config
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.validation import check_count, wrong_kind
 
 Positions = Int[Array, "batch time"]
 """The place of each token in its text, from 0."""
@@ -91,3 +93,11 @@ class Cache(ModelCache, Protocol):
     def specs(self) -> Any:
         """How its arrays are sharded: the same pytree with a `PartitionSpec` for each."""
         ...
+
+
+def check_sizes(config: Any, **sizes: Any) -> None:
+    """What `empty` is given: WrongKindError unless a Config, ValueError unless positive numbers."""
+    if not isinstance(config, Config):
+        raise wrong_kind("config", config, "pass a Config, such as params.config")
+    for name, size in sizes.items():
+        check_count(name, int(size) if isinstance(size, np.integer) else size)

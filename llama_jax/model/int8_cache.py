@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from llama_jax.config import Config
 from llama_jax.kernels import attention
 from llama_jax.model.cache import known_after, write_slots
-from llama_jax.model.cache_protocol import Past, Positions
+from llama_jax.model.cache_protocol import Past, Positions, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.sharding.specs import CACHE
 
@@ -64,6 +64,7 @@ class Int8KVCache:
     @classmethod
     def empty(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> Int8KVCache:
         """A cache for `batch` rows of up to `slots` positions. `dtype` changes nothing."""
+        check_sizes(config, batch=batch, slots=slots)
         heads = (batch, config.n_kv_heads, slots)
 
         def zeros() -> tuple[Array, Array]:
@@ -75,6 +76,7 @@ class Int8KVCache:
     @classmethod
     def bytes(cls, config: Config, *, batch: int, slots: int, dtype: Any) -> int:
         """How many bytes the keys and values of so many rows and positions take."""
+        check_sizes(config, batch=batch, slots=slots)
         scales = math.prod((2, config.n_layers, batch, config.n_kv_heads, slots))
         return scales * (config.head_dim + 4)
 

@@ -19,7 +19,7 @@ from llama_jax.config import Config
 from llama_jax.kernels import paged_attention
 from llama_jax.kernels.paged import Pages, Scales
 from llama_jax.model.cache import known_after
-from llama_jax.model.cache_protocol import Past, Positions
+from llama_jax.model.cache_protocol import Past, Positions, check_sizes
 from llama_jax.model.int8_cache import Stored, decoded, rounded
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.ops.attention import NewKeys, Queries
@@ -66,6 +66,7 @@ class Int8Paged(Paged):
     @classmethod
     def pool_bytes(cls, config: Config, *, pages: int, dtype: Any) -> int:
         """How many bytes so many pages of all layers take."""
+        check_sizes(config, pages=pages)
         scales = math.prod((2, config.n_layers, pages, config.n_kv_heads, PAGE))
         return scales * (config.head_dim + 4)
 

@@ -21,7 +21,7 @@ from llama_jax.field_docs import with_field_docs
 from llama_jax.kernels import paged_attention
 from llama_jax.kernels.paged import Pages, Pool, Table
 from llama_jax.model.cache import known_after
-from llama_jax.model.cache_protocol import Past, Positions
+from llama_jax.model.cache_protocol import Past, Positions, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.sharding.arrays import per_device
 from llama_jax.sharding.specs import POOL
@@ -65,6 +65,7 @@ class Paged:
     @classmethod
     def empty(cls, config: Config, *, pages: int, rows: int, width: int, dtype: Any) -> Paged:
         """`pages` pages, and a table of `rows` rows of `width` pages in which no row has any."""
+        check_sizes(config, pages=pages, rows=rows, width=width)
         shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
         k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
@@ -74,6 +75,7 @@ class Paged:
     @classmethod
     def pool_bytes(cls, config: Config, *, pages: int, dtype: Any) -> int:
         """How many bytes so many pages of all layers take."""
+        check_sizes(config, pages=pages)
         shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
         return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
 

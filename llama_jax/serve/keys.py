@@ -15,12 +15,21 @@ VARIABLE = "LLAMA_JAX_API_KEYS"
 
 def read_keys(file: Path | None) -> tuple[bytes, ...]:
     """The keys in a file, one a line, and those in $LLAMA_JAX_API_KEYS, divided by commas."""
-    lines = [] if file is None else file.read_text(encoding="utf-8").splitlines()
+    lines = [] if file is None else _text_of(file).splitlines()
     kept = [line.strip() for line in lines if not line.lstrip().startswith("#")]
     if file is not None and not any(kept):
         raise ValueError(f"{file} has no keys; write one a line, or leave the option out")
     given = [*kept, *(one.strip() for one in os.environ.get(VARIABLE, "").split(","))]
-    return tuple(key.encode() for key in given if key)
+    return tuple(key.encode(errors="surrogateescape") for key in given if key)
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+    except UnicodeDecodeError as error:  # which would print the keys
+        raise ValueError(
+            f"{file}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def check_key(keys: Iterable[bytes], authorization: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from llama_jax.train.parquet import open_parquet, parquet_texts
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it; it is no text
+_LINE_END = re.compile(rb"\r?\n")
 _MEMORY_PER_BYTE = 100
 """Bytes of memory that encoding takes for a byte of one document; measured: 46 by SentencePiece, 14
 by tiktoken, 88 by tokenizers."""
@@ -112,9 +114,10 @@ def _parts(file: Path, separator: bytes) -> Iterator[tuple[Document, int]]:
 
 def _part(file: Path, line: int, part: bytes, ended: bytes) -> Document:
     """One part, which begins at a line, without the line ends beside its separators."""
-    if ended and part.startswith(b"\n"):
-        part, line = part[1:], line + 1
-    return Document(decode(part.removesuffix(b"\n"), file, line), f"{file}, line {line}")
+    if ended and (end := _LINE_END.match(part)):
+        part, line = part[end.end() :], line + 1
+    last = b"\r\n" if part.endswith(b"\r\n") else b"\n"
+    return Document(decode(part.removesuffix(last), file, line), f"{file}, line {line}")
 
 
 def _lines(file: Path, key: str) -> Iterator[tuple[Document, int]]:

@@ -32,7 +32,7 @@ def read_recipe(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> Re
     """
     path = Path(path)
     try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+        fields = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors write a mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from None
     for change in changes:

@@ -48,8 +48,9 @@ def native(folder, config, tokenizer=None):
 def test_a_round_trip_changes_no_bit_and_no_setting(tmp_path, changes):
     config = config_of(**changes)
     first = open_checkpoint(native(tmp_path / "native", config))
-    done = export(tmp_path / "native", tmp_path / "out", format="gguf")
-    again = open_checkpoint(tmp_path / "out")
+    folder = tmp_path / "out.gguf"  # as a user names it who thinks of the file
+    done = export(tmp_path / "native", folder, format="gguf")
+    again = open_checkpoint(folder)
     assert done.dtypes == ("F32",)
     assert again.config == config
     for path, tensor in first.tensors.items():

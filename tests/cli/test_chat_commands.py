@@ -5,7 +5,7 @@ import locale
 
 import pytest
 
-from llama_jax.cli.chat_commands import Session, command_in, run_command
+from llama_jax.cli.chat_commands import COMMANDS, Session, command_in, run_command
 from llama_jax.cli.chat_input import _typed, assembled, keep_history, read_history
 from llama_jax.generation.chat import Conversation
 from llama_jax.generation.settings import SamplingSettings
@@ -113,6 +113,13 @@ def test_a_file_begins_the_next_message(session, tmp_path):
     for name in ("/file", "/save", "/load"):
         with pytest.raises(ValueError, match=f"{name} needs a file"):
             run_command(session, name, "")
+
+
+def test_help_lists_every_command_and_no_line_is_cut_at_80_columns(session, capsys):
+    run_command(session, "/help", "")
+    lines = capsys.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith("/")] == [*COMMANDS]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llama_jax.cli.console import said
 from llama_jax.cli.errors import in_options, names_typed, option_names
 from llama_jax.cli.generate import generate
 
@@ -45,6 +46,21 @@ def test_a_command_knows_its_options_in_groups_too():
     assert names["echo"] == "--echo"
     assert names["fsdp"] == "--fsdp"
     assert "checkpoint" not in names
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(2, "No such file", "a b"), "a b: No such file"),
+        (OSError(28, "No space left", b"\xc3\xa9"), "é: No space left"),
+        (OSError(28, "No space left"), "what is written has no room: No space left"),  # a stream
+        (OSError(104, "Reset by peer"), "Reset by peer"),
+        (OSError("of our own"), "of our own"),
+        (ValueError("x"), "x"),
+    ],
+)
+def test_what_the_system_refuses_is_said_without_its_number(error, told):
+    assert said(error) == told
 
 
 @pytest.mark.parametrize(

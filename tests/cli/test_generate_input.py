@@ -14,7 +14,8 @@ from llama_jax.cli import text_output
 from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
 from llama_jax.cli.requests import Request
-from llama_jax.cli.sampling import Sampling, unescaped
+from llama_jax.cli.sampling import Sampling
+from llama_jax.cli.text_input import unescaped
 from llama_jax.cli.text_output import in_order
 from llama_jax.generation.finished import as_finished
 from llama_jax.generation.results import Delta
@@ -148,12 +149,12 @@ def test_a_dialog_is_a_prompt_in_python_too(talker):
 
 def test_without_a_template_a_question_is_refused_before_the_weights_are_read(writer, monkeypatch):
     monkeypatch.setattr(llama_jax, "load", None)
-    for arguments, way_out in (
-        (("generate", writer, "Hi", "--chat"), "leave out --chat"),
-        (("chat", writer), "use `llama-jax generate`"),
+    for arguments, code, way_out in (
+        (("generate", writer, "Hi", "--chat"), 2, "leave out --chat"),  # the option is wrong
+        (("chat", writer), 1, "use `llama-jax generate`"),  # the model is
     ):
         result = run(*arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert "is no chat model" in result.stderr
         assert f"To continue a text, {way_out}" in result.stderr
 
@@ -286,7 +287,7 @@ def test_options_are_the_settings_of_python(writer):
     ],
 )
 def test_a_stop_string_has_escapes(typed, meant):
-    assert unescaped(typed) == meant
+    assert unescaped(typed, "--stop") == meant
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,21 @@
 """Text comes in as UTF-8, whatever the locale says, and a wrong line costs that line."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from llama_jax.cli.text_input import STDIN, argument, piped_lines, read_lines, read_text
+from llama_jax.cli.console import print_json
+from llama_jax.cli.text_input import (
+    STDIN,
+    argument,
+    piped_lines,
+    prepare_streams,
+    read_lines,
+    read_text,
+)
 
 TEXT = "Σήμερον é 🦙\ntwo\n"
 SOUND = {
@@ -107,3 +116,26 @@ def test_an_argument_is_utf8_where_the_locale_could_not_read_it():
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match=r"nothing\.txt"):
         read_text(Path("nothing.txt"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "out", "err"),
+    [
+        ("ascii", b"m/\xc3\xa9\xe9 ? ?", rb"m/" + b"\xc3\xa9\xe9" + rb" \xe9 \U0001f999"),
+        ("latin-1", b"m/\xc3\xa9\xe9 \xe9 ?", rb"m/" + b"\xc3\xa9\xe9 \xe9" + rb" \U0001f999"),
+        ("utf-8", b"m/\xc3\xa9\xe9 \xc3\xa9 \xf0\x9f\xa6\x99", None),
+    ],
+)
+def test_a_path_keeps_its_bytes_on_a_stream_that_cannot_spell_it(monkeypatch, encoding, out, err):
+    path = b"m/\xc3\xa9\xe9".decode("ascii", "surrogateescape")  # as a C locale reads it
+    for name, expected in (("stdout", out), ("stderr", out if err is None else err)):
+        written = io.BytesIO()
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding, write_through=True))
+        prepare_streams()
+        getattr(sys, name).write(f"{path} é 🦙")
+        assert written.getvalue() == expected
+
+
+def test_json_tells_such_a_path_as_utf8(capsys):
+    print_json({"path": "m/\udcc3\udca9 \udce9", "prompt": "\ud800"})
+    assert json.loads(capsys.readouterr().out) == {"path": "m/é \ufffd", "prompt": "\ud800"}

@@ -20,7 +20,7 @@ def corpus(tmp_path):
 
 def test_text_becomes_a_tokenizer_and_tokens(tmp_path, corpus):
     model, out = tmp_path / "own/tokenizer.model", tmp_path / "tokens"
-    apart = "--separator", "<|endoftext|>"
+    apart = "--separator", r"<|endoftext|>\n"
     done = run("train-tokenizer", corpus, "--vocab-size", 300, "--out", model, *apart)
     assert done.exit_code == 0, done.output
     assert "300 tokens, from all lines" in done.stdout

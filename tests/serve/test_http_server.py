@@ -308,9 +308,12 @@ def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypat
         with pytest.raises(openai.AuthenticationError):
             client_of(url).models.list()
         assert client_of(url, api_key="first").models.list().data[0].id == NAME
-    file.write_text("#\n")
-    with pytest.raises(ValueError, match="has no keys"):
-        read_keys(file)
+    file.write_bytes(b"\xef\xbb\xbffirst\r\nsecond")
+    assert read_keys(file)[:2] == (b"first", b"second")
+    for wrong, said in ((b"#\n", "has no keys"), (b"a\xe9", r"keys: byte 2 is not UTF-8; save")):
+        file.write_bytes(wrong)
+        with pytest.raises(ValueError, match=said):
+            read_keys(file)
 
 
 def test_pages_of_other_sites_may_ask_only_where_they_are_allowed(engine):

@@ -83,6 +83,16 @@ def test_add_bos_token_counts(folder, says):
     assert tokenizer.encode("the llama", bos=True, eos=False) == [tokenizer.bos_id] * says + ids
 
 
+@pytest.mark.parametrize("kind", ["SentencePiece", "tiktoken"])
+@pytest.mark.parametrize(
+    "says", [{}, {"add_bos_token": None}, {"tokenizer_class": "LlamaTokenizer"}]
+)
+def test_a_tokenizer_model_begins_a_text_with_bos_as_metas_code_does(tmp_path, kind, says):
+    tokenizer = Folder(tmp_path, kind).put(tokenizer_config=says)
+    ids = tokenizer.encode("the llama", bos=True, eos=False)
+    assert ids == [tokenizer.bos_id, *plain(tokenizer, "the llama")]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("says", [True, False])
 @pytest.mark.parametrize("special", [True, False])

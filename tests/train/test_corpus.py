@@ -34,6 +34,15 @@ def test_a_separator_ends_documents_wherever_a_block_ends(tmp_path, monkeypatch,
     assert lines == ["1", "4", "4", "5"]
 
 
+@pytest.mark.parametrize("block", [1, 2, 1000])
+def test_a_line_end_beside_a_separator_may_be_of_windows(tmp_path, monkeypatch, block):
+    monkeypatch.setattr(corpus, "_BLOCK", block)
+    file = written(tmp_path, "a.txt", "one\r\ntwo\r\n<|end|>\r\nthree\r<|end|>\r\n\r\nfour\r\n")
+    found = list(read_documents([file], separator="<|end|>"))
+    assert [document.text for document in found] == ["one\r\ntwo", "three\r", "\r\nfour"]
+    assert [document.place.rpartition(" ")[2] for document in found] == ["1", "4", "5"]
+
+
 @pytest.mark.parametrize("block", [1, 4, 1000])
 def test_a_separator_may_be_line_ends(tmp_path, monkeypatch, block):
     monkeypatch.setattr(corpus, "_BLOCK", block)

@@ -323,6 +323,13 @@ def test_the_recipes_of_the_clone_are_recipes(file):
     assert recipe.tokens
 
 
+def test_a_recipe_may_begin_with_a_mark_and_have_line_ends_of_windows(tmp_path):
+    text = RECIPES[0].read_text(encoding="utf-8")
+    file = tmp_path / "recipe.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    assert read_recipe(file) == read_recipe(RECIPES[0])
+
+
 def test_what_is_no_toml_is_said(tmp_path):
     file = tmp_path / "recipe.toml"
     file.write_text("steps: 10")
