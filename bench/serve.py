@@ -2,8 +2,9 @@
 
 `python -m bench.serve --url http://127.0.0.1:8000 --text FILE --tokenizer FILE`: the prompts are
 cut from the text, and the same seed asks the same again. With `--against URL` each round asks both
-servers the same, one after the other, and every number gets a ratio. `bench/load/measured.py`
-says what each number means. No JAX is needed.
+servers the same, one after the other, and every number gets a ratio; with `--against-engine` the
+second is an engine in this process, without HTTP. `bench/load/measured.py` says what each number
+means. No JAX is needed but for such an engine.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from bench.load import process
 from bench.load.client import Answer, Server
+from bench.load.direct import Direct
 from bench.load.drive import Load, answers
 from bench.load.measured import errors, summary
 from bench.load.mix import NEW, Mix
@@ -32,7 +34,7 @@ from bench.record import command, keep, source
 class _Taken:
     """What was measured of one server so far."""
 
-    server: Server
+    server: Server | Direct
     pid: int | None
     answers: list[Answer] = dataclasses.field(default_factory=list)
     rounds: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -80,6 +82,8 @@ async def _run(options: argparse.Namespace, given: list[str]) -> dict[str, Any]:
         _Taken(await _server(url, body, options), pid)
         for (url, body), pid in zip(of, (options.pid, options.against_pid), strict=False)
     ]
+    if options.against_engine:
+        taken.append(_Taken(Direct.load(options.against_engine), None))
     result = {
         "command": command(given, "bench.serve"),
         "date": datetime.date.today().isoformat(),
@@ -127,6 +131,8 @@ def _load(options: argparse.Namespace) -> Load:
     for name in ("requests", "rounds", "clients"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} {getattr(options, name)} must be at least 1")
+    if options.against_engine and (options.against or not options.tokenizer):
+        raise ValueError("--against-engine takes the place of --against, and needs --tokenizer")
     text = options.text.read_text()
     pair = {name: tuple(getattr(options, name) or ()) or None for name in ("prompt", "new")}
     mix = Mix(

@@ -123,8 +123,8 @@ class Server:
                 head.append(f"Authorization: Bearer {key}")
             writer.write("\r\n".join([*head, "", ""]).encode() + content)
             await writer.drain()
-            status, headers = await _head(reader)
-            pieces = _body(reader, headers)
+            status, headers = await read_head(reader)
+            pieces = read_body(reader, headers)
             if status != 200:
                 said = b"".join([piece async for piece in pieces])
                 raise ValueError(f"status {status}: {said[:200].decode(errors='replace')}")
@@ -160,14 +160,14 @@ def _listed(choice: dict[str, Any]) -> int | None:
     return None if tokens is None else len(tokens)
 
 
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     """The status and the headers, whose names are lower case."""
     lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     pairs = (line.partition(":") for line in lines[1:] if line)
     return int(lines[0].split()[1]), {name.lower(): value.strip() for name, _, value in pairs}
 
 
-async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
+async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
     if "chunked" in headers.get("transfer-encoding", "").lower():
         while size := int((await reader.readline()).split(b";")[0], 16):
             yield await reader.readexactly(size)

@@ -6,9 +6,17 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
-from bench.load.client import Answer, Server
+from bench.load.client import Answer
 from bench.load.mix import Asked, Mix, arrivals
+
+
+class Asks(Protocol):
+    """What answers requests: a server, or an engine without one."""
+
+    async def ask(self, asked: Asked) -> Answer:
+        """What came of a request."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Load:
         return [self.mix.asked(first + one) for one in range(self.requests)]
 
 
-async def answers(server: Server, load: Load, number: int) -> tuple[list[Answer], float]:
+async def answers(server: Asks, load: Load, number: int) -> tuple[list[Answer], float]:
     """What came of a round's requests, and the seconds from the first sent to the last end."""
     asked = load.round(number)
     start = time.perf_counter()
@@ -37,7 +45,7 @@ async def answers(server: Server, load: Load, number: int) -> tuple[list[Answer]
     return found, time.perf_counter() - start
 
 
-async def _closed(server: Server, asked: list[Asked], clients: int) -> list[Answer]:
+async def _closed(server: Asks, asked: list[Asked], clients: int) -> list[Answer]:
     """Each client sends its next request once it has the whole answer to the one before."""
     left, found = iter(asked), []
 
@@ -51,7 +59,7 @@ async def _closed(server: Server, asked: list[Asked], clients: int) -> list[Answ
     return found
 
 
-async def _arriving(server: Server, asked: list[Asked], load: Load, number: int) -> list[Answer]:
+async def _arriving(server: Asks, asked: list[Asked], load: Load, number: int) -> list[Answer]:
     """Sends each at its time, however many are unanswered; a late one delays no other."""
     pause = arrivals(load.rate or 1.0, load.mix.seed + number + 1)
     due, tasks = time.perf_counter(), []

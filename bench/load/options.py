@@ -15,6 +15,8 @@ def parser(about: str) -> argparse.ArgumentParser:
     add = found.add_argument
     add("--url", required=True, help="the server's, with or without /v1")
     add("--against", metavar="URL", help="a second server's, which gets the same in turns")
+    about = "a checkpoint whose engine, in this process, is asked in a second server's place"
+    add("--against-engine", type=Path, metavar="FOLDER", help=about)
     _add_requests(found)
     _add_load(found)
     add("--model", help="its name; the server's first if left out")

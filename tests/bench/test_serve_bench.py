@@ -10,9 +10,12 @@ import pytest
 
 from bench import serve
 from bench.load.client import Answer, Chunk, Server
+from bench.load.direct import Direct
 from bench.load.drive import Load, answers
 from bench.load.measured import came, gaps, summary, times_of
 from bench.load.mix import CHARACTERS, PREFIX, Asked, Mix, arrivals
+from llama_jax.generation.results import Delta
+from llama_jax.serve.stream import Stream
 
 IDS = list(range(5000))
 READ, WRITE = 0.15, 0.05
@@ -205,6 +208,28 @@ def test_failures_are_counted_and_in_no_time(style, status, why):
     assert (told["requests"], told["failures"], told["new_tokens"]) == (2, 2, 0)
     assert told["ttft"]["p50"] is None
     assert all(why in answer.error for answer in found)
+
+
+class Prompt:
+    """An engine that gives every request two tokens at once, and refuses prompts of one."""
+
+    def submit(self, prompt, **settings):
+        if len(prompt) == 1:
+            raise ValueError("too short")
+        assert settings == {"max_new_tokens": 2, "temperature": 0, "stop_ids": ()}
+        stream = Stream(prompt, 1, lambda stream: None)
+        stream.put(Delta(0, "ab", [5, 6], None, "length"))
+        return stream
+
+
+def test_an_engine_is_asked_in_the_place_of_a_server():
+    asked = Load(Mix(IDS, prompt=(1, 2), new=(2, 2)), 40, 3)
+    found, seconds = asyncio.run(answers(Direct(Prompt()), asked, 0))
+    told = summary(found, seconds)
+    short = sum(one.asked.length == 1 for one in found)
+    assert 0 < short < 40
+    assert (told["failures"], told["new_tokens"]) == (short, 2 * (40 - short))
+    assert {one.error for one in found if one.asked.length == 1} == {"ValueError: too short"}
 
 
 def test_nothing_listens_and_nothing_is_answered(tmp_path):
