@@ -16,6 +16,7 @@ from ray import serve
 import llama_jax
 from llama_jax.serve import limits
 from llama_jax.serve.engine import Engine
+from llama_jax.serve.few_rows import for_few_rows
 from llama_jax.serve.http import application
 from llama_jax.serve.keys import read_keys
 from llama_jax.serve.openai.served import Served
@@ -26,7 +27,7 @@ MODEL = os.environ.get("MODEL", "stories")
 
 def replica() -> Any:
     """The ASGI application of one replica, once it can answer."""
-    engine = Engine(llama_jax.load(MODEL))
+    engine = Engine(for_few_rows(llama_jax.load(MODEL)))
     while not engine.ready and engine.failure is None:
         time.sleep(0.1)
     served = Served(engine, Path(MODEL).name, int(time.time()))

@@ -25,10 +25,11 @@ class Direct:
 
     @classmethod
     def load(cls, checkpoint: Path) -> Direct:
-        """The engine of a checkpoint, once all its programs are compiled."""
+        """The engine of a checkpoint, as `llama-jax serve` makes it, once all is compiled."""
         import llama_jax
+        from llama_jax.serve.few_rows import for_few_rows
 
-        engine = llama_jax.Engine(llama_jax.load(checkpoint))
+        engine = llama_jax.Engine(for_few_rows(llama_jax.load(checkpoint)))
         while engine.compiling and engine.failure is None:
             time.sleep(0.1)
         return cls(engine, model=checkpoint.name)
