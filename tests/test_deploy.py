@@ -289,7 +289,8 @@ def test_ray_serve_is_given_the_servers_application(monkeypatch):
     engine = types.SimpleNamespace(ready=True, failure=None, heartbeat=0.0)
     build = given["build"]
     monkeypatch.setitem(build.__globals__, "llama_jax", types.SimpleNamespace(load=lambda _: 1))
-    monkeypatch.setitem(build.__globals__, "Engine", lambda params: engine)
+    monkeypatch.setitem(build.__globals__, "for_few_rows", lambda params: params + 1)
+    monkeypatch.setitem(build.__globals__, "Engine", {2: engine}.__getitem__)
     client = TestClient(build(), base_url="http://any.host")
     assert client.get("/ready").json() == {"status": "ready"}
     assert client.get("/v1/models").status_code == 401
