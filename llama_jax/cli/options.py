@@ -92,6 +92,18 @@ KVCache = Annotated[
         help="Keep the keys and values whole, or as int8: a quarter of float32's memory",
     ),
 ]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes; "
+        "default: a file is one",
+    ),
+]
+TextKey = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="What .jsonl objects and .parquet columns call the text"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 

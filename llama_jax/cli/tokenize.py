@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import UsageError, progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
@@ -22,18 +23,8 @@ if TYPE_CHECKING:
 class Texts:
     """How texts lie in the files."""
 
-    separator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes; "
-            "default: a file is one",
-        ),
-    ] = None
-    key: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="What .jsonl objects and .parquet columns call the text"),
-    ] = "text"
+    separator: options.Separator = None
+    key: options.TextKey = "text"
     threads: Annotated[
         int | None,
         typer.Option(metavar="N", help="Texts encoded at once; default: one a processor", min=1),

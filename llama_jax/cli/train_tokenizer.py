@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llama_jax.cli import options
 from llama_jax.cli.console import progress_bar
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.text_input import argument, given_separator
@@ -23,17 +24,8 @@ def train_tokenizer(
     out: Annotated[
         Path, typer.Option(metavar="FILE", help="File to write, by custom tokenizer.model")
     ],
-    separator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help=r"What stands between a .txt file's documents; \n, \t, \\ and \u00e9 are escapes",
-        ),
-    ] = None,
-    key: Annotated[
-        str,
-        typer.Option(metavar="NAME", help="What .jsonl objects and .parquet columns call the text"),
-    ] = "text",
+    separator: options.Separator = None,
+    key: options.TextKey = "text",
     normalization: Annotated[
         str,
         typer.Option(
