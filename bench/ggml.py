@@ -37,16 +37,21 @@ class Ggml:
         """A matrix [out, in] as a type of this name makes it, float32, and its bytes."""
         number = next(n for n, kind in TYPES.items() if kind.name == name)
         kind, source = TYPES[number], np.ascontiguousarray(matrix, np.float32)
+        if kind.dtype is not None:
+            stored = source.astype(kind.dtype)
+            return stored.astype(np.float32), stored.nbytes
         rows, columns = source.shape
         raw = np.zeros((rows * columns // kind.block, kind.nbytes), np.uint8)
         self._chunk(number, source.ctypes.data, raw.ctypes.data, 0, rows, columns, None)
         if kind.unpack is None:
-            raise ValueError(f"{name} is not quantized")
+            raise ValueError(f"{name} is neither an array's type nor read")
         return kind.unpack(raw).dense().reshape(source.shape), raw.nbytes
 
 
 def type_of(path: WeightPath, columns: int, config: Config, file: str) -> str:
     """What `llama-quantize` makes of a matrix in a file of this kind, without an imatrix."""
+    if columns % 32:
+        return "F16"
     wanted = {"Q8_0": "Q8_0", "Q4_0": "Q4_0", "Q4_K_M": "Q4_K"}[file]
     is_output = path == OUTPUT or (path == EMBEDDING and config.tie_embeddings)
     if is_output and file != "Q8_0":

@@ -3,8 +3,9 @@
     python -m bench.quality MODEL TEXT --ggml /path/to/libggml-base.so
 
 The weights of every kind are made float32 again and run by one program, so a row differs from the
-first by the error of its weights alone. `libggml-base` of any build of llama.cpp rounds the same
-weights as `llama-quantize` would; without it those rows are left out.
+first by the error of its weights alone. Beside the difference stands its standard error over the
+windows, each against itself: a smaller difference shows nothing. `libggml-base` of any build of
+llama.cpp rounds the same weights as `llama-quantize` would; without it those rows are left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from llama_jax.weights.params import nested, weight_at
 from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import is_value
 
-KINDS = ("int8", "int4", "fp8")
+KINDS = ("int8", "int8_channel", "int4", "fp8")
 ROWS = ("float32", *KINDS, "int8 cache", *FILES, "Q4_0, embedding kept")
 
 
@@ -56,14 +57,21 @@ def main() -> None:
         if row == "int8 cache":
             bits, nll = 32.0, _cached(params, windows, llama_jax.Int8KVCache)
             whole_cached = _cached(params, windows, llama_jax.KVCache)
-            print(f"  (float32 cache, token by token: {math.exp(whole_cached):.4f})")
+            print(f"  (float32 cache, token by token: {math.exp(whole_cached.mean()):.4f})")
         elif row in ("float32", *KINDS) or ggml is not None:
             made = _made(params, row, ggml)
             bits, nll = made.bits, score(made.params)
         else:
             continue
-        change = 100 * (math.exp(nll - whole) - 1)
-        print(f"  {row:22} {bits:5.2f} bits  {math.exp(nll):9.4f}  {change:+.3f} %", flush=True)
+        change, error = _change(nll - whole)
+        told = f"{math.exp(nll.mean()):9.4f}  {change:+.3f} % (standard error {error:.3f})"
+        print(f"  {row:22} {bits:5.2f} bits  {told}", flush=True)
+
+
+def _change(apart: np.ndarray) -> tuple[float, float]:
+    """Of differences of log-likelihood, one a window: perplexity's in %, and its standard error."""
+    spread = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
+    return 100 * math.expm1(apart.mean()), 100 * spread
 
 
 def _arguments() -> argparse.Namespace:
@@ -90,8 +98,8 @@ def _windows(params: Any, asked: argparse.Namespace) -> np.ndarray:
     return np.hstack([np.tile(start, (asked.windows, 1)), cut]).astype(np.int32)
 
 
-def _scorer(params: Any, windows: np.ndarray) -> Callable[[Any], float]:
-    """What gives the negative log-likelihood of a token by a model of these shapes."""
+def _scorer(params: Any, windows: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """What gives the negative log-likelihood of a token in each window, of these shapes."""
     positions = jnp.broadcast_to(jnp.arange(windows.shape[1]), (1, windows.shape[1]))
 
     def row(params: Any, tokens: Any) -> Any:
@@ -99,10 +107,10 @@ def _scorer(params: Any, windows: np.ndarray) -> Callable[[Any], float]:
         return _losses(logits[:, :-1], tokens[None, 1:]).mean()
 
     compiled = jax.jit(row).lower(params, windows[0]).compile(COMPILER_OPTIONS)
-    return lambda model: float(np.mean([compiled(model, one) for one in windows]))
+    return lambda model: np.array([float(compiled(model, one)) for one in windows])
 
 
-def _cached(params: Any, windows: np.ndarray, kind: Any) -> float:
+def _cached(params: Any, windows: np.ndarray, kind: Any) -> np.ndarray:
     """The same read token by token, so that every token sees what a cache kept of the others."""
     rows, length = windows.shape
     cache = kind.empty(params.config, batch=rows, slots=length, dtype=jnp.float32).continued()
@@ -111,11 +119,11 @@ def _cached(params: Any, windows: np.ndarray, kind: Any) -> float:
         tokens = jax.lax.dynamic_slice_in_dim(windows_on_device, at, 1, 1)
         logits, cache = llama_jax.forward(params, tokens, jnp.full((rows, 1), at), cache)
         target = jax.lax.dynamic_slice_in_dim(windows_on_device, at + 1, 1, 1)
-        return cache.continued(), _losses(logits, target).mean()
+        return cache.continued(), _losses(logits, target)[:, 0]
 
     windows_on_device = jnp.asarray(windows)
     run = jax.jit(lambda cache: jax.lax.scan(step, cache, jnp.arange(length - 1))[1])
-    return float(run(cache).mean())
+    return np.asarray(run(cache)).mean(axis=0)
 
 
 def _losses(logits: Any, targets: Any) -> Any:

@@ -5,8 +5,9 @@ There are 96 different requests, of all kinds; each asks for the same answer whe
 and a second answer that differs from the first is counted. A client that leaves closes its
 connection or resets it: at once, after a while, or after the first byte of the answer.
 
-With `--term` the server's process is sent SIGTERM once so many requests have been sent: whatever
-it then answers has to be whole. It may refuse what comes later.
+Give the server few pages (`--cache-gib`): memory that was never used counts as growth when it is
+first used. With `--term` the server's process is sent SIGTERM once so many requests have ended:
+whatever it then answers has to be whole. It may refuse what comes later.
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ class Soak:
     def note(self) -> None:
         """Keeps and prints what the server has now."""
         done, seconds = self.counts.total(), time.monotonic() - self.began
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError, LookupError):  # it has ended
             self.memory.append((done, process.memory(self.options.pid)))
             used = f"{process.processor_seconds(self.options.pid):.1f} CPU s"
             held = f"{self.memory[-1][1] / MEGABYTE:.2f} MB"

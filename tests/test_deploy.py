@@ -217,7 +217,8 @@ def metrics_text():
     )
     engine = types.SimpleNamespace(stats=lambda: stats, heartbeat=0.1, ready=True)
     metrics = Metrics()
-    for counter in (metrics.answers, metrics.refused, metrics.gone, metrics.finished):
+    labelled = metrics.answers, metrics.refused, metrics.gone, metrics.cut, metrics.finished
+    for counter in labelled:
         counter.add(*counter.labels)
     return metrics.text(engine)
 

@@ -24,7 +24,7 @@ class Step:
 
 
 B1, B8 = (("model", "llama-3.2-1b"),), (("model", "llama-3.1-8b"),)
-KINDS = (*B8, ("kinds", ("int8", "int4", "fp8")))
+KINDS = (*B8, ("kinds", ("int8_channel", "int4", "fp8")))
 STEPS = (
     Step("card", "card", 30, "the card, its copy bandwidth, its matrix rate"),
     Step("attention", "exact", 50, "attention's kernels against float64, and what is chosen"),

@@ -68,7 +68,7 @@ def load(
     With a mesh every weight goes straight to its shards; without one, to the default device.
     `dtype` ("bfloat16", jnp.float32 ...) is the weights' and so the arithmetic's; by default
     float32 on CPU, where XLA multiplies bfloat16 slowly, and bfloat16 elsewhere.
-    `quantize` ("int8", "int4", "fp8", or a rule) rounds each matrix as it is read, as
+    `quantize` (a kind, as "int8", or a rule) rounds each matrix as it is read, as
     `llama_jax.quantize` does, so the whole model is never in memory at its full size. What a file
     holds in 8 or 4 bits stays so, and with "none" becomes arrays.
 

@@ -108,13 +108,18 @@ class Paged:
 
     def cleared(self, pages: Int[Array, " n"]) -> Paged:
         """The same pools, with zeros in these pages; those beyond the pool are none."""
-        clear = lambda pool: pool.at[pages].set(0, mode="drop")  # noqa: E731
-        return dataclasses.replace(self, k=tuple(map(clear, self.k)), v=tuple(map(clear, self.v)))
+        cleared = jax.tree.map(lambda pool: pool.at[pages].set(0, mode="drop"), self._pools)
+        return dataclasses.replace(cleared, table=self.table)
 
     def is_finite(self, pages: Int[Array, " n"]) -> Bool[Array, ""]:
         """Whether these pages hold numbers alone, in every layer."""
-        held = [pool.at[pages].get(mode="fill", fill_value=0) for pool in (*self.k, *self.v)]
+        held = [x.at[pages].get(mode="fill", fill_value=0) for x in jax.tree.leaves(self._pools)]
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in held]))
+
+    @property
+    def _pools(self) -> Any:
+        """The cache without its table: what a page has a part of, and nothing else."""
+        return dataclasses.replace(self, table=None)  # type: ignore[arg-type]
 
     def specs(self) -> Paged:
         """Pools are cut by key heads over `tensor`; every device has the whole table."""

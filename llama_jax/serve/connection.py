@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -14,8 +15,13 @@ from llama_jax.serve import limits
 class Connection(H11Protocol):
     """uvicorn's, with two more clocks: one for a request's head, one for a client that must read.
 
-    uvicorn's own runs between two requests alone: a connection that never asks would stay.
+    uvicorn's own runs between two requests alone: a connection that never asks would stay. `cut` is
+    told why a connection was ended before it had a request or its whole answer.
     """
+
+    def __init__(self, *args: Any, cut: Callable[[str], None], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._cut = cut
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -38,7 +44,7 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(limits.WRITE_SECONDS, self.transport.abort)
+        self._unread = self.loop.call_later(limits.WRITE_SECONDS, self._abort, "answer_unread")
 
     def resume_writing(self) -> None:
         if self._unread is not None:
@@ -60,4 +66,12 @@ class Connection(H11Protocol):
     def _too_slow(self) -> None:
         self._head = None
         if self._awaits_head():
-            self.transport.abort()
+            self._abort("head_too_slow")
+
+    def _abort(self, reason: str) -> None:
+        self._cut(reason)
+        self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        self._cut("no_http")
+        super().send_400_response(msg)

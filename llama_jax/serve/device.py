@@ -18,9 +18,10 @@ from llama_jax.generation.batch import Row
 from llama_jax.generation.limits import limits_on, power_of_two
 from llama_jax.generation.state import TokenBuffer
 from llama_jax.kernels import COMPILER_OPTIONS
-from llama_jax.model.paged import PAGE, Paged
+from llama_jax.model.paged import PAGE
 from llama_jax.model.placement import Placement
 from llama_jax.serve import seats as programs
+from llama_jax.serve.pool import pool_kind
 from llama_jax.serve.seats import Chunk, Echo
 from llama_jax.weights.params import Params
 
@@ -36,6 +37,10 @@ decode_rows = _jit(
 clear_pages = _jit(
     lambda pool, pages: programs.laid_out_pool(pool.cleared(pages)), donate_argnames="pool"
 )
+
+
+MOST_SIZES = 6
+"""Programs that decode; with the four that read it makes ten that a start compiles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +76,7 @@ class Device:
         """Chunks that are read before all rows are taken on by a step."""
         self.tokens = limits.tokens_per_check
         """Tokens of a row that a round makes."""
-        sizes = {power_of_two(n + 1) for n in range(seats)}
-        self.sizes = [seats] if exact else sorted(min(size, seats) for size in sizes)
+        self.sizes = [seats] if exact else sizes_of(seats)
         """The numbers of rows for which there is a program to decode. One of them is exact: it
         adds what a row is made of in one order, whoever its neighbours are."""
         self._reads: dict[tuple[bool, bool], Any] = {}
@@ -84,7 +88,8 @@ class Device:
         config, place = self.params.config, self.place
         with place.use_mesh():
             empty = {"pages": self.pages, "rows": 1, "width": 1, "dtype": place.cache_dtype}
-            self._pool = jax.jit(lambda: programs.laid_out_pool(Paged.empty(config, **empty)))()
+            make = pool_kind(place).empty
+            self._pool = jax.jit(lambda: programs.laid_out_pool(make(config, **empty)))()
             self._seats = jax.jit(lambda: programs.laid_out_empty(config, self.seats))()
 
     def seat(self, seat: int, row: Row, written: Sequence[int]) -> None:
@@ -167,6 +172,9 @@ class Device:
             if size not in self._decodes:
                 self._compile_decode(size)
                 yield
+        for draws in (True, False):
+            self._compiled_read(draws, echo=True)
+            yield
 
     def _compiled_read(self, draws: bool, echo: bool) -> Any:
         """The program that reads a chunk; it is kept."""
@@ -213,3 +221,12 @@ class Device:
         last, table = np.int32(len(tokens) - 1), self._table([pages], 1)
         made: Any = (here[0], here[1], np.int32(start), last, np.int32(seat), table)
         return Chunk(*made)
+
+
+def sizes_of(seats: int) -> list[int]:
+    """One row, all seats, and the largest powers of two between: 1, 8, 16, 32, 64 and 128.
+
+    What is left out is among the small ones, of which one more row costs least.
+    """
+    powers = {min(power_of_two(n + 1), seats) for n in range(seats)}
+    return sorted({1, *sorted(powers)[1 - MOST_SIZES :]})

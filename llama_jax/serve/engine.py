@@ -14,6 +14,7 @@ from llama_jax.generation.limits import NO_LIMIT, limits_on
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.paged import PAGE
 from llama_jax.model.placement import Placement
 from llama_jax.serve.device import Device
@@ -54,6 +55,7 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         rows: int | None = None,
         cache_bytes: int | None = None,
+        cache: type[Cache] = KVCache,
         exact: bool = False,
         share_prefixes: bool = True,
         max_queued: int = 256,
@@ -61,15 +63,17 @@ class Engine:
     ) -> None:
         """Takes up to `rows` completions on together (16 on a CPU, 128 on a GPU).
 
-        Their keys and values lie in pages, `cache_bytes` in all; by default as many as fit. With
+        Their keys and values lie in pages, `cache_bytes` in all; by default as many as fit. They
+        are kept as `cache` keeps them: with Int8KVCache a page takes a quarter of float32's. With
         `share_prefixes` texts that begin alike have the pages of the beginning in common.
         `max_queued` requests may wait for a seat, with `max_queued_tokens` in their prompts.
 
-        ValueError where the params are on a mesh with other axes than `tensor`.
+        ValueError where the params are on a mesh with other axes than `tensor`, or a cache has no
+        form in pages.
         """
         self.params = params
         self.tokenizer = tokenizer_of(params, tokenizer)
-        place = Placement.of(params)
+        place = Placement.of(params, cache)
         if place.batch_divisor > 1:
             raise ValueError(
                 f"an engine runs on a mesh of tensor alone, and this one has {place.mesh}; put the "

@@ -73,6 +73,11 @@ class App:
         elif scope["type"] == "http":
             await self._answer(Exchange(scope, receive, send))
 
+    def cut(self, reason: str) -> None:
+        """A connection was ended that had no request, or that did not read its answer."""
+        self.metrics.cut.add(reason)
+        logger.info("connection cut: %s", reason)
+
     async def _answer(self, exchange: Exchange) -> None:
         """Answers one request, whatever happens; an error becomes one of the protocol's."""
         route, handler = self._route(exchange)

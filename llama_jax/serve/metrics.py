@@ -82,6 +82,11 @@ class Metrics:
         self.gone = Counter(
             "disconnects_total", "Clients that left before the end of their answer.", ("route",)
         )
+        self.cut = Counter(
+            "connections_cut_total",
+            "Connections ended: no head in time, no HTTP, or an answer that nobody reads.",
+            ("reason",),
+        )
         self.finished = Counter(
             "completions_total",
             "Completions by the reason of their end. vllm:request_success_total",
@@ -102,7 +107,7 @@ class Metrics:
 
     def text(self, engine: Engine) -> str:
         """Every sample, in the format that Prometheus reads."""
-        own = (self.answers, self.refused, self.gone, self.finished)
+        own = (self.answers, self.refused, self.gone, self.cut, self.finished)
         timed = (self.first, self.between, self.whole)
         lines: list[str] = []
         metrics: list[Counter | Histogram] = [*own, *timed, *_of_engine(engine)]

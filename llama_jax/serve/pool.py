@@ -1,4 +1,4 @@
-"""How many pages a pool has. It is computed, not tried."""
+"""What a pool is made of, and how many pages it has. That is computed, not tried."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import jax
 
 from llama_jax.config import Config
 from llama_jax.free_memory import free_memory
+from llama_jax.model.cache import KVCache
+from llama_jax.model.int8_cache import Int8KVCache
+from llama_jax.model.int8_paged import Int8Paged
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params
@@ -24,6 +27,18 @@ KEPT = 4
 """A pool has no more pages than so many times what all seats can fill: the rest would hold only
 beginnings of texts that were long ago."""
 
+_POOLS: dict[Any, type[Paged]] = {KVCache: Paged, Int8KVCache: Int8Paged}
+
+
+def pool_kind(place: Placement) -> type[Paged]:
+    """The pages that hold what a kind of cache holds. ValueError where none do."""
+    if place.cache not in _POOLS:
+        raise ValueError(
+            f"cache={place.cache.__name__} has no form in pages, in which an engine keeps keys and "
+            "values; pass llama_jax.KVCache or llama_jax.Int8KVCache"
+        )
+    return _POOLS[place.cache]
+
 
 def pages_of_pool(
     params: Params, place: Placement, seats: int, cache_bytes: int | None, chunk: int
@@ -35,7 +50,7 @@ def pages_of_pool(
     """
     config = params.config
     width = -(-config.max_seq_len // PAGE)
-    each = Paged.pool_bytes(config, pages=1, dtype=place.cache_dtype)
+    each = pool_kind(place).pool_bytes(config, pages=1, dtype=place.cache_dtype)
     free = _free_bytes(params, place, seats, chunk) if cache_bytes is None else cache_bytes
     pages = min(free // each, KEPT * seats * width)
     if not pages:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import signal
 import socket
@@ -27,7 +28,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 outer,
-                http=Connection,
+                http=functools.partial(Connection, cut=app.cut),  # type: ignore[arg-type]
                 ws="none",
                 log_config=None,
                 log_level="warning",

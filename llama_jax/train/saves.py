@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,7 +14,13 @@ from typing import Any
 import jax
 
 from llama_jax.checkpoint.files.messages import in_units
+from llama_jax.train.agreement import all_of, largest_of
 from llama_jax.train.state import TrainState
+
+DAMAGED = ".damaged"
+"""Ends the name of a state's folder that could not be read."""
+_ITEM = "default"
+"""Orbax's folder of the arrays in a state's folder."""
 
 
 class Saves:
@@ -31,6 +38,11 @@ class Saves:
             should_save_fn=lambda step, latest: True,
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
+        # It reads for this process alone. The manager waits for all, of which one may have failed.
+        here = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
+        handler = ocp.PyTreeCheckpointHandler()
+        self._reader = ocp.Checkpointer(handler, multiprocessing_options=alone)
         self._folder = folder
 
     def save(self, state: TrainState) -> None:
@@ -48,18 +60,38 @@ class Saves:
     def newest(self, template: TrainState, told: Callable[[str], None]) -> TrainState | None:
         """The newest state that is whole, laid out as `template`, or None where there is none.
 
-        `template` has shapes and shardings. A state that cannot be read is passed over, and `told`
-        why.
+        `template` has shapes and shardings. A state that any process cannot read is passed over by
+        all, and `told` why; its folder is renamed, and nothing reads it again.
         """
-        self._manager.reload()  # another process may have written since
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                return self._restored(step, template)
-            except Exception as error:  # whatever Orbax and TensorStore raise at damaged files
-                first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-                told(f"the state saved at step {step} cannot be read ({first[0][:200]})")
-                self._manager.delete(step)
+        while (step := self._newest_step()) >= 0:
+            state, why = self._tried(step, template)
+            if all_of(state is not None):
+                return state
+            why = why or "another process cannot read its part"
+            told(f"the state saved at step {step} cannot be read ({why}): kept as {step}{DAMAGED}")
+            self._set_aside(step)
         return None
+
+    def _newest_step(self) -> int:
+        """The newest step that any process sees, or -1: files may reach one later than another."""
+        self._manager.reload()  # another process may have written since
+        return largest_of(max(self._manager.all_steps(), default=-1))
+
+    def _tried(self, step: int, template: TrainState) -> tuple[TrainState | None, str]:
+        """This process's part of a state, or None and why it cannot be read."""
+        try:
+            return self._restored(step, template), ""
+        except Exception as error:  # whatever Orbax and TensorStore raise at damaged files
+            first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+            return None, first[0][:200]
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a state's folder, so that no process sees it any more."""
+        damaged = self._folder / f"{step}{DAMAGED}"
+        if jax.process_index() == 0:
+            shutil.rmtree(damaged, ignore_errors=True)
+            os.replace(self._folder / str(step), damaged)
+        all_of(True)
 
     def wait(self) -> None:
         """Returns when all is written. OSError where that failed."""
@@ -97,7 +129,7 @@ class Saves:
         args = ocp.args.PyTreeRestore(flat, restore_args=jax.tree.map(how, flat))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = self._manager.restore(step, args=args)
+            found = self._reader.restore(self._folder.absolute() / str(step) / _ITEM, args=args)
         leaves = [found[name] for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 

@@ -38,10 +38,10 @@ class Int8:
 
     @classmethod
     def of(cls, array: Any, group: int | None = None) -> Self:
-        """An array [in, out] rounded to integers from -127 to 127 and scales in float32.
+        """An array [in, out] rounded to integers from -127 to 127 and scales.
 
-        `group` is how many inputs share a scale, None all of an output's. ValueError where it does
-        not divide the inputs.
+        `group` is how many inputs share a scale, which is bfloat16 then; None gives each output
+        one in float32. ValueError where it does not divide the inputs.
         """
         values, scale = rounded_int8(array, group)
         return cls(values, scale, None, np.dtype(array.dtype))

@@ -23,8 +23,14 @@ Rule = str | Callable[[str], str | None]
 """A kind for every matrix but the embedding, or the kind of each matrix by its name, None for one
 that stays: `lambda name: "int4" if "feed_forward" in name else "int8"`."""
 
+
+def _int8_in_groups(array: Any) -> Int8:
+    return Int8.of(array, None if array.shape[0] % GROUP else GROUP)
+
+
 ROUNDED: dict[str, Callable[[Any], Weight]] = {
-    "int8": Int8.of,
+    "int8": _int8_in_groups,
+    "int8_channel": Int8.of,
     "int4": Int4.of,
     "fp8": Fp8.of,
     "int8_dynamic": Int8Dynamic.of,
@@ -33,13 +39,15 @@ ROUNDED: dict[str, Callable[[Any], Weight]] = {
 
 
 def quantize(params: Params, kind: Rule) -> Params:
-    """The same model with matrices of 8 or 4 bits: "int8", "int4", "fp8" or "int8_dynamic".
+    """The same model with matrices of 8 or 4 bits: "int8", "int8_channel", "int4", "fp8" or
+    "int8_dynamic".
 
     Every matrix is rounded but the embedding; norms and biases stay. A function in place of a kind
     is given each matrix's name, as "layers_0.attention.wq", and returns its kind, or None where it
-    is to stay. A matrix whose inputs are no multiple of 32 cannot be int4 and becomes int8.
-    Activations stay as they are but for "int8_dynamic", which rounds the rows that a matrix
-    multiplies to 8 bits too.
+    is to stay. Each 32 inputs of an output share a scale in "int8" and "int4", all of them in the
+    others. A matrix whose inputs are no multiple of 32 cannot be int4; it becomes int8 with a
+    scale an output. Activations stay as they are but for "int8_dynamic", which rounds the rows
+    that a matrix multiplies to 8 bits too.
 
     One matrix at a time is in memory besides `params` and the result. ValueError where the kind is
     unknown, or a weight is quantized already.

@@ -16,7 +16,11 @@ LEAST = 1e-30
 
 
 def rounded_int8(array: Any, group: int | None) -> tuple[Array, Array]:
-    """Integers from -127 to 127, int8 [in, out], and scales, float32 [out] or [in / group, out]."""
+    """Integers from -127 to 127, int8 [in, out], and scales: float32 [out], or of groups
+    bfloat16 [in / group, out].
+
+    The integers are those of the scale once it is rounded, so a bfloat16 one costs no error.
+    """
     _check_group(array, group)
     return _rounded_int8(jnp.asarray(array), group)
 
@@ -49,8 +53,9 @@ def _rounded_int8(array: Array, group: int | None) -> tuple[Array, Array]:
     inputs, outputs = array.shape
     groups = array.astype(jnp.float32).reshape(-1, group or inputs, outputs)
     scale = jnp.maximum(jnp.abs(groups).max(axis=1) / 127, LEAST)
-    values = jnp.clip(jnp.round(groups / scale[:, None]), -127, 127).astype(jnp.int8)
-    return values.reshape(array.shape), scale if group else scale[0]
+    scale = scale.astype(jnp.bfloat16) if group else scale
+    values = jnp.clip(jnp.round(groups / scale[:, None].astype(jnp.float32)), -127, 127)
+    return values.astype(jnp.int8).reshape(array.shape), scale if group else scale[0]
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -174,7 +174,9 @@ def _whole_record():
     found["card"] |= {"bfloat16 flop/s of 8192": {"median": 8e14}, "versions": {"jax": "0.11.2"}}
     found["attention"] |= {"a step": {"kernel": True, "right": False}}
     found["first-token"] |= {"cold": {"first token s": 9.5}}
-    found["quantized-8b"] |= {f"{kind} 1 x 512": decoded for kind in ("int8", "int4", "fp8")}
+    found["quantized-8b"] |= {
+        f"{kind} 1 x 512": decoded for kind in ("int8_channel", "int4", "fp8")
+    }
     trained = {"ms": ms, "tokens/s": 5.1e4, "flop/s": 4e14, "memory": memory}
     found["train-1b"] |= {f"8 x 2048 {remat}": trained for remat in ("dots", "layer")}
     served = {"tokens/s": 3210.0, "first token s": {"median": 4.5, "max": 9.0}}

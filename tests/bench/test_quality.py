@@ -29,6 +29,7 @@ SEVEN_B = llama_jax.Config.named("llama-2-7b")
         (("output", "weight"), 576, "Q4_0", "Q8_0"),
         (("layers_0", "attention", "wq"), 576, "Q4_0", "Q4_0"),
         (("output", "weight"), 4096, "Q8_0", "Q8_0"),
+        (("layers_0", "feed_forward", "w2"), 172, "Q4_0", "F16"),
     ],
 )
 def test_a_matrix_gets_the_type_that_llama_quantize_gives_it(path, columns, file, kind):
@@ -45,6 +46,12 @@ def test_windows_are_scored_as_the_command_perplexity_scores_them(tmp_path):
     rows = [
         score.logprobs for score in llama_jax.score(params, [list(map(int, w)) for w in windows])
     ]
-    assert math.isclose(nll, -np.mean(rows), rel_tol=1e-5)
+    np.testing.assert_allclose(nll, [-np.mean(row) for row in rows], rtol=1e-5)
     cached = quality._cached(params, windows, llama_jax.KVCache)
-    assert math.isclose(cached, nll, rel_tol=1e-5)
+    np.testing.assert_allclose(cached, nll, rtol=1e-5)
+
+
+def test_a_difference_is_told_with_its_standard_error_over_the_windows():
+    change, error = quality._change(np.array([0.01, 0.02, 0.03]))
+    assert math.isclose(change, 100 * math.expm1(0.02))
+    assert math.isclose(error, 100 * 0.01 / math.sqrt(3))

@@ -69,10 +69,11 @@ def test_the_gradient_of_the_activations_is_that_of_the_dense_product(weight):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 64])
-@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", "int8 in groups", "int4", "fp8"])
 def test_a_step_in_a_loop_holds_no_decoded_weight(kind, rows):
     """Several weights in one program, as in a model: XLA would decode each before the product."""
-    make = {"int8": Int8.of, "int4": Int4.of, "fp8": Fp8.of}[kind]
+    in_groups = functools.partial(Int8.of, group=32)
+    make = {"int8": Int8.of, "int8 in groups": in_groups, "int4": Int4.of, "fp8": Fp8.of}[kind]
     shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
     weights = [jax.eval_shape(make, shape)] * 4
 

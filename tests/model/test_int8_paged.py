@@ -1,5 +1,7 @@
 """The cache in pages of 8-bit integers: what the contiguous one of 8 bits gives."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +84,20 @@ def test_what_is_left_in_pages_changes_no_bit(params, filled):
         for left in (0.0, jnp.nan)
     )
     np.testing.assert_array_equal(step(params, clean)[0], step(params, spoilt)[0])
+
+
+def test_scales_that_are_no_numbers_are_found_and_cleared(filled):
+    _, cache = filled
+    spoilt = dataclasses.replace(
+        cache, v_scale=(*cache.v_scale[:-1], cache.v_scale[-1].at[4, 1, 3].set(jnp.nan))
+    )
+    assert bool(spoilt.is_finite(jnp.array([0, 2, 3, PAGES])))
+    assert not bool(spoilt.is_finite(jnp.array([2, 4])))
+    cleared = spoilt.cleared(jnp.array([4, PAGES]))
+    for one, before in zip(jax.tree.leaves(cleared), jax.tree.leaves(cache), strict=True):
+        if one.ndim > 2:
+            np.testing.assert_array_equal(one, before.at[4].set(0))
+    np.testing.assert_array_equal(cleared.table, cache.table)
 
 
 def test_its_bytes_are_those_of_its_pools():

@@ -37,8 +37,12 @@ WORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+TRIMMED = TEMPLATE.replace("m.content", "m.content | trim")
+"""As Llama 3's own template has it."""
+
+
+@pytest.fixture(scope="module", params=[TEMPLATE, TRIMMED], ids=["whole", "trimmed"])
+def folder(request, tmp_path_factory):
     made = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = tokenizers.decoders.ByteLevel()
@@ -50,7 +54,10 @@ def folder(tmp_path_factory):
     )
     made.train_from_iterator(["the llama\n\nand the user and assistant don't"] * 20, trainer)
     theirs = PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=CONTROLS[0], eos_token=CONTROLS[3], chat_template=TEMPLATE
+        tokenizer_object=made,
+        bos_token=CONTROLS[0],
+        eos_token=CONTROLS[3],
+        chat_template=request.param,
     )
     folder = tmp_path_factory.mktemp("tokenizer")
     theirs.save_pretrained(folder)

@@ -15,7 +15,10 @@ from llama_jax.generation.generate import generate
 from llama_jax.generation.results import NaNLogitsError
 from llama_jax.generation.score import score
 from llama_jax.generation.settings import SamplingSettings
+from llama_jax.model.cache import KVCache
+from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.transformer import init_params
+from llama_jax.serve.device import sizes_of
 from llama_jax.serve.engine import Engine
 from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
 from llama_jax.sharding.arrays import shard_params
@@ -24,6 +27,7 @@ from llama_jax.sharding.mesh import make_mesh
 SMALL = config_of(dim=32, n_kv_heads=2, hidden_dim=64, vocab_size=256, max_seq_len=448)
 PAGE_BYTES = 2 * 2 * 2 * 64 * 8 * 4  # keys and values, layers, key heads, positions, numbers
 FEW = {"rows": 4, "cache_bytes": 7 * PAGE_BYTES}  # the longest text needs every page
+FEW_INT8 = {"rows": 4, "cache_bytes": 7 * PAGE_BYTES * 12 // 32, "cache": Int8KVCache}
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +65,10 @@ def settings_of(draw):
 def requests_of(draw, count):
     shared = [draw.randrange(3, 256) for _ in range(300)]
     for _ in range(count):
-        length = draw.choice([1, 2, 63, 64, 65, 130, draw.randrange(1, 400)])
+        length = draw.choice([1, 2, 63, 64, 65, 130, 447, 448, draw.randrange(1, 400)])
         own = [draw.randrange(3, 256) for _ in range(length)]
         begin = draw.choice([0, 0, 64, 128, 200])
-        yield (shared[:begin] + own)[:400], settings_of(draw), draw.choice([1, 1, 1, 3])
+        yield (shared[:begin] + own)[:448], settings_of(draw), draw.choice([1, 1, 1, 3])
 
 
 def alike(found, wanted):
@@ -172,15 +176,17 @@ def test_a_constraint_that_cannot_go_on_ends_its_request_alone(model):
 
 
 def logprobs_of(stream):
-    (done,) = stream.completions()
+    done, *_ = stream.completions()
     return done.tokens, [(x.logprob, x.top) for x in done.logprobs]
 
 
-def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
+@pytest.mark.parametrize("few", [FEW, FEW_INT8])
+def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model, few):
     draw = random.Random(1)
     shared = [draw.randrange(3, 256) for _ in range(130)]
     mine = {"temperature": 1.0, "max_new_tokens": 60, "logprobs": 5, "seed": 4, "stop_ids": ()}
-    with Engine(model, **FEW, exact=True) as engine:
+    with Engine(model, **few, exact=True) as engine:
+        assert engine.stats().pages == 7
         alone = logprobs_of(engine.submit(shared + [9] * 20, **mine))
         next_one = engine.submit(shared + [9] * 20, **mine)
         assert logprobs_of(next_one) == alone
@@ -191,19 +197,25 @@ def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model):
         ]
         again = engine.submit(shared + [9] * 20, **mine)
         more = [engine.submit(shared, max_new_tokens=20, temperature=0) for _ in range(3)]
+        several = engine.submit(shared + [9] * 20, **mine, n=3)
+        next(iter(more[0]))
+        more[0].cancel()
         assert logprobs_of(again) == alone
+        assert logprobs_of(several) == alone
         for other in [*others, *more]:
             list(other)
         assert engine.stats().preemptions > 0
 
 
-def test_what_is_no_number_ends_its_own_row_and_spoils_no_page(model):
+@pytest.mark.parametrize("few", [FEW, FEW_INT8])
+def test_what_is_no_number_ends_its_own_row_and_spoils_no_page(model, few):
     table = model.weights["tok_embeddings"]["weight"].at[77].set(np.nan)
     broken = model.replace(weights=model.weights | {"tok_embeddings": {"weight": table}})
     kept = {"max_new_tokens": 30, "temperature": 0, "forbidden_ids": [77]}
     prompts = [[5] * 70, [6] * 20]
-    wanted = [c for p in prompts for c in generate(model, [p], **kept)]
-    with Engine(broken, **FEW) as engine:
+    cache = few.get("cache", KVCache)
+    wanted = [c for p in prompts for c in generate(model, [p], **kept, cache=cache)]
+    with Engine(broken, **few) as engine:
         for at in (0, 66, 139):  # in a chunk before the last one, and in the last
             bad = [4] * 140
             bad[at] = 77
@@ -350,6 +362,20 @@ def test_a_mesh_of_tensor_gives_the_same_tokens(model):
         alike([s.completions()[0] for s in streams], generate(model, prompts, **kept))
     with pytest.raises(ValueError, match="a mesh of tensor alone"):
         Engine(shard_params(model, make_mesh(data=2)))
+
+
+def test_a_start_compiles_at_most_ten_programs(engine):
+    deadline = time.monotonic() + 60
+    while engine.compiling and time.monotonic() < deadline:
+        time.sleep(0.01)
+    made = engine._device
+    assert sorted(made._reads) == [(False, False), (False, True), (True, False), (True, True)]
+    assert sorted(made._decodes) == [1, 2, 4]
+    assert sizes_of(16) == [1, 2, 4, 8, 16]
+    assert sizes_of(128) == [1, 8, 16, 32, 64, 128]
+    for seats in range(1, 300):
+        sizes = sizes_of(seats)
+        assert (sizes[0], sizes[-1], len(sizes) <= 6) == (1, seats, True)
 
 
 def test_a_turn_reads_some_chunks_and_then_takes_all_on(engine, monkeypatch):

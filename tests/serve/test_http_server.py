@@ -194,16 +194,19 @@ def test_a_silent_stream_sends_comments(engine, url, monkeypatch):
     assert b'"finish_reason":"stop"' in found
 
 
-def test_a_client_that_does_not_read_is_cut(engine, url, monkeypatch):
+def test_a_client_that_does_not_read_is_cut(engine, serving, monkeypatch):
+    url, app = serving
     monkeypatch.setattr(limits, "WRITE_SECONDS", 0.2)
     opened = post(url, stream=True)
     stream = engine.wait_for_stream()
     engine.say(stream, *[delta("x" * 10**6)] * 20)
     assert engine.cancelled.wait(10)
     assert len(read_all(opened)[0]) < 20 * 10**6
+    assert app.metrics.cut.values == {("answer_unread",): 1}
 
 
-def test_connections_that_never_ask_are_closed(engine, url, monkeypatch):
+def test_connections_that_never_ask_are_closed(engine, serving, monkeypatch):
+    url, app = serving
     monkeypatch.setattr(limits, "HEAD_SECONDS", 0.3)
     idle = [connect(url) for _ in range(200)]
     slow = connect(url)
@@ -218,6 +221,7 @@ def test_connections_that_never_ask_are_closed(engine, url, monkeypatch):
     before = time.monotonic()
     read_all(kept)
     assert time.monotonic() - before < limits.KEEP_ALIVE_SECONDS
+    assert app.metrics.cut.values == {("head_too_slow",): 202}
 
 
 def test_a_body_that_dawdles_is_refused(engine, url, monkeypatch):
@@ -268,7 +272,8 @@ def test_a_form_of_another_site_is_no_request(url):
     assert "application/json" in said["error"]["message"]
 
 
-def test_headers_do_not_reach_the_log_as_they_are(url, caplog):
+def test_headers_do_not_reach_the_log_as_they_are(serving, caplog):
+    url, app = serving
     with caplog.at_level("INFO", "llama_jax.serve"):
         assert ask(url, x_request_id="mine-1")[1]["x-request-id"] == "mine-1"
         assert ask(url, x_request_id="a b\t\x1b[31m")[1]["x-request-id"] != "a b\t\x1b[31m"
@@ -276,6 +281,7 @@ def test_headers_do_not_reach_the_log_as_they_are(url, caplog):
     opened = connect(url)
     opened.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: a\x00\nb\r\n\r\n")
     assert read_all(opened)[0].startswith(b"HTTP/1.1 400")
+    assert app.metrics.cut.values == {("no_http",): 1}
     assert "id=mine-1" in caplog.text
     assert "forged" not in caplog.text
     assert "\x1b" not in caplog.text
@@ -289,7 +295,7 @@ def test_a_local_server_answers_to_local_names_alone(url):
         assert ask(url, host=host)[0] == 403
 
 
-def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypatch):
+def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypatch, caplog):
     from llama_jax.serve.keys import VARIABLE, read_keys
 
     file = tmp_path / "keys"
@@ -297,7 +303,7 @@ def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypat
     monkeypatch.setenv(VARIABLE, "third, ")
     keys = read_keys(file)
     assert keys == (b"first", "sécond".encode(), b"third")
-    with served(engine, keys=keys) as (url, _):
+    with caplog.at_level("DEBUG"), served(engine, keys=keys) as (url, _):
         assert [ask(url, path=path)[0] for path in ("/health", "/ready")] == [200, 200]
         for path in ("/v1/models", "/metrics", "/openapi.json", "/tokenizer_info"):
             assert ask(url, path=path)[0] == 401
@@ -308,6 +314,9 @@ def test_keys_are_wanted_of_all_but_health_and_ready(engine, tmp_path, monkeypat
         with pytest.raises(openai.AuthenticationError):
             client_of(url).models.list()
         assert client_of(url, api_key="first").models.list().data[0].id == NAME
+    written = [one.getMessage() for one in caplog.records if one.name == "llama_jax.serve"]
+    assert len(written) > 10
+    assert not any(word in line for line in written for word in ("firs", "cond", "third"))
     file.write_bytes(b"\xef\xbb\xbffirst\r\nsecond")
     assert read_keys(file)[:2] == (b"first", b"second")
     for wrong, said in ((b"#\n", "has no keys"), (b"a\xe9", r"keys: byte 2 is not UTF-8; save")):

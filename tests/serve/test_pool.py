@@ -6,6 +6,8 @@ import jax
 import pytest
 from helpers import config_of
 
+from llama_jax.model.cache import KVCache
+from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import init_params
 from llama_jax.serve import pool
@@ -33,6 +35,20 @@ def test_a_pool_has_the_bytes_that_it_was_given(model):
 def test_a_pool_has_no_more_pages_than_can_be_of_use(model):
     assert pages(model, 10**12) == 4 * 4 * 10
     assert pages(model, 10**12, seats=1) == 4 * 10
+
+
+def test_pages_of_8_bits_are_more(model):
+    place = Placement.of(model[0], Int8KVCache)
+    each = 2 * 2 * 2 * 64 * (16 + 4)
+    assert pages_of_pool(model[0], place, 4, 7 * EACH, 64) == 7 * EACH // each == 22
+
+
+def test_a_cache_that_has_no_form_in_pages_is_refused(model):
+    class Mine(KVCache):
+        pass
+
+    with pytest.raises(ValueError, match="cache=Mine has no form in pages"):
+        pages_of_pool(model[0], Placement.of(model[0], Mine), 4, None, 64)
 
 
 def test_no_page_at_all_is_an_error_with_the_way_out(model):

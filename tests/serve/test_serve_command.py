@@ -1,5 +1,6 @@
 """`llama-jax serve`: what it refuses before it loads anything, and its life from start to end."""
 
+import gc
 import http.client
 import importlib
 import importlib.util
@@ -15,6 +16,7 @@ from helpers import ROOT, run
 
 from llama_jax.checkpoint.named import PRETRAINED
 from llama_jax.cli.serve import _name_of
+from llama_jax.model.int8_cache import Int8KVCache
 
 
 def test_where_the_extra_is_absent_it_says_what_to_install(monkeypatch):
@@ -37,6 +39,29 @@ def test_keys_must_be_there(tmp_path):
     (tmp_path / "keys").write_text("# none\n")
     assert "has no keys" in run("serve", "--api-key-file", tmp_path / "keys").stderr
     assert "No such file" in run("serve", "--api-key-file", tmp_path / "nokeys").stderr
+
+
+def test_what_is_asked_of_the_engine_reaches_it(monkeypatch):
+    def engine(params, **asked):
+        found.update(asked)
+        raise ValueError("no more is wanted")
+
+    found = {}
+    monkeypatch.setattr("llama_jax.serve.engine.Engine", engine)
+    more = ("--kv-cache", "int8", "--cache-gib", "0.5", "--exact", "--no-prefix-cache")
+    assert "no more is wanted" in run("serve", "--port", "0", "--rows", "3", *more).stderr
+    del found["tokenizer"]
+    sizes = {"rows": 3, "cache_bytes": 2**29, "cache": Int8KVCache, "max_queued": 256}
+    assert found == {**sizes, "exact": True, "share_prefixes": False}
+
+
+def test_the_collector_is_spared_what_a_start_made():
+    serve = importlib.import_module("llama_jax.cli.serve")
+    try:
+        serve._keep_what_is_there()
+        assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize(

@@ -64,16 +64,18 @@ def main() -> None:
     parser.add_argument("how", nargs="?", choices=STARTS, default="one")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--texts", type=int, default=40, help="more of them bear more kills")
     parser.add_argument("--folder", type=Path, help="kept: the same command goes on in it")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         folder = asked.folder or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         os.environ["LLAMA_JAX_CACHE"] = f"{folder}/programs"
-        print(tried(folder, asked.how, asked.kills, asked.seed))
+        texts = STORIES * asked.texts
+        print(tried(folder, asked.how, asked.kills, asked.seed, texts))
 
 
-def tried(folder, how, kills, seed, texts=STORIES * 40):
+def tried(folder, how, kills, seed, texts):
     """What became of a run that was killed so often, in words; AssertionError where it differs."""
     tokens = folder / "tokens" if (folder / "tokens").exists() else token_folder(folder, texts)
     rows = TextRows(open_tokens(tokens).train, TIME, "separate").whole
@@ -142,6 +144,8 @@ def _killed(job, draw):
         time.sleep(draw.uniform(0, LATER))
     else:
         time.sleep(draw.uniform(0, EARLY))
+    codes = [process.poll() for process in job.running.values()]
+    assert not any(codes), f"died by itself: {codes}, {job.ended()}"
     job.running[int(draw.integers(len(job.running)))].kill()
     return "".join(said) + job.ended()[0].stdout
 

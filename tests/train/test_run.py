@@ -163,28 +163,39 @@ def test_the_best_of_no_evaluations_is_refused(tokens):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["one", "mixed"])
+@pytest.mark.parametrize("how", ["one", "two", "mixed"])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(how, tmp_path):
     assert "4 kills" in killed_runs.tried(tmp_path, how, 4, seed=1, texts=STORIES * 20)
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_process_of_a_job_saves_in_all_and_another_mesh_goes_on(tokens, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "heard", "again"),
+    [(signal.SIGTERM, [1], 1), (signal.SIGINT, [0, 1], 2)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_job_asked_to_stop_saves_in_all_and_goes_on(number, heard, again, tokens, tmp_path):
+    """SIGTERM reaches one process, and Ctrl-C all that a terminal has; then one or two go on."""
     steps, run, recipe = 60, tmp_path / "run", tmp_path / "recipe.toml"
     text = killed_runs.RECIPE.format(steps=steps, tokens=json.dumps(str(tokens)))
     recipe.write_text(text.replace("save_every = 3", "save_every = 0"))
     command = ["-m", "llama_jax", "train", recipe, "--out", run, "--set", "mesh.fsdp=2"]
     with Job(2, *command, *over(2)) as job:
         job.wait_for("step 2/60")
-        job.running[1].terminate()
+        for process in heard:
+            job.running[process].send_signal(number)
         ended = job.ended()
     assert [one.returncode for one in ended.values()] == [0, 0], ended
     last = re.search(r"stopped after step (\d+) of 60; the same call goes on", ended[0].stdout)
     assert [entry.name for entry in (run / "states").iterdir()] == [last[1]]
     alone = read_recipe(recipe)
-    weights, said = trained(alone, run)
+    if again == 1:
+        said = trained(alone, run)[1]
+    else:
+        with Job(2, *command, *over(2)) as job:
+            said = job.ended()[0].stdout.splitlines()
     assert said[0] == f"going on after step {last[1]}"
-    wanted, _ = trained(alone, tmp_path / "whole")
+    weights, (wanted, _) = llama_jax.load(run / "model").weights, trained(alone, tmp_path / "whole")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, wanted)
     check_rows(run, tokens, steps)
 

@@ -59,7 +59,14 @@ def test_a_rule_names_the_kind_of_each_matrix(params):
     )
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_scales_of_int8_are_one_for_each_32_inputs_or_one_an_output(params):
+    for kind, groups in (("int8", 32), ("int8_channel", None)):
+        layer = llama_jax.quantize(params, kind).weights["layers_0"]
+        assert layer["attention"]["wq"].group == groups
+        assert layer["feed_forward"]["w2"].group is None, "176 inputs are no groups of 32"
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_channel", "int4", "fp8"])
 def test_load_and_convert_round_as_quantize_does(params, saved, tmp_path, kind):
     wanted = llama_jax.quantize(params, kind)
     same(llama_jax.load(saved, quantize=kind), wanted)
@@ -67,7 +74,7 @@ def test_load_and_convert_round_as_quantize_does(params, saved, tmp_path, kind):
     assert done.exit_code == 0, done.output
     same(llama_jax.load(tmp_path / "small"), wanted)
     found = inspect_checkpoint(tmp_path / "small")
-    assert found.parameters[kind] > 0.5 * params.size
+    assert found.parameters[kind.removesuffix("_channel")] > 0.5 * params.size
     stored = found.source.tensors
     needed = memory(CONFIG, dtype="float32", batch=1, context=1, stored=stored)
     assert needed.weights == wanted.nbytes
@@ -97,7 +104,9 @@ def test_on_a_mesh_a_weights_parts_are_cut_as_it_was(params, saved):
 
 
 def test_what_cannot_be_rounded_is_refused_in_the_words_of_the_caller(params, saved, tmp_path):
-    with pytest.raises(ValueError, match="quantize='int2' is no kind; use one of int8, int4, fp8"):
+    with pytest.raises(
+        ValueError, match="quantize='int2' is no kind; use one of int8, int8_channel, int4"
+    ):
         llama_jax.quantize(params, "int2")
     with pytest.raises(ValueError, match=r"quantize='q' for tok_embeddings\.weight is no kind"):
         llama_jax.quantize(params, lambda name: "q")

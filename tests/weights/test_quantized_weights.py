@@ -77,7 +77,7 @@ def test_the_integers_and_scales_given_are_kept_to_the_bit():
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("int8", 8.25), ("int8 in groups", 9), ("int4", 5), ("fp8", 8.25)]
+    ("kind", "bits"), [("int8", 8.25), ("int8 in groups", 8.5), ("int4", 5), ("fp8", 8.25)]
 )
 def test_how_many_bits_a_number_takes(kind, bits):
     assert stored_bytes(KINDS[kind], SHAPE) * 8 == bits * np.prod(SHAPE)
@@ -86,8 +86,11 @@ def test_how_many_bits_a_number_takes(kind, bits):
 def test_rounding_errs_by_half_a_step_at_most():
     steps = np.abs(ARRAY).max(axis=0) / 127
     assert (np.abs(KINDS["int8"].dense() - ARRAY) <= steps / 2 * 1.0001).all()
-    in_groups = np.square(KINDS["int8 in groups"].dense() - ARRAY).mean()
-    assert in_groups < np.square(KINDS["int8"].dense() - ARRAY).mean()
+    in_groups = np.abs(np.asarray(KINDS["int8 in groups"].dense()) - ARRAY).reshape(4, 32, 48)
+    steps = np.abs(ARRAY).reshape(4, 32, 48).max(axis=1) / 127
+    # A bfloat16 scale may be a 512th larger, and the steps with it.
+    assert (in_groups <= steps[:, None] / 2 * 1.003).all()
+    assert np.square(in_groups).mean() < np.square(KINDS["int8"].dense() - ARRAY).mean()
     error = np.abs(KINDS["fp8"].dense() - ARRAY)
     assert (error <= np.abs(ARRAY) / 16 * 1.0001 + np.abs(ARRAY).max(axis=0) * 2**-18).all()
 
