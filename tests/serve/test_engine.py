@@ -180,7 +180,7 @@ def logprobs_of(stream):
     return done.tokens, [(x.logprob, x.top) for x in done.logprobs]
 
 
-@pytest.mark.parametrize("few", [FEW, FEW_INT8])
+@pytest.mark.parametrize("few", [FEW, pytest.param(FEW_INT8, marks=pytest.mark.slow)])
 def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model, few):
     draw = random.Random(1)
     shared = [draw.randrange(3, 256) for _ in range(130)]
