@@ -21,7 +21,7 @@ import llama_jax
 from bench.shapes import SHAPES
 from llama_jax.kernels import COMPILER_OPTIONS
 
-KINDS = ("float32", "int8", "int4", "fp8", "int8_dynamic")
+KINDS = ("float32", "int8", "int8_channel", "int4", "fp8", "int8_dynamic")
 SLOTS = 256
 
 
