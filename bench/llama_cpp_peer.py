@@ -93,6 +93,13 @@ class LlamaCpp:
         self.decode([prompt], 1)
         return time.perf_counter() - start
 
+    def step(self, ids: list[int], position: int) -> None:
+        """Reads one token a row at a position, as if the cache held nothing from there on."""
+        context = self.contexts[len(ids)]
+        memory = llama_cpp.llama_get_memory(context)
+        llama_cpp.llama_memory_seq_rm(memory, -1, position, -1)
+        self._step(context, [[token] for token in ids], [position] * len(ids))
+
     def logits(self, prompt: list[int]) -> Logits:
         self.decode([prompt], 1)
         return self._logits(self.contexts[1], len(prompt) - 1).copy()
