@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib.util
 import json
 import os
 import shlex
@@ -27,6 +28,8 @@ from bench.gpu_steps.report import table
 from bench.gpu_steps.runner import ROOT, SCRATCH, keep_whole, run_steps
 from bench.record import source
 
+STAND_INS = ROOT / "bench" / "gpu_steps" / "stand_ins"
+"""Packages that the machine may lack, and that only annotate."""
 DRY_LIMITS = 4
 """How much longer a dry step may take than the card's: a few cores that others use run it."""
 
@@ -103,9 +106,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def environment(scratch: Path, *, dry: bool) -> dict[str, str]:
     """What every step is started with: our clone, the device, and where programs are kept."""
+    absent = [] if importlib.util.find_spec("jaxtyping") else [str(STAND_INS)]
     found = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *absent]),
         "PYTHONUNBUFFERED": "1",
         "JAX_PLATFORMS": "cpu" if dry else "cuda,cpu",  # a CPU too, to compare tokens with
         "JAX_COMPILATION_CACHE_DIR": str(scratch.resolve() / "programs"),

@@ -101,7 +101,7 @@ def _order_is_lost() -> bool:
 
     Gloo pairs what processes send by the order in which each sends it. XLA keeps that order for a
     CPU's program that it compiled; for one that it reads, it keeps none between the collectives of
-    branches, loops and calls (docs/notes/training.md has a program that shows it).
+    branches, loops and calls (docs/notes/training.md, "A fault of kept programs").
     """
     import jax
 

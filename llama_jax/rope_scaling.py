@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from llama_jax.ops import rope
 from llama_jax.ops.rope import Frequencies
@@ -12,6 +13,9 @@ from llama_jax.validation import check_count, check_flag, check_number
 @dataclasses.dataclass(frozen=True)
 class LinearScaling:
     """Every RoPE frequency divided by `factor` ("position interpolation", arXiv:2306.15595)."""
+
+    attention_factor: ClassVar[float] = 1.0
+    """The factor of rotated queries and keys."""
 
     factor: float
 
@@ -31,6 +35,7 @@ class Llama3Scaling:
     `original_max_seq_len / high_freq_factor`, and between the two the change is gradual.
     """
 
+    attention_factor: ClassVar[float] = 1.0
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -97,6 +102,7 @@ class DynamicScaling:
     back.
     """
 
+    attention_factor: ClassVar[float] = 1.0
     factor: float
     original_max_seq_len: int
 

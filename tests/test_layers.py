@@ -93,7 +93,11 @@ def platform_words(file: Path) -> set[str]:
 
 
 def test_a_platform_is_named_by_kernels_and_limits_alone():
-    allowed = {"generation/limits.py", "checkpoint/files/torch_writer.py"}  # torch's own word there
+    allowed = {
+        "generation/limits.py",
+        "checkpoint/files/torch_writer.py",  # torch's own word
+        "kept_programs.py",  # a fault of XLA's reader of kept programs, on one platform
+    }
     naming = {
         str(file.relative_to(PACKAGE))
         for file in FILES

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
 from llama_jax.compilation import AS_TRACED, as_written
-from llama_jax.config import Config, YarnScaling
+from llama_jax.config import Config
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.model.inputs import check_inputs, checked_positions
@@ -181,9 +181,8 @@ def output(c: Config, w: Weights, x: Hidden) -> Logits:
 def rotations_of(c: Config, positions: Positions) -> Rotations:
     """How each pair of a head rotates at each position; YaRN makes queries and keys longer too."""
     rotation = rotations(positions, rope_frequencies(c))
-    if isinstance(c.rope_scaling, YarnScaling):
-        rotation = rotation * c.rope_scaling.attention_factor
-    return rotation
+    factor = c.rope_scaling.attention_factor if c.rope_scaling else 1.0
+    return rotation if factor == 1.0 else rotation * factor
 
 
 @functools.cache

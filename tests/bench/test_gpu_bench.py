@@ -281,3 +281,32 @@ def test_the_dry_run_is_whole(tmp_path):
     judged = [x for step in steps.values() for x in step["found"].values() if report._is_judged(x)]
     assert len(judged) >= 15
     assert all(one["right"] for one in judged)
+
+
+def test_a_machine_without_jaxtyping_has_a_stand_in(tmp_path, monkeypatch):
+    """It is what annotates alone, so that no step fails for want of it."""
+    path = lambda: gpu.environment(tmp_path, dry=True)["PYTHONPATH"].split(os.pathsep)  # noqa: E731
+    assert path() == [str(runner.ROOT)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert path() == [str(runner.ROOT), str(gpu.STAND_INS)]
+
+
+def test_the_model_runs_on_the_stand_in():
+    code = """
+import jaxtyping
+assert "stand_ins" in jaxtyping.__file__
+import jax, llama_jax.cli.generate, llama_jax.serve.engine, llama_jax.train.step
+from llama_jax import Config, forward, init_params
+config = Config.named("tiny")
+tokens, positions = jax.numpy.array([[1, 2]]), jax.numpy.array([[0, 1]])
+logits, _ = forward(init_params(jax.random.key(0), config), tokens, positions)
+print(logits.shape)
+"""
+    path = os.pathsep.join([str(gpu.STAND_INS), str(runner.ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith("(1, 2, "), done.stderr
