@@ -116,7 +116,7 @@ def _by_partial_sums(x: Array, w: Array, over: int) -> Array:
     bits = jax.lax.bitcast_convert_type(w, jnp.uint16)
     parts = jnp.split(bits, PARTIAL_SUMS, axis=over)
     along = (lambda part: part[:, None]) if over == 0 else (lambda part: part)
-    terms = (along(row) * _widened(part) for row, part in zip(each, parts, strict=True))
+    terms = (along(row) * widened(part) for row, part in zip(each, parts, strict=True))
     sums = functools.reduce(jnp.add, terms)
     return dot(jnp.ones((1, sums.shape[over]), sums.dtype), sums, over).astype(x.dtype)
 
@@ -131,6 +131,6 @@ def _by_partial_sums_jvp(
     return out, _in_float32(x_dot, w, over) + _in_float32(x, w_dot, over)
 
 
-def _widened(bits: Array) -> Array:
+def widened(bits: Array) -> Array:
     """bfloat16 numbers, given as bits, in float32: a bfloat16 is the upper half of a float32."""
     return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llama_jax.kernels.cpu import widened
 from llama_jax.ops.linear import dot
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.groups import group_of
@@ -173,13 +174,23 @@ def _block(w: Weight, i: Array, size: int) -> Array:
         scale = w.parts().get(name)
         if scale is not None and scale.ndim == 2:
             count = len(scale) * size // w.shape[0]
-            part = _rows(scale, i * count, count, axis=0).astype(jnp.float32)
-            block = apply(block, expand(part))
+            block = apply(block, expand(_float_rows(scale, i * count, count)))
     return block.reshape(size, w.shape[1])
 
 
 def _rows(part: Array, start: Array, count: int, axis: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(part, start, count, axis)
+
+
+def _float_rows(scale: Array, start: Array, count: int) -> Array:
+    """Rows of scales in float32. Of bfloat16 the bits are sliced, because XLA would widen all.
+
+    The barrier makes them depend on the turn of the loop, before which XLA would copy all bits.
+    """
+    if scale.dtype != jnp.bfloat16:
+        return _rows(scale, start, count, axis=0).astype(jnp.float32)
+    start, scale = jax.lax.optimization_barrier((start, scale))
+    return widened(_rows(jax.lax.bitcast_convert_type(scale, jnp.uint16), start, count, axis=0))
 
 
 def _numbers(w: Any) -> Array:

@@ -175,7 +175,7 @@ def output(c: Config, w: Weights, x: Hidden) -> Logits:
     else:
         logits = linear(h, w["output"]["weight"])
     logits = logits[..., : c.vocab_size]  # on a mesh the vocabulary may be padded
-    return constrain(logits.astype(jnp.float32), LOGITS)
+    return constrain(logits.astype(jnp.float32), LOGITS, otherwise=ACTIVATION)
 
 
 def rotations_of(c: Config, positions: Positions) -> Rotations:

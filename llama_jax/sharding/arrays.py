@@ -96,11 +96,17 @@ def use_mesh_of(weights: Weights) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext()
 
 
-def constrain(x: Array, spec: P) -> Array:
-    """`x` sharded by `spec` on the mesh of `jax.set_mesh`; without a mesh, `x`."""
+def constrain(x: Array, spec: P, otherwise: P | None = None) -> Array:
+    """`x` sharded by `spec` on the mesh of `jax.set_mesh`; without a mesh, `x`.
+
+    Where `spec` would cut `x` into unequal parts, it is sharded by `otherwise`, if that is given:
+    of a program's result JAX 0.12 finds no spec for the cut that XLA then chooses.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
+    if otherwise is not None and not cuts_evenly(x, spec):
+        spec = otherwise
     return jax.lax.with_sharding_constraint(x, _on(mesh, spec))
 
 
