@@ -100,7 +100,7 @@ def constrain(x: Array, spec: P, otherwise: P | None = None) -> Array:
     """`x` sharded by `spec` on the mesh of `jax.set_mesh`; without a mesh, `x`.
 
     Where `spec` would cut `x` into unequal parts, it is sharded by `otherwise`, if that is given:
-    of a program's result JAX 0.12 finds no spec for the cut that XLA then chooses.
+    of a program's result JAX from 0.11.2 on finds no spec for the cut that XLA then chooses.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

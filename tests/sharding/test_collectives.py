@@ -206,7 +206,8 @@ def test_the_cache_on_a_device_falls_with_rows_and_heads(shape):
     assert here.cache_per_device == one.cache // rows // min(tensor, CONFIG.n_kv_heads)
 
 
-def test_a_vocabulary_that_tensor_does_not_divide_costs_no_gather_either():
+def test_a_vocabulary_that_tensor_does_not_divide_costs_one_gather_of_its_logits():
+    """And no weight: JAX from 0.11.2 on cannot say how a program's result is cut unevenly."""
     config = CONFIG.replace(vocab_size=1022)
     params = shard_params(init_params(jax.random.key(0), config), make_mesh(tensor=4))
     assert params.weights["output"]["weight"].shape == (config.dim, 1024)
@@ -216,4 +217,6 @@ def test_a_vocabulary_that_tensor_does_not_divide_costs_no_gather_either():
         return jnp.argmax(forward(params, tokens, tokens)[0], axis=-1)
 
     found = collectives(jax.jit(argmax).lower(params, tokens).compile().as_text(), mesh_of(params))
-    assert max(c.size for c in found) == ROWS * CONFIG.dim
+    *others, logits = sorted(c.size for c in found)
+    assert max(others) == ROWS * CONFIG.dim
+    assert logits == ROWS * 1024
