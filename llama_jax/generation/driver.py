@@ -165,7 +165,7 @@ def decode_rows(
 
 
 def _tokens_per_check(place: Placement, settings: BatchSettings) -> int:
-    """As the platform has it; one where the host says before each token what it may be."""
+    """The platform's number, or 1 where a constraint decides on the host what each token may be."""
     return 1 if settings.allowed is not None else limits_on(place.platform).tokens_per_check
 
 

@@ -42,12 +42,12 @@ def generate(
 
     A prompt is text, which gets bos before it, a list of token ids, taken as it is, or a dialog, a
     list of messages, which is written in the model's chat format. `tools` are JSON schemas of
-    functions that the model may call, told in each dialog, where its format writes them: a chat
-    template's, or Llama 3's. `settings` is one for all prompts or one each. Any further keyword
-    changes that field of the settings; a number given as a list is one for each prompt. `n`
-    completions of a prompt stand side by side, and their seeds count up. With `echo` a completion's
-    text and tokens begin with the prompt's. `cache` is the kind of cache that keys and values lie
-    in.
+    functions that the model may call: each dialog tells the model of them, where its chat template,
+    or Llama 3's format, has a place for them. `settings` is one for all prompts or one each. Any
+    further keyword changes that field of the settings; a number given as a list is one for each
+    prompt. `n` completions of a prompt stand side by side, and their seeds count up. With `echo` a
+    completion's text and tokens begin with the prompt's. `cache` is the kind of cache that keys and
+    values lie in.
 
     In float32 a completion depends on its prompt, settings and seed alone. In bfloat16 a batch of
     another size can change a token (docs/promises.md). A prompt that is given twice with one seed

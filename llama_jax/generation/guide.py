@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Guide:
-    """A constraint as a row goes on, beside the settings that forbid tokens too. Host state.
+    """A row's constraint, at the row's present token. Settings may forbid tokens too. Host state.
 
     A text is over where nothing may follow it: with "stop" where it may end there, although
     `min_new_tokens` may ask for more; with "length" where settings forbid all that could follow.

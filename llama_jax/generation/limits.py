@@ -43,8 +43,8 @@ class Limits:
     turn_tokens: int
     """Tokens of one chunk of a conversation's turn: one program serves long turns and short."""
     turn_chunks: int
-    """Chunks that a server reads, of any prompts, before it takes all rows on by a step. More of
-    them answer new requests sooner, and hold up those in progress for longer."""
+    """Chunks of prompts that a server reads between two decoding steps. More of them answer new
+    requests sooner, and delay those in progress for longer."""
     score_tokens: int
     """Positions whose logits exist at once, over all texts; at least SCORE_TOKENS_A_ROW of each."""
     seats: int

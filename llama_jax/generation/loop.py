@@ -1,4 +1,4 @@
-"""The two programs that decode: `prefill` reads prompts, `decode` takes all rows on.
+"""The two programs that decode: `prefill` reads prompts, `decode` decodes all rows.
 
 `prefill` is compiled once for each (rows, prompt length, cache slots), `decode` for each (rows,
 cache slots). Settings are traced, so changing one compiles nothing.

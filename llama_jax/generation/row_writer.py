@@ -40,8 +40,8 @@ class RowWriter:
         at_end = self.stopped_by_host or self.count >= self.row.max_new_tokens
         self.ended = met is not None or at_end
         text += self.text.finish() if self.ended else ""
-        if self.text.stopped:  # as the end of a text may be too; what the device met after it is
-            met = None  # nobody's
+        if self.text.stopped:  # `finish` may find the stop string: what follows counts no more
+            met = None
         self.failed = met == NO_TOKEN
         at_stop_id = met is not None and not self.failed
         ends = self._logprobs(buffer, i, [size]) if at_stop_id else None

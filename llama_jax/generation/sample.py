@@ -95,7 +95,7 @@ def sample(
     logits = jnp.where(settings.stop_id_mask & early, -jnp.inf, logits)
     if settings.allowed is not None:
         logits = allowed_only(logits, settings.allowed)
-    # What is no number is the largest, which a NaN need not be: XLA's maximum on a CPU drops some.
+    # NaN becomes infinity, because XLA's maximum on a CPU can drop a NaN.
     largest, greedy = max_and_argmax(jnp.where(is_number, logits, jnp.inf))
     temperature = settings["temperature"]
 

@@ -198,7 +198,7 @@ def _product(axes: str, one: Array, other: Array) -> Array:
 def _turned_product(rows: Grouped, scores: Array) -> Array:
     """The sum over queries of scores times rows: [batch, kv_heads, head_dim, block of keys].
 
-    So a CPU turns the rows around, and not the scores, of which there are more.
+    In this order of operands XLA transposes the rows on a CPU, and not the larger scores.
     """
     sums = (((2, 3), (2, 3)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(

@@ -146,7 +146,7 @@ def _by_blocks(x: Array, w: Weight, size: int) -> Array:
 
 
 def _scaled_after(sums: Array, x: Array, w: Weight) -> Array:
-    """What scales and minima that are one an output make of the sums of products."""
+    """The sums of products, times the outputs' scales and plus their minima, if there are any."""
     parts = w.parts()
     if parts["scale"].ndim == 2:
         return sums

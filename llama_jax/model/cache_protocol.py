@@ -1,4 +1,4 @@
-"""What the model and generation ask of a cache: three protocols, which `cache.py` implements."""
+"""What the model and generation ask of a cache, as three protocols."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ class ModelCache(Protocol):
 
 
 class Cache(ModelCache, Protocol):
-    """The cache interface of generation: a contiguous, paged or quantized cache implements it.
+    """The cache interface of generation: `KVCache` and `Int8KVCache` implement it.
 
-    Nothing outside `model/cache.py` reads a cache's arrays. A step may begin at any position up to
+    `Paged` is a `ModelCache` that the server makes and fills, and has no `grown`.
+
+    Only a cache's own file reads its arrays. A step may begin at any position up to
     the past's end: the slots there and above then no longer count. So a conversation whose dialog
     was changed goes back to where the two texts part.
     """

@@ -1,4 +1,4 @@
-"""What a process of tests/test_distributed.py does: `distributed_program.py JSON PROCESS PORT`."""
+"""What a process of test_distributed.py does: `distributed_program.py JSON PROCESS PORT`."""
 
 import json
 import os
