@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from llama_jax.kept_programs import check_entries
+from llama_jax.kept_programs import check_entries, order_is_lost
 
 VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
@@ -55,8 +55,12 @@ def keep_programs() -> None:
 
     It changes settings of JAX, which hold for the whole process, and so respects whoever set them
     before: with a `jax_compilation_cache_dir` of the user's own, or with $LLAMA_JAX_CACHE=off, it
-    does nothing. A folder that cannot be written is a warning, and programs are compiled anew.
+    does nothing. Processes of a job on CPUs keep no programs, in no folder: see `order_is_lost`. A
+    folder that cannot be written is a warning, and programs are compiled anew.
     """
+    if order_is_lost():
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
     wanted = os.environ.get(VARIABLE, "")
     if _setting(DIRECTORY) or not _setting("jax_enable_compilation_cache"):
         return

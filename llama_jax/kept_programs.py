@@ -57,7 +57,7 @@ def _checked_cache() -> type:
         _waits_in_vain = False
 
         def get(self, key: str) -> bytes | None:
-            if _order_is_lost():
+            if order_is_lost():
                 return None
             entry = self._unless_locked(lambda: super(CheckedCache, self).get(key))
             if entry is None:
@@ -67,7 +67,7 @@ def _checked_cache() -> type:
             return program
 
         def put(self, key: str, value: bytes) -> None:
-            if _order_is_lost():
+            if order_is_lost():
                 return
             entry = _digest(key, value) + value
             self._unless_locked(lambda: super(CheckedCache, self).put(key, entry))
@@ -96,7 +96,7 @@ def _checked_cache() -> type:
 _nobody = contextlib.nullcontext
 
 
-def _order_is_lost() -> bool:
+def order_is_lost() -> bool:
     """Whether a program that was kept could run its collectives in any order: on CPUs of a job.
 
     Gloo pairs what processes send by the order in which each sends it. XLA keeps that order for a
@@ -105,7 +105,8 @@ def _order_is_lost() -> bool:
     """
     import jax
 
-    return jax.default_backend() == "cpu" and jax.process_count() > 1
+    joined = jax.distributed.is_initialized()  # asks no backend to begin
+    return joined and jax.default_backend() == "cpu" and jax.process_count() > 1
 
 
 def _checked(key: str, entry: bytes) -> bytes | None:
