@@ -191,7 +191,7 @@ class Recipe:
         check_count("steps", self.steps)
         if self.optimizer.warmup >= self.steps:
             raise ValueError(
-                f"warmup={self.optimizer.warmup} must be below steps={self.steps}; "
+                f"optimizer.warmup={self.optimizer.warmup} must be below steps={self.steps}; "
                 "a few percent of the steps will do"
             )
         if self.lora is not None and self.model is not None and not self.model.checkpoint:
