@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
-import json
 import os
 import random
 import signal
@@ -30,9 +29,8 @@ from urllib.parse import urlsplit
 
 from bench.load import process
 from bench.load.client import read_body, read_head
+from bench.load.kinds import KINDS, requests_of, text_of
 
-KINDS = 96
-TEXT = "Once upon a time there was a girl named Lily who saw the big red ball and the dog ran"
 MEGABYTE = 1e6
 SETTLE_SECONDS = 30
 """How long the server may take to be idle after the last request."""
@@ -104,7 +102,7 @@ class Soak:
         return what
 
     async def _stay(self, kind: int, drawn: random.Random, got: bytearray) -> str:
-        reader, writer = await self._sent(kind)
+        reader, writer = await sent(self.options.url, "POST /v1/completions", self.requests[kind])
         try:
             status, headers = await read_head(reader)
             got += b"status"
@@ -122,7 +120,7 @@ class Soak:
         return "answered"
 
     async def _leave(self, kind: int, drawn: random.Random, got: bytearray) -> str:
-        reader, writer = await self._sent(kind)
+        reader, writer = await sent(self.options.url, "POST /v1/completions", self.requests[kind])
         match drawn.randrange(3):
             case 1:
                 await asyncio.sleep(drawn.random() * self.options.stays)
@@ -134,15 +132,6 @@ class Soak:
         writer.close()
         return "left"
 
-    async def _sent(self, kind: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        at, content = urlsplit(self.options.url), self.requests[kind]
-        reader, writer = await asyncio.open_connection(at.hostname, at.port)
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: close\r\n"
-        head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
-        writer.write(head.encode() + content)
-        await writer.drain()
-        return reader, writer
-
     def note(self) -> None:
         """Keeps and prints what the server has now."""
         done, seconds = self.counts.total(), time.monotonic() - self.began
@@ -153,47 +142,17 @@ class Soak:
             print(f"{seconds:7.1f} s", dict(self.counts), held, used, sep="  ", flush=True)
 
 
-def requests_of(seed: int) -> list[bytes]:
-    """The bodies of the different requests: greedy and drawn, streamed and whole, one and two
-    completions, short prompts and some of several pages."""
-    drawn, words, found = random.Random(seed), TEXT.split(), []
-    for number in range(KINDS):
-        begin = words * 8 if number % 4 == 3 else []
-        body = {
-            "prompt": " ".join(begin + drawn.choices(words, k=drawn.randint(1, 20))),
-            "max_tokens": drawn.choice([1, 4, 8, 24]),
-            "temperature": drawn.choice([0, 1]),
-            "seed": number,
-            "stream": drawn.random() < 0.5,
-            "n": drawn.choice([1, 1, 1, 2]),
-            "logprobs": drawn.choice([None, None, 2]),
-            "stop": drawn.choice([None, None, " and"]),
-            "echo": False,
-            "ignore_eos": drawn.random() < 0.3,
-        }
-        found.append(json.dumps(body).encode())
-    return found
-
-
-def text_of(content: bytes, headers: dict[str, str]) -> str:
-    """The texts of an answer by their index; ValueError where it is not whole."""
-    if headers["content-type"].startswith("application/json"):
-        events = [json.loads(content)]
-    else:
-        *lines, done, rest = content.split(b"\n\n")
-        if done != b"data: [DONE]" or rest:
-            raise ValueError(f"the stream ended with {content[-80:]!r}")
-        events = [json.loads(line[6:]) for line in lines if line.startswith(b"data: ")]
-    texts: dict[int, str] = {}
-    ended = set()
-    for event in events:
-        for choice in event["choices"]:
-            texts[choice["index"]] = texts.get(choice["index"], "") + choice["text"]
-            if choice["finish_reason"]:
-                ended.add(choice["index"])
-    if ended != set(texts):
-        raise ValueError(f"completions {set(texts) - ended} did not end")
-    return json.dumps(sorted(texts.items()))
+async def sent(
+    url: str, what: str, content: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request on a connection of its own; `what` is its method and path."""
+    at = urlsplit(url)
+    reader, writer = await asyncio.open_connection(at.hostname, at.port)
+    head = f"{what} HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: close\r\n"
+    head += f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    await writer.drain()
+    return reader, writer
 
 
 async def idle(url: str) -> str:
@@ -201,10 +160,7 @@ async def idle(url: str) -> str:
     names, held = ("requests_running", "requests_waiting", "cache_usage_ratio"), ["no metrics"]
     until = time.monotonic() + SETTLE_SECONDS
     while held and time.monotonic() < until:
-        at = urlsplit(url)
-        reader, writer = await asyncio.open_connection(at.hostname, at.port)
-        head = f"GET /metrics HTTP/1.1\r\nHost: {at.netloc}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode())
+        reader, writer = await sent(url, "GET /metrics")
         _, headers = await read_head(reader)
         content = b"".join([piece async for piece in read_body(reader, headers)])
         writer.close()

@@ -26,11 +26,10 @@ from bench.record import command, keep, source
 from bench.training.report import curve_table, draw, speed_table
 from bench.training.work import NANOGPT, WORKS, write
 from bench.workers import running
+from llama_jax.cli.huge_pages import HUGE_PAGES, TUNABLES
 
 PROGRAM, NAMES = "bench.training.worker", (OURS, "torch", "transformers")
 STEPS, FEW = 2000, 3
-TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-"""As `llama-jax train` begins; here the peers have it too."""
 AGREE = 1e-3
 """By how much, relatively, the first losses may differ."""
 
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser().parse_args(given)
     try:
         _check(options)
-        os.environ.setdefault(TUNABLES, HUGE_PAGES)
+        os.environ.setdefault(TUNABLES, HUGE_PAGES)  # as `llama-jax train` has it; the peers too
         with held(options.work, command(given, "bench.train")):
             about = {"command": command(given, "bench.train"), "source": source()}
             result = {**about, "date": time.strftime("%F"), "load": os.getloadavg()}

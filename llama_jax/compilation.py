@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from llama_jax.kept_programs import check_entries, order_is_lost
+from llama_jax.kept_programs import check_entries
 
 VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
@@ -55,10 +55,10 @@ def keep_programs() -> None:
 
     It changes settings of JAX, which hold for the whole process, and so respects whoever set them
     before: with a `jax_compilation_cache_dir` of the user's own, or with $LLAMA_JAX_CACHE=off, it
-    does nothing. Processes of a job on CPUs keep no programs, in no folder: see `order_is_lost`. A
-    folder that cannot be written is a warning, and programs are compiled anew.
+    does nothing. A folder that cannot be written is a warning, and programs are compiled anew.
+    Processes of a job on CPUs neither keep nor read programs, whosever folder it is.
     """
-    if order_is_lost():
+    if _order_is_lost():
         jax.config.update("jax_enable_compilation_cache", False)
         return
     wanted = os.environ.get(VARIABLE, "")
@@ -84,6 +84,17 @@ def keep_programs() -> None:
     for name, (default, ours) in SETTINGS.items():
         if _setting(name) == default:
             jax.config.update(name, ours)
+
+
+def _order_is_lost() -> bool:
+    """Whether a program that was kept could run its collectives in any order: on CPUs of a job.
+
+    Gloo pairs what processes send by the order in which each sends it. XLA keeps that order for a
+    CPU's program that it compiled; for one that it reads, it keeps none between the collectives of
+    branches, loops and calls (docs/notes/training.md, "A fault of kept programs").
+    """
+    joined = jax.distributed.is_initialized()  # asks no backend to begin
+    return joined and jax.default_backend() == "cpu" and jax.process_count() > 1
 
 
 def cache_folder() -> Path:

@@ -57,8 +57,6 @@ def _checked_cache() -> type:
         _waits_in_vain = False
 
         def get(self, key: str) -> bytes | None:
-            if order_is_lost():
-                return None
             entry = self._unless_locked(lambda: super(CheckedCache, self).get(key))
             if entry is None:
                 return None
@@ -67,8 +65,6 @@ def _checked_cache() -> type:
             return program
 
         def put(self, key: str, value: bytes) -> None:
-            if order_is_lost():
-                return
             entry = _digest(key, value) + value
             self._unless_locked(lambda: super(CheckedCache, self).put(key, entry))
 
@@ -94,19 +90,6 @@ def _checked_cache() -> type:
 
 
 _nobody = contextlib.nullcontext
-
-
-def order_is_lost() -> bool:
-    """Whether a program that was kept could run its collectives in any order: on CPUs of a job.
-
-    Gloo pairs what processes send by the order in which each sends it. XLA keeps that order for a
-    CPU's program that it compiled; for one that it reads, it keeps none between the collectives of
-    branches, loops and calls (docs/notes/training.md, "A fault of kept programs").
-    """
-    import jax
-
-    joined = jax.distributed.is_initialized()  # asks no backend to begin
-    return joined and jax.default_backend() == "cpu" and jax.process_count() > 1
 
 
 def _checked(key: str, entry: bytes) -> bytes | None:

@@ -10,12 +10,16 @@ from llama_jax.ops.rope import Frequencies
 from llama_jax.validation import check_count, check_flag, check_number
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearScaling:
-    """Every RoPE frequency divided by `factor` ("position interpolation", arXiv:2306.15595)."""
+class _OfFrequencies:
+    """A scaling that changes frequencies alone."""
 
     attention_factor: ClassVar[float] = 1.0
     """The factor of rotated queries and keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearScaling(_OfFrequencies):
+    """Every RoPE frequency divided by `factor` ("position interpolation", arXiv:2306.15595)."""
 
     factor: float
 
@@ -28,14 +32,13 @@ class LinearScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Llama3Scaling:
+class Llama3Scaling(_OfFrequencies):
     """Llama 3.1's scaling: a RoPE frequency is divided by `factor` where its wavelength is long.
 
     Long means above `original_max_seq_len / low_freq_factor` positions, short (left alone) below
     `original_max_seq_len / high_freq_factor`, and between the two the change is gradual.
     """
 
-    attention_factor: ClassVar[float] = 1.0
     factor: float
     low_freq_factor: float
     high_freq_factor: float
@@ -94,7 +97,7 @@ class YarnScaling:
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicScaling:
+class DynamicScaling(_OfFrequencies):
     """Dynamic NTK scaling, which changes nothing up to `original_max_seq_len` positions.
 
     Beyond them the frequencies depend on the length of the text, so a rotation would be no function
@@ -102,7 +105,6 @@ class DynamicScaling:
     back.
     """
 
-    attention_factor: ClassVar[float] = 1.0
     factor: float
     original_max_seq_len: int
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-TUNABLES = "GLIBC_TUNABLES"
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 _OFFER = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """What Linux offers: huge pages to all memory, to memory for which they are asked, or to none."""
 
@@ -19,7 +19,7 @@ def begin_with_huge_pages() -> None:
     """
     if TUNABLES in os.environ or not _is_offered():
         return
-    environment = os.environ | {TUNABLES: "glibc.malloc.hugetlb=1"}
+    environment = os.environ | {TUNABLES: HUGE_PAGES}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

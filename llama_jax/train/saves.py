@@ -91,7 +91,7 @@ class Saves:
         if jax.process_index() == 0:
             shutil.rmtree(damaged, ignore_errors=True)
             os.replace(self._folder / str(step), damaged)
-        all_of(True)
+        all_of(True)  # nobody looks again before it is renamed
 
     def wait(self) -> None:
         """Returns when all is written. OSError where that failed."""

@@ -165,13 +165,12 @@ def _open(directory: Path, path: WeightPath) -> ts.TensorStore:
 
 
 def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, ts.TensorStore]:
-    # TensorStore refuses "..", and the system follows a link before it goes up from it.
-    within = Path(os.path.realpath(directory))
+    within = _real(directory)
     opening = {
         path: ts.open(
             {
                 "driver": "zarr3",
-                "kvstore": _kvstore(within / name(path)),
+                "kvstore": {"driver": "file", "path": f"{within / name(path)}/"},
                 "store_data_equal_to_fill_value": True,
                 "fill_missing_data_reads": False,
             },
@@ -183,8 +182,9 @@ def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, 
         return {path: finish(path, future) for path, future in opening.items()}
 
 
-def _kvstore(where: Path) -> dict[str, str]:
-    return {"driver": "file", "path": f"{where}/"}
+def _real(path: Path) -> Path:
+    """TensorStore refuses "..", and the system follows a link before it goes up from it."""
+    return Path(os.path.realpath(path))
 
 
 def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def _spec(where: Path, weight: jax.ShapeDtypeStruct) -> dict[str, Any]:
     parts = {"chunk_shape": chunk, "codecs": codecs, "index_codecs": codecs}
     return {
         "driver": "zarr3",
-        "kvstore": _kvstore(Path(os.path.realpath(where))),
+        "kvstore": {"driver": "file", "path": f"{_real(where)}/"},
         "dtype": np.dtype(weight.dtype).name,
         "metadata": {
             "shape": weight.shape,
