@@ -20,6 +20,9 @@ from bench.gpu_steps.sizes import heads_of_the_family
 from bench.gpu_steps.telling import Telling
 from llama_jax import kernels
 from llama_jax.kernels.decode_attention import decode_attention
+from llama_jax.kernels.paged import Pages
+from llama_jax.model.int8_cache import decoded, rounded
+from llama_jax.model.paged import PAGE
 
 BOUNDS = {"bfloat16": 0.02, "float32": 1e-4}
 """How far an output may lie from float64's, as a part of the largest number of that."""
@@ -29,37 +32,69 @@ LENGTHS = (0, 1, 517, 1024)
 
 
 def run(telling: Telling) -> None:
-    """Tells, for each head size and group of the family, what is chosen and how exact it is."""
+    """Tells, for each head size and group of the family, what is chosen and how exact it is.
+
+    A past in pages and one of int8 are tried with the heads of Llama 3 8B.
+    """
     rng = np.random.default_rng(time.time_ns())
-    for head_dim, group in [(16, 2)] if telling.dry else heads_of_the_family():
+    all_heads, common = ([(16, 2)], (16, 2)) if telling.dry else (heads_of_the_family(), (128, 4))
+    tried = [(held, *heads) for heads in all_heads for held in ("prompt", "step")]
+    tried += [(held, *common) for held in ("step in pages", "step of int8")]
+    for held, head_dim, group in tried:
         for dtype in BOUNDS:
-            for what, given in (("prompt", _prompt), ("step", _step)):
-                name = f"{what} {dtype} head {head_dim} group {group}"
-                with telling.part(name):
-                    telling.tell(name, _found(given(rng, head_dim, group), dtype))
+            name = f"{held} {dtype} head {head_dim} group {group}"
+            with telling.part(name):
+                make = _prompt if held == "prompt" else _step
+                telling.tell(name, _found(make(rng, head_dim, group), dtype, held))
     if telling.dry:
         with telling.part("step kernel, interpreted"):
             telling.tell("step kernel, interpreted", _interpreted(_step(rng, 16, 2)))
 
 
-def _found(arrays: dict[str, Any], dtype: str) -> dict[str, Any]:
+def _found(arrays: dict[str, Any], dtype: str, held: str) -> dict[str, Any]:
     given = {name: jnp.asarray(x, dtype) for name, x in arrays.items() if name != "lengths"}
+    given, past = _past_of(given, held)
     exact = _in_float64({name: np.asarray(x, np.float64) for name, x in given.items()}, arrays)
-    found: dict[str, Any] = {"kernel": _has_kernel(given)}
-    found["error"] = _difference(_attention(given, arrays["lengths"]), exact)
+    found: dict[str, Any] = {"kernel": _has_kernel(given, past)}
+    found["error"] = _difference(_attention(given, past, arrays["lengths"]), exact)
     with without_kernels():
-        found["plain form's error"] = _difference(_attention(given, arrays["lengths"]), exact)
+        found["plain form's error"] = _difference(_attention(given, past, arrays["lengths"]), exact)
     found["right"] = max(found["error"], found["plain form's error"]) <= BOUNDS[dtype]
     if not found["kernel"]:
-        found["why not"] = _why_not(given, arrays["lengths"])
+        found["why not"] = _why_not(given, past, arrays["lengths"])
     return found
+
+
+def _past_of(given: dict[str, Any], held: str) -> tuple[dict[str, Any], Any]:
+    """The past as it is held, and the arrays with the numbers that are held then."""
+    if held == "prompt":
+        return given, None
+    k, v = given["past_k"], given["past_v"]
+    if held == "step in pages":
+        count = len(k) * SLOTS // PAGE
+        # The first page of the first row is the pool's last, so that the table decides.
+        table = jnp.arange(count, dtype=jnp.int32)[::-1].reshape(len(k), -1)
+        return given, Pages(_in_pages(k), _in_pages(v), table)
+    if held == "step of int8":
+        (k8, k_scale), (v8, v_scale) = rounded(k), rounded(v)
+        kept = {"past_k": decoded(k8, k_scale, jnp.float32)}
+        kept["past_v"] = decoded(v8, v_scale, jnp.float32)
+        return given | kept, (k8, v8, k_scale, v_scale)
+    return given, (k, v)
+
+
+def _in_pages(slots: Any) -> Any:
+    """Slots [rows, heads, slots, head_dim] as pages [pages, heads, PAGE, head_dim], last first."""
+    rows, heads, _, head_dim = slots.shape
+    pages = slots.reshape(rows, heads, -1, PAGE, head_dim).swapaxes(1, 2)
+    return pages.reshape(-1, heads, PAGE, head_dim)[::-1]
 
 
 @contextlib.contextmanager
 def without_kernels() -> Iterator[None]:
     """In it, attention takes the plain form, as where a GPU has neither kernel."""
     no = lambda *_, **__: False  # noqa: E731
-    names = ("has_prompt_kernel", "has_step_kernel")
+    names = ("has_prompt_kernel", "has_training_kernel", "has_step_kernel", "has_paged_step_kernel")
     with contextlib.ExitStack() as stack:
         for name in names:
             stack.enter_context(mock.patch.object(kernels.gpu, name, no))
@@ -68,26 +103,28 @@ def without_kernels() -> Iterator[None]:
     jax.clear_caches()
 
 
-def _attention(given: dict[str, Any], lengths: np.ndarray) -> np.ndarray:
-    past = (given["past_k"], given["past_v"]) if "past_k" in given else None
-    ours = jax.jit(kernels.attention)
+def _attention(given: dict[str, Any], past: Any, lengths: np.ndarray) -> np.ndarray:
+    ours = jax.jit(kernels.paged_attention if isinstance(past, Pages) else kernels.attention)
     out = ours(given["q"], given["k"], given["v"], past, jnp.asarray(lengths))
     return np.asarray(out, np.float64)
 
 
-def _has_kernel(given: dict[str, Any]) -> bool:
+def _has_kernel(given: dict[str, Any], past: Any) -> bool:
     q = given["q"]
-    if "past_k" in given:
-        return kernels.gpu.has_step_kernel_for(q, given["past_k"])
+    if isinstance(past, Pages):
+        return kernels.gpu.has_paged_step_kernel_for(q, past.k)
+    if past is not None:
+        return kernels.gpu.has_step_kernel_for(q, past[0])
     return kernels.gpu.has_prompt_kernel(q.dtype, q.shape[-1])
 
 
-def _why_not(given: dict[str, Any], lengths: np.ndarray) -> str:
+def _why_not(given: dict[str, Any], past: Any, lengths: np.ndarray) -> str:
     """What the kernel says where it is called all the same."""
     q, k, v = given["q"], given["k"], given["v"]
-    if "past_k" in given:
-        past = (given["past_k"], given["past_v"])
-        call = functools.partial(kernels.gpu.step_attention, q, k, v, past, jnp.asarray(lengths))
+    if past is not None:
+        in_pages = isinstance(past, Pages)
+        step = kernels.gpu.paged_step_attention if in_pages else kernels.gpu.step_attention
+        call = functools.partial(step, q, k, v, past, jnp.asarray(lengths))
     else:
         call = functools.partial(kernels.gpu.prompt_attention, q, k, v)
     try:

@@ -19,7 +19,8 @@ from llama_jax.model.cache import KVCache
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 FIRST = "meta/llama3", "hf/llama3.2-tied", "meta/llama2-gqa", "hf/head-dim"
-"""Those that tell most; the others follow while there is time, in float32 with kernels."""
+"""Those that tell most, the first two in all forms; the others follow while there is time, first
+in float32 with kernels."""
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 """How far logits may lie from the reference's, as a part of the largest of them."""
 ENOUGH = 12.0
@@ -43,10 +44,10 @@ def _asked(dry: bool) -> Iterator[tuple[str, str, str]]:
         yield "hf/llama3.2-tied", "bfloat16", "plain"
         return
     names = [f"{folder.parent.name}/{folder.name}" for folder in sorted(GOLDEN.glob("*/*/"))]
-    for name in FIRST[:2]:
-        yield from ((name, dtype, form) for form in ("kernels", "plain") for dtype in BOUNDS)
-    for name in [*FIRST[2:], *(other for other in names if other not in FIRST)]:
-        yield name, "float32", "kernels"
+    ways = [(dtype, form) for form in ("kernels", "plain") for dtype in BOUNDS]
+    yield from ((name, *way) for name in FIRST[:2] for way in ways)
+    others = [*FIRST[2:], *(other for other in names if other not in FIRST)]
+    yield from ((name, *way) for way in ways for name in others)
 
 
 def forms(form: str) -> contextlib.AbstractContextManager[None]:
