@@ -32,7 +32,11 @@ _TEMPLATES = "additional_chat_templates/*.jinja"
 GGUF = ("*.gguf",)
 WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",), GGUF)
 """Patterns of the weights' files; of a repository that has several kinds, the first is taken."""
-_WRITTEN = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+_NAME = r"(?![\w./-]*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+"""What the Hub takes as the name of an organisation or a repository."""
+_WRITTEN = re.compile(rf"(?P<repository>{_NAME}/{_NAME})(@(?P<revision>[^@\s]+))?", re.ASCII)
+_ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
+"""A repository's page, as it is copied from a browser."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,9 @@ def repository(text: str) -> Repository:
     """The repository that "ORG/NAME", "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" names; ValueError."""
     found = _WRITTEN.fullmatch(text.removeprefix(HUB))
     if found is None:
-        raise ValueError(f"{text!r} names no repository; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+        page = _ADDRESS.fullmatch(text.removeprefix(HUB))
+        way_out = HUB + page[1] if page else "hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        raise ValueError(f"{text!r} names no repository; write {way_out}")
     return Repository(found["repository"], found["revision"])
 
 

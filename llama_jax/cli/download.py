@@ -39,7 +39,12 @@ def download(
     """
     from llama_jax.checkpoint import hub
     from llama_jax.checkpoint.files.messages import in_units
+    from llama_jax.checkpoint.named import NAMES
 
+    if repository in NAMES:  # it comes another way, which an error says where it is not here
+        here = {"here already": str(NAMES[repository]())}
+        print_rows({**here, "use it as": f"llama-jax generate {repository} PROMPT"})
+        return
     with typed():
         asked = hub.repository(repository)
     if revision is not None and asked.revision is not None:

@@ -218,12 +218,12 @@ def _after(ready: Callable[[], None], deltas: Iterator[Delta]) -> Iterator[Delta
 
 
 def _check_tokenizer(source: Source, tokenizer: Tokenizer | None, reading: Reading) -> None:
-    """ValueError where the prompts are of a kind that the checkpoint cannot take."""
+    """UsageError where the prompts are of a kind that the checkpoint cannot take."""
     if reading.chat:
         with typed():
             check_dialogs(source, tokenizer, otherwise="leave out --chat")
     elif tokenizer is None and not (reading.ids or reading.jsonl):
-        raise ValueError(f"{source.path} has no tokenizer; pass token ids, and --ids")
+        raise UsageError(f"{source.path} has no tokenizer; pass token ids, and --ids")
     elif (
         stderr.is_terminal and not (reading.ids or reading.jsonl) and is_instruct(source, tokenizer)
     ):

@@ -18,6 +18,12 @@ class Command(TyperCommand):
     Typer's own tables cut long options short, and its plain help has one section for all.
     """
 
+    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        """The usage line's words. Typer puts braces around an argument that must be there."""
+        return [
+            piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)
+        ]
+
     def format_options(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):  # type: ignore[arg-type]

@@ -78,6 +78,7 @@ def train(
 
 def _train(recipe: Recipe, out: Path) -> None:
     from llama_jax.compilation import keep_programs
+    from llama_jax.tokenizer import find_tokenizer
     from llama_jax.train.run import train
     from llama_jax.train.saves import hush_log
 
@@ -87,8 +88,8 @@ def _train(recipe: Recipe, out: Path) -> None:
         model = train(recipe, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked
         raise ValueError(str(error)) from error
-    prompt = next(iter(recipe.run.prompts), "")
-    _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), prompt])}")
+    prompt = [next(iter(recipe.run.prompts), "")] if find_tokenizer(model) else ["--ids", "1"]
+    _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), *prompt])}")
 
 
 def _read(file: Path, changes: Sequence[str]) -> Recipe:

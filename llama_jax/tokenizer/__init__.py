@@ -62,9 +62,18 @@ def find_tokenizer(path: str | PathLike[str]) -> Path | None:
 def tokenizer_files(file: Path) -> dict[str, Path | bytes]:
     """A tokenizer's file, first, and all that it needs of its folder, by the names of a copy.
 
-    What lies nowhere as a file, since a GGUF file states it, is there as bytes.
+    A file with a name of its own, mine.model say, gets the one by which a folder's is found. What
+    lies nowhere as a file, since a GGUF file states it, is there as bytes.
     """
-    return dict(gguf_tokenizer(file).contents) if is_gguf(file) else {**files_beside(file)}
+    if is_gguf(file):
+        return dict(gguf_tokenizer(file).contents)
+    own, *rest = files_beside(file).items()
+    name = own[0]
+    if name not in (_NAME, _HF_NAME) and (
+        kind := _kind_of(read_bounded(file, MAX_TOKENIZER_BYTES))
+    ):
+        name = _HF_NAME if kind is HuggingFaceTokenizer else _NAME
+    return {name: file, **{beside: path for beside, path in rest if beside != name}}
 
 
 def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:

@@ -72,7 +72,8 @@ def run_steps(
             on_save(state)
         if index == recipe.steps:
             run.evaluate(state, index)
-            on_sample(state)
+            if recipe.run.sample_every:
+                on_sample(state)
     saves.wait()
     return state
 

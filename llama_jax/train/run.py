@@ -91,7 +91,11 @@ def train(
         else:
             if recipe.lora is not None:
                 state = with_frozen(state, split(begin())[1])
-            say(f"going on after step {int(state.step):,}")
+            more = "going on after" if int(state.step) < recipe.steps else "nothing is left after"
+            say(f"{more} step {int(state.step):,}")
+        if tokens.tokenizer is None and sample is not None:
+            sample = None
+            say(f"no samples are drawn: {tokens.path} has no tokenizer's file")
         report = _report(recipe, state, folder, say, data)
 
         def on_save(state: TrainState) -> None:
@@ -120,7 +124,10 @@ def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
     """The rows of a run's first step, in NumPy arrays, and the tokenizer that reads them."""
     tokens = open_tokens(given(recipe, "tokens"))
     if tokens.tokenizer is None:
-        raise ValueError(f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text")
+        raise ValueError(
+            f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text; copy the "
+            "tokenizer's file into that folder"
+        )
     data = _data(recipe, tokens)
     return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
 

@@ -45,7 +45,8 @@ class Split:
     total: int
     """Bytes of all files."""
     tokenizer: Tokenizer
-    tokenizer_file: Path
+    copies: Mapping[str, Path | bytes]
+    """The tokenizer's own file, and what goes with it, by the names that they get."""
 
     @classmethod
     def of(
@@ -66,7 +67,8 @@ class Split:
             given[VALIDATION], validation_every = [Path(file) for file in validation_files], 0
         total = sum(check_files(group) for group in given.values())
         file = find_tokenizer(tokenizer)
-        return cls(given, validation_every, total, load_tokenizer(tokenizer), file or Path())
+        loaded = load_tokenizer(tokenizer)  # an error where there is no file
+        return cls(given, validation_every, total, loaded, tokenizer_files(file) if file else {})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -95,8 +97,8 @@ class Split:
     @contextlib.contextmanager
     def writing(self, out: Path, overwrite: bool) -> Iterator[Path]:
         """A folder to fill, which becomes `out` once it is whole; the tokenizer is in it."""
-        extras, copies = _extras if overwrite else None, tokenizer_files(self.tokenizer_file)
-        with writing(out, _KIND, extras, 0, copies, what="the tokens") as there:
+        extras = _extras if overwrite else None
+        with writing(out, _KIND, extras, 0, self.copies, what="the tokens") as there:
             yield there
 
     def check_documents(self, counts: Mapping[str, int], what: str) -> None:
@@ -128,7 +130,7 @@ class Split:
             "document": document,
             "split": rule,
             "tokenizer": {
-                "file": self.tokenizer_file.name,
+                "file": next(iter(self.copies), None),
                 "vocabulary_sha256": vocabulary_hash(self.tokenizer),
                 "vocab_size": self.tokenizer.vocab_size,
             },

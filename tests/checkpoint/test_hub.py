@@ -16,6 +16,7 @@ from huggingface_hub.utils import close_session
 
 import llama_jax
 from llama_jax.checkpoint import hub
+from llama_jax.checkpoint.named import PRETRAINED
 from llama_jax.checkpoint.reading import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -238,3 +239,15 @@ def test_a_repository_that_has_its_weights_twice_gives_them_once():
     assert hub.needed(["README.md", "config.json"]) == []
     assert hub.needed(["a.gguf", "b.gguf", "config.json"], ["b*"]) == ["b.gguf"]
     assert hub.needed([*config, *names], ["*2*"]) == ["model-2.safetensors"]
+
+
+def test_a_model_with_a_name_is_not_downloaded_and_where_it_lies_is_said():
+    done = run("download", "stories")
+    assert done.exit_code == 0
+    assert str(PRETRAINED) in "".join(done.stdout.split("\n")).replace(" ", "")
+    assert "llama-jax generate stories PROMPT" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize("text", ["org/name", "o/n.a_m-e@v1--x..y", "hf:0rg/n@refs/pr/1"])
+def test_what_the_hub_takes_as_a_name_names_a_repository(text):
+    assert str(hub.repository(text)) == "hf:" + text.removeprefix("hf:")

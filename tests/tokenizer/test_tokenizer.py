@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import sentencepiece
+from dialog_kinds import byte_folder
 from helpers import ROOT, SHARED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -24,7 +25,13 @@ from small_tokenizers import (
     tokenizer_of,
 )
 
-from llama_jax.tokenizer import Detokenizer, detokenize, find_tokenizer, load_tokenizer
+from llama_jax.tokenizer import (
+    Detokenizer,
+    detokenize,
+    find_tokenizer,
+    load_tokenizer,
+    tokenizer_files,
+)
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import MAX_RUN, MAX_TEXT, SPECIAL, TiktokenTokenizer, _parts
 
@@ -495,3 +502,19 @@ def test_importing_the_room_imports_neither_library():
         "sys.exit(any(name in sys.modules for name in ('sentencepiece', 'tiktoken', 'tokenizers')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("sentencepiece", "stories.model"), ("tiktoken", "x")])
+def test_a_copy_of_a_file_with_a_name_of_its_own_is_found_in_its_folder(tmp_path, kind, name):
+    content = sentencepiece_file() if kind == "sentencepiece" else tiktoken_file()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "tokenizer.model").write_bytes(b"another's")
+    copies = tokenizer_files(tmp_path / name)
+    assert next(iter(copies.items())) == ("tokenizer.model", tmp_path / name)
+
+
+def test_a_copy_of_hugging_faces_file_is_called_tokenizer_json(tmp_path):
+    file = byte_folder(tmp_path, "").joinpath("tokenizer.json").rename(tmp_path / "bytes.json")
+    assert next(iter(tokenizer_files(file))) == "tokenizer.json"
+    file.write_text("no tokenizer")  # it stays what it is, for the error to name
+    assert next(iter(tokenizer_files(file))) == "bytes.json"

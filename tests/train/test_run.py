@@ -235,6 +235,26 @@ def test_the_result_generates_and_knows_its_tokenizer(tokens, tmp_path):
     assert llama_jax.generate(params, ["once"], max_new_tokens=4)[0].tokens
 
 
+def test_a_run_on_tokens_without_a_tokenizer_draws_no_samples_and_says_so(tokens, tmp_path):
+    bare = shutil.copytree(tokens, tmp_path / "bare")
+    (bare / "tokenizer.model").unlink()
+    said = []
+    recipe = recipe_of(bare, steps=3, run={"sample_every": 2})
+    model = Model(config="tiny", fields={"vocab_size": 384})
+    train(recipe.replace(model=model), tmp_path / "run", say=said.append, sample=generate_nothing)
+    (line,) = [line for line in said if "no samples are drawn" in line]
+    assert str(bare) in line
+
+
+def test_sample_every_0_is_never(tokens, tmp_path):
+    recipe = recipe_of(tokens, steps=3, run={"sample_every": 0})
+    train(recipe, tmp_path / "run", say=lambda line: None, sample=generate_nothing)
+
+
+def generate_nothing(params, prompts):
+    raise AssertionError("no sample was to be drawn")
+
+
 def test_a_checkpoint_is_trained_on(tokens, whole, tmp_path):
     first = train(recipe_of(tokens), tmp_path / "run", say=lambda line: None)
     again = recipe_of(tokens).replace(model=Model(checkpoint=str(first)))
