@@ -26,8 +26,11 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def plot(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     """Writes the loss, the gradients' norm and the learning rate of a run by step, as a PNG.
 
-    ValueError where matplotlib is not installed, or the folder is no run.
+    ValueError where matplotlib is not installed, the folder is no run, or `out` names another kind
+    of picture.
     """
+    if Path(out).suffix.lower() not in ("", ".png"):
+        raise ValueError(f"the picture is a PNG, and out={out} does not end in .png")
     records = read_metrics(run)
     try:
         from matplotlib.figure import Figure
@@ -47,7 +50,9 @@ def plot(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
     _draw(rate, records, "learning_rate", "")
     rate.set_ylabel("learning rate")
     rate.set_xlabel("step")
-    figure.suptitle(Path(run).resolve().name)
+    # A folder's name may hold bytes that are no text in this locale, and dollars that are no math.
+    name = os.fsencode(Path(run).resolve().name).decode(errors="replace")
+    figure.suptitle(name, parse_math=False)
     figure.savefig(out, format="png", dpi=120)
     return Path(out)
 

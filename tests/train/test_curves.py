@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from llama_jax.cli import main
+from llama_jax.train.curves import plot
 
 STEP = {"loss": 4.0, "gradient_norm": 1.0, "learning_rate": 1e-3, "tokens": 8.0, "good": True}
 LINES = [{"step": 1, **STEP}, {"step": 2, **STEP}, {"step": 2, "validation_loss": 3.9}]
@@ -30,6 +31,22 @@ def test_the_curves_become_a_png(run, capsys):
     assert not called(run)
     assert capsys.readouterr().out.strip() == str(run / "curves.png")
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("name", [b"run-\xc3\xa9", b"\xff", b"$\\x^$ at 5$"])
+def test_a_run_may_have_any_name_in_any_locale(run, name):
+    pytest.importorskip("matplotlib", reason="matplotlib is absent; pip install matplotlib")
+    there = run / name.decode("ascii", "surrogateescape")
+    there.mkdir()
+    (run / "metrics.jsonl").rename(there / "metrics.jsonl")
+    assert plot(there, run / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["curves.pdf", "x.jpg"])
+def test_a_picture_of_another_kind_is_refused(run, capsys, name):
+    assert called(run, "--out", run / name) == 2
+    assert f"the picture is a PNG, and --out {run / name}" in capsys.readouterr().err
 
 
 def test_without_matplotlib_one_line_says_how_to_install_it(run, capsys, monkeypatch):
