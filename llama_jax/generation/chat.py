@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
-from llama_jax.generation.generate import complete
+from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.limits import initial_slots, limits_on
+from llama_jax.generation.limits import initial_slots
 from llama_jax.generation.one_thread import OneThread
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import encode_dialog, tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
@@ -23,7 +26,6 @@ from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.generation.state import DecodeState
 from llama_jax.generation.stops import ended_by_turn
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Message, Tokenizer, Tools
 from llama_jax.weights.params import Params
 
@@ -52,7 +54,8 @@ def chat(
     row = _row(params, tokenizer, messages, tools, ids, wanted)
     form = Form(json_schema, regex, grammar)
     rows = constrained([row], params.config.vocab_size, tokenizer, form)
-    (done,) = complete(params, Placement.of(params, cache), rows, tokenizer)
+    asked = Asked(rows, Placement.of(params, cache), tokenizer)
+    (done,) = in_order(list(completed(params, asked)))
     return done
 
 
@@ -159,17 +162,15 @@ class Conversation:
         return messages, ids
 
     def _decoded(self, row: Row, ids: list[int]) -> Iterator[Delta]:
-        if row.max_new_tokens == 0:
-            yield Delta(0, "", [], None, "length")
-            return
         size = self._place.batch_divisor  # the rows after the first ask for nothing
         settings = self._place.put(batch_settings(self.params.config, [row], size))
-        state = self._prefilled(row, settings)
+        read = functools.partial(self._prefilled, row, settings)
         writers = [RowWriter(row, self.tokenizer)]
-        for _, delta, after in decode_rows(
-            self.params, self._place, writers, settings, state, stream=True
-        ):
-            if self._ids is ids:  # no other turn has begun, nor has the dialog been reset
+        asked = self.params, self._place, writers, settings, read
+        for _, delta, after in decode_rows(*asked, stream=True):
+            if (
+                after is not None and self._ids is ids
+            ):  # no other turn has begun, nor has the dialog been reset
                 # The newest token is not in the cache yet.
                 count = int(after.buffer.count[0])
                 self._cache, self._read = after.cache, len(row.prompt) + count - 1
@@ -198,7 +199,7 @@ class Conversation:
                 lengths,
                 np.int32(read),
                 settings,
-                tokens_per_read=limits_on(place.platform).turn_tokens,
+                tokens_per_read=place.limits.turn_tokens,
             )
 
 

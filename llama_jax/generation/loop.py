@@ -114,11 +114,11 @@ def decode(
     for the device. Rows that have ended run on until then, and their tokens are dropped.
     """
 
-    def step(branch: Branch, state: DecodeState, _: Any) -> tuple[DecodeState, None]:
+    def step(branch: Branch, _: Any, state: DecodeState) -> DecodeState:
         position = _position(state)
         logits, cache = forward(params, state.last[:, None], position[:, None], state.cache)
         state = dataclasses.replace(state, cache=cache)
-        return append_token(state, logits[:, 0], settings, taken, until, branch), None
+        return append_token(state, logits[:, 0], settings, taken, until, branch)
 
     def goes_on(state: DecodeState) -> Bool[Array, ""]:
         wanted = _needs_token(state, settings, taken, until)
@@ -126,9 +126,9 @@ def decode(
 
     def loop(branch: Branch, here: Bool[Array, ""], state: DecodeState) -> DecodeState:
         some = functools.partial(
-            jax.lax.scan, functools.partial(step, branch), length=tokens_per_check
+            jax.lax.fori_loop, 0, tokens_per_check, functools.partial(step, branch)
         )
-        return jax.lax.while_loop(lambda s: here & goes_on(s), lambda s: some(s)[0], state)
+        return jax.lax.while_loop(lambda state: here & goes_on(state), some, state)
 
     if tokens_per_check == 1:
         return _replicated_buffer(loop(jax.lax.cond, jnp.array(True), state))

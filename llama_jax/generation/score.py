@@ -19,16 +19,15 @@ from llama_jax.generation.limits import (
     SCORE_TEXTS,
     SCORE_TOKENS_A_ROW,
     bucket,
-    limits_on,
     power_of_two,
     tokens_per_read,
 )
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, checked_ids, encode, listed, tokenizer_of
 from llama_jax.generation.results import NaNLogitsError, Perplexity, Score, TokenLogprob
 from llama_jax.generation.sample import logprobs_of
 from llama_jax.generation.state import NewCache
 from llama_jax.kernels import COMPILER_OPTIONS
-from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward
 from llama_jax.sharding.arrays import constrain
 from llama_jax.tokenizer import Tokenizer
@@ -134,7 +133,7 @@ def windows(config: Config, context: int | None, stride: int | None) -> tuple[in
 def score_arguments(params: Params, place: Placement, tokens: np.ndarray) -> dict[str, Any]:
     """What `token_logprobs` is called with for texts [batch, time] padded on the right."""
     rows, time = tokens.shape
-    in_all = limits_on(place.platform).score_tokens // power_of_two(rows) * rows
+    in_all = place.limits.score_tokens // power_of_two(rows) * rows
     return {
         "params": params,
         "tokens": tokens,

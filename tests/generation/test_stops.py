@@ -13,7 +13,7 @@ from helpers import Letters
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
-from llama_jax.generation import driver
+from llama_jax.generation import driver, placement
 from llama_jax.generation import text as text_module
 from llama_jax.generation.limits import (
     ACCELERATOR,
@@ -399,7 +399,7 @@ def test_the_host_looks_as_often_as_a_large_model_needs_and_the_tokens_are_the_s
         driver.RowWriter, "take", lambda self, *given: looks.append(1) or take(self, *given)
     )
     slow = dataclasses.replace(CPU, bytes_per_second=14 * params.nbytes)
-    monkeypatch.setattr(driver, "limits_on", lambda _: slow)
+    monkeypatch.setattr(placement, "limits_on", lambda _: slow)
     assert generate(params, [[1, 2, 3], [4]], **asked) == whole
     assert len(looks) == 2 * math.ceil(50 / 7)
 
