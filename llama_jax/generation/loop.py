@@ -75,24 +75,24 @@ def read_chunk(
     params: Params,
     texts: Int[Array, "batch time"],
     lengths: Int[Array, " batch"],
-    width: int,
+    chunk_tokens: int,
     start: Int[Array, ""],
     logits: Float[Array, "batch vocab"],
     cache: Any,
 ) -> tuple[Array, Array, Any]:
-    """Reads `width` tokens of each row from `start`, and keeps the logits after its last token.
+    """Reads `chunk_tokens` of each row from `start`, and keeps the logits after its last token.
 
     Returns the arguments of the next chunk: its start, the logits so far, and the cache.
     """
     batch, time = texts.shape
     last = lengths[:, None] - 1
-    positions = jnp.broadcast_to(start + jnp.arange(width), (batch, width))
+    positions = jnp.broadcast_to(start + jnp.arange(chunk_tokens), (batch, chunk_tokens))
     # Beyond a row's end any token will do: its slot is overwritten before it is read.
     tokens = jnp.take_along_axis(texts, jnp.minimum(positions, time - 1), axis=1)
-    inside = jnp.clip(last - start, 0, width - 1)
+    inside = jnp.clip(last - start, 0, chunk_tokens - 1)
     found, cache = forward(params, tokens, positions, cache, at=inside)
-    here = (start <= last) & (last < start + width)
-    return start + width, jnp.where(here, found[:, 0], logits), cache
+    here = (start <= last) & (last < start + chunk_tokens)
+    return start + chunk_tokens, jnp.where(here, found[:, 0], logits), cache
 
 
 def decode(

@@ -90,7 +90,7 @@ def test_a_prompt_that_fills_the_context_is_scored_to_its_last_token():
 def test_an_accelerator_reads_as_many_positions_of_one_text_as_of_eight(params, monkeypatch):
     def of(rows, time):
         return scoring.score_arguments(params, Placement.of(params), np.zeros((rows, time)))[
-            "width"
+            "chunk_tokens"
         ]
 
     assert (of(1, 16), of(1, 4096), of(8, 4096)) == (16, 128, 128)
