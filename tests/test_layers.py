@@ -143,3 +143,8 @@ def test_files_of_tests_have_names_of_their_own():
     """pytest imports a file by its name alone, and takes one of two for the other."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py"]
     assert sorted(set(names)) == sorted(names)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda f: f.name)
+def test_what_tests_share_is_no_test_file(file):
+    assert not {name for name in imports_of(file) if name.startswith("test_")}

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from llama_jax.generation.asked import Asked
@@ -23,7 +22,7 @@ from llama_jax.generation.prompts import encode_dialog, tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
-from llama_jax.generation.state import DecodeState
+from llama_jax.generation.state import DecodeState, is_deleted
 from llama_jax.generation.stops import ended_by_turn
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.tokenizer import Message, Tokenizer, Tools
@@ -96,6 +95,11 @@ class Conversation:
         self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
         self.reset(system)
+
+    @property
+    def ids(self) -> list[int]:
+        """What the model has read and written: the last turn's prompt and its answer."""
+        return list(self._ids)
 
     def reset(self, system: str | None = None) -> None:
         """Forgets every turn, and begins again under another system message, or none."""
@@ -180,7 +184,7 @@ class Conversation:
         config, place, ids = self.params.config, self._place, row.prompt
         slots, size = initial_slots(len(ids), config.max_seq_len), place.batch_divisor
         cache = self._cache
-        if cache is None or _is_deleted(cache):  # an answer was cut short inside a step
+        if cache is None or is_deleted(cache):  # an answer was cut short inside a step
             empty = place.cache.empty(config, batch=size, slots=slots, dtype=place.cache_dtype)
             cache, self._read = empty.continued(), 0
         if cache.slots < slots:
@@ -221,11 +225,6 @@ def _said(tokenizer: Tokenizer, text: str, tokens: Sequence[int], end: int | Non
     """An answer as a message, which a format may write with more keys than the content."""
     more = getattr(tokenizer, "answer_keys", None)
     return {"role": "assistant", "content": text, **(more(tokens, end) if more else {})}
-
-
-def _is_deleted(cache: Any) -> bool:
-    """Whether a program was given the cache's memory and did not return."""
-    return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

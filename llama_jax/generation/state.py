@@ -71,3 +71,8 @@ class DecodeState:
     last: Int[Array, " batch"]
     """Each row's newest token, which is not in the cache yet."""
     buffer: TokenBuffer
+
+
+def is_deleted(cache: Any) -> bool:
+    """Whether a program was given the cache's memory and did not return."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))

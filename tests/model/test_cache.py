@@ -117,7 +117,7 @@ def test_a_conversation_keeps_its_past_in_it(params):
     for question in ("hello", "and then?"):
         ours, wanted = ([t for delta in talk.ask(question) for t in delta.tokens] for talk in talks)
         assert ours == wanted
-    assert talks[0].prefilled == talks[1].prefilled < len(talks[0]._ids)
+    assert talks[0].prefilled == talks[1].prefilled < len(talks[0].ids)
     for talk in talks:  # back to the first answer, where the new text parts from what was read
         talk.messages[1]["content"] = "no"
         ids = Dialogs().encode_dialog([*talk.messages, {"role": "user", "content": "so?"}])
