@@ -133,7 +133,7 @@ def decode_rows(
                     params, state, settings, taken, np.int32(until), tokens_per_check=check
                 )
         if not taken.any():  # long prompts may still be read, and rounds are short
-            _wait_for(state.buffer)
+            wait_for(state.buffer)
         buffer: TokenBuffer = jax.device_get(state.buffer)
         for i, writer in enumerate(writers):
             if not writer.ended:
@@ -166,7 +166,7 @@ def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
     return often, min(often, max(writer.row.max_new_tokens for writer in writers))
 
 
-def _wait_for(buffer: TokenBuffer) -> None:
+def wait_for(buffer: TokenBuffer) -> None:
     """Waits for the device in Python, where Ctrl-C is heard; JAX's own wait is deaf to it."""
     started, last = time.monotonic(), buffer.count  # all are ready at once
     while not last.is_ready():  # type: ignore[attr-defined]  # a jax.Array, to mypy without it

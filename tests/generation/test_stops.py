@@ -154,7 +154,7 @@ def test_a_token_costs_no_more_beside_a_long_stop_string():
 
     for stop, text in (("z" * 4000, "z" * 3999 + "a"), ("ab" * 2000, "ab" * 1999 + "aab" * 900)):
         matcher = text_module._Stop(Counted(stop))
-        text_module._shorter(matcher.text)  # once a stop string, not once a text
+        text_module.shorter_ends(matcher.text)  # once a stop string, not once a text
         steps = 0
         assert not any(map(matcher.is_whole_after, text))
         assert steps <= 4 * len(text) + 4
@@ -414,7 +414,7 @@ def test_ctrl_c_is_heard_while_the_device_works():
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            driver._wait_for(types.SimpleNamespace(count=Never()))
+            driver.wait_for(types.SimpleNamespace(count=Never()))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
