@@ -20,6 +20,7 @@ from llama_jax.generation.placement import Placement
 from llama_jax.generation.state import TokenBuffer
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.paged import PAGE
+from llama_jax.pytrees import register_dataclass
 from llama_jax.serve import seats as programs
 from llama_jax.serve.pool import pool_kind
 from llama_jax.serve.seats import Chunk, Echo
@@ -58,7 +59,7 @@ class Round:
         return jax.device_get(self)
 
 
-jax.tree_util.register_dataclass(Round)
+register_dataclass(Round)
 
 
 class Device:

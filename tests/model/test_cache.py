@@ -12,9 +12,10 @@ import llama_jax
 from llama_jax.model.cache import KVCache
 from llama_jax.model.memory import memory
 from llama_jax.ops.attention import attention
+from llama_jax.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StackedLayer:
     keys_and_values: jax.Array
@@ -24,7 +25,7 @@ class StackedLayer:
         return attention(q, k, v, past, positions[:, 0]), jnp.stack([k, v])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stacked:
     """Keys and values of all layers in one array: [slots, layers, 2, batch, kv_heads, head_dim]."""
