@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -18,13 +19,13 @@ def register_dataclass(kind: Class) -> Class:
     equally many leaves are equal (JAX 0.10 to 0.12). So `jit` could take what it had traced for one
     class to run the other: under JAX 0.10.2 it did for 26 of 1,500 pairs (docs/notes/jax.md).
     """
-    fields = dataclasses.fields(kind)
-    static = [field.name for field in fields if field.metadata.get("static")]
-    leaves = [field.name for field in fields if field.name not in static]
+    names = [field.name for field in dataclasses.fields(kind)]
+    static = [field.name for field in dataclasses.fields(kind) if field.metadata.get("static")]
+    leaves = [name for name in names if name not in static]
+    found_of, constants_of = _getter(leaves), _getter(static)
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        found, constants = ([getattr(value, x) for x in names] for names in (leaves, static))
-        return tuple(found), tuple(constants)
+        return found_of(value), constants_of(value)
 
     def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         found, constants = flatten(value)
@@ -35,3 +36,10 @@ def register_dataclass(kind: Class) -> Class:
 
     jax.tree_util.register_pytree_with_keys(kind, flatten_with_keys, unflatten, flatten)
     return kind
+
+
+def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
+    """The attributes of these names, as a tuple; a model may have hundreds of values to ask."""
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return lambda value: tuple([getattr(value, name) for name in names])
