@@ -39,7 +39,7 @@ class Placement:
     def of(cls, params: Params, cache: type[Cache] = KVCache) -> Placement:
         """The placement of these params, whose weights may be shapes."""
         check_params(params)
-        if not isinstance(cache, type) or not hasattr(cache, "grown"):
+        if not isinstance(cache, type) or not hasattr(cache, "grown") or cache is Cache:
             raise wrong_kind("cache", cache, "pass a class, such as llama_jax.Int8KVCache")
         leaf = jax.tree.leaves(params.weights)[0]
         sharding = getattr(leaf, "sharding", None)

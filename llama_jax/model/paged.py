@@ -21,7 +21,7 @@ from llama_jax.field_docs import with_field_docs
 from llama_jax.kernels import paged_attention
 from llama_jax.kernels.paged import Pages, Pool, Table
 from llama_jax.model.cache import known_after
-from llama_jax.model.cache_protocol import Past, Positions, check_sizes
+from llama_jax.model.cache_protocol import Past, Positions, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.arrays import per_device
@@ -79,6 +79,17 @@ class Paged:
         check_sizes(config, pages=pages)
         shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
         return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
+
+    def check(self, config: Config, rows: int) -> None:
+        """ValueError unless it was made for this config, and its table for so many rows."""
+        shape = (None, config.n_kv_heads, PAGE, config.head_dim)
+        way_out = f"make it by {type(self).__name__}.empty(params.config, ...)"
+        check_held(self, (self.k, self.v), config.n_layers, shape, way_out)
+        if self.table.shape[0] != rows:
+            raise ValueError(
+                f"cache is a {type(self).__name__} whose table has {self.table.shape[0]} rows, and "
+                f"tokens have {rows}; pass cache.with_table(table) with a row for each"
+            )
 
     @property
     def pages(self) -> int:
