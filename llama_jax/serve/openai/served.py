@@ -52,6 +52,16 @@ class Served:
             said = f"the model {name!r:.80} does not exist here; this server has {self.name!r}"
             raise ApiError(404, said, param="model", code="model_not_found")
 
+    def check_chats(self) -> None:
+        """A 400 where the model continues texts alone: what it said to a message means nothing."""
+        if not self.chats:
+            raise bad(
+                f"{self.name} is no chat model: it has no format for dialogs. Send a text for it "
+                "to continue, as prompt, to /v1/completions; or serve a chat model",
+                "messages",
+                "no_chat_model",
+            )
+
     def submit(self, prompts: Sequence[Prompt], asked: Asked) -> list[Stream]:
         """One stream a prompt; where the queue takes some of them only, none."""
         streams: list[Stream] = []
