@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_jax.generation.batch import Row, batches_of, rows_of
 from llama_jax.generation.constraint import Form, constrained
-from llama_jax.generation.driver import compile_ahead, decode_batch
+from llama_jax.generation.driver import compile_ahead, decode_batch, prefill_arguments
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.progress import with_progress
 from llama_jax.generation.prompts import Prompt, listed, tokenizer_of
@@ -181,7 +181,8 @@ def prepare(
     rows = rows_of(params.config, *each, 1, tokenizer, truncate=False, tools=tools)
     form = Form(json_schema, regex, grammar)
     rows = constrained(rows, params.config.vocab_size, tokenizer, form)
-    yield from compile_ahead(params, place, next(batches_of(params.config, place, rows)))
+    batch = next(batches_of(params.config, place, rows))
+    yield from compile_ahead(place, prefill_arguments(params, place, batch))
 
 
 def _each(
