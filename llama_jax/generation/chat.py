@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.constraint import Form, constrained
-from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
+from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow, prefill
 from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import initial_slots
@@ -24,6 +23,7 @@ from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.generation.state import DecodeState, is_deleted
 from llama_jax.generation.stops import ended_by_turn
+from llama_jax.generation.turn import empty_cache, turn_arguments
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.tokenizer import Message, Tokenizer, Tools
 from llama_jax.weights.params import Params
@@ -94,6 +94,7 @@ class Conversation:
         self._ids: list[int] = []  # the last turn's: what was read, and what was written then
         self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
+        self._compiled: set[int] = set()  # slots of the caches whose programs are compiled
         self.reset(system)
 
     @property
@@ -181,30 +182,23 @@ class Conversation:
             yield delta
 
     def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:
-        config, place, ids = self.params.config, self._place, row.prompt
-        slots, size = initial_slots(len(ids), config.max_seq_len), place.batch_divisor
-        cache = self._cache
+        place, ids, cache = self._place, row.prompt, self._cache
+        slots = initial_slots(len(ids), self.params.config.max_seq_len)
         if cache is None or is_deleted(cache):  # an answer was cut short inside a step
-            empty = place.cache.empty(config, batch=size, slots=slots, dtype=place.cache_dtype)
-            cache, self._read = empty.continued(), 0
-        if cache.slots < slots:
+            cache, self._read = empty_cache(self.params, place, slots), 0
+        elif cache.slots < slots:
             cache = grow(place, cache, slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
-        text = np.zeros((size, cache.slots), np.int32)
-        text[0, : len(ids)] = ids
-        lengths = np.array([len(ids)] + [1] * (size - 1), np.int32)
+        arguments = turn_arguments(self.params, place, cache, ids, read, settings)
+        if place.mesh is None and cache.slots not in self._compiled:
+            # Both programs, or the answer would pause between. Over a mesh it does: what `prefill`
+            # says of its outputs' shardings ahead is not yet what `decode` is compiled for.
+            collections.deque(compile_ahead(place, arguments), maxlen=0)
+            self._compiled.add(cache.slots)
         with place.use_mesh():
-            return prefill(
-                self.params,
-                cache,
-                text,
-                lengths,
-                np.int32(read),
-                settings,
-                tokens_per_read=place.limits.turn_tokens,
-            )
+            return prefill(**arguments)
 
 
 def _row(

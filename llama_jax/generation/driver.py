@@ -70,27 +70,30 @@ def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[st
     }
 
 
-def compile_ahead(params: Params, place: Placement, batch: Batch) -> Iterator[None]:
-    """Compiles the two programs that decode a batch, or finds them compiled; yields after each.
+def compile_ahead(place: Placement, arguments: dict[str, Any]) -> Iterator[None]:
+    """Compiles `prefill` for these arguments, then `decode` for what it gives; yields after each.
 
-    The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
-    by shapes and devices.
+    What is compiled is found. The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded:
+    JAX remembers a program by shapes and devices.
     """
     with place.use_mesh():
-        first = prefill.lower(**prefill_arguments(params, place, batch))
+        first = prefill.lower(**arguments)
         made = first.compile()
     yield
+    params, settings = arguments["params"], arguments["settings"]
+    # Where weights lie by default, so does what is made of them; that is another program.
+    chosen = getattr(jax.tree.leaves(params.weights)[0], "committed", True)
     with place.use_mesh():
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
+                x.shape, x.dtype, sharding=sharding if chosen else None, weak_type=x.weak_type
             ),
             first.out_info,
             made.output_shardings,
         )
-        taken, until = np.zeros(len(batch.lengths), np.int32), np.int32(1)
-        check = _tokens_per_check(place, batch.settings)
-        decode.lower(params, state, batch.settings, taken, until, tokens_per_check=check).compile()
+        taken, until = np.zeros(len(arguments["lengths"]), np.int32), np.int32(1)
+        check = _tokens_per_check(place, settings)
+        decode.lower(params, state, settings, taken, until, tokens_per_check=check).compile()
     yield
 
 

@@ -3,6 +3,7 @@
 import re
 import sys
 
+import jax
 import pexpect
 import pytest
 from helpers import Letters
@@ -12,6 +13,7 @@ from llama_jax import Conversation, generate
 from llama_jax.generation import chat as module
 from llama_jax.generation import driver
 from llama_jax.generation.limits import ACCELERATOR, CPU
+from llama_jax.generation.turn import prepare_turns
 
 WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
 SETTINGS = WORDS | {"temperature": 1.0, "max_new_tokens": 16}
@@ -256,6 +258,34 @@ def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     assert len(compiled) == 2, "a prefill and a loop"
     for _ in range(2):
         answered(talk, "y")
+    assert len(compiled) == 2
+
+
+def test_a_loaded_models_first_word_waits_for_both_programs_and_none_follows(params, compiled):
+    """`load` puts weights on a device; a cache that lay elsewhere would be another program's."""
+    driver.decode.clear_cache()
+    driver.prefill.clear_cache()
+    talk = conversation(jax.device_put(params, jax.devices()[0]))
+    answer = talk.ask("hello")
+    next(answer)
+    assert len(compiled) == 2
+    answer.close()
+    for question in ("you", "and you"):
+        answered(talk, question)
+    assert len(compiled) == 2
+
+
+def test_what_is_compiled_while_somebody_types_is_what_the_answer_runs(params, compiled):
+    driver.decode.clear_cache()
+    driver.prefill.clear_cache()
+    held = jax.device_put(params, jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held
+    )
+    for _ in prepare_turns(shapes):
+        pass
+    assert len(compiled) == 2
+    answered(conversation(held), "hello")
     assert len(compiled) == 2
 
 
