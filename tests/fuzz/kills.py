@@ -16,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -92,51 +93,60 @@ def begin(act: Callable[[Path, str], Any], to: Path) -> Trial:
 # Kills
 
 
-def kills(name: str, act: Callable[[Path, str], Any], to: Path, count: int) -> bool:
+def kills(name: str, act: Callable[[Path, str], Any], to: Path, count: int, seed: int = 0) -> bool:
     """Kills so many processes; whether none left a broken checkpoint or failed after another."""
-    rng, found = random.Random(name), collections.Counter[str]()
-    said = _child(lambda tell: tell(_undisturbed(act, to)), to)[0]
-    trial, longest = Trial(act, to, said["sound"]), said["seconds"]
-    for number in range(count + 1):
-        last = number == count
-        after = None if last else rng.random() * longest * 1.05
-        told = _child(lambda tell, n=number: _step(trial, n, tell), to, after)
-        found[told[0]["state"] if told else "no word"] += 1
-        if any("error" in one for one in told):
-            found[f"failed: {told[-1]['error']}"] += 1
-        found["ended before the kill"] += any("done" in one for one in told) and not last
+    rng, found = random.Random(f"{name} {seed}"), collections.Counter[str]()
+    trial = Trial(act, to, _child(lambda tell: tell(begin(act, to).sound), to)[0])
+    seconds = [_child(lambda tell: _step(trial, 0, tell), to)[2]["seconds"] for _ in range(5)]
+    number, killed, longest = 0, 0, statistics.median(seconds)
+    while True:
+        after = None if killed == count else rng.random() * longest
+        told = _child(lambda tell, n=number, after=after: _step(trial, n, tell, after), to)
+        found[told[0]["state"]] += bool(number)
+        if "again" not in told[1]:
+            found[f"failed: {told[1]['error']}"] += 1
+        if killed == count:
+            break
+        number, killed = number + 1, killed + (len(told) == 2)
     left = sorted(file.name for file in to.parent.iterdir() if file != to)
-    whole = {"absent", *DTYPES, "ended before the kill"}
-    wrong = {what: n for what, n in found.items() if what not in whole and n}
-    print(f"{name:12} {count} kills: {dict(found)}; left beside it: {left}", flush=True)
+    wrong = {what: n for what, n in found.items() if what not in ("absent", *DTYPES)}
+    print(
+        f"{name:12} {count} kills within {longest * 1000:.0f} ms, and {number - count} came too "
+        f"late: {dict(found)}; left beside it: {left}",
+        flush=True,
+    )
     return not wrong and not left
 
 
-def _undisturbed(act: Callable[[Path, str], Any], to: Path) -> dict[str, Any]:
-    began = time.monotonic()
-    act(to, DTYPES[0])  # the first of a process, as each that is killed
-    seconds = time.monotonic() - began
-    return {"sound": begin(act, to).sound, "seconds": seconds}
+def _step(
+    trial: Trial, number: int, tell: Callable[[dict[str, Any]], None], kill: float | None = None
+) -> None:
+    """Says what is there, writes it anew, and once more; killed then after so many seconds.
 
-
-def _step(trial: Trial, number: int, tell: Callable[[dict[str, Any]], None]) -> None:
-    state = trial.state()
-    if number % 2:
-        shutil.rmtree(trial.to, ignore_errors=True)
-    tell({"state": state})
-    dtype = DTYPES[number // 2 % 2]
+    Every other time nothing is there when it is killed, and else a whole one of the other dtype.
+    """
+    tell({"state": trial.state()})
+    before, after = DTYPES if number % 4 < 2 else reversed(DTYPES)
     try:
-        trial.act(trial.to, dtype)
-        state = trial.state()
-        tell({"done": state} if state == dtype else {"error": f"{state}, and it was {dtype}"})
+        trial.act(trial.to, before)
+        if (state := trial.state()) != before:
+            raise ValueError(f"{state}, and it was {before}")
     except (OSError, ValueError) as error:
-        tell({"error": str(error)})
+        return tell({"error": str(error)})
+    tell({"again": before})
+    if number % 2:
+        shutil.rmtree(trial.to)
+    began = time.monotonic()
+    if kill is not None:  # the kernel ends the process then, and no Python runs
+        signal.setitimer(signal.ITIMER_REAL, max(kill, 1e-6))
+    trial.act(trial.to, after)
+    tell({"seconds": time.monotonic() - began})
 
 
 def _child(
-    action: Callable[[Callable[[dict[str, Any]], None]], None], to: Path, kill: float | None = None
+    action: Callable[[Callable[[dict[str, Any]], None]], None], to: Path
 ) -> list[dict[str, Any]]:
-    """What a child tells, which is killed so many seconds after its first word."""
+    """What a child tells."""
     heard, told = os.pipe()
 
     def tell(said: dict[str, Any]) -> None:
@@ -146,13 +156,9 @@ def _child(
     pid = forked(log, lambda: action(tell))
     os.close(told)
     with os.fdopen(heard) as answer:
-        lines = [answer.readline()]
-        if kill is not None:
-            time.sleep(kill)
-            os.kill(pid, signal.SIGKILL)
-        lines += answer.readlines()
-    os.waitpid(pid, 0)
-    if kill is None and not lines[0]:
+        lines = answer.readlines()
+    _, status = os.waitpid(pid, 0)
+    if status not in (0, signal.SIGALRM):
         raise AssertionError(log.read_text()[-2000:])
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
@@ -221,6 +227,7 @@ def _with_faults() -> None:
 def main() -> None:
     said = argparse.ArgumentParser(prog="python -m tests.fuzz.kills", description=__doc__)
     said.add_argument("--kills", type=int, default=20, help="of each operation")
+    said.add_argument("--seed", type=int, default=0, help="of the kills' times")
     said.add_argument("--faults", action="store_true", help="system calls fail, in place of kills")
     said.add_argument("--share", default="0/1", help="of the calls, such as 2/3: every third")
     said.add_argument("--only", action="append", help="an operation")
@@ -243,7 +250,7 @@ def main() -> None:
                 part, parts = map(int, given.share.split("/"))
                 fine &= faults(name, act, folder / "model", (part, parts))
             else:
-                fine &= kills(name, act, folder / "model", given.kills)
+                fine &= kills(name, act, folder / "model", given.kills, given.seed)
     raise SystemExit(0 if fine else 1)
 
 
