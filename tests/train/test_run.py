@@ -105,7 +105,7 @@ def _end_after(steps, recipe, folder, evaluate_every=0):
     every = {"print_every": 1, "save_every": 100, "evaluate_every": evaluate_every}
     run, said = Run(**vars(recipe.run) | every), []
     train(recipe.replace(run=run), folder, say=lambda line: (said.append(line), say(line)))
-    last = re.match(r"stopped after step (\d+) of 8; the same call goes on", said[-1])
+    last = re.match(r"stopped after step (\d+) of 8, which is saved: start it again", said[-1])
     assert (int(last[1]) if last else STEPS) >= steps
 
 
@@ -186,7 +186,7 @@ def test_a_job_asked_to_stop_saves_in_all_and_goes_on(number, heard, again, toke
             job.running[process].send_signal(number)
         ended = job.ended()
     assert [one.returncode for one in ended.values()] == [0, 0], ended
-    last = re.search(r"stopped after step (\d+) of 60; the same call goes on", ended[0].stdout)
+    last = re.search(r"stopped after step (\d+) of 60, which is saved", ended[0].stdout)
     assert [entry.name for entry in (run / "states").iterdir()] == [last[1]]
     alone = read_recipe(recipe)
     if again == 1:
