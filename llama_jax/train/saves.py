@@ -51,7 +51,7 @@ class Saves:
         OSError where that one could not be written; the states written earlier stay.
         """
         args = self._ocp.args.PyTreeSave(_flat(state))
-        with self._told_in_words():
+        with in_words("a state", self._folder):
             size = sum(x.nbytes for x in jax.tree.leaves(state))
             if shutil.disk_usage(self._folder).free < size:  # before Orbax begins, and not amidst
                 raise OSError(f"it takes {in_units(size)}, and the disk has less free")
@@ -95,27 +95,13 @@ class Saves:
 
     def wait(self) -> None:
         """Returns when all is written. OSError where that failed."""
-        with self._told_in_words():
+        with in_words("a state", self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Returns when nothing is written any more, whether it could be or not."""
-        with contextlib.suppress(OSError), self._told_in_words():
+        with contextlib.suppress(OSError), in_words("a state", self._folder):
             self._manager.close()
-
-    @contextlib.contextmanager
-    def _told_in_words(self) -> Iterator[None]:
-        """OSError for whatever Orbax and TensorStore raise where a state cannot be written."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            full = "RESOURCE_EXHAUSTED" in first or "No space left" in str(error)
-            why = "the disk is full" if full else first[:200]
-            raise OSError(
-                f"a state cannot be written to {self._folder}: {why}. The states written before "
-                "stay; free some space, and the same call goes on from the newest"
-            ) from error
 
     def _restored(self, step: int, template: TrainState) -> TrainState:
         ocp, flat = self._ocp, _flat(template)
@@ -132,6 +118,21 @@ class Saves:
             found = self._reader.restore(self._folder.absolute() / str(step) / _ITEM, args=args)
         leaves = [found[name] for name in _names(template)]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+@contextlib.contextmanager
+def in_words(what: str, folder: Path) -> Iterator[None]:
+    """OSError for whatever Orbax and TensorStore raise where they cannot write."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        full = "RESOURCE_EXHAUSTED" in first or "No space left" in str(error)
+        why = "the disk is full" if full else first[:200]
+        raise OSError(
+            f"{what} cannot be written to {folder}: {why}. The states written before "
+            "stay; free some space, and the same call goes on from the newest"
+        ) from error
 
 
 def hush_log() -> None:
