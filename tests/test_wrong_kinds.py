@@ -27,6 +27,14 @@ CASES = {
     "prompts a dict": (lambda p: llama_jax.generate(p, {"a": 1}), "prompts={'a': 1} is .*dict"),
     "settings": (lambda p: llama_jax.generate(p, TEXTS, 5), "settings=5 .*give SamplingSettings"),
     "a cache": (lambda p: llama_jax.generate(p, TEXTS, cache=5), "cache=5 is .*pass a class"),
+    "the protocol": (
+        lambda p: llama_jax.generate(p, TEXTS, cache=llama_jax.Cache),
+        "pass a class, such as",
+    ),
+    "a cache made": (
+        lambda p: llama_jax.Conversation(p, cache=llama_jax.Int8KVCache((), True)),
+        "is of the kind Int8KVCache; pass a class, such as",
+    ),
     "tokenizer": (
         lambda p: llama_jax.generate(p, TEXTS, tokenizer="x"),
         "tokenizer='x' is .*load",

@@ -16,12 +16,12 @@ import numpy as np
 from llama_jax.config import Config
 from llama_jax.generation.batch import batch_settings, rows_of
 from llama_jax.generation.driver import compile_ahead
-from llama_jax.generation.limits import initial_slots, limits_on
+from llama_jax.generation.limits import initial_slots
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import tokenizer_of
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.sharding.arrays import constrain
 from llama_jax.weights.params import Params
 
@@ -55,7 +55,7 @@ def turn_arguments(
         "lengths": np.array([len(ids)] + [1] * (size - 1), np.int32),
         "read": np.int32(read),
         "settings": settings,
-        "tokens_per_read": limits_on(place.platform).turn_tokens,
+        "tokens_per_read": place.limits.turn_tokens,
     }
 
 

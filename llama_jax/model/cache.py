@@ -23,12 +23,13 @@ from llama_jax.model.cache_protocol import Cache as Cache
 from llama_jax.model.cache_protocol import ModelCache as ModelCache
 from llama_jax.model.cache_protocol import Past as Past
 from llama_jax.model.cache_protocol import Positions as Positions
-from llama_jax.model.cache_protocol import check_sizes
+from llama_jax.model.cache_protocol import check_floating, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries, Slots
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import CACHE
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Uncached:
     """No past: each call sees its own tokens alone, as in training."""
@@ -45,7 +46,7 @@ class Uncached:
         return self
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """No past, and rows of several documents, whose positions restart at 0 with each.
@@ -67,7 +68,7 @@ class Packed:
         return self
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVLayer:
     """One layer of a `KVCache`."""
@@ -85,7 +86,7 @@ class KVLayer:
 
 
 @with_field_docs
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
     """A contiguous cache: the key and value of position p lie in slot p of their row.
@@ -107,6 +108,7 @@ class KVCache:
         a 16-bit cache at every step.
         """
         check_sizes(config, batch=batch, slots=slots)
+        check_floating(dtype)
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         # Each array its own allocation: one buffer given twice cannot be donated.
         k = tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layers))
@@ -119,6 +121,12 @@ class KVCache:
         check_sizes(config, batch=batch, slots=slots)
         shape = (batch, config.n_kv_heads, slots, config.head_dim)
         return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
+
+    def check(self, config: Config, rows: int) -> None:
+        """ValueError unless it was made for this config and so many rows."""
+        shape = (rows, config.n_kv_heads, None, config.head_dim)
+        way_out = f"make it by KVCache.empty(params.config, batch={rows}, slots=..., dtype=...)"
+        check_held(self, (self.k, self.v), config.n_layers, shape, way_out)
 
     @property
     def slots(self) -> int:

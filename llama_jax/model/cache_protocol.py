@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
@@ -36,7 +38,11 @@ class Past(Protocol):
 
 
 class ModelCache(Protocol):
-    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing."""
+    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing.
+
+    A cache may have a `check(config, rows)` too: `forward` calls it before anything is computed,
+    and it raises a ValueError where the cache was made for another model or number of rows.
+    """
 
     def layer(self, layer: int) -> Past:
         """The past of one layer."""
@@ -103,3 +109,35 @@ def check_sizes(config: Any, **sizes: Any) -> None:
         raise wrong_kind("config", config, "pass a Config, such as params.config")
     for name, size in sizes.items():
         check_count(name, int(size) if isinstance(size, np.integer) else size)
+
+
+def check_floating(dtype: Any) -> None:
+    """ValueError unless keys and values can be held in this dtype."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(
+            f"dtype={jnp.dtype(dtype).name} would cut keys and values to whole numbers; pass "
+            "float32, bfloat16 or float16"
+        )
+
+
+def check_held(
+    cache: Any, held: Any, layers: int, shape: tuple[int | None, ...], way_out: str
+) -> None:
+    """ValueError unless keys and values are of so many layers and of this shape each.
+
+    None in the shape stands for any number.
+    """
+    given = [getattr(array, "shape", ()) for array in jax.tree.leaves(held)]
+    if len(given) != 2 * layers or not all(_is_like(one, shape) for one in given):
+        of_each = f" of {list(given[0])}" if given else ""
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"cache is a {type(cache).__name__} of {len(given) // 2} layers{of_each}, and these "
+            f"params and tokens take {layers} of [{wanted}]; {way_out}"
+        )
+
+
+def _is_like(given: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:
+    return len(given) == len(shape) and all(
+        size in (None, of_given) for of_given, size in zip(given, shape, strict=True)
+    )

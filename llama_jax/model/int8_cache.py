@@ -19,8 +19,9 @@ from jaxtyping import Array, Bool, Float, Int
 from llama_jax.config import Config
 from llama_jax.kernels import attention
 from llama_jax.model.cache import known_after, write_slots
-from llama_jax.model.cache_protocol import Past, Positions, check_sizes
+from llama_jax.model.cache_protocol import Past, Positions, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import CACHE
 
 Stored = tuple[Array, Array, Array, Array]
@@ -28,7 +29,7 @@ Stored = tuple[Array, Array, Array, Array]
 values."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8KVLayer:
     """One layer of an `Int8KVCache`."""
@@ -53,7 +54,7 @@ class Int8KVLayer:
         return out, tuple(part.swapaxes(1, 2) for part in step)  # type: ignore[return-value]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8KVCache:
     """As `KVCache`, with keys and values of 8 bits: `generate(..., cache=Int8KVCache)`."""
@@ -79,6 +80,12 @@ class Int8KVCache:
         check_sizes(config, batch=batch, slots=slots)
         scales = math.prod((2, config.n_layers, batch, config.n_kv_heads, slots))
         return scales * (config.head_dim + 4)
+
+    def check(self, config: Config, rows: int) -> None:
+        """ValueError unless it was made for this config and so many rows."""
+        shape = (rows, config.n_kv_heads, None, config.head_dim)
+        way_out = f"make it by Int8KVCache.empty(params.config, batch={rows}, slots=..., dtype=...)"
+        check_held(self, [layer[::2] for layer in self.layers], config.n_layers, shape, way_out)
 
     @property
     def slots(self) -> int:

@@ -21,8 +21,9 @@ from llama_jax.field_docs import with_field_docs
 from llama_jax.kernels import paged_attention
 from llama_jax.kernels.paged import Pages, Pool, Table
 from llama_jax.model.cache import known_after
-from llama_jax.model.cache_protocol import Past, Positions, check_sizes
+from llama_jax.model.cache_protocol import Past, Positions, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.arrays import per_device
 from llama_jax.sharding.specs import POOL
 from llama_jax.weights.table import REPLICATED
@@ -31,7 +32,7 @@ PAGE = 64
 """Positions of a page: the block that a GPU's decode kernel reads at once."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedLayer:
     """One layer of a `Paged` cache."""
@@ -46,7 +47,7 @@ class PagedLayer:
 
 
 @with_field_docs
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Paged:
     """A pool of pages a layer, and which pages are whose. `forward` and decoding take it.
@@ -78,6 +79,17 @@ class Paged:
         check_sizes(config, pages=pages)
         shape = (pages, config.n_kv_heads, PAGE, config.head_dim)
         return 2 * config.n_layers * math.prod(shape) * jnp.dtype(dtype).itemsize
+
+    def check(self, config: Config, rows: int) -> None:
+        """ValueError unless it was made for this config, and its table for so many rows."""
+        shape = (None, config.n_kv_heads, PAGE, config.head_dim)
+        way_out = f"make it by {type(self).__name__}.empty(params.config, ...)"
+        check_held(self, (self.k, self.v), config.n_layers, shape, way_out)
+        if self.table.shape[0] != rows:
+            raise ValueError(
+                f"cache is a {type(self).__name__} whose table has {self.table.shape[0]} rows, and "
+                f"tokens have {rows}; pass cache.with_table(table) with a row for each"
+            )
 
     @property
     def pages(self) -> int:

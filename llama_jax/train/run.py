@@ -27,7 +27,7 @@ from llama_jax.tokenizer import Tokenizer, load_tokenizer
 from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.model import gathered, given, mesh_for_recipe, model_of
-from llama_jax.train.packed_rows import rows_of
+from llama_jax.train.packed_rows import rows_in
 from llama_jax.train.peak import measured_peak
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
@@ -149,10 +149,10 @@ def _told(state: TrainState) -> str:
 
 def _data(recipe: Recipe, tokens: TokenFolder) -> Data:
     shape: Any = {"time": recipe.step.context, "documents": recipe.step.documents}
-    rows = rows_of(tokens.train, **shape)
+    rows = rows_in(tokens.train, **shape)
     validation, per_token = None, None
     if tokens.validation is not None:
-        validation = rows_of(tokens.validation, **shape)
+        validation = rows_in(tokens.validation, **shape)
         if tokens.validation.text_bytes:
             per_token = tokens.validation.text_bytes / len(tokens.validation)
     return Data(rows, rows.order(recipe.step.batch, seed=recipe.seed), validation, per_token)

@@ -94,7 +94,7 @@ def test_text_that_encodes_otherwise_is_read_again_from_there(params):
     talk = conversation(params, **changes)
     text, tokens = answered(talk, "x")
     assert "\ufffd" in text
-    before = talk._ids.copy()
+    before = talk.ids
     _, more = answered(talk, "y")
     ids = Dialogs().encode_dialog(talk.messages[:-1])
     assert more == from_scratch(params, ids, **changes).tokens
@@ -109,7 +109,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
         question = f"question {turn} " + "x" * 20
         _, tokens = answered(talk, question)
         assert len(tokens) == 16, "an answer has room"
-        assert len(talk._ids) <= params.config.max_seq_len
+        assert len(talk.ids) <= params.config.max_seq_len
         assert talk.messages[0] == {"role": "system", "content": "be brief"}
         assert talk.messages[-2]["content"] == question
     asked = [m["content"] for m in talk.messages if m["role"] == "user"]
@@ -117,7 +117,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
     assert asked == [f"question {turn} " + "x" * 20 for turn in range(talk.forgotten, 8)]
     # The cache of what was forgotten does not show through.
     messages = talk.messages[:-1]
-    wanted = from_scratch(params, talk._ids[: -len(tokens)], forbidden_ids=[], stop_ids=[])
+    wanted = from_scratch(params, talk.ids[: -len(tokens)], forbidden_ids=[], stop_ids=[])
     assert wanted.tokens == tokens
     assert messages[-1]["role"] == "user"
 
@@ -125,10 +125,10 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
 def test_a_message_beyond_the_context_is_refused_and_nothing_is_lost(params):
     talk = conversation(params)
     answered(talk, "hello")
-    before, again = list(talk.messages), talk._ids.copy()
+    before, again = list(talk.messages), talk.ids
     with pytest.raises(ValueError, match=r"a dialog of 306 tokens and .* max_seq_len=256"):
         next(talk.ask("x" * 300))
-    assert (talk.messages, talk._ids, talk.forgotten) == (before, again, 0)
+    assert (talk.messages, talk.ids, talk.forgotten) == (before, again, 0)
     answered(talk, "and now")
     assert talk.prefilled < 20
 
@@ -184,13 +184,13 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
         written = [token for tokens in written for token in tokens]
     assert len(written) == (5 if where == "in the loop" else 0), "the prefill's and four steps'"
     assert talk.messages[-2]["content"].startswith("stop me")
-    before = talk._ids.copy()
+    before = talk.ids
     assert before[len(before) - len(written) :] == written
     _, tokens = answered(talk, "go on")
     assert (talk.forgotten > forgotten) == forgetting
-    assert tokens == from_scratch(params, talk._ids[: -len(tokens)], **ONLY_LETTERS).tokens
+    assert tokens == from_scratch(params, talk.ids[: -len(tokens)], **ONLY_LETTERS).tokens
     if not forgetting:
-        assert talk._ids[: len(before)] == before
+        assert talk.ids[: len(before)] == before
 
 
 def test_reset_forgets_all_but_a_system_message_and_the_old_cache_does_not_show(params):
@@ -308,7 +308,7 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     model = llama_jax.load(shared / "models/stories260K-meta", dtype="float32")
     talk = Conversation(model, temperature=0.0, max_new_tokens=24)
     first = "".join(delta.text for delta in talk.ask("Tell me a story."))
-    before = talk._ids.copy()
+    before = talk.ids
     tokenizer = llama_jax.load_tokenizer(model.tokenizer)
     asked = len(tokenizer.encode_dialog(talk.messages[:1]))
     assert first == talk.messages[-1]["content"] != ""
@@ -316,7 +316,7 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     ids = tokenizer.encode_dialog(talk.messages[:-1])
     (done,) = generate(model, [ids], temperature=0.0, max_new_tokens=24)
     assert [token for delta in deltas for token in delta.tokens] == done.tokens
-    assert talk._ids == ids + done.tokens
+    assert talk.ids == ids + done.tokens
     both = zip(before[:-1], ids, strict=False)
     kept = next((i for i, (a, b) in enumerate(both) if a != b), len(before) - 1)
     # At the least the question: the format puts a space before an answer, whatever the model wrote.

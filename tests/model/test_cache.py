@@ -10,11 +10,14 @@ from jax.sharding import PartitionSpec as P
 
 import llama_jax
 from llama_jax.model.cache import KVCache
+from llama_jax.model.int8_paged import Int8Paged
 from llama_jax.model.memory import memory
+from llama_jax.model.paged import Paged
 from llama_jax.ops.attention import attention
+from llama_jax.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StackedLayer:
     keys_and_values: jax.Array
@@ -24,7 +27,7 @@ class StackedLayer:
         return attention(q, k, v, past, positions[:, 0]), jnp.stack([k, v])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stacked:
     """Keys and values of all layers in one array: [slots, layers, 2, batch, kv_heads, head_dim]."""
@@ -117,7 +120,7 @@ def test_a_conversation_keeps_its_past_in_it(params):
     for question in ("hello", "and then?"):
         ours, wanted = ([t for delta in talk.ask(question) for t in delta.tokens] for talk in talks)
         assert ours == wanted
-    assert talks[0].prefilled == talks[1].prefilled < len(talks[0]._ids)
+    assert talks[0].prefilled == talks[1].prefilled < len(talks[0].ids)
     for talk in talks:  # back to the first answer, where the new text parts from what was read
         talk.messages[1]["content"] = "no"
         ids = Dialogs().encode_dialog([*talk.messages, {"role": "user", "content": "so?"}])
@@ -132,3 +135,39 @@ def test_memory_counts_a_cache_by_its_own_arrays_and_specs(config):
     ours = memory(config, **sizes, cache=Stacked)
     assert ours == memory(config, **sizes)
     assert ours.cache == Stacked.bytes(config, batch=4, slots=32, dtype="float32")
+
+
+def cache_for(config, kind, rows=1, **sizes):
+    heads = {"n_heads": 4 * config.n_heads}
+    other = dataclasses.replace(config, **heads | sizes)
+    if kind.__name__.endswith("Paged"):
+        return kind.empty(other, pages=2, rows=rows, width=1, dtype="float32")
+    return kind.empty(other, batch=rows, slots=8, dtype="float32")
+
+
+@pytest.mark.parametrize("kind", [KVCache, llama_jax.Int8KVCache, Paged, Int8Paged])
+def test_a_cache_of_another_model_or_batch_is_refused_in_words(params, config, kind):
+    tokens = jnp.zeros((1, 2), int)
+    calls = [llama_jax.forward, jax.jit(llama_jax.forward)]
+    assert llama_jax.forward(params, tokens, tokens + jnp.arange(2), cache_for(config, kind))[1]
+    for name in ("n_layers", "n_kv_heads", "head_dim"):
+        sizes = {name: getattr(config, name) * 2}
+        for forward in calls:
+            with pytest.raises(ValueError, match=rf"cache is .*{kind.__name__} of .*make it by"):
+                forward(params, tokens, tokens, cache_for(config, kind, **sizes))
+    for forward in calls:
+        with pytest.raises(ValueError, match=r"cache is .*\[2, .*batch=1|has 2 rows, and tokens"):
+            forward(params, tokens, tokens, cache_for(config, kind, rows=2))
+
+
+@pytest.mark.parametrize("held", [((), ()), (None, None), (("a", "b"), ("c", "d"))], ids=str)
+def test_a_cache_filled_by_hand_with_something_else_is_refused_in_words(params, held):
+    tokens = jnp.zeros((1, 2), int)
+    with pytest.raises(ValueError, match=r"cache is a KVCache of . layers.*make it by"):
+        llama_jax.forward(params, tokens, tokens, KVCache(*held))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", bool])
+def test_keys_and_values_are_not_cut_to_whole_numbers(config, dtype):
+    with pytest.raises(ValueError, match=r"cut keys and values to whole numbers; pass float32"):
+        KVCache.empty(config, batch=1, slots=8, dtype=dtype)

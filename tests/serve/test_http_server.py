@@ -266,6 +266,19 @@ def test_a_body_that_is_no_request_is_refused(url, body, status, said):
     assert len(got[2]["error"]["message"]) < 400
 
 
+def test_a_model_that_only_continues_texts_answers_no_messages(engine):
+    asked = {"messages": [{"role": "user", "content": "hi"}]}
+    with served(engine, chats=False) as (url, app):
+        for path in ("/v1/chat/completions", "/tokenize"):
+            status, headers, said = ask(url, "POST", path, asked)
+            assert (status, headers["x-should-retry"]) == (400, "false")
+            assert said["error"]["code"] == "no_chat_model"
+            assert "/v1/completions" in said["error"]["message"]
+        assert ask(url, path="/v1/models")[2]["data"][0]["chat"] is False
+        assert app.metrics.refused.values == {("no_chat_model",): 2}
+    assert engine.asked == []
+
+
 def test_a_form_of_another_site_is_no_request(url):
     status, _, said = ask(url, "POST", "/v1/completions", b"{}", content_type="text/plain")
     assert status == 415
@@ -394,3 +407,28 @@ def test_after_sigterm_what_was_accepted_is_answered(engine):
         assert orderly
         assert b"[DONE]" in found
         assert not engine.cancelled.is_set()
+
+
+@pytest.mark.parametrize("why", ["Ctrl-C twice", "time is over"])
+def test_what_cannot_be_answered_in_time_is_told_so(engine, caplog, monkeypatch, why):
+    if why == "time is over":
+        monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    with caplog.at_level("INFO"), served(engine) as (url, app):
+        whole, streamed = post(url), post(url, stream=True)
+        for _ in range(2):
+            engine.wait_for_stream()
+        app.server.handle_exit(signal.SIGINT, None)
+        while _accepts(url):
+            time.sleep(0.01)
+        if why == "Ctrl-C twice":
+            app.server.handle_exit(signal.SIGINT, None)
+        found = read_all(whole)[0], read_all(streamed)[0]
+    assert found[0].startswith(b"HTTP/1.1 503")
+    assert found[1].startswith(b"HTTP/1.1 200")
+    assert all(b'"code":"draining"' in one for one in found)
+    assert engine.cancelled.is_set()
+    assert app.server.interrupted
+    said = [one.getMessage() for one in caplog.records if "request" in one.getMessage()]
+    assert any("once it has answered 2 requests, within" in line for line in said)
+    assert "2 requests not answered" in said
+    assert "Traceback" not in caplog.text
