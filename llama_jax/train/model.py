@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from llama_jax.checkpoint import shapes
+from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.config import Config
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.sharding.mesh import make_mesh
@@ -51,7 +52,7 @@ def model_of(
     """The model as shapes, and a function that makes it."""
     model = given(recipe, "model")
     if model.checkpoint:
-        own = load_tokenizer(model.checkpoint)
+        own = load_tokenizer(find_checkpoint(model.checkpoint))
         open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
         return of_checkpoint(recipe, model.checkpoint, mesh)
     config = _config(model.config, model.fields, tokens.tokenizer)
