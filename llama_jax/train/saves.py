@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,10 +137,24 @@ def in_words(what: str, folder: Path) -> Iterator[None]:
 
 
 def hush_log() -> None:
-    """Silences Orbax's log, which has a traceback for each file that could not be written."""
+    """Silences what is printed beside the OSError of a state that cannot be written.
+
+    Orbax logs a traceback for each file, asyncio one for each task that nobody waits for any more,
+    and TensorStore calls back into a loop that is closed.
+    """
     import orbax.checkpoint  # noqa: F401  # it sets its log up
 
     logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.ERROR)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "was never retrieved" not in record.getMessage()
+    )
+    before = sys.unraisablehook
+
+    def hook(said: sys.UnraisableHookArgs) -> None:
+        if str(said.exc_value) != "Event loop is closed":
+            before(said)
+
+    sys.unraisablehook = hook
 
 
 def _flat(state: TrainState) -> dict[str, Any]:
