@@ -3,8 +3,9 @@
     python -m bench.quality MODEL TEXT --ggml /path/to/libggml-base.so
 
 The weights of every kind are made float32 again and run by one program, so a row differs from the
-first by the error of its weights alone. Beside the difference stands its standard error over the
-windows, each against itself: a smaller difference shows nothing. `libggml-base` of any build of
+first by the error of its weights alone. Beside the difference, from `--against`, stands its
+standard error over the windows, each against itself: a smaller difference shows nothing. The cache
+is compared with a float32 one that reads the same way. `libggml-base` of any build of
 llama.cpp rounds the same weights as `llama-quantize` would; without it those rows are left out.
 """
 
@@ -30,7 +31,8 @@ from llama_jax.weights.table import EMBEDDING, WeightPath, weight_table
 from llama_jax.weights.weight import is_value
 
 KINDS = ("int8", "int8_channel", "int4", "fp8")
-ROWS = ("float32", *KINDS, "int8 cache", *FILES, "Q4_0, embedding kept")
+WEIGHTS = ("float32", *KINDS, *FILES, "Q4_0, embedding kept")
+ROWS = (*WEIGHTS, "int8 cache")
 
 
 class Made(NamedTuple):
@@ -46,24 +48,25 @@ def main() -> None:
     params = load(asked.model, dtype="float32", quantize="none")
     windows = _windows(params, asked)
     ggml = None if asked.ggml is None else Ggml(asked.ggml)
+    if ggml is None and asked.against not in ("float32", *KINDS):
+        raise SystemExit(f"--against {asked.against!r} needs --ggml")
     print(
         f"{asked.model}: {windows.size:,} tokens of {asked.text.name}, {windows.shape[1]} a window"
     )
     versions = f"jax {jax.__version__}" + (f", ggml {ggml.version}" if ggml else "")
     print(versions, flush=True)
     score = _scorer(params, windows)
-    whole = score(params)
+    against = score(_made(params, asked.against, ggml).params)
     for row in asked.rows:
         if row == "int8 cache":
             bits, nll = 32.0, _cached(params, windows, llama_jax.Int8KVCache)
-            whole_cached = _cached(params, windows, llama_jax.KVCache)
-            print(f"  (float32 cache, token by token: {math.exp(whole_cached.mean()):.4f})")
+            change, error = _change(nll - _cached(params, windows, llama_jax.KVCache))
         elif row in ("float32", *KINDS) or ggml is not None:
             made = _made(params, row, ggml)
             bits, nll = made.bits, score(made.params)
+            change, error = _change(nll - against)
         else:
             continue
-        change, error = _change(nll - whole)
         told = f"{math.exp(nll.mean()):9.4f}  {change:+.3f} % (standard error {error:.3f})"
         print(f"  {row:22} {bits:5.2f} bits  {told}", flush=True)
 
@@ -81,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ggml", help="libggml-base of a build of llama.cpp")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=256, help="in a window")
+    parser.add_argument("--against", choices=WEIGHTS, default="float32")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     return parser.parse_args()
 

@@ -27,7 +27,7 @@ import numpy as np
 import llama_jax
 from llama_jax.generation import driver
 from llama_jax.generation.limits import initial_slots
-from llama_jax.model.placement import Placement
+from llama_jax.generation.placement import Placement
 
 PARTS = (
     ("keys and values written", r"jit\(_write\)"),

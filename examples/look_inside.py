@@ -17,9 +17,10 @@ from llama_jax.kernels import embed
 from llama_jax.model.cache import Uncached
 from llama_jax.model.transformer import block, output, rotations_of
 from llama_jax.ops.attention import attention_weights
+from llama_jax.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Watched:
     """One layer's past, as a cache is, but empty. It returns the attention weights."""

@@ -11,8 +11,12 @@ import hashlib
 import warnings
 from typing import Any
 
+import jax
+
 WAIT_SECONDS = 3.0
 """How long another process may hold the folder. After one wait in vain it is let be."""
+MISSED = "/llama_jax/kept_programs/missed"
+"""An event of JAX's monitoring: a program is not in the folder, so this thread compiles it."""
 _DIGEST_BYTES = 32
 
 
@@ -58,10 +62,11 @@ def _checked_cache() -> type:
 
         def get(self, key: str) -> bytes | None:
             entry = self._unless_locked(lambda: super(CheckedCache, self).get(key))
-            if entry is None:
-                return None
-            if (program := _checked(key, entry)) is None:
+            program = None if entry is None else _checked(key, entry)
+            if entry is not None and program is None:
                 self._unless_locked(lambda: self._remove_damaged(key))
+            if program is None:
+                jax.monitoring.record_event(MISSED)
             return program
 
         def put(self, key: str, value: bytes) -> None:

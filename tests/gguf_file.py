@@ -5,7 +5,7 @@ import struct
 import numpy as np
 
 from llama_jax.checkpoint.gguf.types import TYPES
-from llama_jax.tokenizer.hf_decoder import _alphabet
+from llama_jax.tokenizer.hf_decoder import BYTE_OF
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import SPECIAL, TiktokenTokenizer
 
@@ -105,7 +105,7 @@ def sentencepiece_metadata(file, **changes):
 def bpe_metadata(file, pre="llama-bpe", **changes):
     """What llama.cpp's converter writes of Llama 3's tokenizer."""
     ranks = {token: id for id, token in enumerate(TiktokenTokenizer(file)._bytes) if token}
-    character = {byte: character for character, byte in _alphabet().items()}
+    character = {byte: character for character, byte in BYTE_OF.items()}
     spelled = {token: "".join(character[byte] for byte in token) for token in ranks}
     merges = []
     for token in ranks:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
 import ml_dtypes
 import numpy as np
 from typer.testing import CliRunner
@@ -110,3 +111,11 @@ def two_shards(folder, config):
         )
         for path, (pieces, axis, turned) in plan.items()
     }
+
+
+def check_same(one, other):
+    """Whether two models have equal parts, and the values the same kind and constants."""
+    assert jax.tree.structure(one.weights) == jax.tree.structure(other.weights)
+    for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)

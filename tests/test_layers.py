@@ -13,6 +13,7 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "validation": 0,
     "free_memory": 0,
     "field_docs": 0,
+    "pytrees": 0,
     "rope_scaling": 1,
     "config": 2,
     "kept_programs": 0,
@@ -106,6 +107,12 @@ def test_a_platform_is_named_by_kernels_and_limits_alone():
     assert naming <= allowed
 
 
+def test_dataclasses_are_registered_in_our_way():
+    """JAX's own way makes the structures of two classes equal (docs/notes/jax.md)."""
+    theirs = [file for file in FILES if "tree_util.register_dataclass" in file.read_text()]
+    assert not theirs
+
+
 def test_only_the_flax_module_imports_flax():
     importing = {
         str(file.relative_to(PACKAGE))
@@ -143,3 +150,8 @@ def test_files_of_tests_have_names_of_their_own():
     """pytest imports a file by its name alone, and takes one of two for the other."""
     names = [file.name for file in (ROOT / "tests").rglob("*.py") if file.name != "conftest.py"]
     assert sorted(set(names)) == sorted(names)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda f: f.name)
+def test_what_tests_share_is_no_test_file(file):
+    assert not {name for name in imports_of(file) if name.startswith("test_")}

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.weight import PartAxis
 
 GROUP = 8
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scaled:
     """A toy: int8 values [in, out] and a scale for each 8 inputs of each output, [in / 8, out]."""

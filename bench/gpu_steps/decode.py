@@ -18,7 +18,7 @@ from bench.gpu_steps.telling import Telling
 from bench.gpu_steps.timing import timed
 from bench.gpu_steps.trace import summary, traced
 from llama_jax.generation import driver
-from llama_jax.generation.limits import ROUND_TOKENS, limits_on
+from llama_jax.generation.limits import ROUND_TOKENS
 from llama_jax.model.memory import memory
 from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.quantize import quantize
@@ -102,7 +102,7 @@ def compiled(decoding: Decoding) -> Any:
     """The program that decodes these rows, as `generate` has it compiled."""
     taken, until = np.zeros(decoding.rows, np.int32), np.int32(ROUND_TOKENS)
     state = jax.eval_shape(decoding.begun)
-    check = limits_on(decoding.place.platform).tokens_per_check
+    check = decoding.place.limits.tokens_per_check
     given = (decoding.params, state, decoding.settings, taken, until)
     return driver.decode.lower(*given, tokens_per_check=check).compile()
 

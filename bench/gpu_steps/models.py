@@ -16,10 +16,10 @@ from llama_jax.generation import loop
 from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.limits import ROUND_TOKENS, initial_slots
 from llama_jax.generation.loop import DecodeState, NewCache
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params, nested
 from llama_jax.weights.table import weight_table
 

@@ -19,8 +19,8 @@ from bench.gpu_steps.trace import summary, traced
 from bench.shapes import prefill_flops
 from llama_jax.generation import driver
 from llama_jax.generation.batch import batches_of
+from llama_jax.generation.placement import Placement
 from llama_jax.model.memory import memory
-from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params
 
 LENGTHS, TOY_LENGTHS = (512, 2048, 16384), (40, 300)

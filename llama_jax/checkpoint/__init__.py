@@ -34,7 +34,7 @@ from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.tokenizer.folder import given_path
 from llama_jax.weights.lora import Adapter
 from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
-from llama_jax.weights.quantize import Rule, kind_of, rounded
+from llama_jax.weights.quantize import Rule, kind_of, rounded_weight
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 from llama_jax.weights.weight import (
     ARRAY,
@@ -164,7 +164,7 @@ def _place(
             continue
         rounded_shape(tensor, kind, path)  # an error before any number is read
         array = place(tensor.shape, tensor.dtype, shardings[path], tensor.read)
-        weights[path] = rounded(array, kind, path, dtype)
+        weights[path] = rounded_weight(array, kind, path, dtype)
     return nested(weights)
 
 

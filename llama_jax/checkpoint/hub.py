@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from llama_jax.checkpoint.files.json_file import read_object
 
 HUB = "hf:"
 """What the name of a repository begins with, wherever a checkpoint is taken."""
@@ -32,9 +33,11 @@ _TEMPLATES = "additional_chat_templates/*.jinja"
 GGUF = ("*.gguf",)
 WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",), GGUF)
 """Patterns of the weights' files; of a repository that has several kinds, the first is taken."""
-_NAME = r"(?![\w./-]*(?:--|\.\.))[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
+_NAME = r"(?![\w./-]*(?:--|\.\.))\w(?:[\w.-]*\w)?"
 """What the Hub takes as the name of an organisation or a repository."""
-_WRITTEN = re.compile(rf"(?P<repository>{_NAME}/{_NAME})(@(?P<revision>[^@\s]+))?", re.ASCII)
+_WRITTEN = re.compile(
+    rf"(?P<repository>{_NAME}/{_NAME})(?<!\.git)(@(?P<revision>[^@\s]+))?", re.ASCII
+)
 _ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
 """A repository's page, as it is copied from a browser."""
 
@@ -57,7 +60,9 @@ def repository(text: str) -> Repository:
     found = _WRITTEN.fullmatch(text.removeprefix(HUB))
     if found is None:
         page = _ADDRESS.fullmatch(text.removeprefix(HUB))
-        way_out = HUB + page[1] if page else "hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        way_out = (
+            HUB + page[1].removesuffix(".git") if page else "hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        )
         raise ValueError(f"{text!r} names no repository; write {way_out}")
     return Repository(found["repository"], found["revision"])
 
@@ -159,9 +164,12 @@ def _is_whole(folder: Path) -> bool:
     names = os.listdir(folder)
     if not any(_matches(name, GGUF) or name in CONFIGS for name in needed(names)):
         return False
+    there = set(names)
     for index in folder.glob("*.safetensors.index.json"):
-        with contextlib.suppress(ValueError, AttributeError):  # whoever reads it says what is wrong
-            if not set(json.loads(index.read_bytes())["weight_map"].values()) <= set(names):
+        with contextlib.suppress(ValueError):  # whoever reads it says what is wrong
+            said = read_object(index).get("weight_map")
+            files = said.values() if isinstance(said, dict) else ()
+            if any(isinstance(file, str) and file not in there for file in files):
                 return False
     return True
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.placing import Index
-from llama_jax.weights.quantize import Rule, kind_of, rounded
+from llama_jax.weights.quantize import Rule, kind_of, rounded_weight
 from llama_jax.weights.table import WeightPath
 from llama_jax.weights.weight import KINDS, Layout, is_value
 
@@ -31,7 +31,7 @@ def rounded_tensors(
 
     @functools.lru_cache(maxsize=1)  # the parts of a weight are read one after the other
     def value(path: WeightPath) -> dict[str, np.ndarray]:
-        made = rounded(tensors[path][...], str(kinds[path]), path)
+        made = rounded_weight(tensors[path][...], str(kinds[path]), path)
         return {name: np.asarray(part) for name, part in made.parts().items()}
 
     kinds = {path: kind_of(rule, path, tuple(tensor.shape)) for path, tensor in tensors.items()}
@@ -47,7 +47,7 @@ def rounded_tensors(
 def rounded_shape(tensor: Any, kind: str, path: WeightPath, dtype: Any = None) -> Any:
     """What a stored weight becomes, with shapes in place of arrays."""
     array = jax.ShapeDtypeStruct(tuple(tensor.shape), tensor.dtype)
-    return rounded(tensor if hasattr(type(tensor), "parts") else array, kind, path, dtype)
+    return rounded_weight(tensor if hasattr(type(tensor), "parts") else array, kind, path, dtype)
 
 
 def as_arrays(tensors: Mapping[WeightPath, Any]) -> dict[WeightPath, Stored]:

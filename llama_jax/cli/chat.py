@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,12 +13,13 @@ import typer
 from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
-from llama_jax.cli.chat_input import reader
+from llama_jax.cli.chat_input import Reader, reader
+from llama_jax.cli.compiling import notice_compiling
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs, format_note
-from llama_jax.cli.errors import in_options
+from llama_jax.cli.errors import in_options, leave_at_once
 from llama_jax.cli.own_model import OwnOrNamed
 from llama_jax.cli.processes import over_devices
 from llama_jax.cli.speed import counted
@@ -26,6 +27,8 @@ from llama_jax.cli.text_input import argument
 
 if TYPE_CHECKING:
     from llama_jax.generation.chat import Conversation
+    from llama_jax.generation.settings import SamplingSettings
+    from llama_jax.weights.params import Params
 
 USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
@@ -62,18 +65,49 @@ def chat(
     say_notes(source.notes_with(tokenizer))
     if tokenizer is not None and (note := format_note(source, tokenizer)):
         say_notes([note])
+    ahead = _Ahead(settings, kv_cache)
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
-    params = devices.load(place, weights, sizes)
-    _talk(llama_jax.Conversation(params, system=system, settings=settings, cache=kv_cache.cache))
+    typed = reader()
+    prepare = ahead.prepare if typed.is_terminal else None  # a pipe's first question is there
+    params, ready = devices.load_ahead(place, weights, sizes, prepare)
+    kind = kv_cache.cache
+    talk = llama_jax.Conversation(params, system=system, settings=settings, cache=kind)
+    _talk(talk, typed, ready)
+    if ahead.is_compiling:
+        leave_at_once(0)
 
 
-def _talk(conversation: Conversation) -> None:
+class _Ahead:
+    """What compiles a conversation's programs in a thread, while somebody types."""
+
+    def __init__(self, settings: SamplingSettings, kv_cache: options.KVCacheKind) -> None:
+        self._settings, self._cache = settings, kv_cache.cache
+        self.is_compiling = False
+
+    def prepare(self, shapes: Params) -> Iterator[None]:
+        """The steps of the thread; at the first yield the model may be talked with."""
+        from llama_jax.generation.turn import prepare_turns
+
+        self.is_compiling = True
+        try:
+            yield
+            yield from prepare_turns(shapes, self._settings, cache=self._cache)
+        finally:
+            self.is_compiling = False
+
+
+def _talk(conversation: Conversation, typed: Reader, ready: Callable[[], None]) -> None:
+    """Answers what is typed; the programs of the first answer are there once `ready` returns."""
     if not distributed.is_first():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # process 0 says when to stop
-    typed, session = reader(), Session(conversation)
+    session, notice = Session(conversation), notice_compiling()
     if typed.is_terminal:
         stderr.print("Type a message, or /help.", style="dim")
-    while (text := distributed.from_first(typed.message)) is not None:
+    while True:
+        with notice.held():
+            text = distributed.from_first(typed.message)
+        if text is None:
+            break
         try:
             name, rest = command_in(text)
             question = text if name is None else run_command(session, name, rest)
@@ -83,7 +117,7 @@ def _talk(conversation: Conversation) -> None:
         if session.over:
             break
         if question and question.strip():
-            _answer(session, session.with_files(question))
+            _answer(session, session.with_files(question), ready)
     if (session.failed or typed.failed) and not typed.is_terminal:
         raise typer.Exit(FAILED)
 
@@ -116,7 +150,7 @@ def _interrupts() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _answer(session: Session, question: str) -> None:
+def _answer(session: Session, question: str, ready: Callable[[], None]) -> None:
     conversation = session.conversation
     forgotten = conversation.forgotten
     answer = conversation.ask(question)
@@ -124,12 +158,14 @@ def _answer(session: Session, question: str) -> None:
     try:
         with _interrupts() as interrupts, contextlib.ExitStack() as waiting:
             waiting.enter_context(status("thinking"))
+            ready()
             for delta in answer:
                 waiting.close()
                 tokens, reason = tokens + len(delta.tokens), delta.finish_reason
-                sys.stdout.write(delta.text + " ..." * bool(interrupts))
+                stops = distributed.from_first(lambda: bool(interrupts))  # asked once
+                sys.stdout.write(delta.text + " ..." * stops)
                 sys.stdout.flush()
-                if distributed.from_first(lambda: bool(interrupts)):
+                if stops:
                     break
     except KeyboardInterrupt:
         distributed.fail("interrupted")

@@ -2,52 +2,66 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from llama_jax.cli.console import stderr
 
 LINE = "compiling the model's programs for this machine; they are kept, so the next start is faster"
-_LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 _COMPILED = "/jax/core/compile/backend_compile_duration"
-_PATIENCE = 2.5  # seconds: a program that lies in the cache is there sooner
+_PATIENCE = 0.5  # seconds: trifles are compiled sooner
 
 
 class Notice:
-    """Hears of each program that JAX gives to XLA, and says so of the first that takes long."""
+    """Hears of each program that is not kept yet, and says so of the first that takes long.
+
+    A program that is read from the folder of kept ones is not heard of, however long that takes.
+    """
 
     def __init__(self, say: Callable[[str], None], patience: float = _PATIENCE) -> None:
         self._say, self._patience = say, patience
-        self._waiting: dict[int, threading.Timer] = {}
-        self._lock, self._said = threading.Lock(), False
+        self._compiling: dict[int, threading.Timer] = {}
+        self._lock, self._said, self._held = threading.Lock(), False, False
 
-    def hear(self, event: str, duration_secs: float, **_: str | int) -> None:
-        """Takes an event of JAX's: a program is about to be compiled, or it is compiled."""
+    def hear(self, event: str) -> None:
+        """Takes an event: this thread will compile a program, or has compiled it."""
+        from llama_jax.kept_programs import MISSED
+
         thread = threading.get_ident()
-        if event in (_LOWERED, _COMPILED) and (timer := self._waiting.pop(thread, None)):
+        if event in (MISSED, _COMPILED) and (timer := self._compiling.pop(thread, None)):
             timer.cancel()
-        if event == _LOWERED and not self._said:
+        if event == MISSED and not self._said:
             timer = threading.Timer(self._patience, self._tell)
             timer.daemon = True
-            self._waiting[thread] = timer
+            self._compiling[thread] = timer
             timer.start()
 
-    def _tell(self) -> None:
-        import jax
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A context in which nothing is said, since somebody types; afterwards, if it goes on."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+            if self._compiling:
+                self._tell()
 
+    def _tell(self) -> None:
         with self._lock:
-            kept: Any = jax.config
-            if not self._said and kept.jax_compilation_cache_dir:  # else no program is kept
+            if not (self._said or self._held):
                 self._say(LINE)
-            self._said = True
+                self._said = True
 
 
 @functools.cache
-def notice_compiling() -> None:
-    """From here on a long compilation is said on stderr, once."""
+def notice_compiling() -> Notice:
+    """From here on a long compilation is said on stderr, once, where the program is kept."""
     import jax
 
     notice = Notice(lambda line: stderr.print(line, style="dim"))
-    jax.monitoring.register_event_duration_secs_listener(notice.hear)
+    jax.monitoring.register_event_listener(lambda event, **_: notice.hear(event))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: notice.hear(event))
+    return notice

@@ -15,7 +15,7 @@ from llama_jax.cli.console import in_utf8, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs
-from llama_jax.cli.errors import leave_at_once
+from llama_jax.cli.errors import INTERRUPTED, leave_at_once
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.own_model import OWN, OwnOrNamed
 from llama_jax.cli.serve_options import Network, OneReplica, Requests
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from llama_jax.serve.engine import Engine
     from llama_jax.tokenizer import Tokenizer
 
+YOUNG_OBJECTS = 10_000
+"""New objects for which the collector of a server waits: it then looks for about a millisecond."""
 _NEEDED = ("starlette", "uvicorn", "msgspec")
 
 
@@ -127,20 +129,24 @@ def _answer(
         _keep_what_is_there()
         print(f"{name} answers at {url}", flush=True)
 
-    serve(Server(app, outer, ready), listening)
+    server = Server(app, outer, ready)
+    serve(server, listening)
     if engine.failure is not None:
         raise ValueError(f"the engine failed: {engine.failure}")
-    if engine.compiling:  # for a minute more, say, and nobody asks any more
-        leave_at_once(0)
+    code = INTERRUPTED if server.interrupted else 0
+    if code or engine.compiling:  # for a minute more, say, and nobody asks any more
+        leave_at_once(code)
 
 
 def _keep_what_is_there() -> None:
     """Spares Python's collector the objects of a start, about half a million.
 
     It looks at all objects once a quarter as many new ones wait. Until then what requests leave in
-    cycles would stay, and the look itself would hold up every stream.
+    cycles would stay, and the look itself would hold up every stream. A command's collector waits
+    for half a million new objects; a server's does not, because it must not grow.
     """
     gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
     gc.collect()
 
 

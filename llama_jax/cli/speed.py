@@ -30,11 +30,22 @@ class CompileTimes:
         import jax
 
         self._spans: list[tuple[float, float, int]] = []
+        self._unkept = 0
         jax.monitoring.register_event_duration_secs_listener(self._note)
+        jax.monitoring.register_event_listener(self._note_kept)
+
+    @property
+    def compiled_anew(self) -> bool:
+        """Whether any program was compiled, and not read from a folder of kept ones."""
+        return self._unkept > 0
+
+    def _note_kept(self, event: str, **kwargs: str | int) -> None:
+        self._unkept -= event == "/jax/compilation_cache/cache_hits"
 
     def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
+            self._unkept += event.endswith("/backend_compile_duration")
             self._spans.append((now - duration_secs, now, threading.get_ident()))
 
     def between(self, start: float, end: float, thread: int | None = None) -> float:
@@ -95,7 +106,8 @@ class Speed:
     def summary(self) -> str:
         """The speed in one line; the first token's time and the speed are without compiling."""
         compiled = self._times.between(self._made, self._last)
-        said = f"; compiling took {compiled:.2f} s more" if compiled > _SHORTEST else ""
+        doing = "compiling" if self._times.compiled_anew else "reading the kept programs"
+        said = f"; {doing} took {compiled:.2f} s more" if compiled > _SHORTEST else ""
         if not self.tokens:
             return "no tokens" + said
         # The loop is compiled in another thread, while this one waits for the first token.

@@ -25,11 +25,11 @@ from llama_jax.generation.limits import (
     initial_slots,
     power_of_two,
 )
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, encode, is_dialog
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import ON_DEVICE, SamplingSettings
 from llama_jax.generation.stops import check_leaves_a_token, ended_by_turn, stop_ids_of
-from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Tokenizer, Tools
 
 

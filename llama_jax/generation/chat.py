@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-
+from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.constraint import Form, constrained
-from llama_jax.generation.driver import RowWriter, decode_rows, grow, prefill
-from llama_jax.generation.generate import complete
+from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow, prefill
+from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.limits import initial_slots, limits_on
+from llama_jax.generation.limits import initial_slots
 from llama_jax.generation.one_thread import OneThread
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import encode_dialog, tokenizer_of
 from llama_jax.generation.results import Completion, Delta
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
-from llama_jax.generation.state import DecodeState
+from llama_jax.generation.state import DecodeState, is_deleted
 from llama_jax.generation.stops import ended_by_turn
+from llama_jax.generation.turn import empty_cache, turn_arguments
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Message, Tokenizer, Tools
 from llama_jax.weights.params import Params
 
@@ -52,7 +53,8 @@ def chat(
     row = _row(params, tokenizer, messages, tools, ids, wanted)
     form = Form(json_schema, regex, grammar)
     rows = constrained([row], params.config.vocab_size, tokenizer, form)
-    (done,) = complete(params, Placement.of(params, cache), rows, tokenizer)
+    asked = Asked(rows, Placement.of(params, cache), tokenizer)
+    (done,) = in_order(list(completed(params, asked)))
     return done
 
 
@@ -92,7 +94,13 @@ class Conversation:
         self._ids: list[int] = []  # the last turn's: what was read, and what was written then
         self._cache: Any = None
         self._read = 0  # how many of the ids have their keys and values in the cache
+        self._compiled: set[int] = set()  # slots of the caches whose programs are compiled
         self.reset(system)
+
+    @property
+    def ids(self) -> list[int]:
+        """What the model has read and written: the last turn's prompt and its answer."""
+        return list(self._ids)
 
     def reset(self, system: str | None = None) -> None:
         """Forgets every turn, and begins again under another system message, or none."""
@@ -159,47 +167,38 @@ class Conversation:
         return messages, ids
 
     def _decoded(self, row: Row, ids: list[int]) -> Iterator[Delta]:
-        if row.max_new_tokens == 0:
-            yield Delta(0, "", [], None, "length")
-            return
         size = self._place.batch_divisor  # the rows after the first ask for nothing
         settings = self._place.put(batch_settings(self.params.config, [row], size))
-        state = self._prefilled(row, settings)
+        read = functools.partial(self._prefilled, row, settings)
         writers = [RowWriter(row, self.tokenizer)]
-        for _, delta, after in decode_rows(
-            self.params, self._place, writers, settings, state, stream=True
-        ):
-            if self._ids is ids:  # no other turn has begun, nor has the dialog been reset
+        asked = self.params, self._place, writers, settings, read
+        for _, delta, after in decode_rows(*asked, stream=True):
+            if (
+                after is not None and self._ids is ids
+            ):  # no other turn has begun, nor has the dialog been reset
                 # The newest token is not in the cache yet.
                 count = int(after.buffer.count[0])
                 self._cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta
 
     def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:
-        config, place, ids = self.params.config, self._place, row.prompt
-        slots, size = initial_slots(len(ids), config.max_seq_len), place.batch_divisor
-        cache = self._cache
-        if cache is None or _is_deleted(cache):  # an answer was cut short inside a step
-            empty = place.cache.empty(config, batch=size, slots=slots, dtype=place.cache_dtype)
-            cache, self._read = empty.continued(), 0
-        if cache.slots < slots:
+        place, ids, cache = self._place, row.prompt, self._cache
+        slots = initial_slots(len(ids), self.params.config.max_seq_len)
+        if cache is None or is_deleted(cache):  # an answer was cut short inside a step
+            cache, self._read = empty_cache(self.params, place, slots), 0
+        elif cache.slots < slots:
             cache = grow(place, cache, slots)
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
-        text = np.zeros((size, cache.slots), np.int32)
-        text[0, : len(ids)] = ids
-        lengths = np.array([len(ids)] + [1] * (size - 1), np.int32)
+        arguments = turn_arguments(self.params, place, cache, ids, read, settings)
+        if place.mesh is None and cache.slots not in self._compiled:
+            # Both programs, or the answer would pause between. Over a mesh it does: what `prefill`
+            # says of its outputs' shardings ahead is not yet what `decode` is compiled for.
+            collections.deque(compile_ahead(place, arguments), maxlen=0)
+            self._compiled.add(cache.slots)
         with place.use_mesh():
-            return prefill(
-                self.params,
-                cache,
-                text,
-                lengths,
-                np.int32(read),
-                settings,
-                tokens_per_read=limits_on(place.platform).turn_tokens,
-            )
+            return prefill(**arguments)
 
 
 def _row(
@@ -220,11 +219,6 @@ def _said(tokenizer: Tokenizer, text: str, tokens: Sequence[int], end: int | Non
     """An answer as a message, which a format may write with more keys than the content."""
     more = getattr(tokenizer, "answer_keys", None)
     return {"role": "assistant", "content": text, **(more(tokens, end) if more else {})}
-
-
-def _is_deleted(cache: Any) -> bool:
-    """Whether a program was given the cache's memory and did not return."""
-    return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

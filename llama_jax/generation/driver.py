@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,18 +18,16 @@ from llama_jax.generation.limits import (
     PREFILL_TOKENS_A_ROW,
     STOP_STRING_TOKENS,
     doubled_slots,
-    limits_on,
     tokens_per_read,
     tokens_per_round,
 )
-from llama_jax.generation.results import Delta, NaNLogitsError, TokenLogprob
+from llama_jax.generation.placement import Placement
+from llama_jax.generation.results import Delta, NaNLogitsError
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.state import DecodeState, NewCache, TokenBuffer
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.cache import Cache
-from llama_jax.model.placement import Placement
-from llama_jax.tokenizer import Tokenizer
 from llama_jax.weights.params import Params
 
 prefill = jax.jit(
@@ -58,7 +56,7 @@ _grow = jax.jit(lambda cache, slots: cache.grown(slots), static_argnames="slots"
 def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[str, Any]:
     """What `prefill` is called with to read a batch into a cache of its own."""
     rows, time = batch.prompts.shape
-    limits = limits_on(place.platform)
+    limits = place.limits
     return {
         "params": params,
         "cache": NewCache(place.cache, rows, batch.slots, place.cache_dtype),
@@ -72,52 +70,37 @@ def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[st
     }
 
 
-def compile_ahead(params: Params, place: Placement, batch: Batch) -> Iterator[None]:
-    """Compiles the two programs that decode a batch, or finds them compiled; yields after each.
+def compile_ahead(place: Placement, arguments: dict[str, Any]) -> Iterator[None]:
+    """Compiles `prefill` for these arguments, then `decode` for what it gives; yields after each.
 
-    The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program
-    by shapes and devices.
+    What is compiled is found. The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded:
+    JAX remembers a program by shapes and devices.
     """
     with place.use_mesh():
-        first = prefill.lower(**prefill_arguments(params, place, batch))
+        first = prefill.lower(**arguments)
         made = first.compile()
     yield
+    params, settings = arguments["params"], arguments["settings"]
+    # Where weights lie by default, so does what is made of them; that is another program.
+    chosen = getattr(jax.tree.leaves(params.weights)[0], "committed", True)
     with place.use_mesh():
         state = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(
-                x.shape, x.dtype, sharding=sharding, weak_type=x.weak_type
+                x.shape, x.dtype, sharding=sharding if chosen else None, weak_type=x.weak_type
             ),
             first.out_info,
             made.output_shardings,
         )
-        taken, until = np.zeros(len(batch.lengths), np.int32), np.int32(1)
-        check = _tokens_per_check(place, batch.settings)
-        decode.lower(params, state, batch.settings, taken, until, tokens_per_check=check).compile()
+        taken, until = np.zeros(len(arguments["lengths"]), np.int32), np.int32(1)
+        check = _tokens_per_check(place, settings)
+        decode.lower(params, state, settings, taken, until, tokens_per_check=check).compile()
     yield
 
 
-def decode_batch(
-    params: Params,
-    place: Placement,
-    batch: Batch,
-    tokenizer: Tokenizer | None,
-    *,
-    stream: bool,
-) -> Iterator[tuple[int, Delta]]:
-    """Decodes a batch; yields a row's new tokens and text, and its place in the batch.
-
-    With `stream` rows gain tokens as they come, otherwise as many as the device keeps.
-    """
-    if all(row.max_new_tokens == 0 for row in batch.rows):
-        for i, row in enumerate(batch.rows):
-            logprobs: list[TokenLogprob] | None = None if row.settings.logprobs is None else []
-            yield i, Delta(row.index, "", [], logprobs, "length")
-        return
+def read_prompts(params: Params, place: Placement, batch: Batch) -> DecodeState:
+    """Reads a batch into a cache of its own; each row then has its first new token."""
     with place.use_mesh():
-        state = prefill(**prefill_arguments(params, place, batch))
-    writers = [RowWriter(row, tokenizer) for row in batch.rows]
-    for i, delta, _ in decode_rows(params, place, writers, batch.settings, state, stream=stream):
-        yield i, delta
+        return prefill(**prefill_arguments(params, place, batch))
 
 
 def decode_rows(
@@ -125,17 +108,24 @@ def decode_rows(
     place: Placement,
     writers: Sequence[RowWriter],
     settings: BatchSettings,
-    state: DecodeState,
+    read: Callable[[], DecodeState],
     *,
     stream: bool,
-) -> Iterator[tuple[int, Delta, DecodeState]]:
-    """Decodes prefilled rows to their ends; yields each row's gain, its place, and the state.
+) -> Iterator[tuple[int, Delta, DecodeState | None]]:
+    """Decodes rows to their ends; yields each row's place, its gain, and the state.
 
-    With `stream` the prefill's token is given out before the loop is compiled.
-    `NaNLogitsError`, once all rows have ended, where the logits of some were no numbers.
+    `read` reads the prompts. Where no row wants a token nothing is read, and there is no state.
+
+    With `stream` rows gain tokens as they come, the first before the loop is compiled; otherwise as
+    many as the device keeps. `NaNLogitsError`, once all rows have ended, where the logits of some
+    were no numbers.
     """
+    if not any(writer.row.max_new_tokens for writer in writers):
+        yield from ((i, writer.nothing(), None) for i, writer in enumerate(writers))
+        return
+    state = read()
     check = _tokens_per_check(place, settings)
-    often = tokens_per_round(limits_on(place.platform), params.nbytes)
+    often = tokens_per_round(place.limits, params.nbytes)
     one_by_one = stream or settings.allowed is not None
     pause, until = (check, 1) if one_by_one else _pauses(writers, often)
     taken: Any = np.zeros(len(settings.max_new_tokens), np.int32)
@@ -146,7 +136,7 @@ def decode_rows(
                     params, state, settings, taken, np.int32(until), tokens_per_check=check
                 )
         if not taken.any():  # long prompts may still be read, and rounds are short
-            _wait_for(state.buffer)
+            wait_for(state.buffer)
         buffer: TokenBuffer = jax.device_get(state.buffer)
         for i, writer in enumerate(writers):
             if not writer.ended:
@@ -166,7 +156,7 @@ def decode_rows(
 
 def _tokens_per_check(place: Placement, settings: BatchSettings) -> int:
     """The platform's number, or 1 where a constraint decides on the host what each token may be."""
-    return 1 if settings.allowed is not None else limits_on(place.platform).tokens_per_check
+    return 1 if settings.allowed is not None else place.limits.tokens_per_check
 
 
 def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
@@ -179,7 +169,7 @@ def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
     return often, min(often, max(writer.row.max_new_tokens for writer in writers))
 
 
-def _wait_for(buffer: TokenBuffer) -> None:
+def wait_for(buffer: TokenBuffer) -> None:
     """Waits for the device in Python, where Ctrl-C is heard; JAX's own wait is deaf to it."""
     started, last = time.monotonic(), buffer.count  # all are ready at once
     while not last.is_ready():  # type: ignore[attr-defined]  # a jax.Array, to mypy without it

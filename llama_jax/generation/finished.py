@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.generation.batch import rows_of
-from llama_jax.generation.constraint import Form, constrained
+from llama_jax.generation.asked import rows_asked
+from llama_jax.generation.constraint import Form
 from llama_jax.generation.generate import completed
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.prompts import Prompt, tokenizer_of
+from llama_jax.generation.prompts import Prompt
 from llama_jax.generation.results import Completion, NaNLogitsError
-from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Tokenizer, Tools
 from llama_jax.weights.params import Params
 
@@ -38,14 +37,19 @@ def as_finished(
 
     `NaNLogitsError`, once all have ended, where the logits of some were NaN or infinite.
     """
-    tokenizer = tokenizer_of(params, tokenizer)
-    place = Placement.of(params, cache)
-    each = for_each(settings, changes, len(prompts))
-    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate=False, tools=tools)
-    form = Form(json_schema, regex, grammar)
-    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
+    asked = rows_asked(
+        params,
+        prompts,
+        settings,
+        changes,
+        tokenizer=tokenizer,
+        cache=cache,
+        form=Form(json_schema, regex, grammar),
+        tools_of_each=tools,
+        n=n,
+    )
     failed = []
-    for row, done in completed(params, place, rows, tokenizer):
+    for row, done in completed(params, asked):
         if done.finish_reason == "error":
             failed.append(row.index)
         yield row.index, done

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llama_jax.generation.batch import Row, batches_of, rows_of
-from llama_jax.generation.constraint import Form, constrained
-from llama_jax.generation.driver import compile_ahead, decode_batch
+from llama_jax.generation.asked import Asked, rows_asked
+from llama_jax.generation.batch import Row, batches_of
+from llama_jax.generation.constraint import Form
+from llama_jax.generation.driver import compile_ahead, decode_rows, prefill_arguments, read_prompts
 from llama_jax.generation.grammar import JSONSchema
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.progress import with_progress
-from llama_jax.generation.prompts import Prompt, listed, tokenizer_of
+from llama_jax.generation.prompts import Prompt
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
+from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.score import has_nan, prompt_logprobs
-from llama_jax.generation.settings import SamplingSettings, for_each
+from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.tokenizer import Tokenizer, Tools, detokenize
 from llama_jax.weights.params import Params
 
@@ -69,44 +72,45 @@ def generate(
     `params.config.max_seq_len`; with `truncate` it loses its beginning instead. `NaNLogitsError`,
     after all other rows have ended, where a row's logits are NaN or infinite; it has all results.
     """
-    tokenizer = tokenizer_of(params, tokenizer)
-    place = Placement.of(params, cache)
-    prompts, each = _each(prompts, settings, changes)
-    told = [tools] * len(prompts)
-    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate, told)
-    form = Form(json_schema, regex, grammar)
-    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
-    return complete(params, place, rows, tokenizer, echo=echo)
+    asked = rows_asked(
+        params,
+        prompts,
+        settings,
+        changes,
+        tokenizer=tokenizer,
+        cache=cache,
+        form=Form(json_schema, regex, grammar),
+        tools=tools,
+        n=n,
+        truncate=truncate,
+    )
+    done = list(completed(params, asked))
+    if echo:
+        done = [(row, _echoed(one, row, asked.tokenizer)) for row, one in done]
+    return in_order(done)
 
 
-def complete(
-    params: Params,
-    place: Placement,
-    rows: list[Row],
-    tokenizer: Tokenizer | None,
-    *,
-    echo: bool = False,
-) -> list[Completion]:
-    """The rows' completions, in their order; NaNLogitsError where some failed."""
-    found: list[Completion | None] = [None] * len(rows)
-    for row, done in completed(params, place, rows, tokenizer):
-        found[row.index] = _echoed(done, row, tokenizer) if echo else done
-    completions = [completion for completion in found if completion is not None]
-    failed = [i for i, done in enumerate(completions) if done.finish_reason == "error"]
+def in_order(done: Sequence[tuple[Row, Completion]]) -> list[Completion]:
+    """The completions in the order of their rows; NaNLogitsError where some failed."""
+    completions = [one for _, one in sorted(done, key=lambda pair: pair[0].index)]
+    failed = [i for i, one in enumerate(completions) if one.finish_reason == "error"]
     if failed:
         raise NaNLogitsError("completion", failed, completions)
     return completions
 
 
-def completed(
-    params: Params, place: Placement, rows: list[Row], tokenizer: Tokenizer | None
-) -> Iterator[tuple[Row, Completion]]:
+def completed(params: Params, asked: Asked) -> Iterator[tuple[Row, Completion]]:
     """Each row's completion as soon as it ends, batch by batch; that of a failed row says so."""
+    rows, place, tokenizer = asked
     scored = _prompt_logprobs(params, place, rows)
     for batch in with_progress(batches_of(params.config, place, rows), len(rows)):
         deltas: list[list[Delta]] = [[] for _ in batch.rows]
+        writers = [RowWriter(row, tokenizer) for row in batch.rows]
+        read = functools.partial(read_prompts, params, place, batch)
         with contextlib.suppress(NaNLogitsError):  # the deltas say so too
-            for i, delta in decode_batch(params, place, batch, tokenizer, stream=False):
+            for i, delta, _ in decode_rows(
+                params, place, writers, batch.settings, read, stream=False
+            ):
                 deltas[i].append(delta)
                 if delta.finish_reason is not None:
                     row = batch.rows[i]
@@ -133,19 +137,28 @@ def stream(
     The texts, tokens and log-probabilities of a row, joined, are those of `generate`; row i is its
     i-th completion. The arguments are the same, and are checked at once, not at the first `next`.
     """
-    tokenizer = tokenizer_of(params, tokenizer)
-    place = Placement.of(params, cache)
-    prompts, each = _each(prompts, settings, changes)
-    told = [tools] * len(prompts)
-    rows = rows_of(params.config, prompts, each, n, tokenizer, truncate, told)
-    form = Form(json_schema, regex, grammar)
-    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
+    rows, place, tokenizer = rows_asked(
+        params,
+        prompts,
+        settings,
+        changes,
+        tokenizer=tokenizer,
+        cache=cache,
+        form=Form(json_schema, regex, grammar),
+        tools=tools,
+        n=n,
+        truncate=truncate,
+    )
 
     def deltas() -> Iterator[Delta]:
         failed: list[int] = []
         for batch in batches_of(params.config, place, rows):
+            writers = [RowWriter(row, tokenizer) for row in batch.rows]
+            read = functools.partial(read_prompts, params, place, batch)
             try:
-                for _, delta in decode_batch(params, place, batch, tokenizer, stream=True):
+                for _, delta, _ in decode_rows(
+                    params, place, writers, batch.settings, read, stream=True
+                ):
                     yield delta
             except NaNLogitsError as error:  # the other rows go on
                 failed += error.rows
@@ -175,23 +188,18 @@ def prepare(
 
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
-    tokenizer = tokenizer_of(params, tokenizer)
-    place = Placement.of(params, cache)
-    each = _each(prompts, settings, changes)
-    rows = rows_of(params.config, *each, 1, tokenizer, truncate=False, tools=tools)
-    form = Form(json_schema, regex, grammar)
-    rows = constrained(rows, params.config.vocab_size, tokenizer, form)
-    yield from compile_ahead(params, place, next(batches_of(params.config, place, rows)))
-
-
-def _each(
-    prompts: Sequence[Prompt],
-    settings: SamplingSettings | Sequence[SamplingSettings] | None,
-    changes: dict[str, Any],
-) -> tuple[list[Prompt], list[SamplingSettings]]:
-    """The prompts, and the settings of each."""
-    several = listed("prompts", prompts)
-    return several, for_each(settings, changes, len(several))
+    rows, place, _ = rows_asked(
+        params,
+        prompts,
+        settings,
+        changes,
+        tokenizer=tokenizer,
+        cache=cache,
+        form=Form(json_schema, regex, grammar),
+        tools_of_each=tools,
+    )
+    batch = next(batches_of(params.config, place, rows))
+    yield from compile_ahead(place, prefill_arguments(params, place, batch))
 
 
 def _completion(

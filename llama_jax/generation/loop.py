@@ -75,24 +75,24 @@ def read_chunk(
     params: Params,
     texts: Int[Array, "batch time"],
     lengths: Int[Array, " batch"],
-    width: int,
+    chunk_tokens: int,
     start: Int[Array, ""],
     logits: Float[Array, "batch vocab"],
     cache: Any,
 ) -> tuple[Array, Array, Any]:
-    """Reads `width` tokens of each row from `start`, and keeps the logits after its last token.
+    """Reads `chunk_tokens` of each row from `start`, and keeps the logits after its last token.
 
     Returns the arguments of the next chunk: its start, the logits so far, and the cache.
     """
     batch, time = texts.shape
     last = lengths[:, None] - 1
-    positions = jnp.broadcast_to(start + jnp.arange(width), (batch, width))
+    positions = jnp.broadcast_to(start + jnp.arange(chunk_tokens), (batch, chunk_tokens))
     # Beyond a row's end any token will do: its slot is overwritten before it is read.
     tokens = jnp.take_along_axis(texts, jnp.minimum(positions, time - 1), axis=1)
-    inside = jnp.clip(last - start, 0, width - 1)
+    inside = jnp.clip(last - start, 0, chunk_tokens - 1)
     found, cache = forward(params, tokens, positions, cache, at=inside)
-    here = (start <= last) & (last < start + width)
-    return start + width, jnp.where(here, found[:, 0], logits), cache
+    here = (start <= last) & (last < start + chunk_tokens)
+    return start + chunk_tokens, jnp.where(here, found[:, 0], logits), cache
 
 
 def decode(
@@ -114,11 +114,11 @@ def decode(
     for the device. Rows that have ended run on until then, and their tokens are dropped.
     """
 
-    def step(branch: Branch, state: DecodeState, _: Any) -> tuple[DecodeState, None]:
+    def step(branch: Branch, _: Any, state: DecodeState) -> DecodeState:
         position = _position(state)
         logits, cache = forward(params, state.last[:, None], position[:, None], state.cache)
         state = dataclasses.replace(state, cache=cache)
-        return append_token(state, logits[:, 0], settings, taken, until, branch), None
+        return append_token(state, logits[:, 0], settings, taken, until, branch)
 
     def goes_on(state: DecodeState) -> Bool[Array, ""]:
         wanted = _needs_token(state, settings, taken, until)
@@ -126,9 +126,9 @@ def decode(
 
     def loop(branch: Branch, here: Bool[Array, ""], state: DecodeState) -> DecodeState:
         some = functools.partial(
-            jax.lax.scan, functools.partial(step, branch), length=tokens_per_check
+            jax.lax.fori_loop, 0, tokens_per_check, functools.partial(step, branch)
         )
-        return jax.lax.while_loop(lambda s: here & goes_on(s), lambda s: some(s)[0], state)
+        return jax.lax.while_loop(lambda state: here & goes_on(state), some, state)
 
     if tokens_per_check == 1:
         return _replicated_buffer(loop(jax.lax.cond, jnp.array(True), state))

@@ -29,6 +29,12 @@ class RowWriter:
         """Whether the row ended in a way that the device does not know of."""
         return self.text.stopped or (self.guide is not None and self.guide.over is not None)
 
+    def nothing(self) -> Delta:
+        """What a row gains that wants no token."""
+        self.ended = True
+        none: list[TokenLogprob] | None = None if self.row.settings.logprobs is None else []
+        return Delta(self.row.index, "", [], none, "length")
+
     def take(self, buffer: TokenBuffer, i: int) -> Delta:
         """What the row gained since it was last asked, where it is row `i` of the buffer."""
         size, self.count = int(buffer.count[i]) - self.count, int(buffer.count[i])

@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.kernels import argmax, max_and_argmax, top_k, top_k_keeps, top_p_keeps
 from llama_jax.ops.sampling import LARGEST, allowed_only, min_p_keeps, penalized, with_noise
+from llama_jax.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchSettings:
     """`SamplingSettings` of a batch as traced arrays."""
@@ -39,7 +40,7 @@ class BatchSettings:
         return self.numbers[name]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
     """The tokens before the next one, as penalties and draws need them."""

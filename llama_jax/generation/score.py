@@ -19,16 +19,15 @@ from llama_jax.generation.limits import (
     SCORE_TEXTS,
     SCORE_TOKENS_A_ROW,
     bucket,
-    limits_on,
     power_of_two,
     tokens_per_read,
 )
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, checked_ids, encode, listed, tokenizer_of
 from llama_jax.generation.results import NaNLogitsError, Perplexity, Score, TokenLogprob
 from llama_jax.generation.sample import logprobs_of
 from llama_jax.generation.state import NewCache
 from llama_jax.kernels import COMPILER_OPTIONS
-from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward
 from llama_jax.sharding.arrays import constrain
 from llama_jax.tokenizer import Tokenizer
@@ -134,23 +133,25 @@ def windows(config: Config, context: int | None, stride: int | None) -> tuple[in
 def score_arguments(params: Params, place: Placement, tokens: np.ndarray) -> dict[str, Any]:
     """What `token_logprobs` is called with for texts [batch, time] padded on the right."""
     rows, time = tokens.shape
-    in_all = limits_on(place.platform).score_tokens // power_of_two(rows) * rows
+    in_all = place.limits.score_tokens // power_of_two(rows) * rows
     return {
         "params": params,
         "tokens": tokens,
         "cache": NewCache(place.cache, rows, time, place.cache_dtype),
-        "width": tokens_per_read(rows, time, in_all=in_all, a_row=SCORE_TOKENS_A_ROW),
+        "chunk_tokens": tokens_per_read(rows, time, in_all=in_all, a_row=SCORE_TOKENS_A_ROW),
     }
 
 
-@functools.partial(jax.jit, static_argnames=("cache", "width"), compiler_options=COMPILER_OPTIONS)
+@functools.partial(
+    jax.jit, static_argnames=("cache", "chunk_tokens"), compiler_options=COMPILER_OPTIONS
+)
 def token_logprobs(
-    params: Params, tokens: Int[Array, "batch time"], *, cache: NewCache, width: int
+    params: Params, tokens: Int[Array, "batch time"], *, cache: NewCache, chunk_tokens: int
 ) -> tuple[Array, Array, Array]:
     """At each index, the log-probability of the token that follows it, and the likeliest ones.
 
-    Returns [batch, time], and ids and log-probabilities [batch, time, k]. The logits of `width`
-    positions of each text exist at once.
+    Returns [batch, time], and ids and log-probabilities [batch, time, k]. The logits of
+    `chunk_tokens` positions of each text exist at once.
     """
     batch, time = tokens.shape
     k = min(MAX_LOGPROBS, params.config.vocab_size)
@@ -158,13 +159,13 @@ def token_logprobs(
     past = cache.empty(params.config).continued()  # one program for all chunks
 
     def chunk(past: Any, start: Array) -> tuple[Any, tuple[Array, Array, Array]]:
-        now = jax.lax.dynamic_slice_in_dim(tokens, start, width, axis=1)
-        wanted = jax.lax.dynamic_slice_in_dim(following, start, width, axis=1)
-        positions = jnp.broadcast_to(start + jnp.arange(width), now.shape)
+        now = jax.lax.dynamic_slice_in_dim(tokens, start, chunk_tokens, axis=1)
+        wanted = jax.lax.dynamic_slice_in_dim(following, start, chunk_tokens, axis=1)
+        positions = jnp.broadcast_to(start + jnp.arange(chunk_tokens), now.shape)
         logits, past = forward(params, now, positions, past)
         return past, logprobs_of(logits, wanted, k)
 
-    _, found = jax.lax.scan(chunk, past, jnp.arange(0, time, width))
+    _, found = jax.lax.scan(chunk, past, jnp.arange(0, time, chunk_tokens))
     found = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, time, *x.shape[3:]), found)
     return jax.tree.map(lambda x: constrain(x, REPLICATED), found)  # every process fetches it
 

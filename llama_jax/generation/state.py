@@ -13,6 +13,7 @@ from llama_jax.config import Config
 from llama_jax.generation.limits import MAX_LOGPROBS
 from llama_jax.generation.sample import History
 from llama_jax.model.cache import Cache
+from llama_jax.pytrees import register_dataclass
 
 
 @jax.tree_util.register_static
@@ -30,7 +31,7 @@ class NewCache:
         return self.kind.empty(config, batch=self.batch, slots=self.slots, dtype=self.dtype)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenBuffer:
     """New tokens that the host has not fetched yet."""
@@ -61,7 +62,7 @@ class TokenBuffer:
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
     """A batch that is being decoded."""
@@ -71,3 +72,8 @@ class DecodeState:
     last: Int[Array, " batch"]
     """Each row's newest token, which is not in the cache yet."""
     buffer: TokenBuffer
+
+
+def is_deleted(cache: Any) -> bool:
+    """Whether a program was given the cache's memory and did not return."""
+    return any(leaf.is_deleted() for leaf in jax.tree.leaves(cache))

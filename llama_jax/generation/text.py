@@ -79,7 +79,7 @@ class _Stop:
 
     def is_whole_after(self, character: str) -> bool:
         """Whether a character more makes the stop string whole."""
-        shorter = _shorter(self.text)
+        shorter = shorter_ends(self.text)
         while self.begun and self.text[self.begun] != character:
             self.begun = shorter[self.begun - 1]
         self.begun += self.text[self.begun] == character
@@ -90,7 +90,7 @@ class _Stop:
 
 
 @functools.lru_cache(maxsize=64)
-def _shorter(text: str) -> list[int]:
+def shorter_ends(text: str) -> list[int]:
     """For each beginning of a text, the length of the longest shorter one that it ends with."""
     found = [0]
     for character in text[1:]:

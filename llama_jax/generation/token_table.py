@@ -41,13 +41,14 @@ class TokenTable:
         """Words of the ids that add the same bytes wherever they stand."""
         wrapped = library().TokenizerWrapper(_Spelled(spelled))
         self._library = library().LLTokenizer(wrapped, eos_token=end)
-        self._compiled: OrderedDict[str, Any] = OrderedDict()
+        self.compiled: OrderedDict[str, Any] = OrderedDict()
+        """Grammars that were compiled, the newest used last."""
         self._lock = threading.Lock()
 
     def matcher(self, grammar: str) -> Any:
         """llguidance's matcher of a text that follows a checked grammar, at its beginning."""
         with self._lock:
-            if grammar not in self._compiled:
+            if grammar not in self.compiled:
                 limits = library().LLParserLimits(
                     max_lexer_states=MAX_LEXER_STATES, verbose_errors=False
                 )
@@ -57,11 +58,11 @@ class TokenTable:
                         "the schema, regex or grammar takes too much work to compile; make it "
                         "simpler"
                     )
-                self._compiled[grammar] = made
-            self._compiled.move_to_end(grammar)
-            while len(self._compiled) > GRAMMARS:
-                self._compiled.popitem(last=False)
-            return self._compiled[grammar].deep_copy()
+                self.compiled[grammar] = made
+            self.compiled.move_to_end(grammar)
+            while len(self.compiled) > GRAMMARS:
+                self.compiled.popitem(last=False)
+            return self.compiled[grammar].deep_copy()
 
     def allowed(self, matcher: Any, *, first: bool) -> np.ndarray:
         """Words of the ids whose bytes may come next; of an empty text's where they are `first`."""

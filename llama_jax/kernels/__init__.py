@@ -7,6 +7,7 @@ them equal. A program gets the implementation of the platform that it is compile
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Complex64, Float, Int
 
-from llama_jax.kernels import blockwise, causal, cpu, gpu, largest, paged, quantized, select
+from llama_jax.kernels import blockwise, causal, gpu, paged, quantized
+from llama_jax.kernels.forms import by_platform
 from llama_jax.kernels.largest import top_k
 from llama_jax.kernels.platforms import (
-    ACCELERATOR,
     COMPILER_OPTIONS,
+    PLANNED_PLATFORM,
     cache_dtype,
     computes_again,
     devices_can_be_made,
@@ -36,8 +38,8 @@ from llama_jax.weights.lora import Lora
 from llama_jax.weights.weight import Weight, is_value
 
 __all__ = [
-    "ACCELERATOR",
     "COMPILER_OPTIONS",
+    "PLANNED_PLATFORM",
     "argmax",
     "attention",
     "cache_dtype",
@@ -57,24 +59,6 @@ __all__ = [
     "top_p_keeps",
     "weight_dtype",
 ]
-FORMS: dict[str, dict[str, Any]] = {
-    "linear": {
-        "cpu": functools.partial(cpu.product, over=0),
-        "default": functools.partial(gpu.product, over=0),
-    },
-    "linear_transposed": {
-        "cpu": functools.partial(cpu.product, over=1),
-        "default": functools.partial(gpu.product, over=1),
-    },
-    "embed": {"cpu": cpu.widen_late, "default": embedding.embed},
-    "max_and_argmax": {"cpu": cpu.max_and_argmax, "default": largest.max_and_argmax},
-    # On a CPU one bit a pass is cheapest. On a GPU a pass costs more than the 15 sums of 4 bits.
-    "leads": {
-        "cpu": functools.partial(select.leads, bits=1),
-        "default": functools.partial(select.leads, bits=4),
-    },
-}
-"""The implementation of a function on each platform."""
 
 
 @jax.jit  # traced and lowered once a shape, not once a layer
@@ -82,17 +66,9 @@ def linear(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "in_dim out_dim"] | Weight
 ) -> Float[Array, "*batch out_dim"]:
     """`x @ w`."""
-    if isinstance(w, Lora):
-        return linear(x, w.base) + w.added(x)  # its base by this platform's form
-    if isinstance(w, Hadamard):
-        return linear(w.turned(x), w.inner)
-    if isinstance(w, ByOutputs):
-        return linear_transposed(x, w.values)
-    if isinstance(w, quantized.KINDS):
-        return quantized.linear(x, w)
-    if is_value(w):
-        return w.matmul(x)
-    return jax.lax.platform_dependent(x, w, **FORMS["linear"])
+    if type(w) in PRODUCTS:
+        return PRODUCTS[type(w)](x, w)
+    return w.matmul(x) if is_value(w) else by_platform("linear", x, w)
 
 
 @jax.jit
@@ -100,11 +76,19 @@ def linear_transposed(
     x: Float[Array, "*batch in_dim"], w: Float[Array, "out_dim in_dim"] | Weight
 ) -> Float[Array, "*batch out_dim"]:
     """`x @ w.T`: the output of a model whose output weight is its embedding, [vocab, dim]."""
-    if isinstance(w, quantized.KINDS):
+    if isinstance(w, quantized.QUANTIZED):
         return quantized.linear_transposed(x, w)
-    if is_value(w):
-        return w.matmul_transposed(x)
-    return jax.lax.platform_dependent(x, w, **FORMS["linear_transposed"])
+    return w.matmul_transposed(x) if is_value(w) else by_platform("linear_transposed", x, w)
+
+
+PRODUCTS: dict[type, Callable[[Array, Any], Array]] = {
+    **dict.fromkeys(quantized.QUANTIZED, quantized.linear),
+    Lora: lambda x, w: linear(x, w.base) + w.added(x),
+    Hadamard: lambda x, w: linear(w.turned(x), w.inner),
+    ByOutputs: lambda x, w: linear_transposed(x, w.values),
+}
+"""`x @ w` for the kinds of weight that have a faster form than their own `matmul`, and for those
+that hold a weight of such a kind."""
 
 
 def embed(
@@ -117,7 +101,7 @@ def embed(
         # For one row of a table cut over a mesh, XLA gathers the whole table; for two it does not.
         return embed(table, jnp.pad(ids.reshape(1), (0, 1)))[:1].reshape(*ids.shape, -1)
     if table.dtype.itemsize < 4:
-        return jax.lax.platform_dependent(table, ids, **FORMS["embed"])
+        return by_platform("embed", table, ids)
     return embedding.embed(table, ids)  # type: ignore[arg-type]  # no value
 
 
@@ -194,7 +178,7 @@ def max_and_argmax(
     logits: Float[Array, "batch vocab"],
 ) -> tuple[Float[Array, " batch"], Int[Array, " batch"]]:
     """Each row's largest logit and its id, of equals the first. No row may hold a NaN."""
-    return jax.lax.platform_dependent(logits, **FORMS["max_and_argmax"])
+    return by_platform("max_and_argmax", logits)
 
 
 def argmax(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
@@ -220,4 +204,4 @@ def top_p_keeps(
 
 @jax.jit  # traced and lowered once, for top-k and for top-p
 def _leads(values: Array, weights: Array, limit: Array) -> Array:
-    return jax.lax.platform_dependent(values, weights, limit, **FORMS["leads"])
+    return by_platform("leads", values, weights, limit)

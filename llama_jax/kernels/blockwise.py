@@ -42,7 +42,7 @@ class Span(NamedTuple):
     v_scale: Float[Array, "batch kv_heads span"] | None = None
 
 
-class Own(NamedTuple):
+class OwnKeys(NamedTuple):
     """The keys and values of the step's own tokens: query i sees the first i + 1."""
 
     k: Float[Array, "batch kv_heads time head_dim"]
@@ -64,7 +64,7 @@ def attention(
 
     `past` is keys and values, and of int8 the scale of each key and of each value too.
     """
-    spans: list[Span | Own] = [Own(k.swapaxes(1, 2), v.swapaxes(1, 2))]
+    spans: list[Span | OwnKeys] = [OwnKeys(k.swapaxes(1, 2), v.swapaxes(1, 2))]
     if past is not None:
         keys, values, *scales = past
         slots = jnp.arange(keys.shape[2])[None]
@@ -72,7 +72,7 @@ def attention(
     return over_spans(q, spans)
 
 
-def over_spans(q: Queries, spans: Sequence[Span | Own]) -> Queries:
+def over_spans(q: Queries, spans: Sequence[Span | OwnKeys]) -> Queries:
     """Softmax attention of each query over its visible keys in all spans.
 
     Query head h reads key-value head `h // (heads // kv_heads)`. Every query must see a key.
@@ -82,11 +82,11 @@ def over_spans(q: Queries, spans: Sequence[Span | Own]) -> Queries:
 
 
 @jax.jit  # traced and lowered once, not once a layer
-def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
+def _over_spans(q: Array, spans: tuple[Span | OwnKeys, ...]) -> Array:
     time = q.shape[1]
     if time <= QUERY_BLOCK or all(_is_one_block(time, span) for span in spans):
         # With a past each part would read it again, so the queries stay together.
-        step = CAUSAL_BLOCK if len(spans) == 1 and isinstance(spans[0], Own) else time
+        step = CAUSAL_BLOCK if len(spans) == 1 and isinstance(spans[0], OwnKeys) else time
         cut = [q[:, i : i + step] for i in range(0, time, step)]
         parts = [_of_queries(part, _visible(spans, i * step, part)) for i, part in enumerate(cut)]
         return jnp.concatenate(parts, axis=1)
@@ -108,11 +108,11 @@ def _over_spans(q: Array, spans: tuple[Span | Own, ...]) -> Array:
     return out.swapaxes(0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :time]
 
 
-def _visible(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span, ...]:
+def _visible(spans: tuple[Span | OwnKeys, ...], first: int, q: Array) -> tuple[Span, ...]:
     """The spans as the step's queries `first` to `first + len(q)` see them."""
     end = first + q.shape[1]
 
-    def one(span: Span | Own) -> Span:
+    def one(span: Span | OwnKeys) -> Span:
         if isinstance(span, Span):
             return span
         k, v = span.k[:, :, :end], span.v[:, :, :end]
@@ -122,12 +122,12 @@ def _visible(spans: tuple[Span | Own, ...], first: int, q: Array) -> tuple[Span,
 
 
 def _of_queries(q: Array, spans: tuple[Span, ...]) -> Array:
-    rows = rows_of(q, spans[0].k.shape[1])
+    rows = query_rows(q, spans[0].k.shape[1])
     partials = [over_span(rows, span, q.shape[1]) for span in spans]
     return output(functools.reduce(merged, partials), q)
 
 
-def rows_of(q: Queries, kv_heads: int) -> Float[Array, "batch kv_heads rows head_dim"]:
+def query_rows(q: Queries, kv_heads: int) -> Float[Array, "batch kv_heads rows head_dim"]:
     """The queries that share a key head as rows of one product, so no key is repeated.
 
     [batch, time, heads, head_dim] -> [batch, kv_heads, group * time, head_dim].
@@ -215,7 +215,7 @@ def _product(axes: str, rows: Array, other: Array) -> Array:
     return out[:, :, : rows.shape[2]]
 
 
-def _is_one_block(time: int, span: Span | Own) -> bool:
+def _is_one_block(time: int, span: Span | OwnKeys) -> bool:
     return time * span.k.shape[2] <= QUERY_BLOCK * KEY_BLOCK
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax.compilation import AS_TRACED, as_written
-from llama_jax.kernels.blockwise import Own, over_spans
+from llama_jax.kernels.blockwise import OwnKeys, over_spans
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.ops.linear import product_precision
 
@@ -43,7 +43,7 @@ def causal_attention(q: Queries, k: NewKeys, v: NewKeys, first: First = None) ->
     Forward-mode derivatives (`jax.jvp`) are not defined; `ops.attention.attention` has them.
     """
     if first is None:
-        return over_spans(q, [Own(k.swapaxes(1, 2), v.swapaxes(1, 2))])
+        return over_spans(q, [OwnKeys(k.swapaxes(1, 2), v.swapaxes(1, 2))])
     return _attend(q, k, v, first)[0]
 
 

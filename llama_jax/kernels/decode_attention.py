@@ -23,7 +23,7 @@ PROGRAMS = 264
 """How many programs share the work: two for each multiprocessor of an H100."""
 
 Query = Float[Array, "batch kv_heads group head_dim"]
-Own = Float[Array, "batch kv_heads head_dim"]
+NewKey = Float[Array, "batch kv_heads head_dim"]
 Table = Int[Array, "batch width"]
 Past = tuple[Slots, Slots] | tuple[Slots, Slots, Array, Array]
 """Keys and values; of int8 also the scales of keys and of values, [batch, kv_heads, slots]."""
@@ -58,7 +58,7 @@ def decode_attention(
 
 def _in_parts(
     q: Query,
-    own: tuple[Own, Own],
+    own: tuple[NewKey, NewKey],
     past: Past,
     lengths: Int[Array, " batch"],
     table: Table | None,

@@ -46,7 +46,7 @@ def step_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Len
     The used pages of all rows form one list: rows of 130 and 10 positions have pages 0, 1 and 2 of
     row 0 and page 0 of row 1. So a long row among short ones costs what its own pages cost.
     """
-    rows, size = blockwise.rows_of(q, k.shape[2]), past.k.shape[2]
+    rows, size = blockwise.query_rows(q, k.shape[2]), past.k.shape[2]
     lengths = _held(past, lengths)
     used = (lengths + size - 1) // size
     ends = jnp.cumsum(used)
@@ -67,7 +67,7 @@ def step_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Len
 def chunk_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Lengths) -> Queries:
     """Attention of a chunk of tokens a row to its first `lengths` positions and to one another."""
     time, size = q.shape[1], past.k.shape[2]
-    rows, lengths = blockwise.rows_of(q, k.shape[2]), _held(past, lengths)
+    rows, lengths = blockwise.query_rows(q, k.shape[2]), _held(past, lengths)
 
     def block(i: Array, sum: Partial) -> Partial:
         page = past.table.at[:, i * BLOCK + jnp.arange(BLOCK)].get(mode="clip")

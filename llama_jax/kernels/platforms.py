@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-ACCELERATOR = "gpu"
-"""The platform of devices that are not here, as JAX names it."""
+PLANNED_PLATFORM = "gpu"
+"""The platform for which a plan is made where its devices are not here, as JAX names it."""
 COMPILER_OPTIONS: dict[str, Any] = {"xla_cpu_prefer_vector_width": 512}
 """XLA's options for programs that read weights. By default XLA uses 256-bit vectors; with 512 bits
 a core multiplies weights as fast as it reads them."""

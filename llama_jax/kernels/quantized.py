@@ -6,28 +6,17 @@ frozen: a gradient flows to the activations, as LoRA needs it, and none to the w
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 from jaxtyping import Array
 
-from llama_jax.kernels import quantized_cpu, quantized_gpu
+from llama_jax.kernels.forms import by_platform
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import Int4
 from llama_jax.weights.int8 import Int8
 from llama_jax.weights.weight import Weight
 
-KINDS = (Int8, Int4, Fp8)
-"""The weights that have forms of their own."""
-
-FORMS: dict[str, dict[str, Any]] = {
-    "product": {"cpu": quantized_cpu.product, "default": quantized_gpu.product},
-    "product_transposed": {
-        "cpu": quantized_cpu.product_transposed,
-        "default": quantized_gpu.product_transposed,
-    },
-}
-"""The implementation of a function on each platform."""
+QUANTIZED = (Int8, Int4, Fp8)
+"""The kinds of weight that have forms of their own."""
 
 
 def linear(x: Array, w: Weight) -> Array:
@@ -42,12 +31,12 @@ def linear_transposed(x: Array, w: Weight) -> Array:
 
 @jax.custom_vjp
 def _product(x: Array, w: Weight) -> Array:
-    return jax.lax.platform_dependent(x, w, **FORMS["product"])
+    return by_platform("quantized", x, w)
 
 
 @jax.custom_vjp
 def _product_transposed(x: Array, w: Weight) -> Array:
-    return jax.lax.platform_dependent(x, w, **FORMS["product_transposed"])
+    return by_platform("quantized_transposed", x, w)
 
 
 # Derived from the forms, a gradient would keep every decoded block of the weight.

@@ -25,10 +25,11 @@ from llama_jax.model.cache_protocol import Past as Past
 from llama_jax.model.cache_protocol import Positions as Positions
 from llama_jax.model.cache_protocol import check_floating, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries, Slots
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import CACHE
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Uncached:
     """No past: each call sees its own tokens alone, as in training."""
@@ -45,7 +46,7 @@ class Uncached:
         return self
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
     """No past, and rows of several documents, whose positions restart at 0 with each.
@@ -67,7 +68,7 @@ class Packed:
         return self
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVLayer:
     """One layer of a `KVCache`."""
@@ -85,7 +86,7 @@ class KVLayer:
 
 
 @with_field_docs
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
     """A contiguous cache: the key and value of position p lie in slot p of their row.

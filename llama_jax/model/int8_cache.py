@@ -21,6 +21,7 @@ from llama_jax.kernels import attention
 from llama_jax.model.cache import known_after, write_slots
 from llama_jax.model.cache_protocol import Past, Positions, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import CACHE
 
 Stored = tuple[Array, Array, Array, Array]
@@ -28,7 +29,7 @@ Stored = tuple[Array, Array, Array, Array]
 values."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8KVLayer:
     """One layer of an `Int8KVCache`."""
@@ -53,7 +54,7 @@ class Int8KVLayer:
         return out, tuple(part.swapaxes(1, 2) for part in step)  # type: ignore[return-value]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8KVCache:
     """As `KVCache`, with keys and values of 8 bits: `generate(..., cache=Int8KVCache)`."""

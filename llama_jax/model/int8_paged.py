@@ -23,11 +23,12 @@ from llama_jax.model.cache_protocol import Past, Positions, check_sizes
 from llama_jax.model.int8_cache import Stored, decoded, rounded
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import POOL
 from llama_jax.weights.table import REPLICATED
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8PagedLayer:
     """One layer of an `Int8Paged` cache."""
@@ -46,7 +47,7 @@ class Int8PagedLayer:
         return paged_attention(q, *own, self.past, positions[:, 0]), step
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Paged(Paged):
     """As `Paged`, with keys and values of 8 bits."""

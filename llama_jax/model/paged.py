@@ -23,6 +23,7 @@ from llama_jax.kernels.paged import Pages, Pool, Table
 from llama_jax.model.cache import known_after
 from llama_jax.model.cache_protocol import Past, Positions, check_held, check_sizes
 from llama_jax.ops.attention import NewKeys, Queries
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.arrays import per_device
 from llama_jax.sharding.specs import POOL
 from llama_jax.weights.table import REPLICATED
@@ -31,7 +32,7 @@ PAGE = 64
 """Positions of a page: the block that a GPU's decode kernel reads at once."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PagedLayer:
     """One layer of a `Paged` cache."""
@@ -46,7 +47,7 @@ class PagedLayer:
 
 
 @with_field_docs
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Paged:
     """A pool of pages a layer, and which pages are whose. `forward` and decoding take it.

@@ -15,11 +15,12 @@ import jax
 import numpy as np
 
 from llama_jax.generation.batch import Row
-from llama_jax.generation.limits import limits_on, power_of_two
+from llama_jax.generation.limits import power_of_two
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.state import TokenBuffer
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.paged import PAGE
-from llama_jax.model.placement import Placement
+from llama_jax.pytrees import register_dataclass
 from llama_jax.serve import seats as programs
 from llama_jax.serve.pool import pool_kind
 from llama_jax.serve.seats import Chunk, Echo
@@ -58,14 +59,14 @@ class Round:
         return jax.device_get(self)
 
 
-jax.tree_util.register_dataclass(Round)
+register_dataclass(Round)
 
 
 class Device:
     """Seats and pages of one model. For one thread, but for `compile_ahead`."""
 
     def __init__(self, params: Params, place: Placement, *, seats: int, pages: int, exact: bool):
-        limits = limits_on(place.platform)
+        limits = place.limits
         self.params, self.place = params, place
         self.pages, self.seats = pages, seats
         self.width = -(-params.config.max_seq_len // PAGE)

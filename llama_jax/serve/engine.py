@@ -10,13 +10,13 @@ from typing import Any
 
 from llama_jax.generation.batch import Row, rows_of
 from llama_jax.generation.constraint import Constraint
-from llama_jax.generation.limits import NO_LIMIT, limits_on
+from llama_jax.generation.limits import NO_LIMIT
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.model.paged import PAGE
-from llama_jax.model.placement import Placement
 from llama_jax.serve.device import Device
 from llama_jax.serve.inbox import Inbox
 from llama_jax.serve.line import Line
@@ -81,7 +81,7 @@ class Engine:
             )
         if rows is not None:
             check_count("rows", rows)
-        limits = limits_on(place.platform)
+        limits = place.limits
         seats = limits.seats if rows is None else rows
         pages = pages_of_pool(params, place, seats, cache_bytes, limits.turn_tokens)
         self.config = params.config.replace(

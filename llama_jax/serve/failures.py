@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from llama_jax.serve import limits
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from llama_jax.serve.engine import Engine
 
 
-def known(error: Exception) -> ApiError:
+def known(error: BaseException) -> ApiError:
     """The protocol's error for whatever was raised."""
     match error:
         case ApiError():
@@ -23,6 +24,9 @@ def known(error: Exception) -> ApiError:
         case EngineClosedError():
             said = "the server takes no more requests: it ends, or its engine has failed"
             return ApiError(503, said, code="engine_closed")
+        case asyncio.CancelledError():  # the server waits no longer, as `Server.shutdown` has it
+            said = "the server ended before this was answered; ask again"
+            return ApiError(503, said, code="draining")
         case RequestFailedError():
             return ApiError(500, "the engine failed at this request", code="request_failed")
     return ApiError(500, "the server failed at this request; its log says why", code="internal")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from llama_jax.generation.placement import Placement
 from llama_jax.kernels import multiplies_by_outputs
-from llama_jax.model.placement import Placement
 from llama_jax.weights.by_outputs import by_outputs
 from llama_jax.weights.params import Params
 

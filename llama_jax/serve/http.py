@@ -90,7 +90,7 @@ class App:
         except ClientGoneError:
             self.metrics.gone.add(route)
             exchange.notes["gone"] = True
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             told = known(error)
             if told.status == 500:
                 logger.error("request %s failed", exchange.id, exc_info=error)

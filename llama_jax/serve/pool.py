@@ -8,11 +8,11 @@ import jax
 
 from llama_jax.config import Config
 from llama_jax.free_memory import free_memory
+from llama_jax.generation.placement import Placement
 from llama_jax.model.cache import KVCache
 from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.int8_paged import Int8Paged
 from llama_jax.model.paged import PAGE, Paged
-from llama_jax.model.placement import Placement
 from llama_jax.weights.params import Params
 
 HOST_BYTES = 4 << 30

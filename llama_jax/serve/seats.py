@@ -29,6 +29,7 @@ from llama_jax.generation.sample import BatchSettings, History, logprobs_of
 from llama_jax.generation.state import DecodeState, TokenBuffer
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.model.transformer import forward
+from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.arrays import constrain
 from llama_jax.weights.params import Params
 from llama_jax.weights.table import REPLICATED, TENSOR
@@ -39,7 +40,7 @@ BY_VOCABULARY = P(None, TENSOR)
 """How a mesh cuts an array [seats, vocab]."""
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Seats:
     """The state of `S` rows on the device. A row that nobody has is stopped."""
@@ -54,7 +55,7 @@ class Seats:
     stopped: Bool[Array, " seats"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunk:
     """Some tokens of one prompt."""
@@ -70,7 +71,7 @@ class Chunk:
     table: Int[Array, "1 width"]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Echo:
     """The log-probabilities of a chunk's `following` tokens, and the likeliest in their place."""

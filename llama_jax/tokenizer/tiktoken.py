@@ -117,7 +117,7 @@ class TiktokenTokenizer(WithTemplate):
 
     def _encode_ordinary(self, text: str) -> list[int]:
         with in_words("tiktoken cannot encode the text (", "); pass it in shorter pieces"):
-            return [id for cut in _parts(text) for id in self._words.encode_ordinary(cut)]
+            return [id for cut in parts_of_text(text) for id in self._words.encode_ordinary(cut)]
 
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
         found: list[Located] = []
@@ -146,7 +146,7 @@ class TiktokenTokenizer(WithTemplate):
         return encode_llama3_answers(self, self.special, messages)
 
 
-def _parts(text: str) -> Iterator[str]:
+def parts_of_text(text: str) -> Iterator[str]:
     """`text` cut every `MAX_TEXT` characters and in runs of (non-)whitespace over `MAX_RUN`."""
     for begin in range(0, len(text), MAX_TEXT):
         part, start = text[begin : begin + MAX_TEXT], 0

@@ -9,7 +9,7 @@ import jax
 
 from llama_jax.checkpoint.files.messages import in_units
 from llama_jax.free_memory import free_memory
-from llama_jax.kernels import ACCELERATOR, devices_can_be_made
+from llama_jax.kernels import PLANNED_PLATFORM, devices_can_be_made
 from llama_jax.train.plan import Plan
 
 
@@ -25,9 +25,9 @@ class Device:
 
 
 KNOWN = {
-    "h100": Device("an H100 with 80 GB", ACCELERATOR, 84_929_347_584),
-    "h200": Device("an H200 with 141 GB", ACCELERATOR, 141_000_000_000),
-    "a100": Device("an A100 with 80 GB", ACCELERATOR, 80_000_000_000),
+    "h100": Device("an H100 with 80 GB", PLANNED_PLATFORM, 84_929_347_584),
+    "h200": Device("an H200 with 141 GB", PLANNED_PLATFORM, 141_000_000_000),
+    "a100": Device("an A100 with 80 GB", PLANNED_PLATFORM, 80_000_000_000),
 }
 """GPUs by the word for them."""
 
@@ -37,7 +37,7 @@ def named_device(name: str) -> Device:
     if known := KNOWN.get(name.lower()):
         return known
     if found := re.fullmatch(r"(\d+(?:\.\d+)?) ?GB", name, re.IGNORECASE):
-        return Device(f"a GPU with {found[1]} GB", ACCELERATOR, int(float(found[1]) * 1e9))
+        return Device(f"a GPU with {found[1]} GB", PLANNED_PLATFORM, int(float(found[1]) * 1e9))
     raise ValueError(
         f"device={name!r} is unknown; it is one of {', '.join(KNOWN)}, or its memory, as in 24GB"
     )

@@ -57,7 +57,7 @@ class PackedRows:
         return Batch(tokens, targets, positions, weights)
 
 
-def rows_of(split: TokenSplit, *, time: int, documents: str) -> TextRows | PackedRows:
+def rows_in(split: TokenSplit, *, time: int, documents: str) -> TextRows | PackedRows:
     """The rows of a split of text or of dialogs; ValueError where dialogs have another length."""
     if split.packed is None:
         return TextRows(split, time, documents)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from llama_jax.config import Config
-from llama_jax.kernels import ACCELERATOR, computes_again, flash_attends
+from llama_jax.kernels import PLANNED_PLATFORM, computes_again, flash_attends
 from llama_jax.kernels.causal import kept_scores, pair_scores
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.train.loss import tile_tokens
@@ -57,7 +57,7 @@ class Plan:
         return sum(self.parts.values())
 
 
-def plan(recipe: Recipe, config: Config, *, platform: str = ACCELERATOR) -> Plan:
+def plan(recipe: Recipe, config: Config, *, platform: str = PLANNED_PLATFORM) -> Plan:
     """What training a model by a recipe takes. The devices of its mesh need not be there.
 
     ValueError where the mesh does not fit the model, or the batch not the mesh.

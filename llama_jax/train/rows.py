@@ -12,9 +12,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
+from llama_jax.pytrees import register_dataclass
 from llama_jax.train.order import Order
 from llama_jax.train.token_split import TokenSplit
 from llama_jax.validation import check_count
@@ -22,7 +22,7 @@ from llama_jax.validation import check_count
 SEPARATE, JOINED = "separate", "joined"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """Rows of tokens, each field [batch, time]; NumPy arrays before they are put on devices."""

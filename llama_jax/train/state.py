@@ -12,13 +12,14 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float32, Int32
 
+from llama_jax.pytrees import register_dataclass
 from llama_jax.train.optimizer import direction
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.trained import Trained, joined, split
 from llama_jax.weights.params import Params
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
     """A model in training: float32 weights, the optimizer's moments, and counts."""

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Array
 
 from llama_jax.ops.linear import linear, linear_transposed
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.params import Params, nested, weight_at
 from llama_jax.weights.table import EMBEDDING, weight_table
 from llama_jax.weights.weight import Layout, PartAxis, is_value
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ByOutputs:
     """A weight [in, out] as the array `values` [out, in], of the same numbers.

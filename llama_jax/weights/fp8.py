@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from llama_jax.ops.linear import linear, linear_transposed
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.groups import check_scales
 from llama_jax.weights.rounding import rounded_fp8
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Fp8:
     """A weight [in, out] of float8_e4m3fn numbers, each times its output's `scale`, [out].

@@ -10,19 +10,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from llama_jax.ops.hadamard import hadamard
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.weight import KINDS, Layout, Weight, register_weight
 
 _INNER = "inner"
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Hadamard:
     """A value of the `Weight` protocol around another: `(x @ H / sqrt(size)) @ inner`."""

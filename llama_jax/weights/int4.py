@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from llama_jax.ops.linear import linear, linear_transposed
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.groups import check_scales, scale_axes, scales_of_rows, spread
 from llama_jax.weights.rounding import rounded_int4
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
@@ -23,7 +23,7 @@ MIDDLE = 8
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int4:
     """A weight [in, out] of 4-bit integers `q` from 0 to 15, with a scale for each 32 inputs.

@@ -6,19 +6,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from llama_jax.ops.linear import linear, linear_transposed
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.groups import check_scales, group_of, scale_axes, scales_of_rows, spread
 from llama_jax.weights.rounding import rounded_int8
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8:
     """A weight [in, out] of int8 `values`: each number is `values * scale + minimum`.

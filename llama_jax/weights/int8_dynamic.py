@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.rounding import LEAST, rounded_int8
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Int8Dynamic:
     """A weight [in, out] of int8 `values` [out, in] and scales [out], for rounded activations.

@@ -20,12 +20,13 @@ from jaxtyping import Array
 
 from llama_jax.ops.embedding import embed
 from llama_jax.ops.linear import dot
+from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.weight import KINDS, Layout, PartAxis, is_value, register_weight
 
 _BASE = "base"
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adapter:
     """What training adds to one weight: two matrices whose product, times `scale`, is added."""
@@ -52,7 +53,7 @@ class Adapter:
 
 
 @register_weight
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Lora:
     """A weight with an adapter: a value of the `Weight` protocol."""

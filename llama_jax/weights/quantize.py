@@ -57,7 +57,7 @@ def quantize(params: Params, kind: Rule) -> Params:
     for path in weight_table(params.config):
         weight = weight_at(params.weights, path)
         how = kind_of(kind, path, tuple(weight.shape))
-        weights[path] = weight if how is None else rounded(weight, how, path)
+        weights[path] = weight if how is None else rounded_weight(weight, how, path)
     return params.replace(weights=nested(weights))
 
 
@@ -79,7 +79,7 @@ def kind_of(rule: Rule | None, path: WeightPath, shape: tuple[int, ...]) -> str 
     return None if found is None else _possible(_known(found, f" for {name}"), shape)
 
 
-def rounded(array: Any, kind: str, path: WeightPath, dtype: Any = None) -> Any:
+def rounded_weight(array: Any, kind: str, path: WeightPath, dtype: Any = None) -> Any:
     """A weight's array, or its shape, as a value of a kind, for activations of `dtype`.
 
     On a mesh its parts are cut as the array is. ValueError where it is a value already, or a mesh

@@ -248,6 +248,26 @@ def test_a_model_with_a_name_is_not_downloaded_and_where_it_lies_is_said():
     assert "llama-jax generate stories PROMPT" in " ".join(done.stdout.split())
 
 
-@pytest.mark.parametrize("text", ["org/name", "o/n.a_m-e@v1--x..y", "hf:0rg/n@refs/pr/1"])
+@pytest.mark.parametrize("text", ["org/name", "o/n.a_m-e@v1--x..y", "hf:0rg/_n_@refs/pr/1"])
 def test_what_the_hub_takes_as_a_name_names_a_repository(text):
     assert str(hub.repository(text)) == "hf:" + text.removeprefix("hf:")
+
+
+@pytest.mark.parametrize("end", ["", "/", ".git", "/blob/main/config.json", "?library=jax"])
+def test_a_page_of_the_hub_is_answered_with_the_name_to_write(end):
+    with pytest.raises(ValueError, match=r"names no repository; write hf:org/a\.b$"):
+        hub.repository("https://huggingface.co/org/a.b" + end)
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", "{}", '{"weight_map": [["a"]]}', '{"weight_map": {"a": []}}']
+)
+def test_a_damaged_index_in_the_cache_is_left_to_whoever_reads_it(said, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    for text in (said, "[" * 100_000):
+        index.write_text(text)
+        assert hub._is_whole(tmp_path)
+    index.write_text('{"weight_map": {"a": "another.safetensors"}}')
+    assert not hub._is_whole(tmp_path)

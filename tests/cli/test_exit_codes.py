@@ -81,6 +81,7 @@ TYPED = [
     (("download", "./a"), "names no repository"),
     (("download", "a--b/c"), "names no repository"),
     (("download", "a/b..c@main"), "names no repository"),
+    (("download", "a/b.git"), "names no repository"),
     (("download", "https://huggingface.co/org/some.name/tree/main"), "write hf:org/some.name"),
     (("download", "org/name@a", "--revision", "b"), "names a revision"),
 ]

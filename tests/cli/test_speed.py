@@ -9,6 +9,9 @@ import pytest
 from llama_jax.cli import speed
 from llama_jax.generation.results import Delta
 
+COMPILED = "/jax/core/compile/backend_compile_duration"
+KEPT = "/jax/compilation_cache/cache_hits"
+
 
 class Clock:
     def __init__(self, monkeypatch):
@@ -49,7 +52,7 @@ def test_a_cache_that_doubles_costs_no_speed(clock):
             clock.now += 0.5
             if step in (2, 8):  # the loop, and the loop for a longer cache
                 clock.now += 3
-                watched._times._note("/jax/core/compile/x", duration_secs=3.0)
+                watched._times._note(COMPILED, duration_secs=3.0)
             yield Delta(0, "", [1], None, None)
 
     for _ in watched.watch(deltas()):
@@ -64,7 +67,7 @@ def test_the_first_token_has_a_time_while_another_thread_compiles(clock):
 
     def deltas():
         clock.now += 0.5
-        note = functools.partial(watched._times._note, "/jax/core/compile/x", duration_secs=9.0)
+        note = functools.partial(watched._times._note, COMPILED, duration_secs=9.0)
         other = threading.Thread(target=note)
         other.start()
         other.join()
@@ -81,3 +84,18 @@ def test_jax_tells_when_it_compiles():
     times, start = speed.CompileTimes(), time.perf_counter()
     jax.jit(lambda x: x * 3 + 1)(1.0)
     assert times.between(start, time.perf_counter()) > 0
+
+
+def test_programs_that_were_kept_are_read_and_not_compiled(clock):
+    watched = speed.Speed()
+
+    def deltas():
+        clock.now += 1
+        watched._times._note_kept(KEPT)
+        watched._times._note(COMPILED, duration_secs=0.5)
+        yield Delta(0, "", [1], None, None)
+
+    for _ in watched.watch(deltas()):
+        pass
+    said = "1 token; the first after 0.50 s; reading the kept programs took 0.50 s more"
+    assert watched.summary() == said

@@ -1,8 +1,9 @@
-// System calls below one folder, counted; the one whose turn it is fails. For tests/fuzz/kills.py.
+// System calls below one folder, counted; the one whose turn it is fails. For tests/fuzz/kills.py and faults.py.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -15,7 +16,8 @@
 static char below[4096], failed[64];
 static int turn, count, number;
 
-// Every call from here on is counted; call `when` fails with `error`, or none where it is 0.
+// Every call from here on is counted; call `when` fails with `error`, or none where it is 0, or
+// ends the process where `error` is -1.
 void faults_begin(const char *folder, int when, int error) {
   snprintf(below, sizeof below, "%s", folder);
   count = 0, turn = when, number = error;
@@ -27,6 +29,7 @@ static int fails(const char *path, const char *name) {
   if (!below[0] || strncmp(path, below, strlen(below))) return 0;
   if (__atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST) != turn) return 0;
   snprintf(failed, sizeof failed, "%s", name);
+  if (number < 0) kill(getpid(), SIGKILL);
   errno = number;
   return 1;
 }

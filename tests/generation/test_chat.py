@@ -3,6 +3,7 @@
 import re
 import sys
 
+import jax
 import pexpect
 import pytest
 from helpers import Letters
@@ -12,6 +13,7 @@ from llama_jax import Conversation, generate
 from llama_jax.generation import chat as module
 from llama_jax.generation import driver
 from llama_jax.generation.limits import ACCELERATOR, CPU
+from llama_jax.generation.turn import prepare_turns
 
 WORDS = {"forbidden_ids": [id for id in range(256) if id not in b"abcdefgh \x02"]}
 SETTINGS = WORDS | {"temperature": 1.0, "max_new_tokens": 16}
@@ -92,7 +94,7 @@ def test_text_that_encodes_otherwise_is_read_again_from_there(params):
     talk = conversation(params, **changes)
     text, tokens = answered(talk, "x")
     assert "\ufffd" in text
-    before = talk._ids.copy()
+    before = talk.ids
     _, more = answered(talk, "y")
     ids = Dialogs().encode_dialog(talk.messages[:-1])
     assert more == from_scratch(params, ids, **changes).tokens
@@ -107,7 +109,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
         question = f"question {turn} " + "x" * 20
         _, tokens = answered(talk, question)
         assert len(tokens) == 16, "an answer has room"
-        assert len(talk._ids) <= params.config.max_seq_len
+        assert len(talk.ids) <= params.config.max_seq_len
         assert talk.messages[0] == {"role": "system", "content": "be brief"}
         assert talk.messages[-2]["content"] == question
     asked = [m["content"] for m in talk.messages if m["role"] == "user"]
@@ -115,7 +117,7 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
     assert asked == [f"question {turn} " + "x" * 20 for turn in range(talk.forgotten, 8)]
     # The cache of what was forgotten does not show through.
     messages = talk.messages[:-1]
-    wanted = from_scratch(params, talk._ids[: -len(tokens)], forbidden_ids=[], stop_ids=[])
+    wanted = from_scratch(params, talk.ids[: -len(tokens)], forbidden_ids=[], stop_ids=[])
     assert wanted.tokens == tokens
     assert messages[-1]["role"] == "user"
 
@@ -123,10 +125,10 @@ def test_a_full_context_forgets_the_oldest_turns_and_keeps_the_system_message(pa
 def test_a_message_beyond_the_context_is_refused_and_nothing_is_lost(params):
     talk = conversation(params)
     answered(talk, "hello")
-    before, again = list(talk.messages), talk._ids.copy()
+    before, again = list(talk.messages), talk.ids
     with pytest.raises(ValueError, match=r"a dialog of 306 tokens and .* max_seq_len=256"):
         next(talk.ask("x" * 300))
-    assert (talk.messages, talk._ids, talk.forgotten) == (before, again, 0)
+    assert (talk.messages, talk.ids, talk.forgotten) == (before, again, 0)
     answered(talk, "and now")
     assert talk.prefilled < 20
 
@@ -182,13 +184,13 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
         written = [token for tokens in written for token in tokens]
     assert len(written) == (5 if where == "in the loop" else 0), "the prefill's and four steps'"
     assert talk.messages[-2]["content"].startswith("stop me")
-    before = talk._ids.copy()
+    before = talk.ids
     assert before[len(before) - len(written) :] == written
     _, tokens = answered(talk, "go on")
     assert (talk.forgotten > forgotten) == forgetting
-    assert tokens == from_scratch(params, talk._ids[: -len(tokens)], **ONLY_LETTERS).tokens
+    assert tokens == from_scratch(params, talk.ids[: -len(tokens)], **ONLY_LETTERS).tokens
     if not forgetting:
-        assert talk._ids[: len(before)] == before
+        assert talk.ids[: len(before)] == before
 
 
 def test_reset_forgets_all_but_a_system_message_and_the_old_cache_does_not_show(params):
@@ -259,6 +261,34 @@ def test_a_second_turn_in_the_same_buckets_compiles_nothing(params, compiled):
     assert len(compiled) == 2
 
 
+def test_a_loaded_models_first_word_waits_for_both_programs_and_none_follows(params, compiled):
+    """`load` puts weights on a device; a cache that lay elsewhere would be another program's."""
+    driver.decode.clear_cache()
+    driver.prefill.clear_cache()
+    talk = conversation(jax.device_put(params, jax.devices()[0]))
+    answer = talk.ask("hello")
+    next(answer)
+    assert len(compiled) == 2
+    answer.close()
+    for question in ("you", "and you"):
+        answered(talk, question)
+    assert len(compiled) == 2
+
+
+def test_what_is_compiled_while_somebody_types_is_what_the_answer_runs(params, compiled):
+    driver.decode.clear_cache()
+    driver.prefill.clear_cache()
+    held = jax.device_put(params, jax.devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), held
+    )
+    for _ in prepare_turns(shapes):
+        pass
+    assert len(compiled) == 2
+    answered(conversation(held), "hello")
+    assert len(compiled) == 2
+
+
 @pytest.mark.slow
 def test_a_conversation_is_had_on_a_mesh(params):
     mesh = llama_jax.make_mesh(tensor=2)
@@ -278,7 +308,7 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     model = llama_jax.load(shared / "models/stories260K-meta", dtype="float32")
     talk = Conversation(model, temperature=0.0, max_new_tokens=24)
     first = "".join(delta.text for delta in talk.ask("Tell me a story."))
-    before = talk._ids.copy()
+    before = talk.ids
     tokenizer = llama_jax.load_tokenizer(model.tokenizer)
     asked = len(tokenizer.encode_dialog(talk.messages[:1]))
     assert first == talk.messages[-1]["content"] != ""
@@ -286,7 +316,7 @@ def test_stories260k_reads_a_second_turn_from_where_it_was(shared):
     ids = tokenizer.encode_dialog(talk.messages[:-1])
     (done,) = generate(model, [ids], temperature=0.0, max_new_tokens=24)
     assert [token for delta in deltas for token in delta.tokens] == done.tokens
-    assert talk._ids == ids + done.tokens
+    assert talk.ids == ids + done.tokens
     both = zip(before[:-1], ids, strict=False)
     kept = next((i for i, (a, b) in enumerate(both) if a != b), len(before) - 1)
     # At the least the question: the format puts a space before an answer, whatever the model wrote.
@@ -302,8 +332,8 @@ forks = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def terminal(shared):
-    def start(*options):
-        command = ["-m", "llama_jax", "chat", str(shared / "models/stories260K-meta"), *options]
+    def start(*options, program=("-m", "llama_jax")):
+        command = [*program, "chat", str(shared / "models/stories260K-meta"), *options]
         child = pexpect.spawn(
             sys.executable, command, encoding="utf-8", timeout=120, dimensions=(40, 200)
         )
@@ -365,9 +395,19 @@ def test_three_turns_in_a_terminal(terminal, shared):
     assert child.exitstatus == 0
 
 
+SLOWLY = """
+import runpy, time
+from llama_jax.generation.row_writer import RowWriter
+take = RowWriter.take
+RowWriter.take = lambda *given: (time.sleep(0.1), take(*given))[1]
+runpy.run_module("llama_jax", run_name="__main__", alter_sys=True)
+"""
+
+
 @forks
 def test_ctrl_c_stops_an_answer_and_not_the_program(terminal):
-    child = terminal("-n", "3000", "-t", "1.5", "--top-p", "1")
+    # So slow a model that it is still answering when Ctrl-C comes, however busy the machine is.
+    child = terminal("-n", "3000", "-t", "1.5", "--top-p", "1", program=("-c", SLOWLY))
     for question in ("Tell me a long story.", "Go on."):
         child.sendline(question)
         child.expect_exact("thinking")

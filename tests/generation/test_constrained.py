@@ -12,11 +12,12 @@ import pytest
 import llama_jax
 from llama_jax import chat, generate, stream
 from llama_jax.generation import chat as chat_module
+from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import rows_of
 from llama_jax.generation.constraint import Form, constrained, constraint_for
-from llama_jax.generation.generate import complete
+from llama_jax.generation.generate import completed, in_order
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.settings import for_each
-from llama_jax.model.placement import Placement
 from llama_jax.ops.sampling import allowed_only
 
 ONCE = ["Once upon a time"]
@@ -115,7 +116,7 @@ def test_rows_of_a_batch_may_be_without_one(own):
     rows = rows_of(config, ONCE, settings, 16, tokenizer, False)
     form = Form(None, " (red|blue)", None)
     mixed = [*constrained(rows[:8], config.vocab_size, tokenizer, form), *rows[8:]]
-    done = complete(own, Placement.of(own), mixed, tokenizer)
+    done = in_order(list(completed(own, Asked(mixed, Placement.of(own), tokenizer))))
     free = generate(own, ONCE, n=16, temperature=1.0, max_new_tokens=8)
     assert {one.text for one in done[:8]} <= {" red", " blue"}
     assert [one.tokens for one in done[8:]] == [one.tokens for one in free[8:]]
@@ -142,7 +143,8 @@ def test_an_answer_to_a_dialog_is_of_the_form(own, monkeypatch):
         assert done.text in ("yes", "no"), "a piece with a space adds none at an answer's start"
         assert done.finish_reason == "stop"
     # `chat` gives the same row to the same function.
-    monkeypatch.setattr(chat_module, "complete", lambda _, place, rows, tokenizer: rows)
+    monkeypatch.setattr(chat_module, "completed", lambda _, asked: [(None, *asked.rows)])
+    monkeypatch.setattr(chat_module, "in_order", lambda done: [row for _, row in done])
     constraint = constraint_for(tokenizer, own.config.vocab_size, regex="yes|no", after=())
     row = chat(own, asked, **form)
     assert row.constraint.mask().tolist() == constraint.mask().tolist()

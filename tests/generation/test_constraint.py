@@ -279,8 +279,8 @@ def test_a_table_is_made_once_and_keeps_the_last_grammars_alone():
     assert table_of(tokenizer, 256) is table
     for n in range(GRAMMARS + 5):
         table.matcher(f'start: "{n}"')
-    assert len(table._compiled) == GRAMMARS
-    assert 'start: "0"' not in table._compiled
+    assert len(table.compiled) == GRAMMARS
+    assert 'start: "0"' not in table.compiled
 
 
 def test_a_grammar_is_tried_once(monkeypatch):

@@ -17,8 +17,8 @@ from llama_jax.generation.limits import (
     limits_on,
     tokens_per_read,
 )
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import encode
-from llama_jax.model.placement import Placement
 
 GREEDY = {"temperature": 0.0, "max_new_tokens": 8, "logprobs": 1}
 

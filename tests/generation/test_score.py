@@ -12,9 +12,10 @@ from helpers import GOLDEN, Letters, run
 
 import llama_jax
 from llama_jax import DynamicScaling, generate, perplexity, score, stream
+from llama_jax.generation import placement
 from llama_jax.generation.limits import limits_on
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.results import Perplexity, Score
-from llama_jax.model.placement import Placement
 
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
@@ -89,11 +90,11 @@ def test_a_prompt_that_fills_the_context_is_scored_to_its_last_token():
 def test_an_accelerator_reads_as_many_positions_of_one_text_as_of_eight(params, monkeypatch):
     def of(rows, time):
         return scoring.score_arguments(params, Placement.of(params), np.zeros((rows, time)))[
-            "width"
+            "chunk_tokens"
         ]
 
     assert (of(1, 16), of(1, 4096), of(8, 4096)) == (16, 128, 128)
-    monkeypatch.setattr(scoring, "limits_on", lambda _: limits_on("gpu"))
+    monkeypatch.setattr(placement, "limits_on", lambda _: limits_on("gpu"))
     assert (of(1, 16), of(1, 4096), of(3, 4096), of(8, 4096)) == (16, 1024, 256, 128)
     many = np.random.default_rng(0).integers(1, params.config.vocab_size, 200).tolist()
     (wide,) = score(params, [many])

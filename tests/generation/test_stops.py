@@ -13,7 +13,7 @@ from helpers import Letters
 
 import llama_jax
 from llama_jax import SamplingSettings, generate, stream
-from llama_jax.generation import driver
+from llama_jax.generation import driver, placement
 from llama_jax.generation import text as text_module
 from llama_jax.generation.limits import (
     ACCELERATOR,
@@ -154,7 +154,7 @@ def test_a_token_costs_no_more_beside_a_long_stop_string():
 
     for stop, text in (("z" * 4000, "z" * 3999 + "a"), ("ab" * 2000, "ab" * 1999 + "aab" * 900)):
         matcher = text_module._Stop(Counted(stop))
-        text_module._shorter(matcher.text)  # once a stop string, not once a text
+        text_module.shorter_ends(matcher.text)  # once a stop string, not once a text
         steps = 0
         assert not any(map(matcher.is_whole_after, text))
         assert steps <= 4 * len(text) + 4
@@ -399,7 +399,7 @@ def test_the_host_looks_as_often_as_a_large_model_needs_and_the_tokens_are_the_s
         driver.RowWriter, "take", lambda self, *given: looks.append(1) or take(self, *given)
     )
     slow = dataclasses.replace(CPU, bytes_per_second=14 * params.nbytes)
-    monkeypatch.setattr(driver, "limits_on", lambda _: slow)
+    monkeypatch.setattr(placement, "limits_on", lambda _: slow)
     assert generate(params, [[1, 2, 3], [4]], **asked) == whole
     assert len(looks) == 2 * math.ceil(50 / 7)
 
@@ -414,7 +414,7 @@ def test_ctrl_c_is_heard_while_the_device_works():
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
-            driver._wait_for(types.SimpleNamespace(count=Never()))
+            driver.wait_for(types.SimpleNamespace(count=Never()))
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

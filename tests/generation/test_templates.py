@@ -47,9 +47,9 @@ def shared(one, other):
 
 def turn(talk, answer):
     """The ids that an answer was asked with, and those that it has."""
-    before = list(talk._ids)
+    before = list(talk.ids)
     tokens = [token for delta in answer for token in delta.tokens]
-    asked = talk._ids[: len(talk._ids) - len(tokens)]
+    asked = talk.ids[: len(talk.ids) - len(tokens)]
     # All that agrees is kept, but the newest token of the last turn, which the cache has not read.
     kept = min(shared(before[:-1], asked), len(asked) - 1)
     assert talk.prefilled == len(asked) - kept
@@ -137,7 +137,7 @@ def test_undo_takes_the_last_question_and_its_answer_back(params, tmp_path):
     assert talk.undo() == {"role": "user", "content": "SECRET"}
     assert talk.messages == before
     list(talk.ask("third"))
-    assert "SECRET" not in talk.tokenizer.decode(talk._ids)
+    assert "SECRET" not in talk.tokenizer.decode(talk.ids)
 
 
 def test_an_answer_that_goes_on_after_a_reset_leaves_the_new_dialog_alone(params, tmp_path):
@@ -167,7 +167,7 @@ def test_what_a_stop_string_cut_off_is_not_in_the_next_prompt(params, tmp_path, 
         assert deltas[-1].finish_reason == "stop"
         assert not any(text in talk.messages[-1]["content"] for text in stop)
         count = sum(len(delta.tokens) for delta in deltas)
-        asked = talk._ids[: len(talk._ids) - count]
+        asked = talk.ids[: len(talk.ids) - count]
         assert asked == encoded(folder, written(talk.messages[:-1]))
 
 
@@ -207,10 +207,10 @@ def test_a_call_in_llama_3s_own_format_is_read_again_as_it_was_written(config, e
     assert tokens == [tag]
     more = {"end": "eom"} if end == "<|eom_id|>" else {}
     assert talk.messages[-1] == {"role": "assistant", "content": "", "python_tag": True, **more}
-    before = [*talk._ids, stop]
+    before = [*talk.ids, stop]
     talk.messages.append({"role": "tool", "content": "21 degrees"})
     list(talk.answer())
-    assert talk._ids[: len(before)] == before
+    assert talk.ids[: len(before)] == before
 
 
 def test_tools_that_a_template_does_not_write_are_refused(params, tmp_path):

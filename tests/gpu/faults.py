@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from llama_jax.kernels.blockwise import Span, over_spans
 from llama_jax.model import transformer as model
 from llama_jax.model.cache import KVCache, KVLayer
+from llama_jax.pytrees import register_dataclass
 
 
 def looks_at_a_weight_again(params, tokens, positions, cache, at=None):
@@ -34,7 +35,7 @@ def looks_at_the_past_block_by_block(params, tokens, positions, cache, at=None):
     return logits + jnp.max(jax.lax.map(block, jnp.arange(0, cache.slots, 512))), after
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TurnedSlots(KVLayer):
     """Of [batch, slots, kv_heads, head_dim], which attention must turn around."""
@@ -47,7 +48,7 @@ class TurnedSlots(KVLayer):
         return out, (k, v)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotsFirst(KVCache):
     """A cache of such layers."""

@@ -16,10 +16,10 @@ from llama_jax.config import Config
 from llama_jax.generation import driver
 from llama_jax.generation.batch import Batch, batch_settings
 from llama_jax.generation.loop import prefill
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.state import NewCache
 from llama_jax.model.cache import KVCache
 from llama_jax.model.paged import PAGE, Paged
-from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import sharding_of, weight_shardings
 from llama_jax.sharding.specs import CACHE, NEXT_LOGITS

@@ -27,8 +27,8 @@ from programs import (
 
 from llama_jax.generation.limits import limits_on
 from llama_jax.generation.loop import decode
+from llama_jax.generation.placement import Placement
 from llama_jax.kernels import COMPILER_OPTIONS
-from llama_jax.model.placement import Placement
 
 CONFIG, SLOTS, CHUNK = shallow(LLAMA_8B, 2), 4096, 8
 WEIGHTS, CACHES = 7 * CONFIG.n_layers + 2, 2 * CONFIG.n_layers

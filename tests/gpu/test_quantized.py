@@ -10,7 +10,7 @@ from programs import LLAMA_8B, SMALLEST, cache_of, compiled_step, mesh_of, param
 
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.weights.params import nested, weight_at
-from llama_jax.weights.quantize import kind_of, rounded
+from llama_jax.weights.quantize import kind_of, rounded_weight
 from llama_jax.weights.weight import map_parts, part_spec
 
 KINDS = ["int8", "int8_channel", "fp8", "int4"]
@@ -27,7 +27,7 @@ def quantized_params(config, mesh, kind):
         if how is None:
             weights[path] = array
             continue
-        value = rounded(jax.ShapeDtypeStruct(array.shape, jnp.bfloat16), how, path)
+        value = rounded_weight(jax.ShapeDtypeStruct(array.shape, jnp.bfloat16), how, path)
         weights[path] = map_parts(
             value,
             lambda part, axes, lies=sharding: jax.ShapeDtypeStruct(

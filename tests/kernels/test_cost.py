@@ -13,7 +13,8 @@ from llama_jax.generation.batch import batch_settings
 from llama_jax.generation.limits import CPU
 from llama_jax.generation.loop import prefill
 from llama_jax.generation.state import NewCache
-from llama_jax.kernels import FORMS, cpu
+from llama_jax.kernels import cpu
+from llama_jax.kernels.forms import FORMS
 from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.ops.linear import dot

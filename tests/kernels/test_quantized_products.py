@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from llama_jax import kernels
-from llama_jax.kernels import quantized_cpu, quantized_gpu
+from llama_jax.kernels import quantized_blocks, quantized_cpu, quantized_gpu
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import Int4
 from llama_jax.weights.int8 import Int8
+from llama_jax.weights.quantize import ROUNDED
 
 RNG = np.random.default_rng(0)
-INPUTS, OUTPUTS = 512, 48
+INPUTS, OUTPUTS = 512, 256
 ARRAY = RNG.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)
 MINIMA = RNG.normal(size=(INPUTS // 16, OUTPUTS)).astype(np.float16)
 WEIGHTS = {
@@ -41,7 +42,7 @@ def rows_of(count, width):
     return jnp.asarray(RNG.normal(size=(count, width)), jnp.float32)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 12])
+@pytest.mark.parametrize("rows", [1, 3, quantized_cpu.MANY])
 @pytest.mark.parametrize("form", [quantized_cpu, quantized_gpu], ids=["cpu", "default"])
 def test_a_form_computes_what_the_weight_does(weight, form, rows):
     x, dense = rows_of(rows, weight.shape[0]), np.asarray(weight.dense())
@@ -86,5 +87,23 @@ def test_a_step_in_a_loop_holds_no_decoded_weight(kind, rows):
     x = jax.ShapeDtypeStruct((rows, 1024), jnp.float32)
     options = kernels.COMPILER_OPTIONS
     memory = jax.jit(loop).lower(x, weights).compile(options).memory_analysis()
-    a_block = 4 * quantized_cpu.BLOCK * 1024
+    a_block = 4 * quantized_blocks.INPUTS * 1024
     assert memory.temp_size_in_bytes < 2 * a_block + 8 * rows * 4096
+
+
+@pytest.mark.parametrize("door", [kernels.linear, kernels.linear_transposed])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_more_weights_need_no_more_memory_for_a_prompt(kind, door):
+    """XLA would make the zeros that every loop begins with when the program starts."""
+    rows, width = 2 * quantized_cpu.MANY, 512
+    weight = jax.eval_shape(ROUNDED[kind], jax.ShapeDtypeStruct((width, width), jnp.float32))
+
+    def temporaries(weights):
+        def step(x, weights):
+            return functools.reduce(lambda x, w: jnp.tanh(door(x, w)), weights, x)
+
+        x = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+        lowered = jax.jit(step).lower(x, [weight] * weights)
+        return lowered.compile(kernels.COMPILER_OPTIONS).memory_analysis().temp_size_in_bytes
+
+    assert temporaries(6) < temporaries(2) + 4 * rows * width

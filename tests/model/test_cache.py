@@ -14,9 +14,10 @@ from llama_jax.model.int8_paged import Int8Paged
 from llama_jax.model.memory import memory
 from llama_jax.model.paged import Paged
 from llama_jax.ops.attention import attention
+from llama_jax.pytrees import register_dataclass
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StackedLayer:
     keys_and_values: jax.Array
@@ -26,7 +27,7 @@ class StackedLayer:
         return attention(q, k, v, past, positions[:, 0]), jnp.stack([k, v])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stacked:
     """Keys and values of all layers in one array: [slots, layers, 2, batch, kv_heads, head_dim]."""
@@ -119,7 +120,7 @@ def test_a_conversation_keeps_its_past_in_it(params):
     for question in ("hello", "and then?"):
         ours, wanted = ([t for delta in talk.ask(question) for t in delta.tokens] for talk in talks)
         assert ours == wanted
-    assert talks[0].prefilled == talks[1].prefilled < len(talks[0]._ids)
+    assert talks[0].prefilled == talks[1].prefilled < len(talks[0].ids)
     for talk in talks:  # back to the first answer, where the new text parts from what was read
         talk.messages[1]["content"] = "no"
         ids = Dialogs().encode_dialog([*talk.messages, {"role": "user", "content": "so?"}])

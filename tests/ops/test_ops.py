@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax.kernels import linear, linear_transposed
-from llama_jax.kernels.blockwise import Own, Span
+from llama_jax.kernels.blockwise import OwnKeys, Span
 from llama_jax.kernels.blockwise import over_spans as attention
 from llama_jax.ops import rope
 from llama_jax.ops.norm import rms_norm
@@ -243,7 +243,7 @@ def test_queries_see_their_own_keys_up_to_themselves(time):
     """However many take their keys at once."""
     q, k, v = normal(0, 1, time, 4, 8), normal(1, 1, 2, time, 8), normal(2, 1, 2, time, 8)
     expected = attention_in_numpy(q, k, v, seen(causal(k, v), time))
-    np.testing.assert_allclose(attention(q, [Own(k, v)]), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attention(q, [OwnKeys(k, v)]), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("time", [1, 3])
@@ -275,7 +275,7 @@ def test_attention_in_blocks_is_attention_at_once(monkeypatch, used):
     positions = used + jnp.tile(jnp.arange(21), (2, 1))
     past_k, past_v = normal(3, 2, 2, 27, 8), normal(4, 2, 2, 27, 8)
     past = Span(past_k, past_v, jnp.arange(27)[None], positions[:, :1] - 1)
-    spans = [past, Own(k, v)]
+    spans = [past, OwnKeys(k, v)]
 
     def loss(q, spans):
         return jnp.sum(jnp.sin(attention(q, spans)))

@@ -10,7 +10,8 @@ from sampling_cases import request, sampled, state, survivors_in_numpy
 
 from llama_jax import kernels
 from llama_jax.generation.sample import sample
-from llama_jax.kernels import FORMS, argmax, max_and_argmax, select, top_k, top_k_keeps, top_p_keeps
+from llama_jax.kernels import argmax, max_and_argmax, select, top_k, top_k_keeps, top_p_keeps
+from llama_jax.kernels.forms import FORMS
 from llama_jax.ops import sampling
 from llama_jax.ops.sampling import min_p_keeps, penalized, with_noise
 

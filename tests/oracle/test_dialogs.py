@@ -42,7 +42,7 @@ def test_five_turns_are_read_as_transformers_writes_them(params, tmp_path, kind)
     for question in QUESTIONS:
         tokens = [token for delta in talk.ask(question) for token in delta.tokens]
         dialog = talk.messages[:-1]
-        assert talk._ids[: len(talk._ids) - len(tokens)] == theirs(their, dialog)
+        assert talk.ids[: len(talk.ids) - len(tokens)] == theirs(their, dialog)
         rendered = their.apply_chat_template(dialog, tokenize=False, add_generation_prompt=True)
         assert rendered == written(dialog)
 
@@ -56,9 +56,9 @@ def test_five_turns_with_tools_are_read_as_transformers_writes_them(params, tmp_
     )
 
     def check(answer):
-        before = list(talk._ids)
+        before = list(talk.ids)
         tokens = [token for delta in answer for token in delta.tokens]
-        asked = talk._ids[: len(talk._ids) - len(tokens)]
+        asked = talk.ids[: len(talk.ids) - len(tokens)]
         assert asked == theirs(their, without_none(talk.messages[:-1]), tools=TOOLS)
         same = sum(
             1

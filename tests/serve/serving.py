@@ -12,13 +12,13 @@ NAME = "stories"
 
 
 @contextlib.contextmanager
-def served(engine, **options):
+def served(engine, *, chats=True, **options):
     """The address of a server over an engine, and its application."""
     from llama_jax.serve.http import application
     from llama_jax.serve.openai.served import Served
     from llama_jax.serve.server import Server, listen, serve
 
-    app, outer = application(Served(engine, NAME, 1), **options)
+    app, outer = application(Served(engine, NAME, 1, chats), **options)
     listening = listen("127.0.0.1", 0)
     app.server = server = Server(app, outer)
     thread = threading.Thread(target=serve, args=(server, listening))

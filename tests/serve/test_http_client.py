@@ -2,9 +2,13 @@
 
 import json
 import re
+import shlex
+import shutil
+import subprocess
 
 import openai
 import pytest
+from helpers import ROOT
 from serving import NAME, served
 
 import llama_jax
@@ -84,6 +88,18 @@ def test_a_completion_is_the_engines(client, engine, asked, settings):
     )
     assert got.usage.completion_tokens == len(expected.tokens)
     assert text_of(streamed(client, **asked)) == expected.text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="it runs curl; install it")
+def test_what_the_pages_ask_by_curl_is_answered(address):
+    pages = [ROOT / "README.md", ROOT / "docs/guides/serving.md"]
+    text = "".join(page.read_text() for page in pages).replace("\\\n", "")
+    lines = re.findall(r"^curl .*", text, flags=re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        asked = shlex.split(line.replace("http://127.0.0.1:8000", address))
+        said = subprocess.run([*asked, "-sS", "--fail"], capture_output=True, text=True, check=True)
+        assert '"text":"' in said.stdout
 
 
 def test_prompts_come_in_all_four_forms(client, tokenizer):

@@ -201,7 +201,9 @@ def test_a_client_that_does_not_read_is_cut(engine, serving, monkeypatch):
     stream = engine.wait_for_stream()
     engine.say(stream, *[delta("x" * 10**6)] * 20)
     assert engine.cancelled.wait(10)
-    assert len(read_all(opened)[0]) < 20 * 10**6
+    found, orderly = read_all(opened)
+    assert len(found) < 20 * 10**6
+    assert not orderly  # the kernel keeps nothing for it
     assert app.metrics.cut.values == {("answer_unread",): 1}
 
 
@@ -242,6 +244,24 @@ def test_a_body_is_counted_as_it_arrives(engine, serving):
     assert app.metrics.refused.values == {("body_too_large",): 1}
 
 
+def test_a_body_in_crumbs_is_refused(engine, serving, monkeypatch):
+    url, app = serving
+    monkeypatch.setattr(limits, "MAX_PIECES", 40)
+    content = json.dumps(ASKED).encode().ljust(80)
+    for size, answer in ((2, b"HTTP/1.1 200"), (1, b"HTTP/1.1 400")):
+        opened = connect(url)
+        opened.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        crumbs = [content[i : i + size] for i in range(0, len(content), size)]
+        opened.sendall(b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in (*crumbs, b"")))
+        if size == 2:
+            engine.say(engine.wait_for_stream(), delta("x", "stop"))
+        assert read_all(opened)[0].startswith(answer)
+    assert app.metrics.cut.values == {("no_http",): 1}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
@@ -264,6 +284,19 @@ def test_a_body_that_is_no_request_is_refused(url, body, status, said):
     assert got[0] == status
     assert said in got[2]["error"]["message"]
     assert len(got[2]["error"]["message"]) < 400
+
+
+def test_a_model_that_only_continues_texts_answers_no_messages(engine):
+    asked = {"messages": [{"role": "user", "content": "hi"}]}
+    with served(engine, chats=False) as (url, app):
+        for path in ("/v1/chat/completions", "/tokenize"):
+            status, headers, said = ask(url, "POST", path, asked)
+            assert (status, headers["x-should-retry"]) == (400, "false")
+            assert said["error"]["code"] == "no_chat_model"
+            assert "/v1/completions" in said["error"]["message"]
+        assert ask(url, path="/v1/models")[2]["data"][0]["chat"] is False
+        assert app.metrics.refused.values == {("no_chat_model",): 2}
+    assert engine.asked == []
 
 
 def test_a_form_of_another_site_is_no_request(url):
@@ -367,6 +400,14 @@ def test_metrics_are_prometheus_text(engine, url):
     assert all(line.startswith(("# ", "llama_jax_")) for line in lines)
 
 
+def test_the_description_says_what_an_event_is(url):
+    _, _, said = ask(url, path="/openapi.json")
+    answers = said["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    data = answers["text/event-stream"]["itemSchema"]["properties"]["data"]
+    assert data["contentSchema"] == {"$ref": "#/components/schemas/ChatChunk"}
+    assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/Chat"}
+
+
 def test_wrong_paths_and_methods_are_told(url):
     assert ask(url, "GET", "/v1/completions")[0] == 405
     assert ask(url, "DELETE", "/health")[0] == 405
@@ -394,3 +435,28 @@ def test_after_sigterm_what_was_accepted_is_answered(engine):
         assert orderly
         assert b"[DONE]" in found
         assert not engine.cancelled.is_set()
+
+
+@pytest.mark.parametrize("why", ["Ctrl-C twice", "time is over"])
+def test_what_cannot_be_answered_in_time_is_told_so(engine, caplog, monkeypatch, why):
+    if why == "time is over":
+        monkeypatch.setattr(limits, "DRAIN_SECONDS", 0.2)
+    with caplog.at_level("INFO"), served(engine) as (url, app):
+        whole, streamed = post(url), post(url, stream=True)
+        for _ in range(2):
+            engine.wait_for_stream()
+        app.server.handle_exit(signal.SIGINT, None)
+        while _accepts(url):
+            time.sleep(0.01)
+        if why == "Ctrl-C twice":
+            app.server.handle_exit(signal.SIGINT, None)
+        found = read_all(whole)[0], read_all(streamed)[0]
+    assert found[0].startswith(b"HTTP/1.1 503")
+    assert found[1].startswith(b"HTTP/1.1 200")
+    assert all(b'"code":"draining"' in one for one in found)
+    assert engine.cancelled.is_set()
+    assert app.server.interrupted
+    said = [one.getMessage() for one in caplog.records if "request" in one.getMessage()]
+    assert any("once it has answered 2 requests, within" in line for line in said)
+    assert "2 requests not answered" in said
+    assert "Traceback" not in caplog.text

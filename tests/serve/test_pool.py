@@ -6,9 +6,9 @@ import jax
 import pytest
 from helpers import config_of
 
+from llama_jax.generation.placement import Placement
 from llama_jax.model.cache import KVCache
 from llama_jax.model.int8_cache import Int8KVCache
-from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import init_params
 from llama_jax.serve import pool
 from llama_jax.serve.pool import pages_of_pool

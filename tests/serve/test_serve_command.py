@@ -56,12 +56,14 @@ def test_what_is_asked_of_the_engine_reaches_it(monkeypatch):
 
 
 def test_the_collector_is_spared_what_a_start_made():
-    serve = importlib.import_module("llama_jax.cli.serve")
+    serve, before = importlib.import_module("llama_jax.cli.serve"), gc.get_threshold()
     try:
         serve._keep_what_is_there()
         assert len(gc.get_objects()) < gc.get_freeze_count() / 10
+        assert gc.get_threshold()[0] == serve.YOUNG_OBJECTS
     finally:
         gc.unfreeze()
+        gc.set_threshold(*before)
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,11 @@ from llama_jax.config import Config
 from llama_jax.generation.batch import batches_of, rows_of
 from llama_jax.generation.limits import MAX_LOGPROBS
 from llama_jax.generation.loop import decode, prefill
+from llama_jax.generation.placement import Placement
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.generation.state import NewCache
 from llama_jax.model.cache import KVCache
 from llama_jax.model.memory import memory
-from llama_jax.model.placement import Placement
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.sharding.arrays import (
     mesh_of,

@@ -33,7 +33,13 @@ from llama_jax.tokenizer import (
     tokenizer_files,
 )
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from llama_jax.tokenizer.tiktoken import MAX_RUN, MAX_TEXT, SPECIAL, TiktokenTokenizer, _parts
+from llama_jax.tokenizer.tiktoken import (
+    MAX_RUN,
+    MAX_TEXT,
+    SPECIAL,
+    TiktokenTokenizer,
+    parts_of_text,
+)
 
 JOINING = ("tiny-joining", "stories260K")
 TINY = [*SENTENCEPIECES, "tiny-tiktoken"]
@@ -249,15 +255,15 @@ def test_long_text_is_cut_where_meta_cuts_it(text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("llama_jax.tokenizer.tiktoken.MAX_TEXT", 20)
         patch.setattr("llama_jax.tokenizer.tiktoken.MAX_RUN", 3)
-        ours = list(_parts(text))
+        ours = list(parts_of_text(text))
     wholes = (text[i : i + 20] for i in range(0, len(text), 20))
     assert ours == [part for whole in wholes for part in metas_cut(whole, 3)]
 
 
 def test_the_limits_are_metas():
     assert (MAX_TEXT, MAX_RUN) == (400_000, 25_000)
-    assert [len(part) for part in _parts("a" * 60_000)] == [25_000, 25_000, 10_000]
-    assert [len(part) for part in _parts("a " * 250_000)] == [400_000, 100_000]
+    assert [len(part) for part in parts_of_text("a" * 60_000)] == [25_000, 25_000, 10_000]
+    assert [len(part) for part in parts_of_text("a " * 250_000)] == [400_000, 100_000]
 
 
 @pytest.mark.parametrize("name", [*TINY, *REAL])

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_run import _end_after, losses, recipe_of
-from test_train_step import batch_of, close
-from test_train_step import recipe_of as step_recipe
+from short_runs import end_after, losses, recipe_of
+from single_steps import batch_of, close
+from single_steps import recipe_of as step_recipe
 from token_files import token_folder
 from toy_weight import Scaled
 
@@ -159,7 +159,9 @@ def whole(data, tmp_path_factory):
 
 def test_a_run_trains_adapters_and_its_model_opens(data, whole):
     folder, said = whole
-    assert "with 2,048 parameters of adapters to train on one device" in said[0]
+    assert said[0].startswith(
+        "2,048 parameters of adapters, over 88,256 that stay as they are, on one"
+    )
     loss = losses(folder)
     assert loss[8][0] < loss[1][0]
     model = llama_jax.load(folder / "model")
@@ -185,7 +187,7 @@ def test_saved_states_hold_the_adapters_and_not_the_frozen_weights(data, whole):
 
 def test_a_run_of_adapters_goes_on_with_the_same_weights(data, whole, tmp_path):
     wanted = llama_jax.load(whole[0] / "model").weights
-    _end_after(3, lora_recipe(data), tmp_path / "run")
+    end_after(3, lora_recipe(data), tmp_path / "run")
     opened = llama_jax.load(tmp_path / "run" / "model")
     assert isinstance(weight_at(opened.weights, PATHS[0]), LoraWeight)
     train(lora_recipe(data), tmp_path / "run", say=lambda line: None)
@@ -196,7 +198,7 @@ def test_a_run_of_adapters_goes_on_with_the_same_weights(data, whole, tmp_path):
 @pytest.mark.slow
 def test_a_run_of_adapters_goes_on_on_a_mesh(data, whole, tmp_path):
     wanted = llama_jax.load(whole[0] / "model").weights
-    _end_after(3, lora_recipe(data), tmp_path / "run")
+    end_after(3, lora_recipe(data), tmp_path / "run")
     opened = llama_jax.load(tmp_path / "run" / "model")
     asked = {"max_new_tokens": 4, "temperature": 0.0}
     found = [llama_jax.generate(one, [[1, 2, 3]], **asked)[0] for one in (opened, merge(opened))]

@@ -4,7 +4,7 @@ import gguf_file
 import jax
 import numpy as np
 import pytest
-from test_run import losses
+from short_runs import losses
 from token_files import token_folder
 
 import llama_jax

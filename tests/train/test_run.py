@@ -13,59 +13,21 @@ import numpy as np
 import pytest
 from helpers import ROOT
 from job import Job, over
+from short_runs import STEPS, end_after, losses, recipe_of, trained, validations
 from token_files import STORIES, token_folder
 
 import llama_jax
-from llama_jax.train.recipe import Mesh, Model, Optimizer, Recipe, Run, Step
+from llama_jax.train.recipe import Model, Optimizer
 from llama_jax.train.recipe_file import read_recipe, to_json
 from llama_jax.train.rows import TextRows
 from llama_jax.train.run import train
 from llama_jax.train.stops import asked_anywhere
 from llama_jax.train.token_folder import open_tokens
 
-STEPS = 8
-
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
     return token_folder(tmp_path_factory.mktemp("data"))
-
-
-def recipe_of(tokens, steps=STEPS, mesh=None, run=None, **step):
-    step = {"batch": 8, "context": 16, "dtype": "float32", "remat": "none"} | step
-    usual = {"save_every": 2, "evaluate_every": 4, "sample_every": 0, "peak_tflops": 1.0}
-    run = {**usual, "log_rows": True, **(run or {})}
-    return Recipe(
-        steps=steps,
-        model=Model(config="tiny"),
-        tokens=str(tokens),
-        optimizer=Optimizer(warmup=2, learning_rate=1e-2),
-        step=Step(**step),
-        mesh=Mesh(**(mesh or {})),
-        run=Run(**run),
-    )
-
-
-def trained(recipe, folder):
-    said = []
-    return llama_jax.load(train(recipe, folder, say=said.append)).weights, said
-
-
-def losses(folder):
-    """Each step's loss, as often as it was taken."""
-    found = {}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        if "loss" in record:
-            found.setdefault(record["step"], []).append(record["loss"])
-    return found
-
-
-def validations(folder):
-    """The validation loss of each step that has one."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    found = {record["step"]: record.get("validation_loss") for record in map(json.loads, lines)}
-    return {step: loss for step, loss in found.items() if loss is not None}
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +40,7 @@ def test_a_run_that_stops_and_goes_on_has_the_same_weights(tokens, whole, tmp_pa
     for steps in (3, 5, STEPS):
         # The schedule is that of all steps: the process ends early, not the run.
         recipe = recipe_of(tokens)
-        _end_after(steps, recipe, tmp_path / "run")
+        end_after(steps, recipe, tmp_path / "run")
     weights, _ = trained(recipe_of(tokens), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, weights, whole[0])
     assert losses(tmp_path / "run") == whole[1], "each step once, with the same loss"
@@ -95,23 +57,9 @@ def check_rows(run, tokens, steps):
     assert len(set(read)) == min(len(read), order.rows)
 
 
-def _end_after(steps, recipe, folder, evaluate_every=0):
-    """Trains until a step, and asks to stop there, as SIGTERM does."""
-
-    def say(line):
-        if line.startswith(f"step {steps}/"):
-            signal.raise_signal(signal.SIGTERM)
-
-    every = {"print_every": 1, "save_every": 100, "evaluate_every": evaluate_every}
-    run, said = Run(**vars(recipe.run) | every), []
-    train(recipe.replace(run=run), folder, say=lambda line: (said.append(line), say(line)))
-    last = re.match(r"stopped after step (\d+) of 8; the same call goes on", said[-1])
-    assert (int(last[1]) if last else STEPS) >= steps
-
-
 @pytest.mark.parametrize("axes", [{"data": 4}, {"fsdp": 2, "tensor": 2}], ids=str)
 def test_a_run_goes_on_on_another_mesh(axes, tokens, whole, tmp_path):
-    _end_after(4, recipe_of(tokens), tmp_path / "run")
+    end_after(4, recipe_of(tokens), tmp_path / "run")
     weights, said = trained(recipe_of(tokens, mesh=axes), tmp_path / "run")
     assert any("going on after step" in line for line in said)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), weights, whole[0])
@@ -119,8 +67,8 @@ def test_a_run_goes_on_on_another_mesh(axes, tokens, whole, tmp_path):
 
 def test_a_state_that_was_cut_short_is_passed_over_and_that_is_said(tokens, whole, tmp_path):
     run = tmp_path / "run"
-    _end_after(4, recipe_of(tokens), run)
-    _end_after(6, recipe_of(tokens), run)
+    end_after(4, recipe_of(tokens), run)
+    end_after(6, recipe_of(tokens), run)
     newest = max((run / "states").iterdir(), key=lambda folder: int(folder.name))
     cut = 0
     for file in newest.rglob("*"):
@@ -148,7 +96,7 @@ def test_the_best_model_is_kept_and_not_a_later_one_that_is_worse(tokens, tmp_pa
     recipe = recipe_of(tokens, steps=6, run=run)
     fast = Optimizer(warmup=2, learning_rate=3.0, schedule="constant")
     recipe = recipe.replace(optimizer=fast)
-    _end_after(4, recipe, tmp_path / "run", evaluate_every=1)
+    end_after(4, recipe, tmp_path / "run", evaluate_every=1)
     best = llama_jax.load(tmp_path / "run/model")
     found = validations(tmp_path / "run")
     assert min(found, key=found.get) < max(found), "it did not get worse"
@@ -186,7 +134,7 @@ def test_a_job_asked_to_stop_saves_in_all_and_goes_on(number, heard, again, toke
             job.running[process].send_signal(number)
         ended = job.ended()
     assert [one.returncode for one in ended.values()] == [0, 0], ended
-    last = re.search(r"stopped after step (\d+) of 60; the same call goes on", ended[0].stdout)
+    last = re.search(r"stopped after step (\d+) of 60, which is saved", ended[0].stdout)
     assert [entry.name for entry in (run / "states").iterdir()] == [last[1]]
     alone = read_recipe(recipe)
     if again == 1:
@@ -204,7 +152,7 @@ def test_a_job_asked_to_stop_saves_in_all_and_goes_on(number, heard, again, toke
 def test_two_processes_go_on_with_ones_run_and_one_with_theirs(tokens, whole, tmp_path):
     """Each dies by a signal that no process hears."""
     run, recipe = tmp_path / "run", tmp_path / "recipe.json"
-    _end_after(2, recipe_of(tokens), run)
+    end_after(2, recipe_of(tokens), run)
     mesh = {"data": 2, "fsdp": 2, "tensor": 2}
     often = {"save_every": 1, "print_every": 1, "evaluate_every": 0}
     recipe.write_text(to_json(recipe_of(tokens, mesh=mesh, run=often)))

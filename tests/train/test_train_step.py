@@ -7,48 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from single_steps import ROWS, TIME, batch_of, close, recipe_of, trained
 
 from llama_jax.model.transformer import forward, init_params
-from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
-from llama_jax.train.recipe import Optimizer, Recipe, Step
 from llama_jax.train.rows import Batch
 from llama_jax.train.state import new_state
 from llama_jax.train.step import jitted_step, loss_and_gradients, loss_sum
 from llama_jax.verify.reference import reference_logits
 from llama_jax.weights.params import weight_at
 from llama_jax.weights.table import weight_table
-
-ROWS, TIME = 8, 24
-
-
-def recipe_of(optimizer=None, steps=100, **step):
-    step = {"batch": ROWS, "context": TIME, "dtype": "float32", "remat": "none"} | step
-    optimizer = {"warmup": 2, "learning_rate": 1e-2} | (optimizer or {})
-    return Recipe(steps=steps, optimizer=Optimizer(**optimizer), step=Step(**step))
-
-
-def batch_of(config, step=0, document=11):
-    draw = np.random.default_rng(step)
-    ids = draw.integers(0, config.vocab_size, (ROWS, TIME + 1)).astype(np.int32)
-    positions = np.broadcast_to(np.arange(TIME) % document, (ROWS, TIME)).astype(np.int32)
-    # From none to all of a row's tokens are trained on: micro-batches differ in their counts.
-    weights = (np.arange(TIME) < 3 * np.arange(1, ROWS + 1)[:, None]).astype(np.float32)
-    return jax.tree.map(jnp.asarray, Batch(ids[:, :-1], ids[:, 1:], positions, weights))
-
-
-def trained(config, recipe, steps=3, mesh=None):
-    params = init_params(jax.random.key(0), config)
-    state = new_state(recipe, shard_params(params, mesh) if mesh else params)
-    step, losses = jitted_step(recipe), []
-    for i in range(steps):
-        state, metrics = step(state, batch_of(config, i))
-        losses.append(float(metrics.loss))
-    return state, losses
-
-
-def close(a, b, tolerance):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance), a, b)
 
 
 def gradients_of(config, params, **step):

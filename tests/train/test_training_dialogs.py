@@ -15,7 +15,7 @@ from llama_jax.tokenizer.dialog import encode_llama2_answers
 from llama_jax.train.batches import batch_sharding, evaluation_batches
 from llama_jax.train.dialog_tokens import tokenize_dialogs
 from llama_jax.train.dialogs import example_of, read_dialogs
-from llama_jax.train.packed_rows import rows_of
+from llama_jax.train.packed_rows import rows_in
 from llama_jax.train.token_folder import open_tokens
 
 FORMATS = {"sentencepiece": "tiny-sentencepiece", "tiktoken": "tiny-tiktoken"}
@@ -309,7 +309,7 @@ def packed(tmp_path, count=40, context=400, **settings):
 def test_rows_hold_every_example_once_with_its_own_positions_and_weights(tmp_path):
     done, folder = packed(tmp_path)
     examples = examples_of(tmp_path, load_tokenizer(folder.path), *dialogs(40))
-    rows = rows_of(folder.train, time=400, documents="separate")
+    rows = rows_in(folder.train, time=400, documents="separate")
     batch = rows.read(np.arange(len(rows)))
     found = []
     for row in range(len(rows)):
@@ -332,7 +332,7 @@ def test_rows_hold_every_example_once_with_its_own_positions_and_weights(tmp_pat
 
 def test_packed_rows_are_evaluated_whole(tmp_path):
     done, folder = packed(tmp_path)
-    rows = rows_of(folder.validation, time=400, documents="separate")
+    rows = rows_in(folder.validation, time=400, documents="separate")
     batches = evaluation_batches(rows, 4, batch_sharding(None, 4))
     trained = done.splits["validation"]["packed"]["trained_tokens"]
     assert sum(float(batch.weights.sum()) for batch in batches) == trained
@@ -360,9 +360,9 @@ def test_a_dialog_longer_than_a_row_is_named_or_left_out(tmp_path):
 def test_rows_of_another_length_or_joined_are_refused(tmp_path):
     _, folder = packed(tmp_path)
     with pytest.raises(ValueError, match="packed into rows of 400 tokens, not 512"):
-        rows_of(folder.train, time=512, documents="separate")
+        rows_in(folder.train, time=512, documents="separate")
     with pytest.raises(ValueError, match="would let packed dialogs see each other"):
-        rows_of(folder.train, time=400, documents="joined")
+        rows_in(folder.train, time=400, documents="joined")
 
 
 @pytest.mark.parametrize("name", ["train/rows.npy", "train/trained.bin"])

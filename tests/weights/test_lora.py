@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import edit_manifest
-from test_weight import same
+from helpers import check_same, edit_manifest
 from toy_weight import Scaled
 
 import llama_jax
@@ -123,7 +122,7 @@ def test_a_checkpoint_with_adapters_comes_back(models, tmp_path, sizes):
     mesh = llama_jax.make_mesh(**sizes) if sizes else None
     llama_jax.save(llama_jax.shard_params(values, mesh) if mesh else values, tmp_path / "model")
     loaded = llama_jax.load(tmp_path / "model", mesh=mesh)
-    same(loaded, values)
+    check_same(loaded, values)
     half = llama_jax.load(tmp_path / "model", mesh=mesh, dtype="bfloat16")
     wq, base = half.weights["layers_0"]["attention"]["wq"], "values"
     assert (wq.dtype, wq.a.dtype, wq.b.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import run
+from helpers import check_same, run
 
 import llama_jax
 from llama_jax.checkpoint import shapes
@@ -29,11 +29,6 @@ def saved(params, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model"
     llama_jax.save(params, path)
     return path
-
-
-def same(one, other):
-    assert jax.tree.structure(one.weights) == jax.tree.structure(other.weights)
-    jax.tree.map(np.testing.assert_array_equal, one.weights, other.weights)
 
 
 def test_matrices_are_rounded_and_the_embedding_and_norms_stay(params):
@@ -69,10 +64,10 @@ def test_scales_of_int8_are_one_for_each_32_inputs_or_one_an_output(params):
 @pytest.mark.parametrize("kind", ["int8", "int8_channel", "int4", "fp8"])
 def test_load_and_convert_round_as_quantize_does(params, saved, tmp_path, kind):
     wanted = llama_jax.quantize(params, kind)
-    same(llama_jax.load(saved, quantize=kind), wanted)
+    check_same(llama_jax.load(saved, quantize=kind), wanted)
     done = run("convert", saved, tmp_path / "small", "--quantize", kind)
     assert done.exit_code == 0, done.output
-    same(llama_jax.load(tmp_path / "small"), wanted)
+    check_same(llama_jax.load(tmp_path / "small"), wanted)
     found = inspect_checkpoint(tmp_path / "small")
     assert found.parameters[kind.removesuffix("_channel")] > 0.5 * params.size
     stored = found.source.tensors
@@ -95,7 +90,7 @@ def test_on_a_mesh_a_weights_parts_are_cut_as_it_was(params, saved):
     mesh = llama_jax.make_mesh(fsdp=2, tensor=2)
     wanted = llama_jax.quantize(params, "int8")
     found = llama_jax.load(saved, mesh=mesh, quantize="int8")
-    same(found, wanted)
+    check_same(found, wanted)
     leaves = map(jax.tree.leaves, (found.weights, llama_jax.shard_params(wanted, mesh).weights))
     for one, other in zip(*leaves, strict=True):
         assert one.sharding == other.sharding

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import edit_manifest, run
+from helpers import check_same, edit_manifest, run
 from jax.sharding import PartitionSpec as P
 from toy_weight import GROUP, Scaled
 
@@ -53,14 +53,6 @@ PROMPTS = [[1, 2, 3], [7, 8, 9, 10, 11]]
 
 def tokens(params):
     return [done.tokens for done in llama_jax.generate(params, PROMPTS, **ASKED)]
-
-
-def same(one, other):
-    """Whether two models have equal parts, and the values the same kind and constants."""
-    assert jax.tree.structure(one.weights) == jax.tree.structure(other.weights)
-    for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True):
-        assert a.dtype == b.dtype
-        np.testing.assert_array_equal(a, b)
 
 
 def test_a_model_of_values_computes_what_its_arrays_compute(models):
@@ -150,7 +142,7 @@ def test_a_checkpoint_of_values_comes_back(models, tmp_path, sizes):
     laid_out = values if mesh is None else llama_jax.shard_params(values, mesh)
     llama_jax.save(laid_out, tmp_path / "model")
     loaded = llama_jax.load(tmp_path / "model", mesh=mesh)
-    same(loaded, values)
+    check_same(loaded, values)
     assert tokens(loaded) == tokens(values)
     expected = shapes(tmp_path / "model", mesh=mesh)
     assert jax.tree.structure(expected.weights) == jax.tree.structure(loaded.weights)
@@ -164,7 +156,7 @@ def test_what_was_saved_from_a_padded_mesh_has_no_padding(models, tmp_path):
     values, _ = models
     sharded = llama_jax.shard_params(values, llama_jax.make_mesh(tensor=8))
     llama_jax.save(sharded, tmp_path / "model")
-    same(llama_jax.load(tmp_path / "model"), values)
+    check_same(llama_jax.load(tmp_path / "model"), values)
 
 
 def test_a_dtype_asked_of_load_is_that_of_the_activations(models, tmp_path):
@@ -196,7 +188,7 @@ def test_a_checkpoint_of_values_converts_to_another(models, tmp_path):
     llama_jax.save(values, tmp_path / "model")
     done = run("convert", tmp_path / "model", tmp_path / "again")
     assert done.exit_code == 0, done.output
-    same(llama_jax.load(tmp_path / "again"), values)
+    check_same(llama_jax.load(tmp_path / "again"), values)
 
 
 def test_a_kind_that_nobody_defined_is_refused_with_the_way_out(models, tmp_path):

@@ -72,7 +72,11 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
 
 
 def messages_of(served: Served, given: Sequence[Mapping[str, Any]]) -> Messages:
-    """Messages in the words of chat templates, if they may fit into the context."""
+    """Messages in the words of chat templates, if they may fit into the context.
+
+    A 400 where the model has no format for dialogs.
+    """
+    served.check_chats()
     messages = [_message(one) for one in given]
     served.check_length(sum(_characters(one.get("content")) for one in messages), "messages")
     return messages

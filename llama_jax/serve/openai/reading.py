@@ -34,7 +34,7 @@ def read_request(kind: type[T], body: bytes) -> T:
     if not isinstance(given, dict):
         raise bad(f"the body is a {type(given).__name__}; send a JSON object", code="invalid_json")
     given = {name: value for name, value in given.items() if value is not None}
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
+    known = set(kind.__struct_encode_fields__)  # structs.fields() leaves a cycle at each call
     given = {name: value for name, value in given.items() if name in known or _counts(name, value)}
     try:
         return msgspec.convert(given, kind)

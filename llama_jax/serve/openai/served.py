@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_jax.generation.settings import SamplingSettings
+from llama_jax.generation.settings import ON_DEVICE, SamplingSettings
 from llama_jax.serve import limits
 from llama_jax.serve.openai.constraints import constraint_of
 from llama_jax.serve.openai.errors import ApiError, bad, refused
@@ -51,6 +51,16 @@ class Served:
         if name is not None and name != self.name:
             said = f"the model {name!r:.80} does not exist here; this server has {self.name!r}"
             raise ApiError(404, said, param="model", code="model_not_found")
+
+    def check_chats(self) -> None:
+        """A 400 where the model continues texts alone: what it said to a message means nothing."""
+        if not self.chats:
+            raise bad(
+                f"{self.name} is no chat model: it has no format for dialogs. Send a text for it "
+                "to continue, as prompt, to /v1/completions; or serve a chat model",
+                "messages",
+                "no_chat_model",
+            )
 
     def submit(self, prompts: Sequence[Prompt], asked: Asked) -> list[Stream]:
         """One stream a prompt; where the queue takes some of them only, none."""
@@ -157,21 +167,19 @@ def asked_of(
 
 
 def _settings(served: Served, request: Request, **more: Any) -> SamplingSettings:
+    """The settings of a request: fields of the same name, and those that are named otherwise."""
+    alike = {
+        name: getattr(request, name) for name in ON_DEVICE if name in request.__struct_fields__
+    }
+    otherwise = {
+        "min_new_tokens": request.min_tokens,
+        "top_k": max(request.top_k, 0),
+        "seed": None if request.seed is None else request.seed % 2**32,
+        "logit_bias": _biases(served, request.logit_bias),
+        "stop": [request.stop] if isinstance(request.stop, str) else request.stop,
+    }
     try:
-        return SamplingSettings(
-            min_new_tokens=request.min_tokens,
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=max(request.top_k, 0),
-            min_p=request.min_p,
-            seed=None if request.seed is None else request.seed % 2**32,
-            presence_penalty=request.presence_penalty,
-            frequency_penalty=request.frequency_penalty,
-            repetition_penalty=request.repetition_penalty,
-            logit_bias=_biases(served, request.logit_bias),
-            stop=[request.stop] if isinstance(request.stop, str) else request.stop,
-            **more,
-        )
+        return SamplingSettings(**alike | otherwise | more)
     except ValueError as error:
         raise refused(error, "stop") from None
 

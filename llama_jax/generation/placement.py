@@ -1,4 +1,4 @@
-"""A model's placement: its mesh, platform and kind of cache. Computed once a call."""
+"""Where a model lies: its mesh, platform, kind of cache and limits. Asked once a call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 
 from llama_jax.compilation import AS_RUN, as_written
+from llama_jax.generation.limits import Limits, limits_on
 from llama_jax.kernels import cache_dtype
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import mesh_of
@@ -29,8 +30,10 @@ class Placement:
     """As JAX names it."""
     cache_dtype: Any
     """The dtype of cached keys and values."""
-    cache: type[Cache] = KVCache
+    cache: type[Cache]
     """The kind of cache that holds them."""
+    limits: Limits
+    """The platform's sizes of batches, chunks and rounds."""
 
     @classmethod
     def of(cls, params: Params, cache: type[Cache] = KVCache) -> Placement:
@@ -42,7 +45,8 @@ class Placement:
         sharding = getattr(leaf, "sharding", None)
         devices = None if sharding is None else sharding.device_set
         platform = next(iter(devices)).platform if devices else jax.default_backend()
-        return cls(mesh_of(params), platform, cache_dtype(platform, params.dtype), cache)
+        dtype = cache_dtype(platform, params.dtype)
+        return cls(mesh_of(params), platform, dtype, cache, limits_on(platform))
 
     @property
     def batch_divisor(self) -> int:
