@@ -86,17 +86,11 @@ def train(
     _keep_recipe(recipe, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
-        with phase(say, "looking for saved states"):
-            state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
-        beginning = recipe.model and recipe.model.checkpoint
-        with phase(say, f"reading {beginning}" if beginning else "drawing the first weights"):
-            if state is None:
-                state = new_state(recipe, begin())
-                say(f"{_told(state)}, on {_devices(mesh)}; {data.order.rows:,} rows an epoch")
-            else:
-                if recipe.lora is not None:
-                    state = with_frozen(state, split(begin())[1])
-                say(f"going on after step {int(state.step):,}")
+        state = _begun(recipe, saves, like, begin, say)
+        if step := int(state.step):
+            say(f"going on after step {step:,}")
+        else:
+            say(f"{_told(state)}, on {_devices(mesh)}; {data.order.rows:,} rows an epoch")
         with phase(say, "measuring this device's peak"):
             report = _report(recipe, state, folder, say, data)
 
@@ -129,6 +123,23 @@ def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
         raise ValueError(f"{tokens.path} has no tokenizer, so its tokens cannot be shown as text")
     data = _data(recipe, tokens)
     return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
+
+
+def _begun(
+    recipe: Recipe,
+    saves: Saves,
+    like: Params,
+    begin: Callable[[], Params],
+    say: Callable[[str], None],
+) -> TrainState:
+    """The newest saved state that is whole, or a new one."""
+    with phase(say, "looking for saved states"):
+        state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
+    checkpoint = recipe.model and recipe.model.checkpoint
+    with phase(say, f"reading {checkpoint}" if checkpoint else "drawing the first weights"):
+        if state is None:
+            return new_state(recipe, begin())
+        return state if recipe.lora is None else with_frozen(state, split(begin())[1])
 
 
 def _say_nothing(line: str) -> None:
