@@ -7,6 +7,7 @@ compiled without LLVM's optimizations, and kept in pytest's own cache (`--cache-
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -46,6 +47,16 @@ def pytest_configure(config):
     if PROGRAMS in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Before all else, why tests were skipped: a line a reason. `-rs` names each test."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} tests or files skipped, and why", sep="-")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:>4}  {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,35 @@ def engine_shows_requests_that_share_and_leave(out):
     assert "running=0, waiting=0" in out
 
 
+def quantize_shows_what_fewer_bits_cost(out):
+    (first, _), *others = [
+        tuple(map(float, found)) for found in re.findall(r"([\d.]+)% of .*perplexity ([\d.]+)", out)
+    ]
+    assert first == 100
+    assert [share for share, _ in others] == [pytest.approx(45.9), pytest.approx(20.7)]
+    assert [perplexity for _, perplexity in others] == pytest.approx([2.362, 2.393], abs=0.01)
+    assert "w1 of layer 0 is now Int4, of shape [128, 352]" in out
+    assert "'Once upon a time, there was a little" in out
+
+
+def finetune_shows_what_the_texts_changed(out):
+    before, after = (re.search(rf"^{when}: +(.*)$", out, re.MULTILINE)[1] for when in WHEN)
+    assert "Zib" not in before
+    assert after == "'One day, a llama named Zib sat on the red roof and sang to'"
+    assert f"the model itself: {before}" in out
+    assert "7,168 parameters of adapters, over" in out
+
+
+WHEN = "before", "after"
+
+
+def serve_shows_answers_over_http(out):
+    assert "stories answers at http://127.0.0.1:" in out
+    assert "serving stories\n, there was a little girl" in out
+    assert len(re.findall(r"^'.+'$", out, flags=re.MULTILINE)) == 2
+    assert out.endswith("The server has ended.\n")
+
+
 CHECKS = {
     "engine.py": engine_shows_requests_that_share_and_leave,
     "generate.py": generate_shows_the_models_tokens,
@@ -120,6 +149,9 @@ CHECKS = {
     "look_inside.py": look_inside_shows_every_layer,
     "change_a_weight.py": change_a_weight_shows_what_each_change_does,
     "training_step.py": training_step_shows_a_falling_loss,
+    "finetune.py": finetune_shows_what_the_texts_changed,
+    "quantize.py": quantize_shows_what_fewer_bits_cost,
+    "serve.py": serve_shows_answers_over_http,
 }
 
 

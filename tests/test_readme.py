@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_file import gguf_bytes, sentencepiece_metadata, small_model
 from helpers import ROOT
+from small_tokenizers import sentencepiece_file
 
 from llama_jax.checkpoint.named import NAMES
 
@@ -17,13 +19,21 @@ README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^```(sh|python)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, shared):
-    """Where a reader stands: a clone, and a download of Meta's beside it."""
+def folder(tmp_path_factory):
+    """Where a reader stands: a clone, and in the cache a small model in smollm2's place."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("tests", "tools", "configs", "llama_jax", "docs", "README.md", "CHANGELOG.md"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "Llama3.2-1B").symlink_to(shared / "models/stories260K-meta")
+    kept = folder / "cache/llama_jax/models" / NAMES["smollm2"].__self__.file
+    kept.parent.mkdir(parents=True)
+    words = sentencepiece_metadata(sentencepiece_file(), chat_template=TEMPLATE)
+    sizes = {"vocab": len(words["tokenizer.ggml.tokens"]), "llama.context_length": 256}
+    metadata, tensors = small_model(**sizes)
+    kept.write_bytes(gguf_bytes(metadata | words, tensors))
     return folder
 
 
@@ -41,7 +51,6 @@ def commands():
 
 
 TALK = "llama-jax chat smollm2"
-"""Needs a package of PyPI."""
 SERVE = "llama-jax serve"
 """Ends when it is told to: `tests/serve/test_serve_command.py` runs it."""
 FEWER = " --set steps=2 --set optimizer.warmup=1 --set run.sample_every=0"
@@ -50,9 +59,11 @@ FEWER = " --set steps=2 --set optimizer.warmup=1 --set run.sample_every=0"
 
 def run(command, folder):
     scripts = str(Path(sys.executable).parent)
-    environment = {**os.environ, "PATH": scripts + os.pathsep + os.environ["PATH"]}
+    path = scripts + os.pathsep + os.environ["PATH"]
+    environment = {**os.environ, "PATH": path, "XDG_CACHE_HOME": str(folder / "cache")}
+    said = "What is the capital of France?\n"  # to a command that asks
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        command, cwd=folder, env=environment, capture_output=True, text=True, input=said
     )
 
 
@@ -60,7 +71,7 @@ def test_every_snippet_runs(folder):
     if shutil.which("llama-jax", path=str(Path(sys.executable).parent)) is None:
         pytest.skip("llama-jax is not installed; run pip install -e . first")
     for command in commands():
-        if command in (TALK, SERVE):
+        if command == SERVE:
             continue
         fewer = FEWER if command.startswith("llama-jax train configs") else ""
         done = run(shlex.split(command + fewer), folder)
@@ -68,9 +79,9 @@ def test_every_snippet_runs(folder):
         assert done.stdout, command
     for kind, text in SNIPPETS:
         if kind == "python":
-            text = text.replace('load("smollm2")', 'load("checkpoints/llama-3.2-1b")')
             done = run([sys.executable, "-c", text], folder)
             assert done.returncode == 0, f"{text}\n{done.stderr}"
+            assert done.stdout, f"who runs this sees nothing:\n{text}"
 
 
 def test_the_first_command_tells_a_story_and_the_second_tests():
@@ -82,3 +93,10 @@ def test_the_first_command_tells_a_story_and_the_second_tests():
 def test_what_brings_the_real_model_is_what_its_error_says():
     install = NAMES["smollm2"].__self__.install  # the table's row is the model's method
     assert f"\n{install} && {TALK}\n" in README
+
+
+def test_a_newcomers_steps_come_in_their_order():
+    """From what needs nothing to what needs a model, devices, a port or time."""
+    wanted = ["A story", "Test", "Talk with a model", "Convert a download", "Several devices"]
+    found = re.findall(r"^## (.*)$", README, flags=re.MULTILINE)
+    assert found[:7] == [*wanted, "Serve", "Train"]

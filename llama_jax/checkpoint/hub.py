@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
-import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from llama_jax.checkpoint.files.json_file import read_object
 
 HUB = "hf:"
 """What the name of a repository begins with, wherever a checkpoint is taken."""
@@ -153,9 +154,12 @@ def _is_whole(folder: Path) -> bool:
     names = os.listdir(folder)
     if not any(_matches(name, GGUF) or name in CONFIGS for name in needed(names)):
         return False
+    there = set(names)
     for index in folder.glob("*.safetensors.index.json"):
-        with contextlib.suppress(ValueError, AttributeError):  # whoever reads it says what is wrong
-            if not set(json.loads(index.read_bytes())["weight_map"].values()) <= set(names):
+        with contextlib.suppress(ValueError):  # whoever reads it says what is wrong
+            said = read_object(index).get("weight_map")
+            files = said.values() if isinstance(said, dict) else ()
+            if any(isinstance(file, str) and file not in there for file in files):
                 return False
     return True
 

@@ -9,10 +9,10 @@ from llama_jax.weights.table import weight_table
 
 
 def family(config: Config) -> str:
-    """The model as people call it, "Llama 3.1 70B or Llama 3.3 70B", or its size if unpublished."""
+    """The model as people call it, "Llama 3.1 70B or Llama 3.3 70B"; another one by its size."""
     if names := list(matching(config)):
         return " or ".join(map(_title, names))
-    return f"an unpublished LLaMA with {parameter_count(config):,} parameters"
+    return f"a LLaMA of {parameter_count(config):,} parameters, none of Meta's"
 
 
 def matching(config: Config) -> dict[str, Config]:

@@ -162,9 +162,10 @@ def _answer(session: Session, question: str, ready: Callable[[], None]) -> None:
             for delta in answer:
                 waiting.close()
                 tokens, reason = tokens + len(delta.tokens), delta.finish_reason
-                sys.stdout.write(delta.text + " ..." * bool(interrupts))
+                stops = distributed.from_first(lambda: bool(interrupts))  # asked once
+                sys.stdout.write(delta.text + " ..." * stops)
                 sys.stdout.flush()
-                if distributed.from_first(lambda: bool(interrupts)):
+                if stops:
                     break
     except KeyboardInterrupt:
         distributed.fail("interrupted")

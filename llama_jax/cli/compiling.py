@@ -25,7 +25,7 @@ class Notice:
         self._compiling: dict[int, threading.Timer] = {}
         self._lock, self._said, self._held = threading.Lock(), False, False
 
-    def hear(self, event: str, duration_secs: float = 0.0, **_: str | int) -> None:
+    def hear(self, event: str) -> None:
         """Takes an event: this thread will compile a program, or has compiled it."""
         from llama_jax.kept_programs import MISSED
 
@@ -62,6 +62,6 @@ def notice_compiling() -> Notice:
     import jax
 
     notice = Notice(lambda line: stderr.print(line, style="dim"))
-    jax.monitoring.register_event_listener(notice.hear)
-    jax.monitoring.register_event_duration_secs_listener(notice.hear)
+    jax.monitoring.register_event_listener(lambda event, **_: notice.hear(event))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: notice.hear(event))
     return notice

@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 from llama_jax.cli.console import stderr
 
@@ -53,7 +53,9 @@ def rope(c: Config) -> str:
             return f"{theta}, YaRN scaling by {factor:g} beyond {original:,} positions"
         case DynamicScaling(original_max_seq_len=original):
             return f"{theta}, dynamic scaling, which changes nothing within {original:,} positions"
-    return theta
+        case None:
+            return theta
+    assert_never(c.rope_scaling)
 
 
 def print_notes(notes: Iterable[str]) -> None:

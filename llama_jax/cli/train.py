@@ -97,11 +97,14 @@ def _read(file: Path, changes: Sequence[str]) -> Recipe:
 
     try:
         return read_recipe(file, changes)
+    except ValueError:
+        if not changes:
+            raise
+        read_recipe(file)
+    try:
+        return read_recipe(file, changes, named="--set")
     except ValueError as error:
-        if changes:
-            read_recipe(file)
-            raise UsageError(str(error)) from None
-        raise
+        raise UsageError(str(error)) from None
 
 
 def _plan(recipe: Recipe, name: str | None) -> None:

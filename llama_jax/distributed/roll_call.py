@@ -97,8 +97,13 @@ def _told(process: int, processes: int, word: object) -> dict[str, Any]:
 
 
 def _proof(word: object, process: int, processes: int, host: str) -> str:
-    secret = os.environ.get(SECRET, "").encode()
-    return hmac.digest(secret, f"{word} {process} {processes} {host}".encode(), "sha256").hex()
+    secret = os.fsencode(os.environ.get(SECRET, ""))
+    return hmac.digest(secret, _bytes(f"{word} {process} {processes} {host}"), "sha256").hex()
+
+
+def _bytes(text: str) -> bytes:
+    """A text that a stranger may have sent: JSON can hold half a letter, which UTF-8 cannot."""
+    return text.encode(errors="surrogatepass")
 
 
 def _hello(message: dict[str, Any], word: str) -> Hello | None:
@@ -111,7 +116,7 @@ def _hello(message: dict[str, Any], word: str) -> Hello | None:
         return None
     if not isinstance(host, str) or not isinstance(proof, str):
         return None
-    proven = hmac.compare_digest(proof.encode(), _proof(word, process, processes, host).encode())
+    proven = hmac.compare_digest(_bytes(proof), _bytes(_proof(word, process, processes, host)))
     return Hello(process, processes, words(host), proven)
 
 

@@ -32,7 +32,7 @@ from llama_jax.sharding.arrays import constrain, gather_every_step, gather_weigh
 from llama_jax.sharding.specs import ACTIVATION, LOGITS
 from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, Weights, nested
-from llama_jax.weights.table import layer_specs, model_specs, weight_table
+from llama_jax.weights.table import layer_specs, model_specs, weight_keys, weight_table
 
 Hidden = Float[Array, "batch time dim"]
 Rotations = Complex64[Array, "batch time half_head_dim"]
@@ -83,10 +83,9 @@ def init_params(key: PRNGKeyArray, config: Config, dtype: Any = jnp.float32) -> 
     if not isinstance(key, jax.Array):
         raise wrong_kind("key", key, "pass jax.random.key(0)")
     table = weight_table(config)
-    keys = jax.random.split(key, len(table))
     weights = {
-        path: row.init(k, row.shape, dtype)
-        for k, (path, row) in zip(keys, table.items(), strict=True)
+        path: table[path].init(k, table[path].shape, dtype)
+        for path, k in weight_keys(key, config).items()
     }
     return Params(nested(weights), config)
 

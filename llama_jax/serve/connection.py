@@ -1,8 +1,10 @@
-"""A connection that ends where its client idles, dawdles or does not read."""
+"""A connection that ends where its client idles, dawdles, sends crumbs or does not read."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +12,23 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llama_jax.serve import limits
+
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel drops what it has not sent
+
+
+class _Counted(h11.Connection):
+    """h11's, which takes a body in so many pieces at most: a small one costs as much as a large."""
+
+    _pieces = 0
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = 0
+        self._pieces += isinstance(event, h11.Data)
+        if self._pieces > limits.MAX_PIECES:
+            raise h11.RemoteProtocolError("the body comes in too many pieces")
+        return event
 
 
 class Connection(H11Protocol):
@@ -21,6 +40,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, cut: Callable[[str], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _Counted(h11.SERVER, limits.MAX_HEAD_BYTES)
         self._cut = cut
 
     _head: asyncio.TimerHandle | None = None
@@ -70,6 +90,8 @@ class Connection(H11Protocol):
 
     def _abort(self, reason: str) -> None:
         self._cut(reason)
+        if made := self.transport.get_extra_info("socket"):
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:

@@ -5,6 +5,11 @@ from __future__ import annotations
 # What a request may hold.
 MAX_BODY_BYTES = 8 << 20
 """Counted as a body arrives, whatever its Content-Length says: 128k tokens are under 1 MB."""
+MAX_HEAD_BYTES = 64 << 10
+"""A request's line and headers."""
+MAX_PIECES = 20_000
+"""Pieces of a body that is sent in chunks. Each takes some 20 microseconds of the thread that
+serves all, and most clients' have kilobytes."""
 MAX_COMPLETIONS = 16
 """`n`. Each takes a row of the engine; a request for more would keep others out."""
 MAX_PROMPTS = 128

@@ -55,10 +55,11 @@ def run_steps(
     batches = numbered_batches(data.rows, data.order, sharding, step=first)
     run = _Run(recipe, data, saves, report, on_save, on_sample)
     index = first
-    with stop_signals() as stops, contextlib.closing(batches):
+    with stop_signals(report.stopping) as stops, contextlib.closing(batches):
         while index < recipe.steps:
             ids, batch = next(batches)
-            state, metrics = step(state, batch)
+            with report.phase("compiling the step") if index == first else contextlib.nullcontext():
+                state, metrics = step(state, batch)
             run.say()
             run.waiting.append((index, ids, metrics))
             index += 1
@@ -72,8 +73,9 @@ def run_steps(
             on_save(state)
         if index == recipe.steps:
             run.evaluate(state, index)
-            on_sample(state)
-    saves.wait()
+            run.sample(state)
+    with report.phase("writing the last state"):
+        saves.wait()
     return state
 
 
@@ -96,8 +98,7 @@ class _Run:
         if r.evaluate_every and index % r.evaluate_every == 0:
             self.evaluate(state, index)
         if r.sample_every and index % r.sample_every == 0:
-            self.on_sample(state)
-            self.report.paused()
+            self.sample(state)
         if r.save_every and index % r.save_every == 0:
             self.save(state)
 
@@ -111,15 +112,25 @@ class _Run:
     def save(self, state: TrainState) -> None:
         """Saves the state, and the model where a run keeps the newest."""
         self.say()
-        self.saves.save(without_frozen(state))
-        if self.report.keeps_newest:
-            self.on_save(state)
+        with self.report.phase("saving"):
+            self.saves.save(without_frozen(state))
+            if self.report.keeps_newest:
+                self.on_save(state)
+        self.report.paused()
+
+    def sample(self, state: TrainState) -> None:
+        """Draws completions of the recipe's prompts."""
+        self.say()
+        with self.report.phase("writing samples"):
+            self.on_sample(state)
         self.report.paused()
 
     def evaluate(self, state: TrainState, index: int) -> None:
         """Tells the validation loss, and keeps the model where it is the best."""
         self.say()
-        if self.report.evaluated(index, evaluated(self.recipe, state, self.data)):
+        with self.report.phase("evaluating"):
+            found = evaluated(self.recipe, state, self.data)
+        if self.report.evaluated(index, found):
             self.on_save(state)
 
 

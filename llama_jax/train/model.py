@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from llama_jax.checkpoint import shapes
+from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.config import Config
-from llama_jax.model.transformer import init_params
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.tokenizer import load_tokenizer
@@ -21,7 +21,7 @@ from llama_jax.train.begin import of_checkpoint
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.token_folder import TokenFolder, open_tokens
 from llama_jax.weights.params import Params, nested
-from llama_jax.weights.table import weight_table
+from llama_jax.weights.table import WeightPath, weight_keys, weight_table
 from llama_jax.weights.weight import padded_shape
 
 
@@ -52,18 +52,17 @@ def model_of(
     """The model as shapes, and a function that makes it."""
     model = given(recipe, "model")
     if model.checkpoint:
-        own = load_tokenizer(model.checkpoint)
+        own = load_tokenizer(find_checkpoint(model.checkpoint))
         open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
         return of_checkpoint(recipe, model.checkpoint, mesh)
     config = _config(model.config, model.fields, tokens.tokenizer)
     shardings = _shardings(config, mesh)
-    make = functools.partial(_padded_params, config, mesh, recipe.seed)
-    like = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(make),
-        shardings,
-    )
-    return like, jax.jit(make, out_shardings=shardings)
+    table = weight_table(config)
+    like = {
+        path: jax.ShapeDtypeStruct(padded_shape(table[path].shape, one), jnp.float32, sharding=one)
+        for path, one in shardings.items()
+    }
+    return Params(nested(like), config), lambda: _first_weights(config, shardings, recipe.seed)
 
 
 def gathered(params: Params) -> Params:
@@ -103,23 +102,32 @@ def _config(name: str, fields: dict[str, Any], tokenizer: Path | None) -> Config
         raise ValueError(f"[model.fields]: {error}") from None
 
 
-def _padded_params(config: Config, mesh: jax.sharding.Mesh | None, seed: int) -> Params:
-    """Random weights, with the zeros that the mesh needs."""
-    params = init_params(jax.random.key(seed), config)
-    if mesh is None:
-        return params
-    shardings = weight_shardings(config, mesh)
+def _first_weights(
+    config: Config, shardings: dict[WeightPath, jax.sharding.Sharding], seed: int
+) -> Params:
+    """`init_params`, with the zeros that the mesh needs.
 
-    def padded(path: Any, weight: Any) -> Any:
-        sharding = shardings[tuple(key.key for key in path)]
-        shape = padded_shape(weight.shape, sharding)
-        return jnp.pad(weight, [(0, n - m) for n, m in zip(shape, weight.shape, strict=True)])
+    A program for each shape and not one for all weights: that takes seconds to compile with 4
+    layers, and a minute with 80.
+    """
+    table, weights = weight_table(config), {}
+    for path, key in weight_keys(jax.random.key(seed), config).items():
+        init: Any = table[path].init
+        weights[path] = _drawing(init, table[path].shape, shardings[path])(key)
+    return Params(nested(weights), config)
 
-    return params.replace(weights=jax.tree_util.tree_map_with_path(padded, params.weights))
+
+@functools.lru_cache(maxsize=32)
+def _drawing(init: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
+    """A compiled function from a key to a weight."""
+    more = [(0, n - m) for n, m in zip(padded_shape(shape, sharding), shape, strict=True)]
+    return jax.jit(lambda key: jnp.pad(init(key, shape, jnp.float32), more), out_shardings=sharding)
 
 
-def _shardings(config: Config, mesh: jax.sharding.Mesh | None) -> Params:
+def _shardings(
+    config: Config, mesh: jax.sharding.Mesh | None
+) -> dict[WeightPath, jax.sharding.Sharding]:
     if mesh is None:
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return Params(nested(dict.fromkeys(weight_table(config), here)), config)
-    return Params(nested(weight_shardings(config, mesh)), config)
+        return dict.fromkeys(weight_table(config), here)
+    return dict(weight_shardings(config, mesh))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
+from llama_jax.config import Config
 from llama_jax.train.recipe import Lora, Mesh, Model, Optimizer, Recipe, Run, Step
 
 SECTIONS = {
@@ -24,11 +25,13 @@ SECTIONS = {
 """The tables of a recipe file, and what each becomes."""
 
 
-def read_recipe(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    path: str | os.PathLike[str], changes: Sequence[str] = (), *, named: str | None = None
+) -> Recipe:
     """The recipe of a TOML file, after changes such as "optimizer.learning_rate=1e-3".
 
     ValueError names an unknown key and the nearest known one, a value of another type, or a file
-    that is no TOML.
+    that is no TOML. `named` is what it calls the recipe: by default the file.
     """
     path = Path(path)
     try:
@@ -37,7 +40,7 @@ def read_recipe(path: str | os.PathLike[str], changes: Sequence[str] = ()) -> Re
         raise ValueError(f"{path} is no TOML: {error}") from None
     for change in changes:
         _set(fields, change)
-    return recipe_of(fields, str(path))
+    return recipe_of(fields, named or str(path))
 
 
 def recipe_of(fields: dict[str, Any], what: str) -> Recipe:
@@ -58,6 +61,8 @@ def _section(section: type, fields: Any, what: str) -> Any:
         raise ValueError(f"{what} must be a table of keys, not {fields!r}")
     _check_keys(section, fields, what)
     types = get_type_hints(section)
+    if section is Model and isinstance(fields.get("fields"), dict):
+        _check_keys(Config, fields["fields"], f"{what[:-1]}.fields]")
     lists = {k: _strings(k, v, what) for k, v in fields.items() if get_origin(types[k]) is tuple}
     return _made(section, fields | lists, what)
 
@@ -104,10 +109,11 @@ def _check_keys(kind: type, fields: dict[str, Any], what: str) -> None:
             for name, section in SECTIONS.items()
             if ours in {field.name for field in dataclasses.fields(section)}
         ]
-        if ours in {field.name for field in dataclasses.fields(Recipe)}:
+        if ours in {field.name for field in dataclasses.fields(Recipe)} - SECTIONS.keys():
             elsewhere.append(f"{ours}, before the first [table]")
-        hint = (elsewhere or near if ours not in known else near) or [", ".join(known)]
-        raise ValueError(f"{what}: the key {key!r} is unknown; did you mean {hint[0]}?")
+        hint = elsewhere or near if ours not in known else near
+        way_out = f"did you mean {hint[0]}?" if hint else f"the keys are {', '.join(known)}"
+        raise ValueError(f"{what}: the key {key!r} is unknown; {way_out}")
 
 
 def _set(fields: dict[str, Any], change: str) -> None:

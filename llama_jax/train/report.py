@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -16,11 +17,14 @@ from jax.experimental import multihost_utils
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.train.event_files import event_files
+from llama_jax.train.phases import phase
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.step import Metrics
 
 EVENTS = "tensorboard"
 """Beside the file of metrics: the folder of TensorBoard's files."""
+SILENCE = 30.0
+"""Seconds after which a step is said, though its number is not due."""
 
 
 class Evaluated(NamedTuple):
@@ -62,6 +66,7 @@ class Report:
         # Alike in all processes, which keep a model together or not at all.
         self._lowest = float(multihost_utils.broadcast_one_to_all(np.float32(lowest)))
         self._clock: float | None = None
+        self._said = time.monotonic()
         self._seconds = self._tokens = 0.0
         self.bad_in_a_row = 0
         events = file.parent / EVENTS
@@ -85,8 +90,10 @@ class Report:
                 f"norm {numbers['gradient_norm']:.4g}"
             )
         done = index + 1
-        if done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps):
+        due = done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps)
+        if due or now - self._said > SILENCE:
             self._say(self._line(done, numbers))
+            self._said = now
 
     def evaluated(self, step: int, found: Evaluated | None) -> bool:
         """Takes the loss of the validation split; returns whether this is the model to keep."""
@@ -109,6 +116,14 @@ class Report:
     def keeps_newest(self) -> bool:
         """Whether the newest model is the one to keep: the best is not asked for, or not known."""
         return not self._recipe.run.keep_best or math.isinf(self._lowest)
+
+    def phase(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """A context that says what it is, where it takes long."""
+        return phase(self._say, what)
+
+    def stopping(self) -> None:
+        """Says that a wish to stop was heard."""
+        self._say("stopping after this step, to save it; Ctrl-C again ends at once")
 
     def paused(self) -> None:
         """The time until the next step is no step's: a state is written, or a text drawn."""

@@ -29,12 +29,13 @@ from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.model import gathered, given, mesh_for_recipe, model_of
 from llama_jax.train.packed_rows import rows_in
 from llama_jax.train.peak import measured_peak
+from llama_jax.train.phases import phase
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
 from llama_jax.train.rows import Batch
-from llama_jax.train.saves import Saves
+from llama_jax.train.saves import Saves, in_words
 from llama_jax.train.state import (
     TrainState,
     new_state,
@@ -71,7 +72,8 @@ def train(
     """
     folder, first = Path(folder), jax.process_index() == 0
     say = say if first else _say_nothing
-    tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
+    with phase(say, f"comparing the sha256 of {recipe.tokens}"):
+        tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
     mesh = mesh_for_recipe(recipe)
     like, begin = model_of(recipe, tokens, mesh)
     data = _data(recipe, open_tokens(tokens.path, vocab_size=like.config.vocab_size))
@@ -84,20 +86,25 @@ def train(
     _keep_recipe(recipe, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
-        state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
-        if state is None:
-            state = new_state(recipe, begin())
-            say(f"{_told(state)} on {_devices(mesh)}, {data.order.rows:,} rows an epoch")
-        else:
-            if recipe.lora is not None:
-                state = with_frozen(state, split(begin())[1])
-            say(f"going on after step {int(state.step):,}")
-        report = _report(recipe, state, folder, say, data)
+        with phase(say, "looking for saved states"):
+            state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
+        beginning = recipe.model and recipe.model.checkpoint
+        with phase(say, f"reading {beginning}" if beginning else "drawing the first weights"):
+            if state is None:
+                state = new_state(recipe, begin())
+                say(f"{_told(state)}, on {_devices(mesh)}; {data.order.rows:,} rows an epoch")
+            else:
+                if recipe.lora is not None:
+                    state = with_frozen(state, split(begin())[1])
+                say(f"going on after step {int(state.step):,}")
+        with phase(say, "measuring this device's peak"):
+            report = _report(recipe, state, folder, say, data)
 
         def on_save(state: TrainState) -> None:
             model = gathered(_result(state, tokens.tokenizer))
             if first:
-                save(model, folder / MODEL, overwrite=True)
+                with in_words("the model", folder / MODEL):
+                    save(model, folder / MODEL, overwrite=True)
 
         def on_sample(state: TrainState) -> None:
             if sample is not None:
@@ -106,9 +113,8 @@ def train(
 
         state = run_steps(recipe, state, data, saves, report, on_save=on_save, on_sample=on_sample)
         if int(state.step) < recipe.steps:
-            say(
-                f"stopped after step {int(state.step):,} of {recipe.steps:,}; the same call goes on"
-            )
+            done = f"step {int(state.step):,} of {recipe.steps:,}"
+            say(f"stopped after {done}, which is saved: start it again to go on")
     finally:
         saves.close()
         if report:
@@ -139,12 +145,12 @@ def _devices(mesh: jax.sharding.Mesh | None) -> str:
 
 
 def _told(state: TrainState) -> str:
-    """The model, and how much of it is trained."""
+    """How many parameters there are, and how many of them are trained."""
     trained, frozen = split(state.params)
     if frozen is None:
-        return str(state.params)
+        return f"{state.params.size:,} parameters in {state.params.dtype}"
     count = sum(leaf.size for leaf in jax.tree.leaves(trained))
-    return f"{state.params} with {count:,} parameters of adapters to train"
+    return f"{count:,} parameters of adapters, over {frozen.size:,} that stay as they are"
 
 
 def _data(recipe: Recipe, tokens: TokenFolder) -> Data:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,7 +52,7 @@ class Saves:
         OSError where that one could not be written; the states written earlier stay.
         """
         args = self._ocp.args.PyTreeSave(_flat(state))
-        with self._told_in_words():
+        with in_words("a state", self._folder):
             size = sum(x.nbytes for x in jax.tree.leaves(state))
             if shutil.disk_usage(self._folder).free < size:  # before Orbax begins, and not amidst
                 raise OSError(f"it takes {in_units(size)}, and the disk has less free")
@@ -95,27 +96,13 @@ class Saves:
 
     def wait(self) -> None:
         """Returns when all is written. OSError where that failed."""
-        with self._told_in_words():
+        with in_words("a state", self._folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Returns when nothing is written any more, whether it could be or not."""
-        with contextlib.suppress(OSError), self._told_in_words():
+        with contextlib.suppress(OSError), in_words("a state", self._folder):
             self._manager.close()
-
-    @contextlib.contextmanager
-    def _told_in_words(self) -> Iterator[None]:
-        """OSError for whatever Orbax and TensorStore raise where a state cannot be written."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            full = "RESOURCE_EXHAUSTED" in first or "No space left" in str(error)
-            why = "the disk is full" if full else first[:200]
-            raise OSError(
-                f"a state cannot be written to {self._folder}: {why}. The states written before "
-                "stay; free some space, and the same call goes on from the newest"
-            ) from error
 
     def _restored(self, step: int, template: TrainState) -> TrainState:
         ocp, flat = self._ocp, _flat(template)
@@ -134,11 +121,40 @@ class Saves:
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
 
+@contextlib.contextmanager
+def in_words(what: str, folder: Path) -> Iterator[None]:
+    """OSError for whatever Orbax and TensorStore raise where they cannot write."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        full = "RESOURCE_EXHAUSTED" in first or "No space left" in str(error)
+        why = "the disk is full" if full else first[:200]
+        raise OSError(
+            f"{what} cannot be written to {folder}: {why}. The states written before "
+            "stay; free some space, and the same call goes on from the newest"
+        ) from error
+
+
 def hush_log() -> None:
-    """Silences Orbax's log, which has a traceback for each file that could not be written."""
+    """Silences what is printed beside the OSError of a state that cannot be written.
+
+    Orbax logs a traceback for each file, asyncio one for each task that nobody waits for any more,
+    and TensorStore calls back into a loop that is closed.
+    """
     import orbax.checkpoint  # noqa: F401  # it sets its log up
 
     logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.ERROR)
+    logging.getLogger("asyncio").addFilter(
+        lambda record: "was never retrieved" not in record.getMessage()
+    )
+    before = sys.unraisablehook
+
+    def hook(said: sys.UnraisableHookArgs) -> None:
+        if str(said.exc_value) != "Event loop is closed":
+            before(said)
+
+    sys.unraisablehook = hook
 
 
 def _flat(state: TrainState) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
+def stop_signals(heard: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that says, once after each step, whether the run is to stop now.
 
-    All processes call it equally often, and it says the same in all. A second Ctrl-C ends the
-    process at once.
+    All processes call it equally often, and it says the same in all. `heard` is called when this
+    process is asked. A second Ctrl-C ends the process at once.
     """
     asked = threading.Event()
     stops = asked.is_set if jax.process_count() == 1 else asked_anywhere(asked)
@@ -31,7 +31,9 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     def stop(number: int, frame: Any) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked.set()
+        if not asked.is_set():
+            asked.set()
+            heard()
 
     kept = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

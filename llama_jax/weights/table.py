@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 from jax.nn.initializers import Initializer
 from jax.sharding import PartitionSpec as P
+from jaxtyping import PRNGKeyArray
 
 from llama_jax.config import Config
 
@@ -85,6 +86,12 @@ def layer_table(c: Config) -> tuple[WeightRow, ...]:
     ]
     has_bias = {"attention": c.attention_bias, "feed_forward": c.mlp_bias}
     return tuple(row for row in rows if row.path[1][0] != "b" or has_bias[row.path[0]])
+
+
+def weight_keys(key: PRNGKeyArray, config: Config) -> dict[WeightPath, PRNGKeyArray]:
+    """A key for each weight's random numbers."""
+    table = weight_table(config)
+    return dict(zip(table, jax.random.split(key, len(table)), strict=True))
 
 
 Specs = dict[str, dict[str, P]]

@@ -534,7 +534,7 @@ def test_values_that_a_cast_makes_infinite_are_counted(tmp_path):
 def test_the_command_writes_and_says_what_it_wrote(tmp_path, format):
     result = run("export", GOLDEN_META / "llama2-gqa", tmp_path / "out", "--format", format)
     assert result.exit_code == 0, result.output
-    for shown in ("unpublished", "dtype  ", "in 1 file in", str(tmp_path / "out")):
+    for shown in ("none of Meta's", "dtype  ", "in 1 file in", str(tmp_path / "out")):
         assert shown in result.stdout
     assert_one_model(GOLDEN_META / "llama2-gqa", tmp_path / "out")
 

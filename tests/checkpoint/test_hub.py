@@ -238,3 +238,17 @@ def test_a_repository_that_has_its_weights_twice_gives_them_once():
     assert hub.needed(["README.md", "config.json"]) == []
     assert hub.needed(["a.gguf", "b.gguf", "config.json"], ["b*"]) == ["b.gguf"]
     assert hub.needed([*config, *names], ["*2*"]) == ["model-2.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "said", ["[]", "{}", '{"weight_map": [["a"]]}', '{"weight_map": {"a": []}}']
+)
+def test_a_damaged_index_in_the_cache_is_left_to_whoever_reads_it(said, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    index = tmp_path / "model.safetensors.index.json"
+    for text in (said, "[" * 100_000):
+        index.write_text(text)
+        assert hub._is_whole(tmp_path)
+    index.write_text('{"weight_map": {"a": "another.safetensors"}}')
+    assert not hub._is_whole(tmp_path)

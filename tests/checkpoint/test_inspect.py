@@ -114,7 +114,7 @@ def test_the_command_says_all_there_is_to_know():
     result = run("inspect", GOLDEN_META / "llama3.1", *sizes)
     assert result.exit_code == 0, result.output
     for shown in (
-        "unpublished LLaMA with 326,112 parameters",
+        "a LLaMA of 326,112 parameters, none of Meta's",
         "heads  3 query, 1 key-value, of 32",
         "Llama 3 scaling by 8",
         "format  meta, 1 file of weights, 659.6 kB on disk",

@@ -99,7 +99,7 @@ def test_one_file_and_two_of_a_real_model_are_the_same_model(shared):
     assert one.config == two.config
     assert one.config.tie_embeddings
     assert one.tokenizer == shared / "models" / "stories260K-meta" / "tokenizer.model"
-    assert family(one.config) == "an unpublished LLaMA with 260,032 parameters"
+    assert family(one.config) == "a LLaMA of 260,032 parameters, none of Meta's"
     for path, tensor in one.tensors.items():
         assert tensor[...].tobytes() == two.tensors[path][...].tobytes()
 
@@ -484,7 +484,7 @@ def test_a_published_model_is_called_by_its_name(name, title):
 def test_a_model_nobody_published_is_called_by_its_size():
     config = published()["llama-3.1-8b"].replace(rope_theta=10000.0)
     assert parameter_count(config) == 8_030_261_248
-    assert family(config) == "an unpublished LLaMA with 8,030,261,248 parameters"
+    assert family(config) == "a LLaMA of 8,030,261,248 parameters, none of Meta's"
 
 
 # Damage

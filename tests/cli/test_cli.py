@@ -39,7 +39,7 @@ def test_convert_prints_what_a_person_wants_to_check(tmp_path):
     result = run("convert", LLAMA3, tmp_path / "out", "--dtype", "float32")
     assert result.exit_code == 0, result.output
     for shown in (
-        "unpublished",
+        "none of Meta's",
         "heads  3 query, 1 key-value, of 32",
         "RoPE  theta 500,000, Llama 3 scaling by 8 beyond 8,192 positions",
         "context  131,072 positions",

@@ -44,7 +44,7 @@ def test_who_types_is_not_disturbed_and_hears_afterwards_if_it_goes_on(ends):
         notice.hear(MISSED)
         time.sleep(0.3)
         if ends:
-            notice.hear(COMPILED, 0.3)
+            notice.hear(COMPILED)
 
     with notice.held():
         other = threading.Thread(target=compile)

@@ -123,6 +123,7 @@ def test_what_else_connects_to_the_port_is_ignored(monkeypatch):
     strange = (
         *({"process": "x"}, {"process": True}, {**hello, "processes": 10**900}, hello),
         *({**hello, "process": 2}, {**hello, "process": -1}, {**hello, "host": []}),
+        *({**hello, "host": "\ud800"}, {**hello, "proof": "\udc80"}),  # half letters
     )
     said = [b"GET / HTTP/1.1\r\n\r\n", b"", b"[1]\n", b"\xff\n", b"x" * 9999]
     said += [json.dumps(one).encode() + b"\n" for one in strange]

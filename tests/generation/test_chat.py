@@ -332,8 +332,8 @@ forks = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def terminal(shared):
-    def start(*options):
-        command = ["-m", "llama_jax", "chat", str(shared / "models/stories260K-meta"), *options]
+    def start(*options, program=("-m", "llama_jax")):
+        command = [*program, "chat", str(shared / "models/stories260K-meta"), *options]
         child = pexpect.spawn(
             sys.executable, command, encoding="utf-8", timeout=120, dimensions=(40, 200)
         )
@@ -395,9 +395,19 @@ def test_three_turns_in_a_terminal(terminal, shared):
     assert child.exitstatus == 0
 
 
+SLOWLY = """
+import runpy, time
+from llama_jax.generation.row_writer import RowWriter
+take = RowWriter.take
+RowWriter.take = lambda *given: (time.sleep(0.1), take(*given))[1]
+runpy.run_module("llama_jax", run_name="__main__", alter_sys=True)
+"""
+
+
 @forks
 def test_ctrl_c_stops_an_answer_and_not_the_program(terminal):
-    child = terminal("-n", "3000", "-t", "1.5", "--top-p", "1")
+    # So slow a model that it is still answering when Ctrl-C comes, however busy the machine is.
+    child = terminal("-n", "3000", "-t", "1.5", "--top-p", "1", program=("-c", SLOWLY))
     for question in ("Tell me a long story.", "Go on."):
         child.sendline(question)
         child.expect_exact("thinking")

@@ -5,7 +5,7 @@ import random
 import pytest
 import tokenizers
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is absent; pip install -e '.[oracle]'")
 
 from transformers import PreTrainedTokenizerFast
 

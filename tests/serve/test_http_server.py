@@ -201,7 +201,9 @@ def test_a_client_that_does_not_read_is_cut(engine, serving, monkeypatch):
     stream = engine.wait_for_stream()
     engine.say(stream, *[delta("x" * 10**6)] * 20)
     assert engine.cancelled.wait(10)
-    assert len(read_all(opened)[0]) < 20 * 10**6
+    found, orderly = read_all(opened)
+    assert len(found) < 20 * 10**6
+    assert not orderly  # the kernel keeps nothing for it
     assert app.metrics.cut.values == {("answer_unread",): 1}
 
 
@@ -240,6 +242,24 @@ def test_a_body_is_counted_as_it_arrives(engine, serving):
     status, _, said = ask(url, "POST", "/v1/completions", parts, content_type="application/json")
     assert (status, said["error"]["code"]) == (413, "body_too_large")
     assert app.metrics.refused.values == {("body_too_large",): 1}
+
+
+def test_a_body_in_crumbs_is_refused(engine, serving, monkeypatch):
+    url, app = serving
+    monkeypatch.setattr(limits, "MAX_PIECES", 40)
+    content = json.dumps(ASKED).encode().ljust(80)
+    for size, answer in ((2, b"HTTP/1.1 200"), (1, b"HTTP/1.1 400")):
+        opened = connect(url)
+        opened.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        crumbs = [content[i : i + size] for i in range(0, len(content), size)]
+        opened.sendall(b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in (*crumbs, b"")))
+        if size == 2:
+            engine.say(engine.wait_for_stream(), delta("x", "stop"))
+        assert read_all(opened)[0].startswith(answer)
+    assert app.metrics.cut.values == {("no_http",): 1}
 
 
 @pytest.mark.parametrize(
@@ -378,6 +398,14 @@ def test_metrics_are_prometheus_text(engine, url):
     names = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(names) == len(set(names))
     assert all(line.startswith(("# ", "llama_jax_")) for line in lines)
+
+
+def test_the_description_says_what_an_event_is(url):
+    _, _, said = ask(url, path="/openapi.json")
+    answers = said["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    data = answers["text/event-stream"]["itemSchema"]["properties"]["data"]
+    assert data["contentSchema"] == {"$ref": "#/components/schemas/ChatChunk"}
+    assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/Chat"}
 
 
 def test_wrong_paths_and_methods_are_told(url):

@@ -62,7 +62,7 @@ def test_json_lines_hold_a_document_each(tmp_path):
 
 
 def test_parquet_files_hold_a_document_a_row(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is absent; pip install pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     file = tmp_path / "a.parquet"
     table = pyarrow.table({"text": ["one", "two\n", None], "id": [1, 2, 3]})

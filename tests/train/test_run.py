@@ -134,7 +134,7 @@ def test_a_job_asked_to_stop_saves_in_all_and_goes_on(number, heard, again, toke
             job.running[process].send_signal(number)
         ended = job.ended()
     assert [one.returncode for one in ended.values()] == [0, 0], ended
-    last = re.search(r"stopped after step (\d+) of 60; the same call goes on", ended[0].stdout)
+    last = re.search(r"stopped after step (\d+) of 60, which is saved", ended[0].stdout)
     assert [entry.name for entry in (run / "states").iterdir()] == [last[1]]
     alone = read_recipe(recipe)
     if again == 1:

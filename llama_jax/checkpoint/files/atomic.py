@@ -45,31 +45,54 @@ def whole_directory(dst: Path) -> Iterator[Path]:
 
 def _lock(partial: Path, dst: Path) -> int:
     """Creates `partial` and locks a file in it: a lock ends with its process, however that ends."""
-    import fcntl  # not on Windows, where the rest of the package may still be read
-
     while True:
         try:
             _make(partial)
             lock = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # the one who held it has just renamed or removed it
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            raise FileExistsError(
-                f"another process is writing {dst}; wait for it, or write elsewhere"
-            ) from None
         except OSError:
-            pass  # a file system without locks: two writers at once are then not noticed
-        # The one who held the lock before may have renamed or removed the directory under it.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock), os.stat(partial / LOCK)):
-                if not os.fstat(lock).st_size:
-                    os.write(lock, _OURS)
-                    os.fsync(lock)
+            with contextlib.suppress(OSError):
+                partial.rmdir()  # empty, if it is ours
+            raise
+        try:
+            if _holds(lock, partial, dst):
+                _sign(lock, partial)
                 return lock
+        except BaseException:
+            os.close(lock)  # it would hold the lock as long as this process lives
+            raise
         os.close(lock)
+
+
+def _holds(lock: int, partial: Path, dst: Path) -> bool:
+    """Locks the file, and says whether it is still the one in `partial`."""
+    import fcntl  # not on Windows, where the rest of the package may still be read
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FileExistsError(
+            f"another process is writing {dst}; wait for it, or write elsewhere"
+        ) from None
+    except OSError:
+        pass  # a file system without locks: two writers at once are then not noticed
+    # The one who held the lock before may have renamed or removed the directory under it.
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(partial / LOCK))
+    except FileNotFoundError:
+        return False
+
+
+def _sign(lock: int, partial: Path) -> None:
+    """Says in the file whose it is. Where that fails, nothing is left."""
+    try:
+        if not os.fstat(lock).st_size:
+            os.write(lock, _OURS)
+            os.fsync(lock)
+    except OSError:
+        _remove(partial)
+        raise
 
 
 def _make(partial: Path) -> None:

@@ -30,9 +30,18 @@ def read_object(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Writes a file that is not there yet, and waits until it is on disk."""
+    """Writes a file that is not there yet, and waits until it is on disk.
+
+    Letters are written as they are: an escape means the same in capitals, so a flipped bit of it
+    would pass.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a path that is no text
+        text = json.dumps(value, indent=2)
     with file.open("x", encoding="utf-8") as out:
-        out.write(json.dumps(value, indent=2) + "\n")
+        out.write(text + "\n")
         out.flush()
         os.fsync(out.fileno())
 

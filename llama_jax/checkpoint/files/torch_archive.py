@@ -14,6 +14,7 @@ import numpy as np
 from llama_jax.checkpoint.files.mapped import check_whole
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, Refused, shorten
 from llama_jax.checkpoint.files.regular import open_regular
+from llama_jax.checkpoint.files.torch_margins import check_margins
 
 _MAX_DIRECTORY_BYTES = 8 * 2**20
 _MAX_RECORDS = 2**16
@@ -33,7 +34,12 @@ def check_sums(path: str | Path) -> None:
     """ValueError where a record's bytes are not those that `torch.save` summed up; reads all."""
     with BoundedReader(open_regular(path)) as file:
         memory = np.memmap(file, dtype=np.uint8, mode="r")
-        for info, record in placed_records(file, memory):
+        records = placed_records(file, memory)
+        try:
+            check_margins(memory, records)
+        except Refused as error:
+            raise ValueError(f"{path}: {error}") from error
+        for info, record in records:
             found = 0
             for start in range(0, len(record), _CHECKED_BYTES):
                 check_whole(memory)

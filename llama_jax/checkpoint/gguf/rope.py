@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -66,7 +66,9 @@ def written_scaling(scaling: RopeScaling | None) -> tuple[dict[str, Any], tuple[
             return _yarn_keys(scaling), ()
         case DynamicScaling(original_max_seq_len=original):
             return {}, (f"dynamic RoPE scaling is left out: it changes nothing up to {original:,}",)
-    return {}, ()
+        case None | Llama3Scaling():  # the latter's is a tensor, `rope_freqs.weight`
+            return {}, ()
+    assert_never(scaling)
 
 
 def _yarn(fields: Fields, factor: float) -> YarnScaling:

@@ -72,7 +72,7 @@ def _operation(path: str, said: str, asked: Any, answered: Any, schemas: Any) ->
 
     good: dict[str, Any] = {"application/json": of(answered)} if answered else {"text/plain": {}}
     if path in _STREAMED:
-        good["text/event-stream"] = of(_STREAMED[path])
+        good["text/event-stream"] = {"itemSchema": _event(of(_STREAMED[path])["schema"])}
     wrong = {"application/json": of(answers.Error)}
     found: dict[str, Any] = {
         "summary": said,
@@ -89,3 +89,11 @@ def _operation(path: str, said: str, asked: Any, answered: Any, schemas: Any) ->
         name = {"name": "model", "in": "path", "required": True, "schema": schema}
         found["parameters"] = [name]
     return found
+
+
+def _event(chunk: Any) -> dict[str, Any]:
+    """The schema of a server-sent event, as OpenAPI 3.2 has it."""
+    said = "A chunk; an error, which ends the stream; or [DONE], the last"
+    data = {"type": "string", "description": said, "contentMediaType": "application/json"}
+    data["contentSchema"] = chunk
+    return {"type": "object", "required": ["data"], "properties": {"data": data}}

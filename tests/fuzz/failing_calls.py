@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.faults`: each system call of what writes fails in turn.
+"""`python -m tests.fuzz.failing_calls`: each system call of what writes fails in turn.
 
 After each the destination is absent or whole, the error is one line, and the next run ends as it
 should: convert, save, the exports, and training's saves, whose earlier states stay.
@@ -32,6 +32,8 @@ from llama_jax.train.state import TrainState  # noqa: E402
 SAVES = "training's saves"
 KEPT = 2
 """How many states of a run stay."""
+_REMOVING = ("unlink", "unlinkat", "rmdir")
+"""Where one of these fails, something is left, until the next run."""
 _ERRORS = (errno.EIO, errno.ENOSPC)
 
 
@@ -52,14 +54,20 @@ def faults(name: str, act: Callable[[Path, str], Any], to: Path, part: int, part
             problem = f"no error, and it is {state}"
         if state not in ("absent", *DTYPES):
             problem = state
+        if said is not None and call not in _REMOVING and (left := _beside(to)):
+            problem = problem or f"it left {left}"
         act(to, dtype)
-        if trial.state() != dtype or [file for file in to.parent.iterdir() if file != to]:
-            problem = problem or f"the next run left {sorted(os.listdir(to.parent))}"
+        if trial.state() != dtype or _beside(to):
+            problem = problem or f"the next run wrote {trial.state()} and left {_beside(to)}"
         tried, errors, wrong = tried + 1, errors + (said is not None), wrong + bool(problem)
         if problem:
             print(f"{name}: call {turn}, {call}, failed: {problem}")
     print(f"{name:16} {tried} of {count} calls failed, {errors} said, {wrong} wrong", flush=True)
     return not wrong
+
+
+def _beside(to: Path) -> list[str]:
+    return sorted(file.name for file in to.parent.iterdir() if file != to)
 
 
 def saves(folder: Path, part: int, parts: int) -> bool:
@@ -147,12 +155,12 @@ def _in_words(said: BaseException | None) -> str:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(prog="python -m tests.fuzz.faults", description=__doc__)
+    said = argparse.ArgumentParser(prog="python -m tests.fuzz.failing_calls", description=__doc__)
     said.add_argument("--share", default="0/1", help="of the calls, such as 2/3: every third")
     said.add_argument("--only", action="append", help="an operation")
     given = said.parse_args()
     if "LD_PRELOAD" not in os.environ:
-        with_library("tests.fuzz.faults")
+        with_library("tests.fuzz.failing_calls")
     part, parts = map(int, given.share.split("/"))
     fine = True
     with tempfile.TemporaryDirectory() as root:
