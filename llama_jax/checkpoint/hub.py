@@ -193,8 +193,8 @@ def _in_words(asked: Repository) -> Iterator[None]:
         ) from None
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError):  # no answer of a Hub's
         raise ValueError(
-            f"{asked}: what answers at {constants.ENDPOINT} is no Hub; a network that wants a login "
-            "in a browser answers so, or a proxy, or what HF_ENDPOINT names"
+            f"{asked}: what answers at {constants.ENDPOINT} is no Hub; a network that wants a "
+            "login in a browser answers so, or a proxy, or what HF_ENDPOINT names"
         ) from None
     except (OSError, _of_the_client()) as error:
         raise ValueError(
