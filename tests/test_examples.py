@@ -126,7 +126,7 @@ def finetune_shows_what_the_texts_changed(out):
     assert "Zib" not in before
     assert after == "'One day, a llama named Zib sat on the red roof and sang to'"
     assert f"the model itself: {before}" in out
-    assert "with 7,168 parameters of adapters to train" in out
+    assert "7,168 parameters of adapters, over" in out
 
 
 WHEN = "before", "after"
