@@ -159,7 +159,9 @@ def whole(data, tmp_path_factory):
 
 def test_a_run_trains_adapters_and_its_model_opens(data, whole):
     folder, said = whole
-    assert said[0].startswith("2,048 parameters of adapters, over 88,256 that stay as they are, on one")
+    assert said[0].startswith(
+        "2,048 parameters of adapters, over 88,256 that stay as they are, on one"
+    )
     loss = losses(folder)
     assert loss[8][0] < loss[1][0]
     model = llama_jax.load(folder / "model")
