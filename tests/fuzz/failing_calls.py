@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz.faults`: each system call of what writes fails in turn.
+"""`python -m tests.fuzz.failing_calls`: each system call of what writes fails in turn.
 
 After each the destination is absent or whole, the error is one line, and the next run ends as it
 should: convert, save, the exports, and training's saves, whose earlier states stay.
@@ -155,12 +155,12 @@ def _in_words(said: BaseException | None) -> str:
 
 
 def main() -> None:
-    said = argparse.ArgumentParser(prog="python -m tests.fuzz.faults", description=__doc__)
+    said = argparse.ArgumentParser(prog="python -m tests.fuzz.failing_calls", description=__doc__)
     said.add_argument("--share", default="0/1", help="of the calls, such as 2/3: every third")
     said.add_argument("--only", action="append", help="an operation")
     given = said.parse_args()
     if "LD_PRELOAD" not in os.environ:
-        with_library("tests.fuzz.faults")
+        with_library("tests.fuzz.failing_calls")
     part, parts = map(int, given.share.split("/"))
     fine = True
     with tempfile.TemporaryDirectory() as root:
