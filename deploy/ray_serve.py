@@ -14,6 +14,9 @@ from typing import Any
 from ray import serve
 
 import llama_jax
+from llama_jax.checkpoint.named import find_checkpoint
+from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.cli.dialogs import can_chat
 from llama_jax.serve import limits
 from llama_jax.serve.engine import Engine
 from llama_jax.serve.few_rows import for_few_rows
@@ -30,7 +33,8 @@ def replica() -> Any:
     engine = Engine(for_few_rows(llama_jax.load(MODEL)))
     while not engine.ready and engine.failure is None:
         time.sleep(0.1)
-    served = Served(engine, Path(MODEL).name, int(time.time()))
+    chats = can_chat(open_checkpoint(find_checkpoint(MODEL)), engine.tokenizer)
+    served = Served(engine, Path(MODEL).name, int(time.time()), chats)
     return application(served, keys=read_keys(None), local=False)[0]
 
 

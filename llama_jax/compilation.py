@@ -31,8 +31,9 @@ AS_TRACED: dict[str, tuple[Any, Any]] = {
     "jax_numpy_dtype_promotion": ("standard", jax.numpy_dtype_promotion),
     "jax_default_matmul_precision": (None, jax.default_matmul_precision),
 }
-"""Settings of JAX that refuse what our functions do, or compute it otherwise: the value for which
-they are written, and how to set it for a while. A user's trace may be under way."""
+"""Settings of JAX under which our functions would fail, or compute something else. Each has the
+value for which the functions are written, and JAX's way to set it for a while. They hold for our
+part of a user's trace too."""
 AS_RUN = AS_TRACED | {
     "jax_enable_x64": (False, jax.enable_x64),
     "jax_disable_jit": (False, jax.disable_jit),
@@ -89,9 +90,9 @@ def keep_programs() -> None:
 def _order_is_lost() -> bool:
     """Whether a program that was kept could run its collectives in any order: on CPUs of a job.
 
-    Gloo pairs what processes send by the order in which each sends it. XLA keeps that order for a
-    CPU's program that it compiled; for one that it reads, it keeps none between the collectives of
-    branches, loops and calls (docs/notes/training.md, "A fault of kept programs").
+    Gloo pairs what processes send by the order in which each sends it. XLA keeps that order in
+    a CPU's program that it compiled. In one that it reads from a file, collectives of different
+    branches, loops and calls have no order (docs/notes/training.md, "A fault of kept programs").
     """
     joined = jax.distributed.is_initialized()  # asks no backend to begin
     return joined and jax.default_backend() == "cpu" and jax.process_count() > 1

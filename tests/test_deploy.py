@@ -287,7 +287,7 @@ def test_ray_serve_is_given_the_servers_application(monkeypatch):
     monkeypatch.setenv(keys.VARIABLE, "mine")
     module = runpy.run_path(str(DEPLOY / "ray_serve.py"))
     assert module["app"] == "bound"
-    engine = types.SimpleNamespace(ready=True, failure=None, heartbeat=0.0)
+    engine = types.SimpleNamespace(ready=True, failure=None, heartbeat=0.0, tokenizer=None)
     build = given["build"]
     monkeypatch.setitem(build.__globals__, "llama_jax", types.SimpleNamespace(load=lambda _: 1))
     monkeypatch.setitem(build.__globals__, "for_few_rows", lambda params: params + 1)
@@ -298,6 +298,7 @@ def test_ray_serve_is_given_the_servers_application(monkeypatch):
     own = {"authorization": "Bearer mine"}
     engine.config = types.SimpleNamespace(max_seq_len=9, vocab_size=3)
     assert client.get("/v1/models", headers=own).json()["data"][0]["id"] == "stories"
+    assert client.get("/v1/models", headers=own).json()["data"][0]["chat"] is False
     assert given["graceful_shutdown_timeout_s"] == limits.DRAIN_SECONDS
 
 

@@ -47,17 +47,13 @@ def test_the_files_are_small_and_hold_no_story_that_was_trained_on():
 
 
 def test_the_card_says_the_bits_per_byte_that_the_model_has(own, shared):
-    """Of 16 of the 123 stories, so within a few parts of a hundred; the others' on the same 16."""
+    """Of 16 of the 123 stories, so within a few parts of a hundred."""
     tool, card = stories_tool(), (FOLDER / "README.md").read_text()
     said = float(re.search(r"\| this model \| ([\d.]+) \|", card)[1])
     stories = tool.stories_of(shared / "corpora" / tool.FILES["first"])[tool.HELD_OUT]
-    texts = tool.measured(stories)[:16]
-    found = tool.bits_per_byte(own, texts)
+    found = tool.bits_per_byte(own, tool.measured(stories)[:16])
     assert found == pytest.approx(said, rel=0.06)
-    for name, bits in (("stories260K-meta", 0.943), ("tinystories656K-hf", 1.0)):
-        other = llama_jax.load(shared / "models" / name, dtype="float32")
-        assert found < tool.bits_per_byte(other, texts)
-        assert said < bits, "of all 123"
+    assert said < 0.943, "what stories260K has of the same stories"
 
 
 def test_a_command_without_a_checkpoint_tells_a_story_and_says_whose_it_is():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fnmatch
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -184,7 +185,7 @@ def _not_here(asked: Repository) -> Path:
 @contextlib.contextmanager
 def _in_words(asked: Repository) -> Iterator[None]:
     """Errors of the Hub as a ValueError that says what to do."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     try:
         yield
@@ -199,6 +200,11 @@ def _in_words(asked: Repository) -> Iterator[None]:
         raise ValueError(
             f"{asked}: the repository has no revision {asked.revision!r}; a branch, a tag or a "
             "commit is one"
+        ) from None
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError):  # no answer of a Hub's
+        raise ValueError(
+            f"{asked}: what answers at {constants.ENDPOINT} is no Hub; a network that wants a "
+            "login in a browser answers so, or a proxy, or what HF_ENDPOINT names"
         ) from None
     except (OSError, _of_the_client()) as error:
         raise ValueError(

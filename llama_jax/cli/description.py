@@ -43,8 +43,8 @@ def rope(c: Config) -> str:
     """The base of a model's RoPE and its scaling."""
     from llama_jax.config import DynamicScaling, LinearScaling, Llama3Scaling, YarnScaling
 
-    theta = f"theta {c.rope_theta:,.0f}"
-    match c.rope_scaling:
+    theta, scaling = f"theta {c.rope_theta:,.0f}", c.rope_scaling
+    match scaling:
         case LinearScaling(factor):
             return f"{theta}, linear scaling by {factor:g}"
         case Llama3Scaling(factor=factor, original_max_seq_len=original):
@@ -55,7 +55,7 @@ def rope(c: Config) -> str:
             return f"{theta}, dynamic scaling, which changes nothing within {original:,} positions"
         case None:
             return theta
-    assert_never(c.rope_scaling)
+    assert_never(scaling)
 
 
 def print_notes(notes: Iterable[str]) -> None:

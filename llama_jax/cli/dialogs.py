@@ -44,6 +44,15 @@ def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str
         ) from None
 
 
+def can_chat(source: Source, tokenizer: Tokenizer | None) -> bool:
+    """Whether a model can be talked with; another only continues texts."""
+    try:
+        check_dialogs(source, tokenizer, otherwise="")
+    except ValueError:
+        return False
+    return True
+
+
 def format_note(source: Source, tokenizer: Tokenizer) -> str | None:
     """What to know of a model of which only its maker can say that it was trained on dialogs."""
     name = getattr(tokenizer, "dialog_format", None)  # every kind of ours has it

@@ -14,16 +14,14 @@ from llama_jax.cli import options
 from llama_jax.cli.console import in_utf8, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
-from llama_jax.cli.dialogs import check_dialogs
+from llama_jax.cli.dialogs import can_chat
 from llama_jax.cli.errors import INTERRUPTED, leave_at_once
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.own_model import OWN, OwnOrNamed
 from llama_jax.cli.serve_options import Network, OneReplica, Requests
 
 if TYPE_CHECKING:
-    from llama_jax.checkpoint.source import Source
     from llama_jax.serve.engine import Engine
-    from llama_jax.tokenizer import Tokenizer
 
 YOUNG_OBJECTS = 10_000
 """New objects for which the collector of a server waits: it then looks for about a millisecond."""
@@ -98,7 +96,7 @@ def _serve(
         max_queued=requests.max_queued,
     ) as engine:
         name = in_utf8(network.name or _name_of(checkpoint, place))
-        _answer(engine, name, _chats(source, tokenizer), network, keys, listening)
+        _answer(engine, name, can_chat(source, tokenizer), network, keys, listening)
 
 
 def _answer(
@@ -169,15 +167,6 @@ def _name_of(checkpoint: str | None, place: Path) -> str:
         return given
     file = place.resolve()
     return file.stem if file.is_file() else file.name  # a folder's may have points: llama-3.2-1b
-
-
-def _chats(source: Source, tokenizer: Tokenizer) -> bool:
-    """Whether the model is one to talk with; another only continues texts."""
-    try:
-        check_dialogs(source, tokenizer, otherwise="")
-    except ValueError:
-        return False
-    return True
 
 
 def _log_to_stderr() -> None:

@@ -173,10 +173,8 @@ class Conversation:
         writers = [RowWriter(row, self.tokenizer)]
         asked = self.params, self._place, writers, settings, read
         for _, delta, after in decode_rows(*asked, stream=True):
-            if (
-                after is not None and self._ids is ids
-            ):  # no other turn has begun, nor has the dialog been reset
-                # The newest token is not in the cache yet.
+            # No other turn has begun, nor has the dialog been reset. The newest token has no slot.
+            if after is not None and self._ids is ids:
                 count = int(after.buffer.count[0])
                 self._cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta

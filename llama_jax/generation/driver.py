@@ -73,8 +73,9 @@ def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[st
 def compile_ahead(place: Placement, arguments: dict[str, Any]) -> Iterator[None]:
     """Compiles `prefill` for these arguments, then `decode` for what it gives; yields after each.
 
-    What is compiled is found. The weights may be `jax.ShapeDtypeStruct`s, which need not be loaded:
-    JAX remembers a program by shapes and devices.
+    A program that is compiled already is not compiled again. The weights may be
+    `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program by shapes and
+    devices.
     """
     with place.use_mesh():
         first = prefill.lower(**arguments)

@@ -50,8 +50,8 @@ class Limits:
     seats: int
     """Requests that a server takes on together. A GPU multiplies 128 rows as fast as one."""
     bytes_per_second: int
-    """How fast a slow one reads weights, by which a round's tokens are counted. It is no clock,
-    because all processes of a job must count alike."""
+    """How fast a slow machine reads weights. It decides how many tokens a round has. A clock would
+    not do, because all processes of a job must count alike."""
 
 
 PREFILL_TOKENS_A_ROW = 512
@@ -67,7 +67,7 @@ CPU = Limits(
     seats=16,
     bytes_per_second=5 * 10**9,
 )
-"""A check is free on a CPU, and 64 tokens take as long to multiply as the weights to read."""
+"""A check is free on a CPU. It multiplies 64 tokens in the time in which it reads the weights."""
 ACCELERATOR = Limits(
     tokens_per_check=8,
     prefill_tokens=1 << 14,

@@ -37,6 +37,9 @@ from llama_jax.sharding.specs import NEXT_LOGITS
 from llama_jax.weights.params import Params
 from llama_jax.weights.table import REPLICATED
 
+Reading = tuple[Int[Array, ""], Float[Array, "batch vocab"], Any]
+"""Prompts that are being read: where the next chunk starts, the logits so far, and the cache."""
+
 
 def prefill(
     params: Params,
@@ -57,13 +60,13 @@ def prefill(
     past = cache.empty(params.config) if isinstance(cache, NewCache) else cache
     past = jax.tree.map(constrain, past, past.specs())
     chunk = functools.partial(read_chunk, params, texts, lengths, tokens_per_read)
-    reading = read, jnp.zeros((len(texts), params.config.vocab_size)), past
+    reading: Reading = read, jnp.zeros((len(texts), params.config.vocab_size)), past
     whole = past.fresh and texts.shape[1] <= tokens_per_read
     if past.fresh:  # the first chunk has no past, so it is another program
-        reading = chunk(*reading)
+        reading = chunk(reading)
     if not whole:
         unread = lambda state: state[0] < jnp.max(lengths)  # noqa: E731
-        reading = jax.lax.while_loop(unread, lambda state: chunk(*state), reading)
+        reading = jax.lax.while_loop(unread, chunk, reading)
     _, logits, past = reading
     state = _initial_state(past, texts, lengths, logits.shape[1])
     return _replicated_buffer(
@@ -76,14 +79,10 @@ def read_chunk(
     texts: Int[Array, "batch time"],
     lengths: Int[Array, " batch"],
     chunk_tokens: int,
-    start: Int[Array, ""],
-    logits: Float[Array, "batch vocab"],
-    cache: Any,
-) -> tuple[Array, Array, Any]:
-    """Reads `chunk_tokens` of each row from `start`, and keeps the logits after its last token.
-
-    Returns the arguments of the next chunk: its start, the logits so far, and the cache.
-    """
+    reading: Reading,
+) -> Reading:
+    """Reads `chunk_tokens` of each row from a start, and keeps the logits after its last token."""
+    start, logits, cache = reading
     batch, time = texts.shape
     last = lengths[:, None] - 1
     positions = jnp.broadcast_to(start + jnp.arange(chunk_tokens), (batch, chunk_tokens))

@@ -55,7 +55,7 @@ class SamplingSettings:
     temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
     """Divides the logits; 0 takes the likeliest token."""
     top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)
-    """Keeps a token unless those likelier than it sum to more than this; 1 keeps all."""
+    """Keeps the likeliest tokens until their probabilities sum to more than this; 1 keeps all."""
     top_k: int = _number(0, 0, integer=True, on_device="int32", neutral=0)
     """Keeps this many of the likeliest tokens; 0 keeps all."""
     min_p: float = _number(0.0, 0, 1, on_device="float32", neutral=0)
@@ -63,7 +63,7 @@ class SamplingSettings:
     seed: int | None = _number(
         0, 0, 2**32 - 1, integer=True, optional=True, on_device="uint32", neutral=0
     )
-    """With the position in the text, all that a draw depends on; None draws a new one each time."""
+    """A draw depends on it and on the position in the text alone; None is a new one each time."""
     repetition_penalty: float = _number(1.0, 0, is_open=True, on_device="float32", neutral=1)
     """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
     presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)

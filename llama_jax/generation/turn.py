@@ -27,7 +27,7 @@ from llama_jax.weights.params import Params
 
 
 def empty_cache(params: Params, place: Placement, slots: int) -> Any:
-    """A cache without a past, where later turns' caches lie: another place is another program."""
+    """A cache without a past, where later turns have theirs, so that one program serves all."""
     with place.use_mesh():
         cache = _empty(place.cache, params.config, place.batch_divisor, slots, place.cache_dtype)
     leaf = jax.tree.leaves(params.weights)[0]
@@ -62,7 +62,7 @@ def turn_arguments(
 def prepare_turns(
     params: Params, settings: SamplingSettings | None = None, *, cache: type[Cache] = KVCache
 ) -> Iterator[None]:
-    """Compiles what a `Conversation`'s first turn will run, if its question is no long one.
+    """Compiles what a `Conversation`'s first turn will run, if its question is short.
 
     Yields after each of the two programs. The weights may be shapes (`checkpoint.shapes`), so that
     this can go on while `load` reads, or while somebody types.

@@ -42,6 +42,11 @@ class Exchange:
         self._sent_at, self._unread, self._whole = 0.0, self.method == "POST", False
         self._turn = asyncio.Lock()
 
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.began
+
     def header(self, name: str) -> str:
         """A header's value; "" where it is absent."""
         return self.headers.get(name, b"").decode("latin-1")

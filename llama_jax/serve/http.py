@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +90,8 @@ class App:
             self.metrics.gone.add(route)
             exchange.notes["gone"] = True
         except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and not self.draining:
+                raise  # whoever serves this application has its reasons
             told = known(error)
             if told.status == 500:
                 logger.error("request %s failed", exchange.id, exc_info=error)
@@ -113,9 +114,8 @@ class App:
 
     def _log(self, route: str, exchange: Exchange) -> None:
         self.metrics.answers.add(route, str(exchange.status or 499))
-        seconds = time.monotonic() - exchange.began
         notes = " ".join(f"{name}={value}" for name, value in exchange.notes.items())
-        fixed = (exchange.method[:8], route, exchange.status or 499, seconds, exchange.id)
+        fixed = exchange.method[:8], route, exchange.status or 499, exchange.seconds, exchange.id
         logger.info("%s %s %s %.3fs id=%s %s", *fixed, notes)
 
     async def _completions(self, exchange: Exchange) -> None:
@@ -216,14 +216,13 @@ def application(
     app = App(served, keys=keys, local=local)
     if not origins:
         return app, app
-    outer = CORSMiddleware(
+    return app, CORSMiddleware(
         app,
         allow_origins=list(origins),
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["x-request-id", "retry-after"],
     )
-    return app, outer
 
 
 def _cancel_made(making: asyncio.Future[list[Stream]]) -> None:

@@ -99,8 +99,8 @@ def use_mesh_of(weights: Weights) -> contextlib.AbstractContextManager[Any]:
 def constrain(x: Array, spec: P, otherwise: P | None = None) -> Array:
     """`x` sharded by `spec` on the mesh of `jax.set_mesh`; without a mesh, `x`.
 
-    Where `spec` would cut `x` into unequal parts, it is sharded by `otherwise`, if that is given:
-    of a program's result JAX from 0.11.2 on finds no spec for the cut that XLA then chooses.
+    Where `spec` would cut `x` into unequal parts, it is sharded by `otherwise`, if that is given.
+    A program's result needs that: JAX 0.11.2 and later cannot name a cut into unequal parts.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

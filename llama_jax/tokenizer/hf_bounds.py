@@ -13,6 +13,8 @@ from typing import Any
 
 MAX_GROWTH = 64
 """The most that a chain of steps may make of one character; Llama's make up to 4 bytes of one."""
+MAX_ADDED = 1024
+"""The most tokens that may be put around a text. Llama's templates have up to four."""
 _MAX_STEPS = 64
 _PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _KNOWN = {"ByteLevel": 4.0, "Metaspace": 2.0, "BertNormalizer": 3.0}
@@ -32,6 +34,7 @@ def check_growth(file: bytes) -> None:
         return
     if isinstance(said, dict):
         _check_chains(said)
+        _check_templates(said)
 
 
 def _check_chains(said: dict[str, Any]) -> None:
@@ -44,6 +47,24 @@ def _check_chains(said: dict[str, Any]) -> None:
                     f"its {part} makes a text over {MAX_GROWTH} times as long, or has over "
                     f"{_MAX_STEPS} steps, which no model's does; download tokenizer.json again"
                 )
+
+
+def _check_templates(said: dict[str, Any]) -> None:
+    """What stands around a text: a template's pieces, each of which may stand for many ids."""
+    added = 0
+    for step in _steps(said.get("post_processor"), "processors"):
+        tokens = step.get("special_tokens")
+        named = list(tokens.values()) if isinstance(tokens, dict) else tokens
+        named = named if isinstance(named, list) else []
+        ids = (one.get("ids") for one in named if isinstance(one, dict))
+        longest = max((len(one) for one in ids if isinstance(one, list)), default=1)
+        pieces = (step.get(which) for which in ("single", "pair"))
+        added += longest * sum(len(one) for one in pieces if isinstance(one, list | str))
+        if added > MAX_ADDED:
+            raise ValueError(
+                f"its post_processor puts over {MAX_ADDED:,} tokens around a text, which no "
+                "model's does; download tokenizer.json again"
+            )
 
 
 def _steps(part: Any, chain: str) -> Iterator[dict[str, Any]]:

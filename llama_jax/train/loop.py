@@ -13,7 +13,7 @@ from llama_jax.sharding.arrays import mesh_of
 from llama_jax.train.batches import batch_sharding, evaluation_batches, numbered_batches
 from llama_jax.train.order import Order
 from llama_jax.train.recipe import Recipe
-from llama_jax.train.report import Evaluated, Report
+from llama_jax.train.report import Evaluated, Report, shown_rows
 from llama_jax.train.rows import Rows
 from llama_jax.train.saves import Saves
 from llama_jax.train.state import TrainState, result, without_frozen
@@ -161,11 +161,6 @@ def _check_steps(recipe: Recipe, report: Report, index: int, ids: np.ndarray) ->
     if report.bad_in_a_row and report.bad_in_a_row >= recipe.run.bad_steps:
         raise RuntimeError(
             f"{report.bad_in_a_row} steps in a row had a loss or gradients that are not finite, or "
-            f"were spikes; the last, step {index}, read rows {_shown(ids)}. Lower "
+            f"were spikes; the last, step {index}, read rows {shown_rows(ids)}. Lower "
             "optimizer.learning_rate, or look at those rows"
         )
-
-
-def _shown(ids: np.ndarray) -> str:
-    first = ", ".join(map(str, ids[:8].tolist()))
-    return f"{first}, ... ({len(ids)} rows)" if len(ids) > 8 else first

@@ -87,7 +87,7 @@ class Report:
         if not good:
             self._say(
                 f"step {index + 1:,} changed nothing: loss {numbers['loss']:.4g}, gradient "
-                f"norm {numbers['gradient_norm']:.4g}"
+                f"norm {numbers['gradient_norm']:.4g}, rows {shown_rows(ids)}"
             )
         done = index + 1
         due = done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps)
@@ -187,6 +187,12 @@ def _forget_after(file: Path, step: int) -> float:
     return min(
         (json.loads(line).get("validation_loss", math.inf) for line in kept), default=math.inf
     )
+
+
+def shown_rows(ids: np.ndarray) -> str:
+    """The first few of a step's rows, and how many there are."""
+    first = ", ".join(map(str, ids[:8].tolist()))
+    return f"{first}, ... ({len(ids)} rows)" if len(ids) > 8 else first
 
 
 def duration(seconds: float) -> str:

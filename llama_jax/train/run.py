@@ -86,7 +86,12 @@ def train(
     _keep_recipe(recipe, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
-        state = _first_state(recipe, (like, begin), saves, data, say)
+        state = _begun(recipe, saves, like, begin, say)
+        if step := int(state.step):
+            more = "going on" if step < recipe.steps else "nothing is left"
+            say(f"{more} after step {step:,}")
+        else:
+            say(f"{_told(state)}, on {_devices(mesh)}; {data.order.rows:,} rows an epoch")
         if tokens.tokenizer is None and sample is not None:
             sample = None
             say(f"no samples are drawn: {tokens.path} has no tokenizer's file")
@@ -127,6 +132,23 @@ def first_batch(recipe: Recipe) -> tuple[Batch, Tokenizer]:
     return data.rows.read(data.order.at(0)), load_tokenizer(tokens.tokenizer)
 
 
+def _begun(
+    recipe: Recipe,
+    saves: Saves,
+    like: Params,
+    begin: Callable[[], Params],
+    say: Callable[[str], None],
+) -> TrainState:
+    """The newest saved state that is whole, or a new one."""
+    with phase(say, "looking for saved states"):
+        state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
+    checkpoint = recipe.model and recipe.model.checkpoint
+    with phase(say, f"reading {checkpoint}" if checkpoint else "drawing the first weights"):
+        if state is None:
+            return new_state(recipe, begin())
+        return state if recipe.lora is None else with_frozen(state, split(begin())[1])
+
+
 def _say_nothing(line: str) -> None:
     """What process 0 says, the others need not."""
 
@@ -134,31 +156,6 @@ def _say_nothing(line: str) -> None:
 def _is_soon_read(tokens: str) -> bool:
     """Whether all tokens are read within seconds, so that their sha256 are compared each time."""
     return sum(file.stat().st_size for file in Path(tokens).rglob("*.bin")) <= HASHED_BYTES
-
-
-def _first_state(
-    recipe: Recipe,
-    model: tuple[Params, Callable[[], Params]],
-    saves: Saves,
-    data: Data,
-    say: Callable[[str], None],
-) -> TrainState:
-    """The newest state that is saved, or that of a model which begins; says which of them it is."""
-    like, begin = model
-    with phase(say, "looking for saved states"):
-        state = saves.newest(without_frozen(state_shapes(recipe, like)), say)
-    beginning = recipe.model and recipe.model.checkpoint
-    with phase(say, f"reading {beginning}" if beginning else "drawing the first weights"):
-        if state is None:
-            state = new_state(recipe, begin())
-            devices = _devices(mesh_of(state.params))
-            say(f"{_told(state)}, on {devices}; {data.order.rows:,} rows an epoch")
-        else:
-            if recipe.lora is not None:
-                state = with_frozen(state, split(begin())[1])
-            more = "going on" if int(state.step) < recipe.steps else "nothing is left"
-            say(f"{more} after step {int(state.step):,}")
-    return state
 
 
 def _devices(mesh: jax.sharding.Mesh | None) -> str:
@@ -187,6 +184,8 @@ def _data(recipe: Recipe, tokens: TokenFolder) -> Data:
 
 def _keep_recipe(recipe: Recipe, folder: Path) -> None:
     """Writes the recipe; ValueError where the folder's run has another."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a run is a folder; name another")
     file = folder / RECIPE
     if file.exists():
         before = recipe_of(json.loads(file.read_text(encoding="utf-8")), str(file))

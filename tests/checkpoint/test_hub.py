@@ -63,6 +63,8 @@ class _Answers(http.server.BaseHTTPRequestHandler):
     def _describe(self, organisation, name, what="revision", revision="main", *_):
         name = f"{organisation}/{name}"
         files = self.server.repositories.get(name)
+        if name == "org/hotel":
+            return self._send(200, files["page"], {"Content-Type": "text/html"})
         if files is None:
             return self._refuse(401, "RepoNotFound")
         if revision not in ("main", "v1", COMMIT):
@@ -213,12 +215,14 @@ def test_a_gate_is_explained(server, monkeypatch, token, words):
 def test_mistakes_say_the_way_out(server):
     server.repositories["org/card"] = {"README.md": b"no model"}
     server.repositories["org/many"] = {"a.gguf": b"a", "b.gguf": b"b"}
+    server.repositories["org/hotel"] = {"page": b"<html>Log in to the hotel's network</html>"}
     for asked, words in (
         ("hf:org/nothing", "the Hub has no such repository"),
         ("hf:org/model@v9", "the repository has no revision 'v9'"),
         ("hf:org/card", "has none of the files that are read"),
         ("hf:org/many", "holds 2 models as GGUF files: a.gguf, b.gguf; .* --only a.gguf"),
         ("hf:model", "write hf:ORG/NAME"),
+        ("hf:org/hotel", r"what answers at http://127\S+ is no Hub; a network that wants a login"),
     ):
         with pytest.raises(ValueError, match=words):
             llama_jax.load(asked)

@@ -13,7 +13,7 @@ from llama_jax.checkpoint import shapes
 from llama_jax.checkpoint.export import export
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.merge import merge_checkpoint
-from llama_jax.checkpoint.peft import open_peft
+from llama_jax.checkpoint.peft import open_peft, patterns
 from llama_jax.checkpoint.peft.config import read_peft_config
 from llama_jax.sharding.adapters import adapters_of, put_adapters, with_adapters
 from llama_jax.weights.lora import Adapter, scale_of
@@ -152,10 +152,17 @@ def test_patterns_are_of_the_ends_of_names(edited):
         ({"some_new_variant": {"of": 2027}}, r"some_new_variant=a dict is not supported"),
         ({"r": 0}, r"r=0 must be a positive integer"),
         ({"rank_pattern": ["q_proj"]}, r"rank_pattern=a list must be an object"),
+        ({"rank_pattern": {"(": 2}}, r"rank_pattern: the pattern \"\(\" is none: missing \)"),
+        ({"rank_pattern": {"x" * 513: 2}}, r"rank_pattern has a key of 513 characters"),
+        ({"rank_pattern": {f"{n}": 2 for n in range(4097)}}, r"rank_pattern has 4,097 keys"),
+        ({"alpha_pattern": {r"(\w|\w\w|\w\w\w|\.)+\d": 2}}, r"s alpha_pattern, .* 0.05 seconds"),
         ({"r": 5}, r"lora_A of .* has shape \[3, 64\].* a rank of 5 it would be \[5, 64\]"),
     ],
 )
-def test_what_is_more_than_two_matrices_is_refused_by_name(edited, folders, fields, message):
+def test_what_is_more_than_two_matrices_is_refused_by_name(
+    edited, folders, fields, message, monkeypatch
+):
+    monkeypatch.setattr(patterns, "MAX_SECONDS", 0.05)
     with pytest.raises(ValueError, match=message):
         llama_jax.load(folders / "base", adapter=edited(**fields))
 

@@ -10,6 +10,13 @@ from llama_jax.train import run as running
 RECIPE = ROOT / "configs/train/shakespeare.toml"
 
 
+def test_what_is_wrong_with_a_set_names_the_option(tmp_path):
+    done = run("train", RECIPE, "--out", tmp_path, "--set", "model.feilds.dim=3")
+    assert done.exit_code == 2
+    assert "--set, [model]: the key 'feilds' is unknown; did you mean fields?" in done.stderr
+    assert "shakespeare.toml" not in done.stderr
+
+
 def folder_of_a_run(tmp_path, monkeypatch, *files):
     """Where the run's model is to be, with these files in it."""
     model = tmp_path / "own run/model"

@@ -24,7 +24,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from fuzz.seeds import make  # noqa: E402
-from fuzz.writing import DTYPES, begin, counting, operations, with_library  # noqa: E402
+from fuzz.trials import DTYPES, begin, counting, operations, with_library  # noqa: E402
 
 from llama_jax.train.saves import Saves, hush_log  # noqa: E402
 from llama_jax.train.state import TrainState  # noqa: E402

@@ -1,4 +1,4 @@
-// System calls below one folder, counted; the one whose turn it is fails. For tests/fuzz/kills.py and faults.py.
+// System calls below one folder, counted; the one whose turn it is fails. For tests/fuzz/kills.py and failing_calls.py.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -26,7 +26,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from fuzz.jobs import forked  # noqa: E402
 from fuzz.seeds import make  # noqa: E402
-from fuzz.writing import DTYPES, Trial, begin, counting, operations, with_library  # noqa: E402
+from fuzz.trials import DTYPES, Trial, begin, counting, operations, with_library  # noqa: E402
 
 Tell = Callable[[dict[str, Any]], None]
 

@@ -1,5 +1,6 @@
 """The server around the protocol: keys, health, leaving, dawdling and hostile clients, its end."""
 
+import asyncio
 import http.client
 import json
 import signal
@@ -14,6 +15,8 @@ from scripted import Scripted, delta
 from serving import NAME, served
 
 from llama_jax.serve import limits
+from llama_jax.serve.http import App
+from llama_jax.serve.openai.served import Served
 from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
 
 ASKED = {"model": NAME, "prompt": "ab", "max_tokens": 4}
@@ -460,3 +463,32 @@ def test_what_cannot_be_answered_in_time_is_told_so(engine, caplog, monkeypatch,
     assert any("once it has answered 2 requests, within" in line for line in said)
     assert "2 requests not answered" in said
     assert "Traceback" not in caplog.text
+
+
+def test_a_cancel_of_anothers_is_passed_on(engine):
+    """Another server than ours may cancel a request for reasons of its own."""
+    app = App(Served(engine, NAME, 1))
+    kind = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": kind}
+    messages = [{"type": "http.request", "body": json.dumps(ASKED).encode()}]
+    sent = []
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    async def main():
+        asked = asyncio.create_task(app(scope, receive, send))
+        await asyncio.to_thread(engine.submitted.wait)
+        asked.cancel()
+        await asked
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(main())
+    assert engine.cancelled.is_set()
+    assert not sent
+    assert not app.metrics.refused.values

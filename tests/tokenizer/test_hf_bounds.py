@@ -69,6 +69,22 @@ def test_many_steps_are_refused_as_they_are_counted():
         check_growth({"decoder": chain})
 
 
+@pytest.mark.parametrize(("pieces", "ids"), [(2, 600), (1025, 1), (40, 40)])
+def test_a_template_that_puts_many_tokens_around_a_text_is_refused(pieces, ids):
+    def template(pieces, ids):
+        return {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}] * pieces,
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1] * ids, "tokens": ["<s>"] * ids}},
+        }
+
+    check_growth({"post_processor": template(2, 2)})
+    for processor in (template(pieces, ids), {"processors": [template(20, 20)] * 3}):
+        with pytest.raises(ValueError, match="its post_processor puts over 1,024 tokens around"):
+            check_growth({"post_processor": processor})
+
+
 def test_a_tokenizer_whose_normalizer_doubles_is_not_opened(shared, tmp_path):
     folder = shared / "models/tinystories656K-hf"
     said = json.loads((folder / "tokenizer.json").read_text())

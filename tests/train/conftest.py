@@ -5,6 +5,8 @@ import pytest
 from llama_jax.train import phases
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch):
-    monkeypatch.setattr(phases, "PATIENCE", 1e6)
+@pytest.fixture(scope="session", autouse=True)
+def patient():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases, "PATIENCE", 1e6)
+        yield

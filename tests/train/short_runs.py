@@ -58,5 +58,6 @@ def end_after(steps, recipe, folder, evaluate_every=0):
     every = {"print_every": 1, "save_every": 100, "evaluate_every": evaluate_every}
     run, said = Run(**vars(recipe.run) | every), []
     train(recipe.replace(run=run), folder, say=lambda line: (said.append(line), say(line)))
+    assert any("stopping after this step" in line for line in said)
     last = re.match(r"stopped after step (\d+) of 8, which is saved: start it again", said[-1])
     assert (int(last[1]) if last else STEPS) >= steps

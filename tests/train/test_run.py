@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -17,6 +18,7 @@ from short_runs import STEPS, end_after, losses, recipe_of, trained, validations
 from token_files import STORIES, token_folder
 
 import llama_jax
+from llama_jax.train import model, phases, report
 from llama_jax.train.recipe import Model, Optimizer
 from llama_jax.train.recipe_file import read_recipe, to_json
 from llama_jax.train.rows import TextRows
@@ -103,6 +105,35 @@ def test_the_best_model_is_kept_and_not_a_later_one_that_is_worse(tokens, tmp_pa
     weights, _ = trained(recipe, tmp_path / "run")
     assert min(validations(tmp_path / "run").values()) == min(found.values())
     jax.tree.map(np.testing.assert_array_equal, weights, best.weights)
+
+
+def test_what_takes_long_is_said_and_a_silent_step_too(tokens, tmp_path, monkeypatch):
+    said = []
+    with phases.phase(said.append, "soon done"):
+        pass
+    monkeypatch.setattr(phases, "PATIENCE", 0.01)
+    with phases.phase(said.append, "hashing"):
+        time.sleep(0.2)
+    assert said == ["hashing ..."]
+    monkeypatch.setattr(report, "SILENCE", -1.0)
+    _, said = trained(recipe_of(tokens, run={"print_every": 100, "evaluate_every": 0}), tmp_path)
+    assert "compiling the step ..." in said
+    assert [f"step {n}/8" in "\n".join(said) for n in (1, 2, 7, 8)] == [True] * 4
+
+
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}], ids=str)
+def test_first_weights_are_init_params_from_a_program_for_each_shape(axes, tokens):
+    recipe = recipe_of(tokens, mesh=axes)
+    model._drawing.cache_clear()
+    like, begin = model.model_of(recipe, open_tokens(tokens), model.mesh_for_recipe(recipe))
+    params = begin()
+    whole = llama_jax.init_params(jax.random.key(0), like.config).weights
+    here = jax.tree.map(lambda w, full: w[tuple(map(slice, full.shape))], params.weights, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), here, whole)
+    for made, told in zip(*map(jax.tree.leaves, (params, like)), strict=True):
+        assert made.shape == told.shape
+        assert made.sharding.is_equivalent_to(told.sharding, made.ndim)
+    assert model._drawing.cache_info().misses < len(jax.tree.leaves(whole))
 
 
 def test_the_best_of_no_evaluations_is_refused(tokens):
@@ -194,6 +225,14 @@ def test_a_run_on_tokens_without_a_tokenizer_draws_no_samples_and_says_so(tokens
     assert str(bare) in line
 
 
+def test_a_file_where_a_run_is_to_be_is_refused_and_stays(tokens, tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text("steps = 8")
+    with pytest.raises(ValueError, match=r"r\.toml is a file, and a run is a folder"):
+        train(recipe_of(tokens), file, say=lambda line: None)
+    assert file.read_text() == "steps = 8"
+
+
 def test_sample_every_0_is_never(tokens, tmp_path):
     recipe = recipe_of(tokens, steps=3, run={"sample_every": 0})
     train(recipe, tmp_path / "run", say=lambda line: None, sample=generate_nothing)
@@ -217,7 +256,9 @@ def test_a_run_of_bad_steps_ends_and_names_rows(tokens, tmp_path):
     said = []
     with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, "):
         train(recipe, tmp_path / "run", say=said.append)
-    assert sum("changed nothing" in line for line in said) == 3
+    bad = [line for line in said if "changed nothing" in line]
+    assert len(bad) == 3
+    assert all(re.search(r"rows \d+, \d+", line) for line in bad)
 
 
 def test_a_process_hears_one_step_later_that_one_of_its_job_was_asked_to_stop():
@@ -283,6 +324,14 @@ def test_a_recipe_file_is_read_with_changes_and_written_as_it_runs(tmp_path):
         (["step"], "--set 'step' must be KEY=VALUE"),
         (["model.checkpoint=x"], r"\[model\] takes either config = or checkpoint ="),
         (["mesh.tensor=0"], "tensor=0 must be a positive integer"),
+        (
+            ["mesh.model=2"],
+            r"\[mesh\]: the key 'model' is unknown; the keys are data, fsdp, tensor",
+        ),
+        (
+            ["model.fields.dimm=2"],
+            r"\[model.fields\]: the key 'dimm' is unknown; did you mean dim?",
+        ),
     ],
 )
 def test_a_mistake_in_a_recipe_names_the_way_out(changes, words, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import ReadByPart, copy_in_bands
 from llama_jax.checkpoint.gguf.tensors import QuantizedTensor, RawTensor, bands
 from llama_jax.checkpoint.placing import Index
-from llama_jax.weights.int4 import GROUP, MIDDLE, WORDS, Int4, packed
+from llama_jax.weights.int4 import GROUP, MIDDLE, WORDS, Int4
 from llama_jax.weights.int8 import Int8
 from llama_jax.weights.weight import Layout
 
@@ -101,8 +101,8 @@ def _parts(raw: RawTensor) -> Parts:
         blocks = raw.unpacked(rows, slice(0, inputs))
         codes = blocks.codes.reshape(-1, inputs)
         if "words" in found:
-            unsigned = (codes + np.int8(_FOUR_BITS[raw.kind.name])).view(np.uint8)
-            found["words"][..., rows] = packed(np.ascontiguousarray(unsigned.T))
+            words = _words((codes + np.int8(_FOUR_BITS[raw.kind.name])).view(np.uint8))
+            copy_in_bands(words, found["words"].transpose(2, 1, 0)[rows])
         else:
             copy_in_bands(codes, found["values"].T[rows])
         found["scale"].T[rows] = blocks.scale.reshape(len(codes), -1)
@@ -112,3 +112,15 @@ def _parts(raw: RawTensor) -> Parts:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes without the GIL
         list(pool.map(fill, bands(raw, slice(0, raw.shape[0]))))
     return found
+
+
+def _words(numbers: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 15, uint8 [out, in], as the words of `Int4`, [out, in / 32, 4].
+
+    Eight numbers are one integer, whose halves meet three times. That takes a fifth of the time of
+    `packed`, which turns the bytes around first.
+    """
+    eight = numbers.view("<u8")
+    for bits, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
+        eight = (eight | eight >> np.uint64(bits)) & np.uint64(kept)
+    return eight.astype("<u4").view(np.int32).reshape(len(numbers), -1, WORDS)

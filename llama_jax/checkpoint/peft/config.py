@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint.files.json_file import Fields, read_object, shown
+from llama_jax.checkpoint.peft.patterns import Patterns, Value
 from llama_jax.weights.lora import scale_of
 
 CONFIG = "adapter_config.json"
@@ -48,18 +48,18 @@ class PeftConfig:
     rank: int
     alpha: float
     rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    rank_pattern: Patterns[int]
+    alpha_pattern: Patterns[float]
     base: str
     """The name or the path of the model that was adapted; empty where it is not said."""
 
     def rank_of(self, module: str) -> int:
         """The rank of a module's adapter."""
-        return self.rank_pattern.get(_key(self.rank_pattern, module), self.rank)
+        return self.rank_pattern.get(module, self.rank)
 
     def scale_of(self, module: str) -> float:
         """What the product of a module's two matrices is multiplied by."""
-        alpha = self.alpha_pattern.get(_key(self.alpha_pattern, module), self.alpha)
+        alpha = self.alpha_pattern.get(module, self.alpha)
         return scale_of(self.rank_of(module), alpha, self.rslora)
 
 
@@ -72,8 +72,8 @@ def read_peft_config(file: Path) -> PeftConfig:
             rank=fields.count("r"),
             alpha=fields.number("lora_alpha"),
             rslora=fields.flag("use_rslora", default=False),
-            rank_pattern={k: fields.count(k) for k, fields in _pattern(given, "rank_pattern")},
-            alpha_pattern={k: fields.number(k) for k, fields in _pattern(given, "alpha_pattern")},
+            rank_pattern=_patterns(given, "rank_pattern", Fields.count),
+            alpha_pattern=_patterns(given, "alpha_pattern", Fields.number),
             base=str(given.get("base_model_name_or_path") or ""),
         )
     except ValueError as error:
@@ -99,20 +99,12 @@ def _check(given: dict[str, Any]) -> None:
             raise ValueError(f"{name}={shown(value)} is not supported; {_MERGE}")
 
 
-def _pattern(given: dict[str, Any], name: str) -> list[tuple[str, Fields]]:
-    """The entries of a table of modules, each with the values to read it from."""
+def _patterns(
+    given: dict[str, Any], name: str, read: Callable[[Fields, str], Value]
+) -> Patterns[Value]:
+    """A table of modules, each value read by its key."""
     table = given.get(name) or {}
     if not isinstance(table, dict):
         raise ValueError(f"{name}={shown(table)} must be an object")
-    return [(key, Fields(table)) for key in table]
-
-
-def _key(pattern: Mapping[str, Any], module: str) -> str:
-    """The first key that fits the end of a module's name: a regular expression, as in peft."""
-    for key in pattern:
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
-                return key
-        except re.error as error:
-            raise ValueError(f"{CONFIG}: the pattern {shown(key)} is none: {error}") from None
-    return module
+    fields = Fields(table)
+    return Patterns(name, {key: read(fields, key) for key in table})
