@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def tokenizer_state(file: Path) -> tuple[Any, ...]:
 
 def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
     """A stranger's regular file of at most so many bytes; ValueError otherwise."""
-    if not file.is_file():  # to open a pipe may be to wait for ever
+    if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe may be to wait for ever
         raise ValueError(f"{file} is no regular file; copy or download it again")
     with file.open("rb") as opened:
         found = opened.read(at_most + 1)

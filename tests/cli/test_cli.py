@@ -165,14 +165,14 @@ def test_convert_leaves_an_existing_destination_alone(tmp_path):
 
 
 def test_a_mistake_is_one_line_with_the_way_out(tmp_path):
-    for arguments, message in (
-        (("convert", tmp_path / "nothing", tmp_path / "out"), "does not exist"),
-        (("convert", tmp_path, tmp_path / "out"), "holds no checkpoint"),
-        (("generate", LLAMA3, "hello"), "pass token ids, and --ids"),
-        (("generate", tmp_path, "hello"), "holds no checkpoint"),
+    for arguments, message, code in (
+        (("convert", tmp_path / "nothing", tmp_path / "out"), "does not exist", 1),
+        (("convert", tmp_path, tmp_path / "out"), "holds no checkpoint", 1),
+        (("generate", LLAMA3, "hello"), "pass token ids, and --ids", 2),
+        (("generate", tmp_path, "hello"), "holds no checkpoint", 1),
     ):
         result = run(*arguments)
-        assert result.exit_code == 1
+        assert result.exit_code == code
         assert message in result.stderr
         assert "Traceback" not in result.output
         assert result.stdout == ""
