@@ -21,9 +21,8 @@ _SUM_BEHIND = 8
 _LOCAL, _ENTRY = 30, 46
 _END, _WIDE_END = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q4sIQI")
 _VERSIONS = (0x031E, 45), (45, 45)
-"""Of the program that wrote the end, miniz or this project, and of the one that can read it."""
-
-
+"""What an archive's end says: the version that wrote it (miniz's, or this project's), and the
+version that is needed to read it."""
 Records = Sequence[tuple[zipfile.ZipInfo, np.ndarray]]
 """What the directory says of each record, and its bytes."""
 

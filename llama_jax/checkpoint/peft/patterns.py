@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from llama_jax.checkpoint.files.json_file import shown
 
 MAX_SECONDS = 2.0
-"""Of the processor, for all look-ups in one table: a pattern of a line can take for ever."""
+"""Processor time for all look-ups in one table. A pattern of one line can take for ever."""
 MAX_KEYS, MAX_KEY = 4096, 512
 """How many keys a table has, and how many characters a key."""
 Value = TypeVar("Value", int, float)
