@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.config import Config
+from llama_jax.jax_settings import AS_TRACED, as_written
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.model.inputs import check_inputs, checked_positions

@@ -21,6 +21,8 @@ Stream = Callable[[ExportTensor], Iterable[np.ndarray]]
 """A tensor's blocks in the order and the dtype of the file."""
 
 _STORAGES = {"float16": "HalfStorage", "bfloat16": "BFloat16Storage", "float32": "FloatStorage"}
+_PLACE = "cpu"
+"""Where a tensor lay: in this format a word for memory, whatever machine wrote the file."""
 _ALIGNMENT = 64
 _LIMIT = 0xFFFFFFFF
 """From here on a size or an offset stands in a field of 64 bits ..."""
@@ -135,7 +137,7 @@ def _tensor(key: int, tensor: ExportTensor) -> bytes:
     strides = [int(np.prod(size[axis + 1 :])) for axis in range(len(size))]
     kind = f"ctorch\n{_STORAGES[tensor.dtype.name]}\n".encode()
     numbers = int(np.prod(size))
-    storage = b"(" + _text("storage") + kind + _text(str(key)) + _text("cpu") + _integer(numbers)
+    storage = b"(" + _text("storage") + kind + _text(str(key)) + _text(_PLACE) + _integer(numbers)
     arguments = [storage + b"tQ", _integer(0), _tuple(size), _tuple(strides), b"\x89"]
     hooks = b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + hooks + b"tR"
