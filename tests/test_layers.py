@@ -1,6 +1,7 @@
 """Who imports whom: docs/architecture.md's arrows, read from the source with `ast`."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,35 @@ def test_files_and_functions_keep_to_their_sizes(file):
             first = node.body[0]
             told = first.end_lineno - first.lineno if ast.get_docstring(node) else 0
             assert lines - told <= 60, f"{node.name} has {lines} lines"
+
+
+OUTSIDE = [
+    f for folder in ("tests", "bench", "tools", "examples") for f in ROOT.glob(f"{folder}/**/*.py")
+]
+THEIRS = re.compile(  # of Python's, of JAX's, of llama_cpp's and of rich's: none has a public door
+    r"(.*\._fields|.*\._replace|os\._exit|record\._orig_compress_start|.*\._cache_size"
+    r"|(.*\.)?llama_cpp\._lib|.*stderr\._(force_terminal|file|environ))$"
+)
+
+
+def private_names(file: Path) -> set[str]:
+    """The private names of something else that a file reads, imports or replaces."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "replace")):
+            words = [x.value if isinstance(x, ast.Constant) else ast.unparse(x) for x in node.args]
+            found |= {str(words[0]), ".".join(map(str, words[:2]))} if words else set()
+    private = re.compile(r"[\w.()]+\._[a-zA-Z]\w*")
+    return {name for name in found if private.fullmatch(name) and not THEIRS.match(name)}
+
+
+@pytest.mark.parametrize("file", OUTSIDE, ids=lambda f: str(f.relative_to(ROOT)))
+def test_nothing_outside_reaches_for_a_private_name(file):
+    assert private_names(file) == set()
 
 
 def test_every_room_is_drawn():

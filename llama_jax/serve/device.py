@@ -80,8 +80,10 @@ class Device:
         self.sizes = [seats] if exact else sizes_of(seats)
         """The numbers of rows for which there is a program to decode. One of them is exact: it
         adds what a row is made of in one order, whoever its neighbours are."""
-        self._reads: dict[tuple[bool, bool], Any] = {}
-        self._decodes: dict[int, Any] = {}
+        self.reads: dict[tuple[bool, bool], Any] = {}
+        """Compiled programs that read a chunk, by what `read` is asked for: draws, echo."""
+        self.decodes: dict[int, Any] = {}
+        """Compiled programs that decode, by their number of rows."""
         self.reset()
 
     def reset(self) -> None:
@@ -125,7 +127,7 @@ class Device:
         With `echo` the round has the log-probabilities of the tokens `following` each.
         """
         chunk = self._chunk(tokens, following, start, seat, pages)
-        program = self._reads.get((draws, echo)) or self._compiled_read(draws, echo)
+        program = self.reads.get((draws, echo)) or self._compiled_read(draws, echo)
         with self.place.use_mesh():
             made = program(self.params, self._seats, self._pool, chunk)
         self._seats, self._pool, buffer, echoed, finite = made
@@ -139,7 +141,7 @@ class Device:
         rows, ends = np.full(size, self.seats, np.int32), np.zeros(size, np.int32)
         rows[: len(seats)], ends[: len(until)] = seats, until
         table = self._table(pages, size)
-        program = self._decodes[size]
+        program = self.decodes[size]
         with self.place.use_mesh():
             made = program(self.params, self._seats, self._pool, rows, table, ends)
         self._seats, self._pool, buffer = made
@@ -170,7 +172,7 @@ class Device:
         self._compiled_read(draws=False, echo=False)
         yield
         for size in self.sizes:
-            if size not in self._decodes:
+            if size not in self.decodes:
                 self._compile_decode(size)
                 yield
         for draws in (True, False):
@@ -183,14 +185,14 @@ class Device:
         arguments = (self.params, *self._shapes(), chunk)
         with self.place.use_mesh():
             made = read_chunk.lower(*arguments, draws=draws, echo=echo).compile()
-        self._reads[draws, echo] = made
+        self.reads[draws, echo] = made
         return made
 
     def _compile_decode(self, size: int) -> None:
         rows, table = np.zeros(size, np.int32), self._table([], size)
         arguments = (self.params, *self._shapes(), rows, table, rows)
         with self.place.use_mesh():
-            self._decodes[size] = decode_rows.lower(*arguments, tokens=self.tokens).compile()
+            self.decodes[size] = decode_rows.lower(*arguments, tokens=self.tokens).compile()
 
     def _shapes(self) -> Any:
         return jax.tree.map(
@@ -201,7 +203,7 @@ class Device:
         )
 
     def _bucket(self, rows: int) -> int:
-        return min(size for size in tuple(self._decodes) if size >= rows)
+        return min(size for size in tuple(self.decodes) if size >= rows)
 
     def _table(self, pages: Sequence[Sequence[int]], rows: int) -> np.ndarray:
         table = np.full((rows, self.width), self.pages, np.int32)

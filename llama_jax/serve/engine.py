@@ -88,16 +88,17 @@ class Engine:
             max_seq_len=min(params.config.max_seq_len, pages * PAGE)
         )
         """The model's, with the longest text that fits in the cache."""
-        self._device = Device(params, place, seats=seats, pages=pages, exact=exact)
+        self.device = Device(params, place, seats=seats, pages=pages, exact=exact)
+        """The seats, the pages and the compiled programs. The engine's thread alone calls it."""
         self._scheduler = Scheduler(
             Pages(pages, PAGE),
             seats,
-            chunk=self._device.chunk,
-            width=self._device.width,
-            lookahead=ROUNDS_IN_FLIGHT * self._device.tokens,
+            chunk=self.device.chunk,
+            width=self.device.width,
+            lookahead=ROUNDS_IN_FLIGHT * self.device.tokens,
             exact=exact,
         )
-        self._rounds = Rounds(self._device, self._scheduler)
+        self._rounds = Rounds(self.device, self._scheduler)
         self._shares = share_prefixes
         self._max_queued = max_queued, NO_LIMIT if max_queued_tokens is None else max_queued_tokens
         self._inbox = Inbox()
@@ -202,7 +203,7 @@ class Engine:
         """The thread. It ends when the engine is closed, or when two steps fail in a row."""
         rest = threading.Thread(target=self._compile_rest, daemon=True)
         try:
-            self._device.compile_first()
+            self.device.compile_first()
             self.ready = True
             rest.start()
             failed = False
@@ -243,7 +244,7 @@ class Engine:
         self._rounds.end(self._rounds.streams(), error)
 
     def _compile_rest(self) -> None:
-        for _ in self._device.compile_rest():
+        for _ in self.device.compile_rest():
             if self._inbox.closed:
                 break
         self.compiling = False

@@ -321,7 +321,7 @@ def test_a_closing_engine_waits_only_so_long(model):
 def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
     with Engine(model, **FEW) as engine:
         wanted = engine.submit([3], temperature=0, max_new_tokens=5).completions()
-        decode, calls = engine._device.decode, []
+        decode, calls = engine.device.decode, []
 
         def fails_once(*arguments):
             calls.append(arguments)
@@ -329,7 +329,7 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
                 raise MemoryError("no room")
             return decode(*arguments)
 
-        monkeypatch.setattr(engine._device, "decode", fails_once)
+        monkeypatch.setattr(engine.device, "decode", fails_once)
         with pytest.raises(RequestFailedError, match="a step of the engine failed: no room"):
             engine.submit([3], temperature=0, max_new_tokens=5).completions()
         assert engine.submit([3], temperature=0, max_new_tokens=5).completions() == wanted
@@ -338,7 +338,7 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
         def fails(*arguments):
             raise MemoryError("never any room")
 
-        monkeypatch.setattr(engine._device, "decode", fails)
+        monkeypatch.setattr(engine.device, "decode", fails)
         streams = [engine.submit([3] * k, max_new_tokens=5) for k in (1, 2, 3)]
         for stream in streams:
             with pytest.raises(RequestFailedError):
@@ -368,9 +368,9 @@ def test_a_start_compiles_at_most_ten_programs(engine):
     deadline = time.monotonic() + 60
     while engine.compiling and time.monotonic() < deadline:
         time.sleep(0.01)
-    made = engine._device
-    assert sorted(made._reads) == [(False, False), (False, True), (True, False), (True, True)]
-    assert sorted(made._decodes) == [1, 2, 4]
+    made = engine.device
+    assert sorted(made.reads) == [(False, False), (False, True), (True, False), (True, True)]
+    assert sorted(made.decodes) == [1, 2, 4]
     assert sizes_of(16) == [1, 2, 4, 8, 16]
     assert sizes_of(128) == [1, 8, 16, 32, 64, 128]
     for seats in range(1, 300):
@@ -379,7 +379,7 @@ def test_a_start_compiles_at_most_ten_programs(engine):
 
 
 def test_a_turn_reads_some_chunks_and_then_takes_all_on(engine, monkeypatch):
-    done, device = [], engine._device
+    done, device = [], engine.device
     for name in ("read", "decode"):
         run = getattr(device, name)
         monkeypatch.setattr(
