@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 
 def tool():
-    spec = importlib.util.spec_from_file_location("constraints", ROOT / "tools/constraints.py")
+    spec = importlib.util.spec_from_file_location("constraints", ROOT / "scripts/constraints.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 
 NOTEBOOK = ROOT / "examples/first_steps.ipynb"
-TOOL = runpy.run_path(str(ROOT / "tools/notebook.py"))
+TOOL = runpy.run_path(str(ROOT / "scripts/notebook.py"))
 CHANCE = re.compile(r"([\d.]+)% #* +' (\w+)'")
 
 

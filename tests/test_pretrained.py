@@ -20,7 +20,7 @@ def own():
 
 
 def stories_tool():
-    spec = importlib.util.spec_from_file_location("stories", ROOT / "tools/stories.py")
+    spec = importlib.util.spec_from_file_location("stories", ROOT / "scripts/stories.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

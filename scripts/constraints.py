@@ -1,4 +1,4 @@
-"""`python tools/constraints.py > constraints.txt`: the versions that are installed here.
+"""`python scripts/constraints.py > constraints.txt`: the versions that are installed here.
 
 Of every package that pyproject.toml names, without its extras for other machines, and of theirs.
 """
@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 EXTRAS = ("serve", "grammar", "test", "docs", "dev")
 HEAD = """# Versions with which the tests pass, on Python 3.11: pip install -e . -c constraints.txt
-# Written by tools/constraints.py."""
+# Written by scripts/constraints.py."""
 
 
 def named() -> list[Requirement]:

@@ -1,4 +1,4 @@
-"""Records the README's first command as a picture: python tools/recording.py docs/first_run.svg
+"""Records the README's first command as a picture: python scripts/recording.py docs/first_run.svg
 
 The command runs as it would for a newcomer, with no compiled program kept from before. The picture
 is what it leaves on the terminal: a status line that it takes away again is not in it.
