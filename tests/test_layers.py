@@ -137,6 +137,24 @@ def test_files_and_functions_keep_to_their_sizes(file):
             assert lines - told <= 60, f"{node.name} has {lines} lines"
 
 
+def numbers_stated(file: Path) -> set[str]:
+    """The names of a module to which it gives a number that it writes out."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            written = [n for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+            if written and all(type(n.value) in (int, float) for n in written):
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+def test_limits_states_every_size_of_generation():
+    files = (PACKAGE / "generation").glob("*.py")
+    elsewhere = [numbers_stated(file) for file in files if file.name != "limits.py"]
+    assert set().union(*elsewhere) == {"NO_TOKEN"}  # an id that no token has
+
+
 OUTSIDE = [
     file
     for folder in ("tests", "bench", "tools", "scripts", "examples")

@@ -14,7 +14,7 @@ from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow, prefill
 from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.limits import initial_slots
+from llama_jax.generation.limits import answer_room, initial_slots
 from llama_jax.generation.one_thread import OneThread
 from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import encode_dialog, tokenizer_of
@@ -154,7 +154,7 @@ class Conversation:
     def _fitted(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """A dialog less its oldest turns until an answer has room, and its ids."""
         limit = self.params.config.max_seq_len
-        room = min(self.settings.max_new_tokens, limit // 4, 256)
+        room = answer_room(self.settings.max_new_tokens, limit)
         ids = encode_dialog(self.tokenizer, messages, self.tools)
         while len(ids) + room > limit and _turns(messages) > 1:
             first, second, *_ = [i for i, m in enumerate(messages) if m["role"] == "user"]

@@ -17,16 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-MAX_BYTES = 64 << 10
-"""The longest schema, regular expression or grammar."""
-GRAMMARS = 32
-"""Texts whose verdict is kept, and compiled grammars that a vocabulary keeps."""
+from llama_jax.generation.limits import (
+    GRAMMAR_MEMORY,
+    GRAMMAR_SECONDS,
+    GRAMMAR_WAIT_SECONDS,
+    GRAMMARS,
+    MAX_GRAMMAR_BYTES,
+)
+
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """The model cuts its text into tokens as it likes; otherwise the one cut of `encode` is allowed."""
 _WHITESPACE = r" |\n[ \t]{0,20}"
 """Between JSON's tokens: as `json.dumps` writes it, also with an indent, and no endless blanks."""
-_CHECK_SECONDS = 60
-"""The check's own limit is a second of CPU; this one is for a machine that hardly runs it."""
 
 JSONSchema = Mapping[str, Any] | bool | str
 """A JSON schema, or its text."""
@@ -98,8 +100,8 @@ def _bounded(name: str, text: Any) -> str:
         size = len(text.encode())
     except UnicodeEncodeError:
         raise ValueError(f"{name} has a lone surrogate, which is no character") from None
-    if size > MAX_BYTES:
-        raise ValueError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are compiled")
+    if size > MAX_GRAMMAR_BYTES:
+        raise ValueError(f"{name} has {size:,} bytes; at most {MAX_GRAMMAR_BYTES:,} are compiled")
     return text
 
 
@@ -110,13 +112,14 @@ def _error_in(grammar: str) -> str:
     found = importlib.util.find_spec("llguidance")
     place = Path(found.origin).parents[1] if found and found.origin else Path()
     script = Path(__file__).with_name("grammar_check.py")
-    command = [sys.executable, "-I", "-S", str(script), str(place)]
+    bounds = [str(GRAMMAR_SECONDS), str(GRAMMAR_MEMORY)]
+    command = [sys.executable, "-I", "-S", str(script), str(place), *bounds]
     try:
         done = subprocess.run(
-            command, input=grammar.encode(), capture_output=True, timeout=_CHECK_SECONDS
+            command, input=grammar.encode(), capture_output=True, timeout=GRAMMAR_WAIT_SECONDS
         )
     except subprocess.TimeoutExpired:  # raised, so that it is not remembered
-        raise ValueError(f"a grammar did not compile in {_CHECK_SECONDS} seconds") from None
+        raise ValueError(f"a grammar did not compile in {GRAMMAR_WAIT_SECONDS} seconds") from None
     complaint = done.stderr.decode(errors="replace").strip().split("\n")[-1]
     if done.returncode < 0 or "memory" in complaint.lower():  # ended by a bound
         return "it takes more than a second or a gigabyte to compile; make it simpler"

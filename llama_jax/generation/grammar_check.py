@@ -1,24 +1,23 @@
 """A program of its own: compiles the grammar on its standard input, and prints what is wrong.
 
-It runs alone, so that work without end can be ended: `python -I -S grammar_check.py SITE_PACKAGES`.
+It runs alone, so that work without end can be ended:
+
+    python -I -S grammar_check.py SITE_PACKAGES SECONDS BYTES
+
 It imports nothing of ours. Where it is killed, the grammar is refused.
 """
 
 import sys
 
-SECONDS = 1
-"""The processor time a grammar may take. Starting Python and the library takes a tenth of it."""
-MEMORY = 1 << 30
 
-
-def bound() -> None:
-    """Bounds this process, where the system can."""
+def bound(seconds: int, memory: int) -> None:
+    """Bounds this process, where the system can: its processor time, and its bytes."""
     try:
         import resource
     except ImportError:  # Windows; the parent's clock is all there is
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -33,7 +32,8 @@ def error_in(grammar: str) -> str:
 
 
 if __name__ == "__main__":
-    bound()
-    sys.path.append(sys.argv[1])
+    place, *bounds = sys.argv[1:]
+    bound(*map(int, bounds))
+    sys.path.append(place)
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     print(error_in(sys.stdin.buffer.read().decode()))

@@ -2,11 +2,16 @@
 
 A program is compiled once per shape, so shapes are rounded up to buckets: a batch of 3 prompts of
 20 tokens runs as 4 rows of 32.
+
+What a kernel or a layout is made of stands beside it, because `kernels/` and `model/` cannot import
+this file: a kernel's blocks, the 64 positions of a page. HTTP's limits are in `serve/limits.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+
+import numpy as np
 
 MAX_ROWS = 32
 """Rows of a batch. More gain little, and a batch waits for its longest row."""
@@ -29,7 +34,26 @@ MAX_LOGPROBS = 20
 """How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
 SCORE_TEXTS = 8
 """Texts that `score` reads together."""
+ANSWER_TOKENS = 256
+"""A conversation forgets its oldest turns until an answer of so many tokens has room, or of a
+quarter of the context if that is less."""
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number in a setting. On the device it is a float32, in which more is infinite."""
 NO_LIMIT = 2**31 - 1
+
+MAX_GRAMMAR_BYTES = 64 << 10
+"""The longest schema, regular expression or grammar."""
+GRAMMARS = 32
+"""Texts whose verdict is kept, and compiled grammars that a vocabulary keeps."""
+GRAMMAR_SECONDS = 1
+"""The processor time in which a grammar must compile. Starting Python and the library takes a tenth
+of it."""
+GRAMMAR_MEMORY = 1 << 30
+"""Bytes in which it must."""
+GRAMMAR_WAIT_SECONDS = 60
+"""The time of a clock for the same, on a machine that hardly runs the process."""
+MAX_LEXER_STATES = 100_000
+"""States that one completion under a grammar may make. A state takes 1 or 2 KB."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +129,11 @@ def bucket(length: int) -> int:
 def initial_slots(length: int, max_seq_len: int) -> int:
     """The slots of a new cache for a prompt of this length."""
     return min(max(MIN_SLOTS, bucket(length + HEADROOM)), max_seq_len)
+
+
+def answer_room(max_new_tokens: int, max_seq_len: int) -> int:
+    """Tokens for which a conversation makes room before it answers."""
+    return min(max_new_tokens, max_seq_len // 4, ANSWER_TOKENS)
 
 
 def doubled_slots(slots: int, max_seq_len: int) -> int:

@@ -11,11 +11,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.field_docs import with_field_docs
-from llama_jax.generation.limits import MAX_LOGPROBS
+from llama_jax.generation.limits import LARGEST, MAX_LOGPROBS
 from llama_jax.validation import wrong_kind
-
-LARGEST = float(np.finfo(np.float32).max)
-"""On the device a setting is a float32, in which anything larger is infinite."""
 
 
 def _number(

@@ -9,12 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.generation.grammar import GRAMMARS, library
+from llama_jax.generation.grammar import library
+from llama_jax.generation.limits import GRAMMARS, MAX_LEXER_STATES
 from llama_jax.generation.masks import bits_of, words_of
 from llama_jax.tokenizer import Tokenizer
-
-MAX_LEXER_STATES = 100_000
-"""The states that one completion may make. A state takes 1 or 2 KB."""
 
 
 class TokenTable:

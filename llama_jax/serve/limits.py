@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from llama_jax.generation.limits import MAX_GRAMMAR_BYTES
+from llama_jax.generation.limits import MAX_LOGPROBS as MAX_LOGPROBS
+
 # What a request may hold.
 MAX_BODY_BYTES = 8 << 20
 """Counted as a body arrives, whatever its Content-Length says: 128k tokens are under 1 MB."""
@@ -23,10 +26,8 @@ MAX_IDS = 1 << 20
 """Ids that a request to /detokenize may have. No context is so long."""
 MAX_MESSAGES = 4096
 MAX_TOOLS = 128
-MAX_GRAMMAR_CHARACTERS = 64 << 10
+MAX_GRAMMAR_CHARACTERS = MAX_GRAMMAR_BYTES
 """The length of a JSON schema, a regular expression or a grammar. They are compiled."""
-MAX_LOGPROBS = 20
-"""Alternatives that the engine lists at a token."""
 MAX_NAME_CHARACTERS = 256
 """The length of a model's name and of a salt."""
 CHARACTERS_A_TOKEN = 64

@@ -15,8 +15,9 @@ from small_tokenizers import SENTENCEPIECES, needs_shared, tokenizer_of
 from llama_jax import load_tokenizer
 from llama_jax.generation import grammar as grammar_module
 from llama_jax.generation.constraint import constraint_for
-from llama_jax.generation.grammar import GRAMMARS, MAX_BYTES, grammar_of
+from llama_jax.generation.grammar import grammar_of
 from llama_jax.generation.guide import Guide
+from llama_jax.generation.limits import GRAMMARS, MAX_GRAMMAR_BYTES
 from llama_jax.generation.masks import bits_of
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.generation.token_table import TokenTable, table_of
@@ -190,7 +191,7 @@ def test_a_schema_that_takes_years_is_refused():
     [
         {"json_schema": nested(3000)},
         {"json_schema": nested(200)},
-        {"json_schema": json.dumps(nested(1))[:-1] + "," + '"a":1' * MAX_BYTES},
+        {"json_schema": json.dumps(nested(1))[:-1] + "," + '"a":1' * MAX_GRAMMAR_BYTES},
         {"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000},
         {"json_schema": {"anyOf": [{"$ref": "#"}, {"$ref": "#"}]}},
     ],
