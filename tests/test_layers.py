@@ -5,9 +5,20 @@ import re
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from house import (
+    FILES,
+    PACKAGE,
+    ROOT,
+    arguments_of,
+    files_that_name,
+    functions_of,
+    functions_to_a_product,
+    line_count,
+    lines_of,
+    named,
+    platforms_outside_kernels,
+)
 
-PACKAGE = ROOT / "llama_jax"
 ROOMS = {  # lower numbers are further down; a room imports only from below itself
     "tokenizer": 0,
     "distributed": 0,
@@ -45,8 +56,6 @@ OWNERS = {  # third-party packages that belong to certain rooms alone
     "torch": set(),
     "transformers": set(),
 }
-PLATFORMS = {"cpu", "gpu", "cuda", "rocm", "tpu"}
-FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def room_of(module: str) -> str:
@@ -66,7 +75,7 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=named)
 def test_imports_point_up_the_list_of_rooms(file):
     room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for module in imports_of(file):
@@ -82,28 +91,8 @@ def test_imports_point_up_the_list_of_rooms(file):
             assert ROOMS[other] < ROOMS[room], f"{room} may not import {other}"
 
 
-def platform_words(file: Path) -> set[str]:
-    """The platforms that a file names in its code: as a string, a name or a keyword."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value.lower())
-        elif isinstance(node, ast.keyword | ast.arg):
-            found.add(node.arg or "")
-        elif isinstance(node, ast.Name):
-            found.add(node.id.lower())
-        elif isinstance(node, ast.Attribute):
-            found.add(node.attr.lower())
-    return found & PLATFORMS
-
-
 def test_a_platform_is_named_by_kernels_and_limits_alone():
-    words = {
-        str(file.relative_to(PACKAGE)): found
-        for file in FILES
-        if (found := platform_words(file)) and file.relative_to(PACKAGE).parts[0] != "kernels"
-    }
-    assert words == {
+    assert platforms_outside_kernels() == {
         "generation/limits.py": {"cpu"},
         # No platform of JAX's: a word of torch's file format, which every file has.
         "checkpoint/files/torch_writer.py": {"cpu"},
@@ -118,23 +107,34 @@ def test_dataclasses_are_registered_in_our_way():
 
 def test_only_the_flax_module_imports_flax():
     importing = {
-        str(file.relative_to(PACKAGE))
+        named(file)
         for file in FILES
         if any(module.split(".")[0] == "flax" for module in imports_of(file))
     }
     assert importing == {"model/module.py"}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+@pytest.mark.parametrize("file", FILES, ids=named)
 def test_files_and_functions_keep_to_their_sizes(file):
-    text = file.read_text()
-    assert len(text.splitlines()) <= 250
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            lines = node.end_lineno - node.lineno + 1
-            first = node.body[0]
-            told = first.end_lineno - first.lineno if ast.get_docstring(node) else 0
-            assert lines - told <= 60, f"{node.name} has {lines} lines"
+    assert line_count(file) <= 250
+    for function in functions_of(file):
+        assert lines_of(function) <= 60, f"{function.name} has {lines_of(function)} lines"
+        assert arguments_of(function) <= 12, f"{function.name} has {arguments_of(function)}"
+
+
+def test_the_model_is_read_on_one_page():
+    assert line_count(PACKAGE / "model/transformer.py") < 200
+
+
+def test_ten_functions_lie_between_generate_and_a_product():
+    way = functions_to_a_product()
+    assert len(way) <= 10, " -> ".join(way)
+
+
+def test_a_sampling_setting_is_a_field_a_rule_and_a_place_in_the_order():
+    offered = {"cli/options.py", "serve/openai/requests.py"}
+    of_its_own = {"generation/settings.py", "ops/sampling.py", "generation/sample.py"}
+    assert set(files_that_name("min_p")) == of_its_own | offered
 
 
 def numbers_stated(file: Path) -> set[str]:

@@ -1,8 +1,13 @@
 """Options in groups: a dataclass is an option a field."""
 
+import dataclasses
+import math
+from typing import get_type_hints
+
 import typer
 from typer.testing import CliRunner
 
+from llama_jax.cli import sampling
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.options import Sampling
 from llama_jax.generation.settings import SamplingSettings
@@ -38,3 +43,21 @@ def test_what_is_said_goes_into_the_group_it_is_of():
 def test_what_is_not_asked_for_is_what_the_library_does():
     assert Sampling().settings() == SamplingSettings()
     assert Sampling(top_k=3).settings() == SamplingSettings(top_k=3)
+
+
+def test_an_options_range_is_its_settings():
+    """What an option says of a number is written for whoever types it; what it takes is one."""
+    options = get_type_hints(sampling.Sampling, include_extras=True)
+    ranges = {
+        field.name: (field.metadata["low"], field.metadata["high"])
+        for field in dataclasses.fields(SamplingSettings)
+        if field.metadata
+    }
+    assert options.keys() >= ranges.keys(), "every number can be asked for"
+    for name, (low, high) in ranges.items():
+        (option,) = options[name].__metadata__
+        said = -math.inf if option.min is None else option.min, option.max or math.inf
+        if name == "repetition_penalty":  # above 0, which no option can say
+            assert said == (-math.inf, math.inf)
+        else:
+            assert said == (low, high), name
