@@ -70,8 +70,7 @@ def train(
 
     ValueError where the recipe does not fit what it names, or the run that the folder has.
     """
-    folder, first = Path(folder), jax.process_index() == 0
-    say = say if first else _say_nothing
+    folder, say = Path(folder), say if jax.process_index() == 0 else _say_nothing
     with phase(say, f"comparing the sha256 of {recipe.tokens}"):
         tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
     mesh = mesh_for_recipe(recipe)
@@ -87,11 +86,7 @@ def train(
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
         state = _begun(recipe, saves, like, begin, say)
-        if step := int(state.step):
-            more = "going on" if step < recipe.steps else "nothing is left"
-            say(f"{more} after step {step:,}")
-        else:
-            say(f"{_told(state)}, on {_devices(mesh)}; {data.order.rows:,} rows an epoch")
+        say(_beginning(recipe, state, data))
         if tokens.tokenizer is None and sample is not None:
             sample = None
             say(f"no samples are drawn: {tokens.path} has no tokenizer's file")
@@ -99,10 +94,7 @@ def train(
             report = _report(recipe, state, folder, say, data)
 
         def on_save(state: TrainState) -> None:
-            model = gathered(_result(state, tokens.tokenizer))
-            if first:
-                with in_words("the model", folder / MODEL):
-                    save(model, folder / MODEL, overwrite=True)
+            _save_model(_result(state, tokens.tokenizer), folder / MODEL)
 
         def on_sample(state: TrainState) -> None:
             if sample is not None:
@@ -158,11 +150,17 @@ def _is_soon_read(tokens: str) -> bool:
     return sum(file.stat().st_size for file in Path(tokens).rglob("*.bin")) <= HASHED_BYTES
 
 
-def _devices(mesh: jax.sharding.Mesh | None) -> str:
-    return "one device" if mesh is None else f"{mesh.size} devices"
+def _beginning(recipe: Recipe, state: TrainState, data: Data) -> str:
+    """The run in a line: what is trained on what, or after which step it goes on."""
+    if step := int(state.step):
+        more = "going on" if step < recipe.steps else "nothing is left"
+        return f"{more} after step {step:,}"
+    mesh = mesh_of(state.params)
+    devices = "one device" if mesh is None else f"{mesh.size} devices"
+    return f"{_parameters(state)}, on {devices}; {data.order.rows:,} rows an epoch"
 
 
-def _told(state: TrainState) -> str:
+def _parameters(state: TrainState) -> str:
     """How many parameters there are, and how many of them are trained."""
     trained, frozen = split(state.params)
     if frozen is None:
@@ -224,6 +222,14 @@ def _report(
         peak=recipe.run.peak_tflops * 1e12 or measured_peak(recipe.step.dtype),
         bytes_per_token=data.bytes_per_token,
     )
+
+
+def _save_model(params: Params, folder: Path) -> None:
+    """Writes the model of all processes, in place of the one before."""
+    whole = gathered(params)
+    if jax.process_index() == 0:
+        with in_words("the model", folder):
+            save(whole, folder, overwrite=True)
 
 
 def _result(state: TrainState, tokenizer: Path | None) -> Params:
