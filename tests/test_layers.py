@@ -19,31 +19,11 @@ from house import (
     platforms_outside_kernels,
 )
 
-ROOMS = {  # lower numbers are further down; a room imports only from below itself
-    "tokenizer": 0,
-    "distributed": 0,
-    "validation": 0,
-    "free_memory": 0,
-    "field_docs": 0,
-    "pytrees": 0,
-    "rope_scaling": 1,
-    "config": 2,
-    "kept_programs": 0,
-    "jax_settings": 0,
-    "ops": 0,
-    "weights": 3,
-    "sharding": 4,
-    "kernels": 5,
-    "compilation": 6,
-    "checkpoint": 7,
-    "model": 8,
-    "generation": 9,
-    "verify": 9,
-    "train": 9,
-    "serve": 10,
-    "cli": 11,
-    "__main__": 12,
-}
+PAGE = (ROOT / "docs/architecture.md").read_text()
+ARROWS = PAGE.split("## Who may import whom")[1].split("```")[1].split("<-")
+ROOMS = {room: level for level, rooms in enumerate(ARROWS) for room in re.findall(r"\w+", rooms)}
+"""How far up each room lies: a room imports only from below itself."""
+ROOMS["__main__"] = len(ARROWS)
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
     "optax": {"train"},
@@ -186,16 +166,21 @@ def test_nothing_outside_reaches_for_a_private_name(file):
     assert private_names(file) == set()
 
 
+@pytest.mark.parametrize("file", FILES, ids=named)
+def test_a_file_says_first_what_it_holds(file):
+    """docs/architecture.md says which room to enter, and leaves the files to themselves."""
+    assert ast.get_docstring(ast.parse(file.read_text()))
+
+
 def test_every_room_is_drawn():
     rooms = {f.relative_to(PACKAGE).parts[0].removesuffix(".py") for f in FILES}
     assert rooms == {*ROOMS, "__init__"}
 
 
 def test_docs_draw_every_room():
-    drawing = (PACKAGE.parent / "docs" / "architecture.md").read_text()
     for path in PACKAGE.iterdir():
         if path.suffix == ".py" or (path.is_dir() and path.name != "__pycache__"):
-            assert path.name in drawing, f"docs/architecture.md does not draw {path.name}"
+            assert path.name in PAGE, f"docs/architecture.md does not draw {path.name}"
 
 
 def test_files_of_tests_have_names_of_their_own():
