@@ -1,1 +1,1 @@
-""""""
+"""Two checkpoints compared, and both with LLaMA written a second time, in float64 NumPy."""
