@@ -6,6 +6,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Letters, config_of
@@ -18,8 +19,10 @@ from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import KVCache
 from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.transformer import init_params
-from llama_jax.serve.device import sizes_of
+from llama_jax.serve import programs
 from llama_jax.serve.engine import Engine
+from llama_jax.serve.few_rows import for_few_rows
+from llama_jax.serve.programs import sizes_of
 from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
 from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
@@ -321,7 +324,7 @@ def test_a_closing_engine_waits_only_so_long(model):
 def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
     with Engine(model, **FEW) as engine:
         wanted = engine.submit([3], temperature=0, max_new_tokens=5).completions()
-        decode, calls = engine._device.decode, []
+        decode, calls = engine.device.decode, []
 
         def fails_once(*arguments):
             calls.append(arguments)
@@ -329,7 +332,7 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
                 raise MemoryError("no room")
             return decode(*arguments)
 
-        monkeypatch.setattr(engine._device, "decode", fails_once)
+        monkeypatch.setattr(engine.device, "decode", fails_once)
         with pytest.raises(RequestFailedError, match="a step of the engine failed: no room"):
             engine.submit([3], temperature=0, max_new_tokens=5).completions()
         assert engine.submit([3], temperature=0, max_new_tokens=5).completions() == wanted
@@ -338,7 +341,7 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
         def fails(*arguments):
             raise MemoryError("never any room")
 
-        monkeypatch.setattr(engine._device, "decode", fails)
+        monkeypatch.setattr(engine.device, "decode", fails)
         streams = [engine.submit([3] * k, max_new_tokens=5) for k in (1, 2, 3)]
         for stream in streams:
             with pytest.raises(RequestFailedError):
@@ -368,9 +371,9 @@ def test_a_start_compiles_at_most_ten_programs(engine):
     deadline = time.monotonic() + 60
     while engine.compiling and time.monotonic() < deadline:
         time.sleep(0.01)
-    made = engine._device
-    assert sorted(made._reads) == [(False, False), (False, True), (True, False), (True, True)]
-    assert sorted(made._decodes) == [1, 2, 4]
+    made = engine.programs
+    assert sorted(made.reads) == [(False, False), (False, True), (True, False), (True, True)]
+    assert sorted(made.decodes) == [1, 2, 4]
     assert sizes_of(16) == [1, 2, 4, 8, 16]
     assert sizes_of(128) == [1, 8, 16, 32, 64, 128]
     for seats in range(1, 300):
@@ -378,8 +381,34 @@ def test_a_start_compiles_at_most_ten_programs(engine):
         assert (sizes[0], sizes[-1], len(sizes) <= 6) == (1, seats, True)
 
 
+@pytest.fixture
+def shapes(model, compiled):
+    """The model's shapes, as they are known before its weights; nothing is compiled for it yet."""
+    for program in (programs.read_chunk, programs.decode_rows, programs.seat_row):
+        program.clear_cache()
+    return model.replace(weights=jax.eval_shape(lambda: model.weights))
+
+
+def test_what_is_compiled_while_weights_are_read_is_what_an_engine_runs(model, shapes, compiled):
+    for _ in programs.prepare(for_few_rows(shapes), **FEW):
+        pass
+    assert len(compiled) == 2, "one that reads and one that decodes"
+    mine = for_few_rows(jax.tree.map(jnp.array, model))
+    how = {"cache": KVCache, "exact": False, **FEW}
+    programs.Programs.of(mine, **how).compile_first()
+    assert len(compiled) == 2
+
+
+def test_an_engine_waits_for_what_is_being_compiled_for_it(model, shapes, compiled):
+    ahead = threading.Thread(target=lambda: list(programs.prepare(shapes, **FEW)))
+    ahead.start()
+    programs.Programs.of(model, cache=KVCache, exact=False, **FEW).compile_first()
+    ahead.join()
+    assert len(compiled) == 2
+
+
 def test_a_turn_reads_some_chunks_and_then_takes_all_on(engine, monkeypatch):
-    done, device = [], engine._device
+    done, device = [], engine.device
     for name in ("read", "decode"):
         run = getattr(device, name)
         monkeypatch.setattr(
