@@ -117,7 +117,7 @@ def _contests(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     taken: set[str] = set()
     for name in options.names:
         model = prepared(name, options.checkpoint, options.dtype, {"native"}, options.work)
-        effort = _effort(options, name).within(model)
+        effort = effort_of(options, name).within(model)
         given, reasons = _entrants(options, model, effort)
         taken |= given.keys() - {MACHINE}
         before, about = missing, {"versions": versions(sorted(taken))}
@@ -189,7 +189,8 @@ def _measured(
             yield {**found, "first_tokens": times, "failed": {**found["failed"], **silent}}
 
 
-def _effort(options: argparse.Namespace, name: str) -> Effort:
+def effort_of(options: argparse.Namespace, name: str) -> Effort:
+    """How much is measured of a model, as the options say."""
     effort = (QUICK if options.quick else FULL).get(name, OTHERS[options.quick])
     return dataclasses.replace(effort, rounds=options.rounds or effort.rounds)
 

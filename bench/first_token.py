@@ -45,35 +45,35 @@ def first_tokens(
     failed = {}
     for name, fields in given.items():
         try:
-            _round(name, fields, prompt)
+            one_round(name, fields, prompt)
             found[name] = {}
         except RuntimeError as error:
             if name == OURS:
                 raise
             failed[name] = str(error).splitlines()[0]
     for count in range(rounds):
-        one = {name: _round(name, given[name], prompt) for name in turned(list(found), count)}
+        one = {name: one_round(name, given[name], prompt) for name in turned(list(found), count)}
         found = {name: joined(found[name], one[name]) for name in found}
         yield found, failed
 
 
-def _round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str, list[float]]:
+def one_round(name: str, fields: dict[str, Any], prompt: Sequence[int]) -> dict[str, list[float]]:
     """What counts follows a process of its own kind, and finds what that one leaves.
 
     So it reads its files from the page cache, and is given memory that the machine really has:
     a virtual one's host takes freed memory back, and is slow to give it again.
     """
     with tempfile.TemporaryDirectory() as caches:
-        _started(name, fields, prompt, caches)
+        started(name, fields, prompt, caches)
     with tempfile.TemporaryDirectory() as caches:
-        cold = _started(name, fields, prompt, caches)
+        cold = started(name, fields, prompt, caches)
         found = {"cold": [cold.seconds], "peak": [cold.peak]}
         if name == OURS:
-            found["cached"] = [_started(name, fields, prompt, caches).seconds]
+            found["cached"] = [started(name, fields, prompt, caches).seconds]
     return found
 
 
-def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> Start:
+def started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: str) -> Start:
     """A whole process, which must write to its standard output within LIMIT."""
     env = environment(name, given["device"], given["threads"])
     env["XDG_CACHE_HOME"] = caches  # where a program keeps what it compiled
@@ -88,7 +88,7 @@ def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
     with (
         tempfile.TemporaryFile() as errors,
         subprocess.Popen(
-            _command(name, given, list(prompt)),
+            start_command(name, given, list(prompt)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -111,7 +111,7 @@ def _started(name: str, given: dict[str, Any], prompt: Sequence[int], caches: st
     return Start(seconds, usage.ru_maxrss * 1024)
 
 
-def _command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
+def start_command(name: str, given: dict[str, Any], prompt: list[int]) -> list[str]:
     """Ours is the command that users call, and so is llama2.c's; a library gets a short program."""
     if name == OURS:
         ids = " ".join(map(str, prompt))

@@ -25,7 +25,7 @@ class Machine:
     def __init__(self, device: str, dtype: str) -> None:
         self.device = device
         self._read = _HostReading() if device == "cpu" else _DeviceReading()
-        self._multiplied = {name: _Multiplying(device, name) for name in {"float32", dtype}}
+        self._multiplied = {name: Multiplying(device, name) for name in {"float32", dtype}}
 
     def bandwidth(self) -> float:
         """Bytes read in a second."""
@@ -92,7 +92,7 @@ def device_bytes(memory: int) -> int:
     return min(DEVICE_BYTES, memory // 16 * 4)
 
 
-class _Multiplying:
+class Multiplying:
     """XLA's product of two square matrices, of 2048 rows each on a CPU and 8192 on a GPU.
 
     On a CPU the result is rounded after it: asked for a 16-bit one, XLA there first widens both.

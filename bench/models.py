@@ -58,7 +58,7 @@ def prepared(
     if missing := sorted(formats - {path.name for path in folder.iterdir()}):
         request = {"name": name, "dtype": dtype, "folder": str(folder), "formats": missing}
         request["checkpoint"] = None if checkpoint is None else str(checkpoint)
-        _write_apart(request)
+        write_apart(request)
         (folder / "origin.json").write_text(json.dumps(origin))
     return Model(name, folder, dtype, _config(folder))
 
@@ -118,7 +118,7 @@ def _config(folder: Path) -> Config:
     return native.read_config(folder / "native")
 
 
-def _write_apart(request: dict[str, object]) -> None:
+def write_apart(request: dict[str, object]) -> None:
     """`write`, in a process of its own; RuntimeError with the last line of its error."""
     command = [sys.executable, "-m", "bench.models", json.dumps(request)]
     env = environment("models", "cpu", len(os.sched_getaffinity(0)))

@@ -69,7 +69,7 @@ def settle(options: argparse.Namespace) -> None:
     _settle_contestants(options)
     _settle_models(options)
     _settle_cores(options)
-    _check_files(options)
+    check_files(options)
     on_gpu = options.device == "gpu" and not options.compare
     options.gpu = card.described(options.threads) if on_gpu else None
 
@@ -112,7 +112,7 @@ def _settle_cores(options: argparse.Namespace) -> None:
     os.sched_setaffinity(0, cores[: options.threads])  # and so of every process started from here
 
 
-def _check_files(options: argparse.Namespace) -> None:
+def check_files(options: argparse.Namespace) -> None:
     """What a run reads and writes at its end must be there at its start."""
     options.name = f"{'slots-' if options.slots else ''}{options.device}-{options.dtype}"
     if options.output:

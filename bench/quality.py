@@ -46,7 +46,7 @@ class Made(NamedTuple):
 def main() -> None:
     asked = _arguments()
     params = load(asked.model, dtype="float32", quantize="none")
-    windows = _windows(params, asked)
+    windows = windows_of(params, asked)
     ggml = None if asked.ggml is None else Ggml(asked.ggml)
     if ggml is None and asked.against not in ("float32", *KINDS):
         raise SystemExit(f"--against {asked.against!r} needs --ggml")
@@ -55,23 +55,23 @@ def main() -> None:
     )
     versions = f"jax {jax.__version__}" + (f", ggml {ggml.version}" if ggml else "")
     print(versions, flush=True)
-    score = _scorer(params, windows)
+    score = scorer(params, windows)
     against = score(_made(params, asked.against, ggml).params)
     for row in asked.rows:
         if row == "int8 cache":
-            bits, nll = 32.0, _cached(params, windows, llama_jax.Int8KVCache)
-            change, error = _change(nll - _cached(params, windows, llama_jax.KVCache))
+            bits, nll = 32.0, cached_nll(params, windows, llama_jax.Int8KVCache)
+            change, error = change_of(nll - cached_nll(params, windows, llama_jax.KVCache))
         elif row in ("float32", *KINDS) or ggml is not None:
             made = _made(params, row, ggml)
             bits, nll = made.bits, score(made.params)
-            change, error = _change(nll - against)
+            change, error = change_of(nll - against)
         else:
             continue
         told = f"{math.exp(nll.mean()):9.4f}  {change:+.3f} % (standard error {error:.3f})"
         print(f"  {row:22} {bits:5.2f} bits  {told}", flush=True)
 
 
-def _change(apart: np.ndarray) -> tuple[float, float]:
+def change_of(apart: np.ndarray) -> tuple[float, float]:
     """Of differences of log-likelihood, one a window: perplexity's in %, and its standard error."""
     spread = apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.nan
     return 100 * math.expm1(apart.mean()), 100 * spread
@@ -89,7 +89,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _windows(params: Any, asked: argparse.Namespace) -> np.ndarray:
+def windows_of(params: Any, asked: argparse.Namespace) -> np.ndarray:
     """The text's first tokens, [windows, tokens]; each window begins with bos, if there is one."""
     tokenizer = load_tokenizer(params.tokenizer)
     text = asked.text.read_text(encoding="utf-8")[: 40 * asked.windows * asked.tokens]
@@ -102,7 +102,7 @@ def _windows(params: Any, asked: argparse.Namespace) -> np.ndarray:
     return np.hstack([np.tile(start, (asked.windows, 1)), cut]).astype(np.int32)
 
 
-def _scorer(params: Any, windows: np.ndarray) -> Callable[[Any], np.ndarray]:
+def scorer(params: Any, windows: np.ndarray) -> Callable[[Any], np.ndarray]:
     """What gives the negative log-likelihood of a token in each window, of these shapes."""
     positions = jnp.broadcast_to(jnp.arange(windows.shape[1]), (1, windows.shape[1]))
 
@@ -114,7 +114,7 @@ def _scorer(params: Any, windows: np.ndarray) -> Callable[[Any], np.ndarray]:
     return lambda model: np.array([float(compiled(model, one)) for one in windows])
 
 
-def _cached(params: Any, windows: np.ndarray, kind: Any) -> np.ndarray:
+def cached_nll(params: Any, windows: np.ndarray, kind: Any) -> np.ndarray:
     """The same read token by token, so that every token sees what a cache kept of the others."""
     rows, length = windows.shape
     cache = kind.empty(params.config, batch=rows, slots=length, dtype=jnp.float32).continued()

@@ -106,7 +106,7 @@ def _speeds(name: str, options: argparse.Namespace) -> dict[str, Any]:
     steps = FEW + options.rounds * work.steps
     write(work, folder, steps, None)
     with _started(name, folder, steps, options) as (workers, failed):
-        _check_losses({one: worker.ask("train", steps=FEW) for one, worker in workers.items()})
+        check_losses({one: worker.ask("train", steps=FEW) for one, worker in workers.items()})
         rates: dict[str, list[float]] = {one: [] for one in workers}
         for count in range(options.rounds):
             for one in turned(list(workers), count):
@@ -116,7 +116,7 @@ def _speeds(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return {**sizes, "rates": rates, "failed": failed, "threads": options.threads}
 
 
-def _check_losses(answers: dict[str, dict[str, Any]]) -> None:
+def check_losses(answers: dict[str, dict[str, Any]]) -> None:
     """RuntimeError where a peer's first losses are not ours: it trains another model."""
     ours = answers[OURS]["losses"]
     for name, answer in answers.items():

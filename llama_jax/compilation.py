@@ -1,19 +1,18 @@
-"""How JAX traces and compiles our programs, whatever a process has set, and where it keeps them."""
+"""Where JAX keeps the programs that it compiles for us, from one process to the next."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from llama_jax.kept_programs import check_entries
+from llama_jax.kernels import keeps_collective_order
 
 VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
@@ -24,31 +23,6 @@ SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what w
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),
     "jax_persistent_cache_min_compile_time_secs": (1.0, 0.0),
 }
-
-
-AS_TRACED: dict[str, tuple[Any, Any]] = {
-    "jax_numpy_rank_promotion": ("allow", jax.numpy_rank_promotion),
-    "jax_numpy_dtype_promotion": ("standard", jax.numpy_dtype_promotion),
-    "jax_default_matmul_precision": (None, jax.default_matmul_precision),
-}
-"""Settings of JAX under which our functions would fail, or compute something else. Each has the
-value for which the functions are written, and JAX's way to set it for a while. They hold for our
-part of a user's trace too."""
-AS_RUN = AS_TRACED | {
-    "jax_enable_x64": (False, jax.enable_x64),
-    "jax_disable_jit": (False, jax.disable_jit),
-}
-"""The same for programs that are our own from beginning to end."""
-
-
-@contextlib.contextmanager
-def as_written(settings: dict[str, tuple[Any, Any]]) -> Iterator[None]:
-    """A context in which JAX has these settings, whatever a process has set."""
-    with contextlib.ExitStack() as stack:
-        for name, (wanted, setting) in settings.items():
-            if _setting(name) != wanted:
-                stack.enter_context(setting(wanted))
-        yield
 
 
 def keep_programs() -> None:
@@ -88,14 +62,9 @@ def keep_programs() -> None:
 
 
 def _order_is_lost() -> bool:
-    """Whether a program that was kept could run its collectives in any order: on CPUs of a job.
-
-    Gloo pairs what processes send by the order in which each sends it. XLA keeps that order in
-    a CPU's program that it compiled. In one that it reads from a file, collectives of different
-    branches, loops and calls have no order (docs/notes/training.md, "A fault of kept programs").
-    """
+    """Whether a program that was kept could run its collectives in any order, in a job."""
     joined = jax.distributed.is_initialized()  # asks no backend to begin
-    return joined and jax.default_backend() == "cpu" and jax.process_count() > 1
+    return joined and jax.process_count() > 1 and not keeps_collective_order(jax.default_backend())
 
 
 def cache_folder() -> Path:

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 
 NO_LIMIT = 2**62
-_MACHINE = Path("/proc/meminfo")
-_CONTAINER = Path("/sys/fs/cgroup")
+MACHINE = Path("/proc/meminfo")
+CONTAINER = Path("/sys/fs/cgroup")
 
 
 def free_memory() -> int:
@@ -16,7 +16,7 @@ def free_memory() -> int:
 
 
 def _free_of_machine() -> int:
-    with contextlib.suppress(OSError, ValueError, StopIteration), _MACHINE.open("rb") as lines:
+    with contextlib.suppress(OSError, ValueError, StopIteration), MACHINE.open("rb") as lines:
         return int(next(x for x in lines if x.startswith(b"MemAvailable:")).split()[1]) * 1024
     return NO_LIMIT
 
@@ -24,6 +24,6 @@ def _free_of_machine() -> int:
 def _free_of_container() -> int:
     """What a control group (v2) leaves to its processes; "max" is no limit."""
     with contextlib.suppress(OSError, ValueError):
-        limit = int((_CONTAINER / "memory.max").read_bytes())
-        return max(0, limit - int((_CONTAINER / "memory.current").read_bytes()))
+        limit = int((CONTAINER / "memory.max").read_bytes())
+        return max(0, limit - int((CONTAINER / "memory.current").read_bytes()))
     return NO_LIMIT

@@ -84,7 +84,7 @@ def small_model(seed=0, *, heads=4, kv_heads=2, dim=32, hidden=64, layers=2, voc
 
 def sentencepiece_metadata(file, **changes):
     """What llama.cpp's converter writes of a SentencePiece model."""
-    model = SentencePieceTokenizer(file)._model
+    model = SentencePieceTokenizer(file).model
     ids = range(model.vocab_size())
     kinds = (("is_unknown", UNKNOWN), ("is_control", CONTROL), ("is_byte", BYTE))
 
@@ -104,7 +104,9 @@ def sentencepiece_metadata(file, **changes):
 
 def bpe_metadata(file, pre="llama-bpe", **changes):
     """What llama.cpp's converter writes of Llama 3's tokenizer."""
-    ranks = {token: id for id, token in enumerate(TiktokenTokenizer(file)._bytes) if token}
+    tokenizer = TiktokenTokenizer(file)
+    own = (tokenizer.token_bytes(id, at_start=False)[0] for id in range(tokenizer.vocab_size))
+    ranks = {token: id for id, token in enumerate(own) if token}
     character = {byte: character for character, byte in BYTE_OF.items()}
     spelled = {token: "".join(character[byte] for byte in token) for token in ranks}
     merges = []

@@ -38,7 +38,7 @@ def pod():
 def served(path):
     """Whether the server answers GET at this path, without a key."""
     server = App(None)
-    return server._routes[path][0] == "GET"
+    return server.routes[path][0] == "GET"
 
 
 def test_the_image_has_all_that_the_package_is_built_of_and_no_more_of_the_clone():
@@ -124,7 +124,7 @@ def test_compose_starts_the_image_for_this_machine_and_lets_it_end():
     assert mounted - {"../checkpoints"} == set(COMPOSE["volumes"])
     scraped = yaml.safe_load((DEPLOY / "prometheus.yaml").read_text())["scrape_configs"][0]
     assert scraped["static_configs"] == [{"targets": ["serve:8000"]}]
-    assert scraped["metrics_path"] in App(None)._routes
+    assert scraped["metrics_path"] in App(None).routes
 
 
 def test_names_of_the_manifests_agree():
@@ -137,7 +137,7 @@ def test_names_of_the_manifests_agree():
     (port,) = pod()["containers"][0]["ports"]
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert service["spec"]["ports"][0]["targetPort"] == endpoint["port"] == port["name"]
-    assert endpoint["path"] in App(None)._routes
+    assert endpoint["path"] in App(None).routes
     listed = yaml.safe_load((DEPLOY / "kubernetes/kustomization.yaml").read_text())["resources"]
     assert sorted([*listed, "kustomization.yaml", "pod_monitor.yaml"]) == sorted(
         path.name for path in (DEPLOY / "kubernetes").iterdir()

@@ -8,8 +8,8 @@ from llama_jax.free_memory import NO_LIMIT, free_memory
 
 @pytest.fixture
 def system(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_MACHINE", tmp_path / "meminfo")
-    monkeypatch.setattr(module, "_CONTAINER", tmp_path)
+    monkeypatch.setattr(module, "MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(module, "CONTAINER", tmp_path)
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """Who imports whom: docs/architecture.md's arrows, read from the source with `ast`."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -17,19 +18,20 @@ ROOMS = {  # lower numbers are further down; a room imports only from below itse
     "rope_scaling": 1,
     "config": 2,
     "kept_programs": 0,
-    "compilation": 1,
+    "jax_settings": 0,
     "ops": 0,
     "weights": 3,
     "sharding": 4,
     "kernels": 5,
-    "checkpoint": 6,
-    "model": 7,
-    "generation": 8,
-    "verify": 8,
-    "train": 8,
-    "serve": 9,
-    "cli": 10,
-    "__main__": 11,
+    "compilation": 6,
+    "checkpoint": 7,
+    "model": 8,
+    "generation": 9,
+    "verify": 9,
+    "train": 9,
+    "serve": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 OWNERS = {  # third-party packages that belong to certain rooms alone
     "flax": {"model"},
@@ -85,26 +87,27 @@ def platform_words(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            found.add(node.value)
-        elif isinstance(node, ast.keyword):
+            found.add(node.value.lower())
+        elif isinstance(node, ast.keyword | ast.arg):
             found.add(node.arg or "")
         elif isinstance(node, ast.Name):
             found.add(node.id.lower())
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr.lower())
     return found & PLATFORMS
 
 
 def test_a_platform_is_named_by_kernels_and_limits_alone():
-    allowed = {
-        "generation/limits.py",
-        "checkpoint/files/torch_writer.py",  # torch's own word
-        "compilation.py",  # a fault of XLA's reader of kept programs, on one platform
-    }
-    naming = {
-        str(file.relative_to(PACKAGE))
+    words = {
+        str(file.relative_to(PACKAGE)): found
         for file in FILES
-        if platform_words(file) and file.relative_to(PACKAGE).parts[0] != "kernels"
+        if (found := platform_words(file)) and file.relative_to(PACKAGE).parts[0] != "kernels"
     }
-    assert naming <= allowed
+    assert words == {
+        "generation/limits.py": {"cpu"},
+        # No platform of JAX's: a word of torch's file format, which every file has.
+        "checkpoint/files/torch_writer.py": {"cpu"},
+    }
 
 
 def test_dataclasses_are_registered_in_our_way():
@@ -132,6 +135,35 @@ def test_files_and_functions_keep_to_their_sizes(file):
             first = node.body[0]
             told = first.end_lineno - first.lineno if ast.get_docstring(node) else 0
             assert lines - told <= 60, f"{node.name} has {lines} lines"
+
+
+OUTSIDE = [
+    f for folder in ("tests", "bench", "tools", "examples") for f in ROOT.glob(f"{folder}/**/*.py")
+]
+THEIRS = re.compile(  # of Python's, of JAX's, of llama_cpp's and of rich's: none has a public door
+    r"(.*\._fields|.*\._replace|os\._exit|record\._orig_compress_start|.*\._cache_size"
+    r"|(.*\.)?llama_cpp\._lib|.*stderr\._(force_terminal|file|environ))$"
+)
+
+
+def private_names(file: Path) -> set[str]:
+    """The private names of something else that a file reads, imports or replaces."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("setattr", "replace")):
+            words = [x.value if isinstance(x, ast.Constant) else ast.unparse(x) for x in node.args]
+            found |= {str(words[0]), ".".join(map(str, words[:2]))} if words else set()
+    private = re.compile(r"[\w.()]+\._[a-zA-Z]\w*")
+    return {name for name in found if private.fullmatch(name) and not THEIRS.match(name)}
+
+
+@pytest.mark.parametrize("file", OUTSIDE, ids=lambda f: str(f.relative_to(ROOT)))
+def test_nothing_outside_reaches_for_a_private_name(file):
+    assert private_names(file) == set()
 
 
 def test_every_room_is_drawn():

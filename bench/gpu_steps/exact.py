@@ -44,17 +44,17 @@ def run(telling: Telling) -> None:
         for dtype in BOUNDS:
             name = f"{held} {dtype} head {head_dim} group {group}"
             with telling.part(name):
-                make = _prompt if held == "prompt" else _step
+                make = a_prompt if held == "prompt" else a_step
                 telling.tell(name, _found(make(rng, head_dim, group), dtype, held))
     if telling.dry:
         with telling.part("step kernel, interpreted"):
-            telling.tell("step kernel, interpreted", _interpreted(_step(rng, 16, 2)))
+            telling.tell("step kernel, interpreted", _interpreted(a_step(rng, 16, 2)))
 
 
 def _found(arrays: dict[str, Any], dtype: str, held: str) -> dict[str, Any]:
     given = {name: jnp.asarray(x, dtype) for name, x in arrays.items() if name != "lengths"}
     given, past = _past_of(given, held)
-    exact = _in_float64({name: np.asarray(x, np.float64) for name, x in given.items()}, arrays)
+    exact = in_float64({name: np.asarray(x, np.float64) for name, x in given.items()}, arrays)
     found: dict[str, Any] = {"kernel": _has_kernel(given, past)}
     found["error"] = _difference(_attention(given, past, arrays["lengths"]), exact)
     with without_kernels():
@@ -140,13 +140,15 @@ def _difference(found: np.ndarray, exact: np.ndarray) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def _prompt(rng: np.random.Generator, head_dim: int, group: int) -> dict[str, np.ndarray]:
+def a_prompt(rng: np.random.Generator, head_dim: int, group: int) -> dict[str, np.ndarray]:
+    """Random queries, keys and values of a prompt."""
     q = rng.standard_normal((2, TIME, KV_HEADS * group, head_dim))
     k, v = (rng.standard_normal((2, TIME, KV_HEADS, head_dim)) for _ in "kv")
     return {"q": q, "k": k, "v": v, "lengths": np.zeros(2, np.int32)}
 
 
-def _step(rng: np.random.Generator, head_dim: int, group: int) -> dict[str, np.ndarray]:
+def a_step(rng: np.random.Generator, head_dim: int, group: int) -> dict[str, np.ndarray]:
+    """Those of a decode step, and a past."""
     rows = len(LENGTHS)
     q = rng.standard_normal((rows, 1, KV_HEADS * group, head_dim))
     k, v = (rng.standard_normal((rows, 1, KV_HEADS, head_dim)) for _ in "kv")
@@ -155,7 +157,7 @@ def _step(rng: np.random.Generator, head_dim: int, group: int) -> dict[str, np.n
     return {"q": q, "k": k, "v": v, "past_k": past[0], "past_v": past[1], "lengths": lengths}
 
 
-def _in_float64(given: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> np.ndarray:
+def in_float64(given: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Softmax attention of each query over the past in use, and its step's own tokens."""
     q, k, v = given["q"], given["k"].swapaxes(1, 2), given["v"].swapaxes(1, 2)
     batch, time_, _, head_dim = q.shape
@@ -175,7 +177,7 @@ def _in_float64(given: dict[str, np.ndarray], arrays: dict[str, np.ndarray]) -> 
 def _interpreted(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """Our kernel's error where its program runs without a GPU."""
     given = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items() if name != "lengths"}
-    exact = _in_float64({name: np.asarray(x, np.float64) for name, x in given.items()}, arrays)
+    exact = in_float64({name: np.asarray(x, np.float64) for name, x in given.items()}, arrays)
     past = (given["past_k"], given["past_v"])
     q, k, v, lengths = given["q"], given["k"], given["v"], jnp.asarray(arrays["lengths"])
     error = _difference(np.asarray(decode_attention(q, k, v, past, lengths, interpret=True)), exact)

@@ -60,18 +60,19 @@ def _right(found: dict[str, Found]) -> Iterator[str]:
     """How many of the comparisons hold, and which do not."""
     parts, wrong = [], []
     for name in ("attention", "golden", "draws"):
-        judged = {k: v for k, v in found.get(name, {}).items() if _is_judged(v)}
+        judged = {k: v for k, v in found.get(name, {}).items() if is_judged(v)}
         if judged:
             parts.append(f"{name} {sum(v['right'] for v in judged.values())} of {len(judged)}")
             wrong += [k for k, v in judged.items() if not v["right"]]
-    chosen = [v["kernel"] for v in found.get("attention", {}).values() if _is_judged(v)]
+    chosen = [v["kernel"] for v in found.get("attention", {}).values() if is_judged(v)]
     if parts:
         yield f"right: {', '.join(parts)}; a kernel was chosen in {sum(chosen)} of {len(chosen)}"
     if wrong:
         yield "WRONG: " + "; ".join(wrong)
 
 
-def _is_judged(value: Any) -> bool:
+def is_judged(value: Any) -> bool:
+    """Whether a finding says if it is right."""
     return isinstance(value, dict) and "right" in value
 
 

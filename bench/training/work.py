@@ -76,7 +76,7 @@ def write(work: Work, folder: Path, steps: int, text: str | None) -> None:
         ids[:cut].tofile(tokens / "train.bin")
         ids[cut:].tofile(tokens / "val.bin")
     _write_plan(work, folder, steps)
-    _write_weights(work.config, folder)
+    write_weights(work.config, folder)
 
 
 def _write_plan(work: Work, folder: Path, steps: int) -> None:
@@ -114,7 +114,7 @@ def recipe_of(work: Work, steps: int) -> Any:
     )
 
 
-def _write_weights(config: Config, folder: Path) -> None:
+def write_weights(config: Config, folder: Path) -> None:
     """The same random weights as we and as transformers read them."""
     import jax
 

@@ -13,7 +13,7 @@ from llama_jax.checkpoint.placing import Index
 
 BLOCK_BYTES = 32 << 20
 """About how much of a tensor is held at once."""
-_CHUNK = 512  # columns that a native checkpoint reads together
+CHUNK = 512  # columns that a native checkpoint reads together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class ExportTensor:
 
     def _rows_at_once(self) -> int:
         row_bytes = math.prod(self.shape[1:]) * self.tensor.dtype.itemsize
-        whole = math.lcm(_CHUNK, self.head_dim or 1)
+        whole = math.lcm(CHUNK, self.head_dim or 1)
         return max(1, BLOCK_BYTES // row_bytes // whole) * whole
 
 

@@ -157,10 +157,10 @@ def _here(asked: Repository) -> Path | None:
     if (ref := kept / "refs" / commit).is_file():
         commit = ref.read_text(encoding="utf-8").strip()
     folder = kept / "snapshots" / commit
-    return folder if folder.is_dir() and _is_whole(folder) else None
+    return folder if folder.is_dir() and is_whole(folder) else None
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether all weights are there that the folder's own index names."""
     names = os.listdir(folder)
     if not any(_matches(name, GGUF) or name in CONFIGS for name in needed(names)):

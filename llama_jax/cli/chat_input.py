@@ -81,7 +81,7 @@ class Terminal:
                 if text is None:
                     print()
                 elif text.strip():
-                    text = _typed(text)
+                    text = as_typed(text)
                     self._remember(text)
                 return text
             except EOFError:
@@ -93,7 +93,7 @@ class Terminal:
                 print_error(str(error))
 
 
-def _typed(text: str) -> str:
+def as_typed(text: str) -> str:
     """A message as it was typed: in UTF-8, or else in the encoding of the terminal's locale."""
     try:
         return argument(text, "the message")

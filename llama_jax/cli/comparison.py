@@ -21,7 +21,7 @@ def print_comparison(found: Comparison) -> None:
     _print_fields(console, found)
     _print_dtypes(console, found.tensors)
     if found.tensors:
-        console.print(_tensor_table(found.tensors))
+        console.print(tensor_table(found.tensors))
     for tensor in [tensor for tensor in found.tensors if any(tensor.not_finite)][:_SHOWN]:
         one, two = tensor.not_finite
         console.print(
@@ -34,7 +34,7 @@ def print_comparison(found: Comparison) -> None:
     if (more := len(found.unmatched) - _SHOWN) > 0:
         console.print(f"  and {more} more tensors that only one has, or in another shape")
     if found.logits:
-        console.print(_logits_table(found.logits))
+        console.print(logits_table(found.logits))
         _print_not_finite(console, found.logits, ("the first", "the second"))
     for line in found.suspicions:
         console.print(f"  {line}", style="yellow")
@@ -45,7 +45,7 @@ def print_comparison(found: Comparison) -> None:
 def print_model(logits: Sequence[LogitsDifference], dtype: str) -> None:
     """How near our model's logits, in a dtype, are to the NumPy model's, and the verdict."""
     console = _console()
-    console.print(_logits_table(logits))
+    console.print(logits_table(logits))
     _print_not_finite(console, logits, (f"our model in {dtype}", "the NumPy model"))
     good, bad = "the model computes what it should", "the model computes WRONGLY"
     _print_verdict(console, all(one.same for one in logits), good, bad)
@@ -102,7 +102,7 @@ def _print_not_finite(
             )
 
 
-def _tensor_table(tensors: Sequence[TensorDifference]) -> Table:
+def tensor_table(tensors: Sequence[TensorDifference]) -> Table:
     """A row a kind of tensor: one for the wq of all layers."""
     kinds: dict[str, list[TensorDifference]] = {}
     for tensor in tensors:
@@ -145,7 +145,8 @@ def _same(members: Sequence[TensorDifference]) -> str:
     return ("all" if count == len(members) else str(count)) + "".join(sorted(notes))
 
 
-def _logits_table(logits: Sequence[LogitsDifference]) -> Table:
+def logits_table(logits: Sequence[LogitsDifference]) -> Table:
+    """A row a text: how far its logits lie apart."""
     numbers = "largest difference", "difference allowed", "largest logit"
     rows = [
         [

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from llama_jax.cli.console import stderr
 
 LINE = "compiling the model's programs for this machine; they are kept, so the next start is faster"
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+COMPILED = "/jax/core/compile/backend_compile_duration"
 _PATIENCE = 0.5  # seconds: trifles are compiled sooner
 
 
@@ -30,7 +30,7 @@ class Notice:
         from llama_jax.kept_programs import MISSED
 
         thread = threading.get_ident()
-        if event in (MISSED, _COMPILED) and (timer := self._compiling.pop(thread, None)):
+        if event in (MISSED, COMPILED) and (timer := self._compiling.pop(thread, None)):
             timer.cancel()
         if event == MISSED and not self._said:
             timer = threading.Timer(self._patience, self._tell)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-_OFFER = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+OFFER = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 """What Linux offers: huge pages to all memory, to memory for which they are asked, or to none."""
 
 
@@ -25,6 +25,6 @@ def begin_with_huge_pages() -> None:
 
 def _is_offered() -> bool:
     try:
-        return "[madvise]" in _OFFER.read_text()
+        return "[madvise]" in OFFER.read_text()
     except OSError:  # another system, or a container that hides it
         return False

@@ -101,7 +101,7 @@ def _serve(
         share_prefixes=requests.prefix_cache,
         max_queued=requests.max_queued,
     ) as engine:
-        name = in_utf8(network.name or _name_of(checkpoint, place))
+        name = in_utf8(network.name or name_of(checkpoint, place))
         _answer(engine, name, can_chat(source, tokenizer), network, keys, listening)
 
 
@@ -130,7 +130,7 @@ def _answer(
     stderr.print(f"compiling; {url}/ready says when {name} can be asked", style="dim")
 
     def ready() -> None:
-        _keep_what_is_there()
+        keep_what_is_there()
         print(f"{name} answers at {url}", flush=True)
 
     server = Server(app, outer, ready)
@@ -142,7 +142,7 @@ def _answer(
         leave_at_once(code)
 
 
-def _keep_what_is_there() -> None:
+def keep_what_is_there() -> None:
     """Spares Python's collector the objects of a start, about half a million.
 
     It looks at all objects once a quarter as many new ones wait. Until then what requests leave in
@@ -162,7 +162,7 @@ def _check_installed() -> None:
         )
 
 
-def _name_of(checkpoint: str | None, place: Path) -> str:
+def name_of(checkpoint: str | None, place: Path) -> str:
     """What requests call the model: its name where it was named, or its folder's."""
     if checkpoint is None:
         return "stories"

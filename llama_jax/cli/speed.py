@@ -31,18 +31,20 @@ class CompileTimes:
 
         self._spans: list[tuple[float, float, int]] = []
         self._unkept = 0
-        jax.monitoring.register_event_duration_secs_listener(self._note)
-        jax.monitoring.register_event_listener(self._note_kept)
+        jax.monitoring.register_event_duration_secs_listener(self.note)
+        jax.monitoring.register_event_listener(self.note_kept)
 
     @property
     def compiled_anew(self) -> bool:
         """Whether any program was compiled, and not read from a folder of kept ones."""
         return self._unkept > 0
 
-    def _note_kept(self, event: str, **kwargs: str | int) -> None:
+    def note_kept(self, event: str, **kwargs: str | int) -> None:
+        """Takes an event of JAX's: a program was read from the folder of kept ones, say."""
         self._unkept -= event == "/jax/compilation_cache/cache_hits"
 
-    def _note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+    def note(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """Takes a span of JAX's, which has just ended in this thread."""
         if event.startswith("/jax/core/compile/"):
             now = time.perf_counter()
             self._unkept += event.endswith("/backend_compile_duration")
@@ -73,7 +75,7 @@ class Speed:
     """Watches a stream: when the first token came, and how fast the others did."""
 
     def __init__(self) -> None:
-        self._times = compile_times()
+        self.times = compile_times()
         self._made = time.perf_counter()
         self._started = self._first = self._last = self._made
         self.tokens = 0
@@ -105,8 +107,8 @@ class Speed:
 
     def summary(self) -> str:
         """The speed in one line; the first token's time and the speed are without compiling."""
-        compiled = self._times.between(self._made, self._last)
-        doing = "compiling" if self._times.compiled_anew else "reading the kept programs"
+        compiled = self.times.between(self._made, self._last)
+        doing = "compiling" if self.times.compiled_anew else "reading the kept programs"
         said = f"; {doing} took {compiled:.2f} s more" if compiled > _SHORTEST else ""
         if not self.tokens:
             return "no tokens" + said
@@ -120,4 +122,4 @@ class Speed:
         return text + said
 
     def _net(self, start: float, end: float, thread: int | None = None) -> float:
-        return end - start - self._times.between(start, end, thread)
+        return end - start - self.times.between(start, end, thread)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from llama_jax.distributed.cluster import UnknownProcessError, address_of, detected
 from llama_jax.distributed.connection import LOST_AFTER
 from llama_jax.distributed.roll_call import gather, report
 from llama_jax.distributed.watch import Watch
@@ -17,10 +17,6 @@ __all__ = ["START_TIMEOUT", "UnknownProcessError", "fail", "from_first", "initia
 START_TIMEOUT = 60.0
 """Seconds that the processes of a job wait for one another."""
 _watch: Watch | None = None
-
-
-class UnknownProcessError(ValueError):
-    """Neither the arguments nor a scheduler say which process of a job this is."""
 
 
 def initialize(
@@ -45,8 +41,8 @@ def initialize(
 
     if _watch is not None:
         raise ValueError("this process has joined a job already")
-    coordinator, processes, process, local_devices = _detected(coordinator, processes, process)
-    host, port = _address(coordinator)
+    coordinator, processes, process, local_devices = detected(coordinator, processes, process)
+    host, port = address_of(coordinator)
     if process == 0:
         lines, hosts = gather(port, processes, start_timeout)
     else:
@@ -100,37 +96,6 @@ def fail(said: str | None) -> None:
     """Ends every process of the job, process 0 saying why; where there is no job, nothing."""
     if _watch is not None:
         _watch.fail(said)
-
-
-def _detected(
-    coordinator: str | None, processes: int | None, process: int | None
-) -> tuple[str, int, int, Any]:
-    """What is not given, as `jax.distributed.initialize` would find it."""
-    from jax._src.clusters import ClusterEnv  # the roll call needs it earlier than JAX does
-
-    given = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS"), processes, process
-    local_devices: Any = None
-    address, count, number = given
-    if None in given:
-        found = ClusterEnv.auto_detect_unset_distributed_params(*given, None, None, None)
-        address, count, number, local_devices = found
-        if "JAX_LOCAL_DEVICE_IDS" in os.environ:
-            local_devices = None  # JAX reads it
-    if address is None or count is None or number is None:
-        raise UnknownProcessError(
-            "neither Slurm nor Open MPI nor Kubernetes says which process this is; pass "
-            "coordinator=, its host:port, processes=, how many, and process=, which of them"
-        )
-    if not 0 <= number < count:
-        raise ValueError(f"process={number} must be from 0 to processes - 1 = {count - 1}")
-    return address, count, number, local_devices
-
-
-def _address(coordinator: str) -> tuple[str, int]:
-    host, _, port = str(coordinator).rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise ValueError(f"coordinator={coordinator!r} must be HOST:PORT, such as node1:1234")
-    return host.strip("[]"), int(port)
 
 
 def _end_on_exceptions() -> None:

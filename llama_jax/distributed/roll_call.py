@@ -47,7 +47,7 @@ def gather(port: int, processes: int, seconds: float) -> tuple[dict[int, Line], 
             if (came := next(arrived, None)) is None:
                 _refuse(list(lines.values()), _never_came(lines, processes, seconds, unproven))
             line, word, message = came
-            if (hello := _hello(message, word)) is None:
+            if (hello := read_hello(message, word)) is None:
                 line.close()
             elif not hello.proven:
                 unproven += 1
@@ -76,7 +76,7 @@ def report(
         line.receive()
         for message in line.take():
             if "word" in message:
-                line.send(**_told(process, processes, message["word"]))
+                line.send(**hello_to(process, processes, message["word"]))
             elif message.get("complete"):
                 line.connection.settimeout(None)
                 return {0: line}, {0: address[0]}
@@ -90,7 +90,8 @@ def report(
     raise ValueError(f"{where} does not answer; does another program listen there?")
 
 
-def _told(process: int, processes: int, word: object) -> dict[str, Any]:
+def hello_to(process: int, processes: int, word: object) -> dict[str, Any]:
+    """What a process says of itself, with a proof that it has the job's secret."""
     host = socket.gethostname()
     proof = _proof(word, process, processes, host)
     return {"process": process, "processes": processes, "host": host, "proof": proof}
@@ -106,7 +107,7 @@ def _bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def _hello(message: dict[str, Any], word: str) -> Hello | None:
+def read_hello(message: dict[str, Any], word: str) -> Hello | None:
     """What a process says; None where no process of ours says it."""
     names = ("process", "processes", "host", "proof")
     process, processes, host, proof = (message.get(name) for name in names)

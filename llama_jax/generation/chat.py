@@ -92,7 +92,8 @@ class Conversation:
         """Tokens that the last turn had to read."""
         self._turn = OneThread()
         self._ids: list[int] = []  # the last turn's: what was read, and what was written then
-        self._cache: Any = None
+        self.cache: Any = None
+        """The keys and values of what was read; None before the first turn."""
         self._read = 0  # how many of the ids have their keys and values in the cache
         self._compiled: set[int] = set()  # slots of the caches whose programs are compiled
         self.reset(system)
@@ -176,11 +177,11 @@ class Conversation:
             # No other turn has begun, nor has the dialog been reset. The newest token has no slot.
             if after is not None and self._ids is ids:
                 count = int(after.buffer.count[0])
-                self._cache, self._read = after.cache, len(row.prompt) + count - 1
+                self.cache, self._read = after.cache, len(row.prompt) + count - 1
             yield delta
 
     def _prefilled(self, row: Row, settings: BatchSettings) -> DecodeState:
-        place, ids, cache = self._place, row.prompt, self._cache
+        place, ids, cache = self._place, row.prompt, self.cache
         slots = initial_slots(len(ids), self.params.config.max_seq_len)
         if cache is None or is_deleted(cache):  # an answer was cut short inside a step
             cache, self._read = empty_cache(self.params, place, slots), 0

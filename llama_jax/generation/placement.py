@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from llama_jax.compilation import AS_RUN, as_written
 from llama_jax.generation.limits import Limits, limits_on
+from llama_jax.jax_settings import AS_RUN, as_written
 from llama_jax.kernels import cache_dtype
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.sharding.arrays import mesh_of

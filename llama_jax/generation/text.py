@@ -24,7 +24,7 @@ class TextStream:
         min_new_tokens: int = 0,
     ) -> None:
         self._detokenizer = None if tokenizer is None else Detokenizer(tokenizer, after=context_ids)
-        self._stops = [_Stop(text) for text in stop]
+        self._stops = [StopMatcher(text) for text in stop]
         self._left = min_new_tokens
         self._waiting = ""
         self.stopped = False
@@ -66,7 +66,7 @@ class TextStream:
         return text[: len(text) - held]
 
 
-class _Stop:
+class StopMatcher:
     """How far a text has begun to write a stop string (Knuth, Morris and Pratt).
 
     A character costs a step or two, however long the stop string is.

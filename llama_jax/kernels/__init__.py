@@ -25,6 +25,7 @@ from llama_jax.kernels.platforms import (
     computes_again,
     devices_can_be_made,
     flash_attends,
+    keeps_collective_order,
     multiplies_by_outputs,
     weight_dtype,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "devices_can_be_made",
     "embed",
     "flash_attends",
+    "keeps_collective_order",
     "linear",
     "linear_transposed",
     "max_and_argmax",

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax.compilation import AS_TRACED, as_written
+from llama_jax.jax_settings import AS_TRACED, as_written
 from llama_jax.kernels.blockwise import OwnKeys, over_spans
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.ops.linear import product_precision

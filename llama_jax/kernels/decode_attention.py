@@ -93,7 +93,7 @@ def _in_parts(
     one = pl.BlockSpec((None, None, head_dim), lambda b, h, s: (b, h, 0))
     length = pl.BlockSpec((None,), lambda b, h, s: (b,))
     part, mass = pl.pallas_call(
-        functools.partial(_kernel, splits=splits, slots=slots, scaled=len(past) == 4),
+        functools.partial(kernel_of_split, splits=splits, slots=slots, scaled=len(past) == 4),
         out_shape=(
             jax.ShapeDtypeStruct((batch, kv_heads, splits, rows, head_dim), jnp.float32),
             jax.ShapeDtypeStruct((batch, kv_heads, splits, rows), jnp.float32),
@@ -127,7 +127,7 @@ def _of_past(part: Array, *, paged: bool) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, *rest), lambda b, h, s: (b, h, *[0] * len(rest)))
 
 
-def _kernel(
+def kernel_of_split(
     q_ref: Any,
     own_k_ref: Any,
     own_v_ref: Any,

@@ -33,7 +33,7 @@ def product(x: Array, w: Array, over: int) -> Array:
 
 def prompt_attention(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
     """Causal attention of a prompt's tokens to one another, by cuDNN on each device."""
-    return per_device(_prompt, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)(q, k, v)
+    return per_device(prompt_kernel, (QUERIES, NEW_KEYS, NEW_KEYS), QUERIES)(q, k, v)
 
 
 def step_attention(
@@ -44,7 +44,7 @@ def step_attention(
     `past` is keys and values, and of int8 their scales too.
     """
     specs = (QUERIES, NEW_KEYS, NEW_KEYS, tuple(P(*CACHE[: x.ndim]) for x in past), LENGTHS)
-    return per_device(_step, specs, QUERIES)(q, k, v, past, lengths)
+    return per_device(step_kernel, specs, QUERIES)(q, k, v, past, lengths)
 
 
 def paged_step_attention(
@@ -52,22 +52,22 @@ def paged_step_attention(
 ) -> Queries:
     """Attention of one new token a row to its past in pages, by our kernel on one device."""
     scales = () if past.k_scale is None else (past.k_scale, past.v_scale)
-    return _step(q, k, v, (past.k, past.v, *scales), lengths, past.table)
+    return step_kernel(q, k, v, (past.k, past.v, *scales), lengths, past.table)
 
 
 @functools.cache
 def has_prompt_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether this process's GPU has cuDNN's attention for such heads."""
     x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
-    return _compiles_here(_prompt, x, x, x)
+    return compiles_here(prompt_kernel, x, x, x)
 
 
 @functools.cache
 def has_training_kernel(dtype: jnp.dtype, head_dim: int) -> bool:
     """Whether this process's GPU has cuDNN's attention for such heads, and its gradient."""
     x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), dtype)
-    total = lambda q, k, v: jnp.sum(_prompt(q, k, v).astype(jnp.float32))  # noqa: E731
-    return _compiles_here(jax.grad(total, argnums=(0, 1, 2)), x, x, x)
+    total = lambda q, k, v: jnp.sum(prompt_kernel(q, k, v).astype(jnp.float32))  # noqa: E731
+    return compiles_here(jax.grad(total, argnums=(0, 1, 2)), x, x, x)
 
 
 @functools.cache
@@ -81,7 +81,7 @@ def has_step_kernel(
     q = jax.ShapeDtypeStruct((1, 1, group, head_dim), dtype)
     own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
     past = _past_like((1, 1, slots, head_dim), past_dtype)
-    return _compiles_here(_step, q, own, own, past, jax.ShapeDtypeStruct((1,), jnp.int32))
+    return compiles_here(step_kernel, q, own, own, past, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
 def has_step_kernel_for(q: Queries, past: Slots) -> bool:
@@ -100,7 +100,7 @@ def has_paged_step_kernel(
     own = jax.ShapeDtypeStruct((1, 1, 1, head_dim), dtype)
     pool = _past_like((2, 1, page, head_dim), past_dtype)
     length, table = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1,), (1, 2)))
-    return _compiles_here(_step, q, own, own, pool, length, table)
+    return compiles_here(step_kernel, q, own, own, pool, length, table)
 
 
 def has_paged_step_kernel_for(q: Queries, pool: Pool) -> bool:
@@ -116,12 +116,13 @@ def _past_like(shape: tuple[int, ...], dtype: jnp.dtype) -> tuple[jax.ShapeDtype
     return (past, past, scale, scale) if jnp.issubdtype(dtype, jnp.integer) else (past, past)
 
 
-def _prompt(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
+def prompt_kernel(q: Queries, k: NewKeys, v: NewKeys) -> Queries:
+    """cuDNN's attention: each query sees the keys up to its own."""
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
 @jax.jit  # lowered once, not once a layer
-def _step(
+def step_kernel(
     q: Queries,
     k: NewKeys,
     v: NewKeys,
@@ -129,13 +130,15 @@ def _step(
     lengths: Lengths,
     table: Table | None = None,
 ) -> Queries:
+    """Our own kernel, `decode_attention.decode_attention`."""
     # Pallas takes a tenth of a second to import, which a CPU need not wait for.
     from llama_jax.kernels.decode_attention import decode_attention
 
     return decode_attention(q, k, v, past, lengths, table=table)  # type: ignore[arg-type]
 
 
-def _compiles_here(f: Callable[..., Array], *args: Any) -> bool:
+def compiles_here(f: Callable[..., Array], *args: Any) -> bool:
+    """Whether this process has a GPU, and `f` of such arguments compiles for it."""
     if jax.default_backend() != "gpu":
         return False
     # In a thread of its own, because JAX's current mesh and trace belong to a thread.

@@ -42,6 +42,17 @@ def flash_attends(platform: str, dtype: Any, *, separate: bool) -> bool:
     return platform != "cpu" and not separate and jnp.dtype(dtype).itemsize == 2
 
 
+def keeps_collective_order(platform: str) -> bool:
+    """Whether a program that is read from a file runs its collectives in their order.
+
+    Gloo pairs what processes of a job on CPUs send by the order in which each sends it. XLA keeps
+    that order in a program that it compiled. In one that it reads from a file, collectives of
+    different branches, loops and calls have no order (docs/notes/training.md, "A fault of kept
+    programs").
+    """
+    return platform != "cpu"
+
+
 def devices_can_be_made(platform: str) -> bool:
     """Whether a platform can simulate several devices: `--cpu-devices`."""
     return platform == "cpu"

@@ -1,9 +1,9 @@
-"""What the model and generation ask of a cache, as three protocols."""
+"""What the model and generation ask of a cache, as protocols."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +38,7 @@ class Past(Protocol):
 
 
 class ModelCache(Protocol):
-    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing.
-
-    A cache may have a `check(config, rows)` too: `forward` calls it before anything is computed,
-    and it raises a ValueError where the cache was made for another model or number of rows.
-    """
+    """The cache interface of `forward`, a pytree. `Uncached` implements it and stores nothing."""
 
     def layer(self, layer: int) -> Past:
         """The past of one layer."""
@@ -52,6 +48,18 @@ class ModelCache(Protocol):
         """The cache with every layer's new keys and values, written at `positions`.
 
         `after` is the last layer's output: the writes wait for it, so they follow every read.
+        """
+        ...
+
+
+@runtime_checkable
+class Checked(Protocol):
+    """What a cache may have beside `ModelCache`: ours that store something have it."""
+
+    def check(self, config: Config, rows: int) -> None:
+        """ValueError if the cache was made for another model or number of rows.
+
+        `forward` calls it before anything is computed.
         """
         ...
 

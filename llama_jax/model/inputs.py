@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from llama_jax.model.cache_protocol import Positions
+from llama_jax.model.cache_protocol import Checked, Positions
 from llama_jax.validation import WrongKindError, wrong_kind
 from llama_jax.weights.params import check_params
 
@@ -21,8 +21,8 @@ def check_inputs(params: Any, tokens: Any, cache: Any, at: Any) -> None:
         way_out = "pass a cache, such as KVCache.empty(config, batch=1, slots=256, dtype=...)"
         raise wrong_kind("cache", cache, way_out)
     _check_ids("tokens", tokens, "jnp.array([ids])")
-    if check := getattr(cache, "check", None):
-        check(params.config, tokens.shape[0])
+    if isinstance(cache, Checked):
+        cache.check(params.config, tokens.shape[0])
     if at is not None:
         _check_ids("at", at, "jnp.array([[time - 1]])")
         if at.shape[0] != tokens.shape[0]:

@@ -1,6 +1,6 @@
 """The model as a Flax module, for use inside other Flax modules.
 
-The only file that imports Flax, which takes a quarter of a second that `forward` need not wait for.
+The only file that imports Flax. That takes 0.2 seconds, for which `forward` need not wait.
 """
 
 from __future__ import annotations

@@ -8,6 +8,9 @@
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
 `linear` and `embed`, and the cache computes attention and stores keys and values. So the model
 never asks whether a weight is quantized, a cache paged, or an array sharded.
+
+The same model as a Flax module, `Transformer`, is `model/module.py`: a file of its own, because a
+class of Flax's cannot be stated before Flax is imported, and `forward` need not wait for that.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
-from llama_jax.compilation import AS_TRACED, as_written
 from llama_jax.config import Config
+from llama_jax.jax_settings import AS_TRACED, as_written
 from llama_jax.kernels import embed, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.model.inputs import check_inputs, checked_positions

@@ -52,7 +52,7 @@ class App:
         self.served, self.metrics, self.draining = served, Metrics(), False
         self._keys, self._local = tuple(keys), local
         self._page = StaticFiles(directory=PAGE, html=True) if PAGE.is_dir() else None
-        self._routes: dict[str, tuple[str, Handler]] = {
+        self.routes: dict[str, tuple[str, Handler]] = {
             "/v1/completions": ("POST", self._completions),
             "/v1/chat/completions": ("POST", self._chat),
             "/v1/models": ("GET", self._models),
@@ -102,8 +102,8 @@ class App:
 
     def _route(self, exchange: Exchange) -> tuple[str, Handler]:
         path, method = exchange.path, exchange.method
-        if path in self._routes:
-            allowed, handler = self._routes[path]
+        if path in self.routes:
+            allowed, handler = self.routes[path]
             right = method == allowed or (method == "HEAD" and allowed == "GET")
             return path, handler if right else _refuse_method(allowed)
         if path.startswith("/v1/models/") and method in ("GET", "HEAD"):

@@ -78,6 +78,10 @@ class Pages:
             self._free.pop(page, None)
             self._holders[page] += 1
 
+    def is_known(self, page: int) -> bool:
+        """Whether a page holds a text that later ones may share."""
+        return page in self._digest_of
+
     def give(self, pages: Sequence[int]) -> None:
         """Gives one text's pages back, in their order.
 
@@ -89,7 +93,7 @@ class Pages:
             self._holders[page] -= 1
             if not self._holders[page]:
                 self._free[page] = None
-                if page not in self._digest_of:
+                if not self.is_known(page):
                     self._free.move_to_end(page, last=False)
 
     def fill(self, page: int, digest: bytes) -> None:
@@ -97,7 +101,7 @@ class Pages:
 
         Of two pages with one digest the first stays known.
         """
-        if digest not in self._page_of and page not in self._digest_of:
+        if digest not in self._page_of and not self.is_known(page):
             self._page_of[digest] = page
             self._digest_of[page] = digest
 

@@ -51,7 +51,9 @@ class Stream:
         """One entry for each token of the prompt, if the settings asked for them; None for the
         first. There with the first item."""
         self._cancel, self._has_text = cancel, text
-        self.n, self._going = n, n
+        self.n = n
+        self.going = n
+        """Completions that have not ended."""
         self._items: deque[Delta | BaseException] = deque()
         self._changed = threading.Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,7 +66,7 @@ class Stream:
     def __iter__(self) -> Iterator[Delta]:
         while True:
             with self._changed:
-                while not self._items and self._going:
+                while not self._items and self.going:
                     self._changed.wait()
             if not self._items:
                 return
@@ -76,7 +78,7 @@ class Stream:
             self._event.clear()
             while self._items:
                 yield self._next()
-            if not self._going and not self._items:
+            if not self.going and not self._items:
                 return
             await self._event.wait()
 
@@ -115,13 +117,13 @@ class Stream:
         """Another item, of which `notify` tells."""
         self._items.append(item)
         if item.finish_reason is not None:
-            self._going -= 1
+            self.going -= 1
 
     def end(self, error: BaseException | None = None) -> None:
         """No item follows."""
-        if self._going and error is not None:
+        if self.going and error is not None:
             self._items.append(error)
-        self._going = 0
+        self.going = 0
 
 
 def notify(streams: Iterable[Stream]) -> None:

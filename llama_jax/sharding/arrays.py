@@ -152,13 +152,16 @@ def cuts_evenly(x: Array, spec: P) -> bool:
 def gather_weights(weights: Weights, specs: Specs) -> Weights:
     """Groups of weights, all-gathered over `fsdp` and still sharded over `tensor`."""
     return {
-        group: {name: _gather_fsdp(weights[group][name], spec) for name, spec in names.items()}
+        group: {name: gather_fsdp(weights[group][name], spec) for name, spec in names.items()}
         for group, names in specs.items()
     }
 
 
-def _gather_fsdp(weight: Any, spec: P) -> Any:
-    """The constraint is explicit, because at some sizes XLA would move the activations instead."""
+def gather_fsdp(weight: Any, spec: P) -> Any:
+    """One weight, all-gathered over `fsdp`.
+
+    The constraint is explicit, because at some sizes XLA would move the activations instead.
+    """
     if "fsdp" not in spec:
         return weight
     whole = P(*(None if axes == "fsdp" else axes for axes in spec))

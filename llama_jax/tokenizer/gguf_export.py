@@ -46,7 +46,7 @@ def tokenizer_metadata(
 
 
 def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    model, added = tokenizer._model, tokenizer._added.by_id
+    model, added = tokenizer.model, tokenizer._added.by_id
     tokens = [model.id_to_piece(id) for id in range(model.vocab_size())]
     kinds = [_piece_kind(model, id) for id in range(len(tokens))]
     scores = [model.get_score(id) for id in range(len(tokens))]
@@ -165,7 +165,7 @@ def _template(tokenizer: Any) -> dict[str, str]:
 
 def _notes(tokenizer: Tokenizer) -> tuple[str, ...]:
     if isinstance(tokenizer, SentencePieceTokenizer):
-        model = tokenizer._model
+        model = tokenizer.model
         if model.encode("a  a") == model.encode("a a"):
             return ("the tokenizer takes runs of spaces for one, which a GGUF file cannot say",)
     return ()

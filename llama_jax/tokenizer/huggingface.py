@@ -78,7 +78,7 @@ class HuggingFaceTokenizer(WithTemplate):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        ids = self._encode(text)
+        ids = self.encode_text(text)
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
     def encode_batch(
@@ -104,7 +104,7 @@ class HuggingFaceTokenizer(WithTemplate):
             self._spelled[id, at_start] = self._spell(id, at_start)
         return self._spelled[id, at_start]
 
-    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+    def encode_text(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         return self._run(text, controls).ids
 
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:

@@ -43,7 +43,7 @@ class SentencePieceTokenizer(WithTemplate):
     ) -> None:
         stated = stated or Stated()
         self._file, self._template, self._stated = file, template, stated
-        self._model = model = _open(file)
+        self.model = model = _open(file)
         pieces = model.id_to_piece(list(range(model.vocab_size())))
         joining, self.notes = stated.join(self._base_id, len(pieces))
         controls = {piece: id for id, piece in enumerate(pieces) if model.is_control(id)}
@@ -74,7 +74,7 @@ class SentencePieceTokenizer(WithTemplate):
 
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
-        ids = self._encode(text)
+        ids = self.encode_text(text)
         return [self.bos_id] * (bos and self._adds_bos) + ids + [self.eos_id] * eos
 
     def encode_batch(
@@ -85,7 +85,7 @@ class SentencePieceTokenizer(WithTemplate):
         for text in texts:
             check_text(text)
         with in_words(*_CANNOT_ENCODE):
-            found = self._model.encode(list(texts), num_threads=threads)
+            found = self.model.encode(list(texts), num_threads=threads)
         first, last = [self.bos_id] * (bos and self._adds_bos), [self.eos_id] * eos
         return [first + ids + last for ids in found]
 
@@ -102,7 +102,7 @@ class SentencePieceTokenizer(WithTemplate):
             added = self._bytes[id]
         return added, at_start and not added
 
-    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+    def encode_text(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         ids: list[int] = []
         for part, _, model in self._parts(text, controls, begins):
             ids += [part] if isinstance(part, int) else _encoded(model, part)
@@ -133,7 +133,7 @@ class SentencePieceTokenizer(WithTemplate):
         for n, (part, place) in enumerate(self._added.split(text, controls=controls)):
             # In one piece, however long: its time is linear, and a cut would add a leading space.
             prefixed = (begins and n == 0) or self._stated.legacy
-            yield part, place, self._model if prefixed else self._unprefixed
+            yield part, place, self.model if prefixed else self._unprefixed
 
     @property
     def own_format(self) -> str:
@@ -159,8 +159,8 @@ class SentencePieceTokenizer(WithTemplate):
         return _open(self._file + _NO_PREFIX)
 
     def _base_id(self, text: str) -> int | None:
-        id = self._model.piece_to_id(text)
-        return id if self._model.id_to_piece(id) == text else None
+        id = self.model.piece_to_id(text)
+        return id if self.model.id_to_piece(id) == text else None
 
     def _id_of(self, text: str) -> int | None:
         id = self._added.id_of(text)

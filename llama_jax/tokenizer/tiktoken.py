@@ -93,7 +93,7 @@ class TiktokenTokenizer(WithTemplate):
     def encode(self, text: str, *, bos: bool, eos: bool) -> list[int]:
         check_text(text)
         bos = bos and self._stated.adds_bos is not False
-        return [self.bos_id] * bos + self._encode(text) + [self.eos_id] * eos
+        return [self.bos_id] * bos + self.encode_text(text) + [self.eos_id] * eos
 
     def encode_batch(
         self, texts: Sequence[str], *, bos: bool, eos: bool, threads: int
@@ -109,7 +109,7 @@ class TiktokenTokenizer(WithTemplate):
         added = self._bytes[id] if id < len(self._bytes) else self._added.bytes_of(id)
         return added, at_start and not added
 
-    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+    def encode_text(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         ids: list[int] = []
         for part, _ in self._added.split(text, controls=controls):
             ids += [part] if isinstance(part, int) else self._encode_ordinary(part)

@@ -126,7 +126,7 @@ class WithTemplate(Tokenizer):
             template,
             messages,
             tools=tools,
-            encode=self._encode,
+            encode=self.encode_text,
             special=self.special,
             opened=opened,
         )
@@ -137,12 +137,12 @@ class WithTemplate(Tokenizer):
         """The name of Meta's format for dialogs without a template; None where there is none."""
 
     @abc.abstractmethod
-    def _encode(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
+    def encode_text(self, text: str, controls: bool = False, begins: bool = True) -> list[int]:
         """The ids of a text: whether its control tokens are found; whether a text begins here."""
 
     @abc.abstractmethod
     def _locate(self, text: str, controls: bool, begins: bool) -> list[Located]:
-        """What `_encode` returns, each id with the characters of its token."""
+        """What `encode_text` returns, each id with the characters of its token."""
 
     @abc.abstractmethod
     def _id_of(self, text: str) -> int | None:

@@ -13,7 +13,7 @@ from llama_jax.free_memory import free_memory
 from llama_jax.train.parquet import open_parquet, parquet_texts
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
-_BLOCK = 2**20
+BLOCK = 2**20
 _BOM = b"\xef\xbb\xbf"  # some editors begin a UTF-8 file with it; it is no text
 _LINE_END = re.compile(rb"\r?\n")
 _MEMORY_PER_BYTE = 100
@@ -97,7 +97,7 @@ def _parts(file: Path, separator: bytes) -> Iterator[tuple[Document, int]]:
     memory, rest, line, searched = free_memory(), bytearray(), 1, 0
     ended = b""  # the separator that the next part comes after
     with file.open("rb") as opened:
-        while block := opened.read(_BLOCK):
+        while block := opened.read(BLOCK):
             first = opened.tell() == len(block)
             rest += block.removeprefix(_BOM) if first else block
             begin = 0

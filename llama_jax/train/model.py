@@ -113,12 +113,12 @@ def _first_weights(
     table, weights = weight_table(config), {}
     for path, key in weight_keys(jax.random.key(seed), config).items():
         init: Any = table[path].init
-        weights[path] = _drawing(init, table[path].shape, shardings[path])(key)
+        weights[path] = drawing(init, table[path].shape, shardings[path])(key)
     return Params(nested(weights), config)
 
 
 @functools.lru_cache(maxsize=32)
-def _drawing(init: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
+def drawing(init: Any, shape: tuple[int, ...], sharding: jax.sharding.Sharding) -> Any:
     """A compiled function from a key to a weight."""
     more = [(0, n - m) for n, m in zip(padded_shape(shape, sharding), shape, strict=True)]
     return jax.jit(lambda key: jnp.pad(init(key, shape, jnp.float32), more), out_shardings=sharding)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float32
 
-from llama_jax.compilation import AS_TRACED, as_written
+from llama_jax.jax_settings import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.model.transformer import Block, residual_stream
 from llama_jax.ops.norm import rms_norm

@@ -18,7 +18,7 @@ from llama_jax.validation import check_count
 
 SHARD_TOKENS = 2**28
 """Tokens in one file: 512 MiB of uint16."""
-_BLOCK_CHARACTERS = 2**22
+BLOCK_CHARACTERS = 2**22
 """Documents are encoded together until they have so many."""
 _DOCUMENT = "bos, where the tokenizer adds one to a text; the text's tokens; eos"
 
@@ -106,7 +106,7 @@ def _blocks(documents: Iterable[Document]) -> Iterator[list[Document]]:
     for document in documents:
         block.append(document)
         characters += len(document.text)
-        if characters >= _BLOCK_CHARACTERS:
+        if characters >= BLOCK_CHARACTERS:
             yield block
             block, characters = [], 0
     if block:

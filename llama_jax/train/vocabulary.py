@@ -99,7 +99,7 @@ def train_tokenizer(
     every = -(-total // sample_bytes) or 1
     documents = read_documents(sources, separator=separator, key=key, progress=told)
     lines = (line for document in documents for line in _lines(document))
-    model = _train(itertools.islice(lines, 0, None, every), vocab_size, normalization)
+    model = model_file(itertools.islice(lines, 0, None, every), vocab_size, normalization)
     _write(out, model)
     return TrainedTokenizer(out, vocab_size, 1 / every, time.monotonic() - start)
 
@@ -120,7 +120,7 @@ def _lines(document: Document) -> Iterator[str]:
             yield rest
 
 
-def _train(lines: Iterable[str], vocab_size: int, normalization: str) -> bytes:
+def model_file(lines: Iterable[str], vocab_size: int, normalization: str) -> bytes:
     """The model's file; what went wrong with a line, or in SentencePiece, is raised in words."""
     import sentencepiece
 

@@ -1,13 +1,21 @@
 """The `Weight` protocol. A weight is an array, or a value that multiplies: quantized, adapted.
 
-A value is made of arrays, its parts. `layout` maps each axis of a part to an axis of the weight.
-Sharding, checkpoints and `nbytes` need nothing else:
+A value is made of arrays, its parts. `layout` maps each axis of a part to an axis of the weight:
 
     Scaled: an int8 array [in, out] and a float32 scale [out], for a weight of shape [in, out]
     parts()   {"values": int8[in, out], "scale": float32[out]}
     layout()  {"values": (PartAxis(0), PartAxis(1)), "scale": (PartAxis(1),)}
 
-So a mesh that shards the weight's outputs shards `scale` with them.
+So a mesh that shards the weight's outputs shards `scale` with them. What else a program does with
+a weight is not a member of the protocol. It is one function, for arrays and for values of any kind:
+
+    put on a mesh       sharding.arrays.put_weight        asks for parts and layout
+    gather over fsdp    sharding.arrays.gather_fsdp       parts and layout
+    bytes               stored_bytes                      parts and layout
+    save                checkpoint.native.values          kind, parts, layout and constants
+    load                checkpoint.native.values          from_parts
+
+As members, each would be written once in every kind, and once more for arrays.
 """
 
 from __future__ import annotations
@@ -46,7 +54,11 @@ Kind = TypeVar("Kind", bound=type)
 
 
 class Weight(Protocol):
-    """A weight that is no array. A pytree whose leaves are its parts."""
+    """A weight that is no array. A pytree whose leaves are its parts.
+
+    A kind may name one part as its `dense_part`, as `Lora` does: `load` reads that part in the
+    dtype asked for, and every other part in its own.
+    """
 
     kind: ClassVar[str]
     """The name of this kind in a checkpoint."""

@@ -11,7 +11,7 @@ from bench import card, machine
 
 def test_the_machines_16_bit_product_is_of_16_bit_numbers():
     """Widened to float32 before it, a CPU multiplies at less than half of its rate."""
-    multiplying = machine._Multiplying("cpu", "bfloat16")
+    multiplying = machine.Multiplying("cpu", "bfloat16")
     shown = str(jax.make_jaxpr(multiplying.product)(multiplying.matrix))
     assert "f32[2048,2048] = dot_general" in shown
     assert multiplying.product(multiplying.matrix).dtype == "bfloat16"

@@ -114,7 +114,7 @@ def kept(tmp_path, native, monkeypatch):
         wanted.append(request["formats"])
         shutil.copytree(native, f"{request['folder']}/native", dirs_exist_ok=True)
 
-    monkeypatch.setattr(models, "_write_apart", write_apart)
+    monkeypatch.setattr(models, "write_apart", write_apart)
     return tmp_path, wanted
 
 

@@ -86,7 +86,7 @@ def test_a_checkpoint_named_as_a_shape_is_none(tmp_path, monkeypatch):
     (tmp_path / "M").mkdir()
     found = settled("--checkpoint", str(tmp_path / "M"))
     assert found.names == ["checkpoint-M"]
-    assert command._effort(found, found.names[0]) == command.OTHERS[False]
+    assert command.effort_of(found, found.names[0]) == command.OTHERS[False]
 
 
 def test_the_file_is_named_for_the_run(tmp_path):

@@ -148,7 +148,7 @@ def test_models_without_room_are_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "unwritten_bytes", lambda *given: 10**18)
     more = ["--work", str(tmp_path)]
     for given in (["--shapes", "tiny", "--contestants", "llama_jax"], ["--slots"]):
-        monkeypatch.setattr(options, "_check_files", lambda found: None)
+        monkeypatch.setattr(options, "check_files", lambda found: None)
         with pytest.raises(SystemExit, match="make room"):
             command.main([*given, *more, "--output", str(tmp_path / "x.json")])
     assert not any(path.is_dir() for path in tmp_path.iterdir())

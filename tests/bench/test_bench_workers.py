@@ -184,7 +184,7 @@ def test_a_peer_that_computes_another_model_ends_the_run(tmp_path):
 
 def test_a_process_without_a_first_token_says_why(tmp_path, monkeypatch):
     program = [sys.executable, "-c", "import sys; sys.exit('no such weights')"]
-    monkeypatch.setattr(first_token, "_command", lambda *given: program)
+    monkeypatch.setattr(first_token, "start_command", lambda *given: program)
     given = {"llama_jax": {"device": "cpu", "threads": 1, "path": tmp_path}}
     with pytest.raises(RuntimeError, match=r"(?s)no first token.*no such weights"):
         next(first_token.first_tokens(given, [1, 2, 3], 1))
@@ -193,7 +193,7 @@ def test_a_process_without_a_first_token_says_why(tmp_path, monkeypatch):
 def test_first_tokens_come_in_rounds_and_without_a_peer_that_has_none(tmp_path, monkeypatch):
     program = "import sys; sys.exit('no such weights') if sys.argv[1] == 'peer' else print(7)"
     monkeypatch.setattr(
-        first_token, "_command", lambda name, *others: [sys.executable, "-c", program, name]
+        first_token, "start_command", lambda name, *others: [sys.executable, "-c", program, name]
     )
     given = {
         name: {"device": "cpu", "threads": 1, "path": tmp_path}
@@ -219,12 +219,12 @@ def test_a_process_that_counts_follows_one_of_its_own_kind(monkeypatch):
         caches.append(here)
         return first_token.Start(float(len(caches)), 4)
 
-    monkeypatch.setattr(first_token, "_started", started)
-    found = first_token._round("llama_jax", {}, [1, 2, 3])
+    monkeypatch.setattr(first_token, "started", started)
+    found = first_token.one_round("llama_jax", {}, [1, 2, 3])
     assert found == {"cold": [2.0], "peak": [4], "cached": [3.0]}
     before, cold, cached = caches
     assert before != cold == cached, "and finds no programs of that one's"
-    assert first_token._round("transformers", {}, [1, 2, 3]) == {"cold": [5.0], "peak": [4]}
+    assert first_token.one_round("transformers", {}, [1, 2, 3]) == {"cold": [5.0], "peak": [4]}
 
 
 def test_on_a_gpu_neither_we_nor_the_measure_of_the_machine_take_it_from_the_others():
@@ -235,7 +235,7 @@ def test_on_a_gpu_neither_we_nor_the_measure_of_the_machine_take_it_from_the_oth
 
 def test_a_process_that_hangs_before_its_first_token_is_ended(tmp_path, monkeypatch):
     program = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr(first_token, "_command", lambda *given: program)
+    monkeypatch.setattr(first_token, "start_command", lambda *given: program)
     monkeypatch.setattr(first_token, "LIMIT", 0.2)
     given = {"llama_jax": {"device": "cpu", "threads": 1, "path": tmp_path}}
     with pytest.raises(RuntimeError, match="ended with -9"):

@@ -237,13 +237,13 @@ def test_kernels_that_overlap_leave_no_gap():
     assert trace.gaps([trace.Kernel("k", *span) for span in spans]) == [1]
 
 
-@pytest.mark.parametrize("given", [exact._prompt, exact._step])
+@pytest.mark.parametrize("given", [exact.a_prompt, exact.a_step])
 def test_the_reference_in_float64_is_attentions(given):
     arrays = given(np.random.default_rng(0), 16, 2)
     given = {name: jnp.asarray(x) for name, x in arrays.items()}
     past = (given["past_k"], given["past_v"]) if "past_k" in given else None
     wanted = attention.attention(*(given[name] for name in "qkv"), past, given["lengths"])
-    np.testing.assert_allclose(exact._in_float64(arrays, arrays), wanted, atol=1e-5)
+    np.testing.assert_allclose(exact.in_float64(arrays, arrays), wanted, atol=1e-5)
 
 
 def test_the_sizes_are_the_configs():
@@ -278,7 +278,7 @@ def test_the_dry_run_is_whole(tmp_path):
     assert {name: end for name, end in ends.items() if end != "done"} == dict.fromkeys(
         peers, "failed with 1"
     ), (out / "gpu.log").read_text()
-    judged = [x for step in steps.values() for x in step["found"].values() if report._is_judged(x)]
+    judged = [x for step in steps.values() for x in step["found"].values() if report.is_judged(x)]
     assert len(judged) >= 15
     assert all(one["right"] for one in judged)
 

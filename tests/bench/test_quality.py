@@ -41,17 +41,17 @@ def test_windows_are_scored_as_the_command_perplexity_scores_them(tmp_path):
     text = tmp_path / "text"
     text.write_text("Once upon a time there was a llama. " * 20)
     asked = argparse.Namespace(text=Path(text), windows=2, tokens=24)
-    windows = quality._windows(params, asked)
-    nll = quality._scorer(params, windows)(params)
+    windows = quality.windows_of(params, asked)
+    nll = quality.scorer(params, windows)(params)
     rows = [
         score.logprobs for score in llama_jax.score(params, [list(map(int, w)) for w in windows])
     ]
     np.testing.assert_allclose(nll, [-np.mean(row) for row in rows], rtol=1e-5)
-    cached = quality._cached(params, windows, llama_jax.KVCache)
+    cached = quality.cached_nll(params, windows, llama_jax.KVCache)
     np.testing.assert_allclose(cached, nll, rtol=1e-5)
 
 
 def test_a_difference_is_told_with_its_standard_error_over_the_windows():
-    change, error = quality._change(np.array([0.01, 0.02, 0.03]))
+    change, error = quality.change_of(np.array([0.01, 0.02, 0.03]))
     assert math.isclose(change, 100 * math.expm1(0.02))
     assert math.isclose(error, 100 * 0.01 / math.sqrt(3))

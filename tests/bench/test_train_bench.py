@@ -15,7 +15,7 @@ TOY = work.WORKS["toy"]
 
 
 def test_a_text_becomes_its_characters_and_every_step_has_rows_and_a_rate(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "_write_weights", lambda config, folder: None)
+    monkeypatch.setattr(work, "write_weights", lambda config, folder: None)
     text = "abba cab " * 100
     work.write(dataclasses.replace(TOY, time=16), tmp_path / "toy", 5, text)
     tokens = open_tokens(tmp_path / "toy/tokens")
@@ -47,10 +47,10 @@ def test_what_cannot_be_measured_is_refused_at_once(arguments, words, tmp_path):
 
 def test_another_models_losses_end_the_run():
     same = {"llama_jax": {"losses": [5.0, 4.9]}, "torch": {"losses": [5.001, 4.901]}}
-    train._check_losses(same)
+    train.check_losses(same)
     other = same | {"torch": {"losses": [5.001, 4.8]}}
     with pytest.raises(RuntimeError, match=r"torch has a loss of 4\.80000 at step 2, and llama"):
-        train._check_losses(other)
+        train.check_losses(other)
 
 
 def test_ratios_are_of_ours_to_a_peer_in_tokens_and_of_a_peer_to_ours_in_time():

@@ -68,7 +68,7 @@ def blocks(request, monkeypatch):
     """Tensors smaller than a block, and tensors of several with a shorter last one."""
     if request.param == "small blocks":
         monkeypatch.setattr(export_tensor, "BLOCK_BYTES", 1)
-        monkeypatch.setattr(export_tensor, "_CHUNK", 16)
+        monkeypatch.setattr(export_tensor, "CHUNK", 16)
 
 
 # Round trips
@@ -395,7 +395,7 @@ def test_equal_weights_are_equal_files(tmp_path):
 def test_zip64_begins_where_32_bits_end(tmp_path, monkeypatch, limit):
     """The limit is lowered: records beyond 4 GiB are the slow test's."""
     export(GOLDEN_META / "llama1", tmp_path / "plain", format="meta")
-    monkeypatch.setattr(torch_writer, "_LIMIT", limit)
+    monkeypatch.setattr(torch_writer, "LIMIT", limit)
     export(GOLDEN_META / "llama1", tmp_path / "wide", format="meta")
     with zipfile.ZipFile(tmp_path / "wide" / "consolidated.00.pth") as archive:
         assert archive.testzip() is None

@@ -272,6 +272,6 @@ def test_a_damaged_index_in_the_cache_is_left_to_whoever_reads_it(said, tmp_path
     index = tmp_path / "model.safetensors.index.json"
     for text in (said, "[" * 100_000):
         index.write_text(text)
-        assert hub._is_whole(tmp_path)
+        assert hub.is_whole(tmp_path)
     index.write_text('{"weight_map": {"a": "another.safetensors"}}')
-    assert not hub._is_whole(tmp_path)
+    assert not hub.is_whole(tmp_path)

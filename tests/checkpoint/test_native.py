@@ -201,7 +201,7 @@ def test_a_device_reads_its_own_chunks_alone(tmp_path):
     at = content.find(tensors[path][0, :512].tobytes())
     content[at] ^= 1
     file.write_bytes(content)
-    store = weight_files._open(tmp_path / "model" / "weights", path)
+    store = weight_files.open_weight(tmp_path / "model" / "weights", path)
     np.testing.assert_array_equal(store[:, 512:].read().result(), tensors[path][:, 512:])
     with pytest.raises(ValueError, match=r"w1 cannot be read: .*digest"):
         native.read_weights(tmp_path / "model", config)
@@ -211,8 +211,8 @@ def test_small_weights_are_read_together_and_waited_for_once(tmp_path, small, te
     """To wait hands Python to another thread, for milliseconds each time."""
     native.write(tmp_path / "model", small, tensors)
     waits = []
-    done = transfers._done
-    monkeypatch.setattr(transfers, "_done", lambda some: waits.append([*some]) or done(some))
+    done = transfers.wait_for
+    monkeypatch.setattr(transfers, "wait_for", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert [len(some) for some in waits] == [len(tensors)]
 
@@ -222,8 +222,8 @@ def test_what_is_on_its_way_is_bounded_in_bytes(tmp_path, small, tensors, monkey
     largest = max(tensor.nbytes for tensor in tensors.values())
     monkeypatch.setattr(transfers, "MAX_BYTES", largest)
     waits = []
-    done = transfers._done
-    monkeypatch.setattr(transfers, "_done", lambda some: waits.append([*some]) or done(some))
+    done = transfers.wait_for
+    monkeypatch.setattr(transfers, "wait_for", lambda some: waits.append([*some]) or done(some))
     assert_same(native.read_weights(tmp_path / "model", small), tensors)
     assert len(waits) > 2
     assert all(sum(move.nbytes for move in some) <= 2 * largest for some in waits)
@@ -325,7 +325,7 @@ def test_overwriting_keeps_the_old_checkpoint_until_the_new_one_is_whole(tmp_pat
 
 def test_a_checkpoint_set_aside_by_a_killed_overwrite_comes_back(tmp_path, small, tensors):
     native.write(tmp_path / "model", small, tensors)
-    (tmp_path / "model" / atomic.LOCK).write_bytes(atomic._OURS)
+    (tmp_path / "model" / atomic.LOCK).write_bytes(atomic.OURS)
     os.rename(tmp_path / "model", tmp_path / ".model.former")  # the moment between two renames
 
     def stop(done, total):
@@ -346,7 +346,7 @@ def test_what_others_put_where_we_write_is_neither_followed_nor_removed(
     theirs.mkdir()
     (theirs / "thesis.tex").write_text("years of work")
     if kind != "folder":
-        (theirs / atomic.LOCK).write_bytes(b"mine" if kind == "lock of others" else atomic._OURS)
+        (theirs / atomic.LOCK).write_bytes(b"mine" if kind == "lock of others" else atomic.OURS)
     if kind == "link":
         (tmp_path / name).symlink_to(theirs)
     else:
@@ -560,7 +560,7 @@ def test_a_weight_described_as_none_is_written_is_not_opened(
     said = json.loads(file.read_text())
     change(said)
     file.write_text(json.dumps(said))
-    monkeypatch.setattr(weight_files, "_open_all", None)
+    monkeypatch.setattr(weight_files, "open_weights", None)
     with pytest.raises(ValueError, match=f"tok_embeddings.weight cannot be read: .*{message}"):
         native.read_weights(written, small)
 

@@ -69,10 +69,10 @@ def test_tensors_over_one_storage_are_together_no_more_than_twice_the_file(tmp_p
 def test_records_are_counted_before_any_is_read(tmp_path, monkeypatch):
     torch_zip.save(tmp_path / "a.pth", {"a": np.ones(3, np.float32)})
     count = len(zipfile.ZipFile(tmp_path / "a.pth").namelist())
-    monkeypatch.setattr(torch_archive, "_MAX_RECORDS", count)
+    monkeypatch.setattr(torch_archive, "MAX_RECORDS", count)
     read_state_dict(tmp_path / "a.pth")
-    monkeypatch.setattr(torch_archive, "_MAX_RECORDS", count - 1)
-    monkeypatch.setattr(torch_archive, "_payload_start", None)
+    monkeypatch.setattr(torch_archive, "MAX_RECORDS", count - 1)
+    monkeypatch.setattr(torch_archive, "payload_start", None)
     with pytest.raises(ValueError, match=f"it holds {count} records and .* at most {count - 1}"):
         read_state_dict(tmp_path / "a.pth")
 

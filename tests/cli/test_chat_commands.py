@@ -6,7 +6,7 @@ import locale
 import pytest
 
 from llama_jax.cli.chat_commands import COMMANDS, Session, command_in, run_command
-from llama_jax.cli.chat_input import _typed, assembled, keep_history, read_history
+from llama_jax.cli.chat_input import as_typed, assembled, keep_history, read_history
 from llama_jax.generation.chat import Conversation
 from llama_jax.generation.settings import SamplingSettings
 
@@ -168,14 +168,14 @@ def test_what_is_typed_is_utf8_or_else_what_the_terminals_locale_says(
     monkeypatch, encoding, typed, text
 ):
     monkeypatch.setattr(locale, "getencoding", lambda: encoding)
-    assert _typed(typed.decode(errors="surrogateescape")) == text
+    assert as_typed(typed.decode(errors="surrogateescape")) == text
 
 
 def test_what_is_neither_utf8_nor_of_the_locale_is_refused(monkeypatch):
     for encoding in ("utf-8", "ascii"):
         monkeypatch.setattr(locale, "getencoding", lambda found=encoding: found)
         with pytest.raises(ValueError, match="the message is not UTF-8"):
-            _typed(b"caf\xe9".decode(errors="surrogateescape"))
+            as_typed(b"caf\xe9".decode(errors="surrogateescape"))
 
 
 def test_history_is_kept_between_sessions(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from llama_jax.cli.comparison import _logits_table, _tensor_table
+from llama_jax.cli.comparison import logits_table, tensor_table
 from llama_jax.cli.description import print_rows
 from llama_jax.verify.compare import LogitsDifference
 from llama_jax.verify.differences import TensorDifference
@@ -29,7 +29,7 @@ def tensor(*path, differing=0, kinds=(None, None)):
 
 
 def test_equal_tensors_have_no_columns_of_differences():
-    title, row = printed(_tensor_table([tensor("layers_0", "attention_norm", "scale")]))
+    title, row = printed(tensor_table([tensor("layers_0", "attention_norm", "scale")]))
     assert title.split() == ["tensors", "count", "same"]
     assert row.split() == ["attention_norm.scale", "1", "all"]
 
@@ -37,7 +37,7 @@ def test_equal_tensors_have_no_columns_of_differences():
 def test_the_longest_names_and_numbers_stay_whole_in_80_columns():
     for kinds in ((None, None), (None, "int4")):
         lines = printed(
-            _tensor_table(
+            tensor_table(
                 [
                     tensor("tok_embeddings", "weight", differing=MANY, kinds=kinds),
                     tensor("layers_31", "feed_forward", "w1", differing=MANY, kinds=kinds),
@@ -56,7 +56,7 @@ def test_the_logits_of_far_positions_stay_whole_in_80_columns():
     positions = (*range(23), 131_071)
     one = LogitsDifference("near", tuple(range(256)), 1e-7, 30.0, (0, 0), None)
     far = LogitsDifference("far", positions, 1.0, 30.0, (0, 0), 1e-5)
-    words = " ".join(printed(_logits_table([one, far]))).split()
+    words = " ".join(printed(logits_table([one, far]))).split()
     assert "131,071" in words
     assert {"DIFFERENT", "rounding"} <= set(words)
 

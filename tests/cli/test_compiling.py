@@ -9,7 +9,7 @@ import pytest
 from llama_jax.cli import compiling
 from llama_jax.kept_programs import MISSED, check_entries
 
-COMPILED = compiling._COMPILED
+COMPILED = compiling.COMPILED
 
 
 def heard(*events, patience=0.05, wait=0.0):

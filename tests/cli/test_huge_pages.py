@@ -14,7 +14,7 @@ def begun(monkeypatch, tmp_path):
     """What is executed, on a system that offers huge pages to who asks."""
     offer = tmp_path / "enabled"
     offer.write_text("always [madvise] never\n")
-    monkeypatch.setattr(huge_pages, "_OFFER", offer)
+    monkeypatch.setattr(huge_pages, "OFFER", offer)
     monkeypatch.delenv(huge_pages.TUNABLES, raising=False)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "utf8", "-m", "llama_jax", "train", "r"])
     calls = []
@@ -41,7 +41,7 @@ def test_where_asking_changes_nothing_nothing_begins_again(begun, monkeypatch, t
     file = tmp_path / "other"
     if offer is not None:
         file.write_text(offer)
-    monkeypatch.setattr(huge_pages, "_OFFER", file)
+    monkeypatch.setattr(huge_pages, "OFFER", file)
     huge_pages.begin_with_huge_pages()
     assert begun == []
 

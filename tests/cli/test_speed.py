@@ -39,8 +39,8 @@ def test_no_second_of_compiling_counts_twice(clock, spans, seconds):
     times = speed.CompileTimes()
     for start, end in spans:
         clock.now = float(end)
-        times._note("/jax/core/compile/x", duration_secs=float(end - start))
-    times._note("/jax/other", duration_secs=5.0)
+        times.note("/jax/core/compile/x", duration_secs=float(end - start))
+    times.note("/jax/other", duration_secs=5.0)
     assert times.between(100, 110) == seconds
 
 
@@ -52,7 +52,7 @@ def test_a_cache_that_doubles_costs_no_speed(clock):
             clock.now += 0.5
             if step in (2, 8):  # the loop, and the loop for a longer cache
                 clock.now += 3
-                watched._times._note(COMPILED, duration_secs=3.0)
+                watched.times.note(COMPILED, duration_secs=3.0)
             yield Delta(0, "", [1], None, None)
 
     for _ in watched.watch(deltas()):
@@ -67,7 +67,7 @@ def test_the_first_token_has_a_time_while_another_thread_compiles(clock):
 
     def deltas():
         clock.now += 0.5
-        note = functools.partial(watched._times._note, COMPILED, duration_secs=9.0)
+        note = functools.partial(watched.times.note, COMPILED, duration_secs=9.0)
         other = threading.Thread(target=note)
         other.start()
         other.join()
@@ -91,8 +91,8 @@ def test_programs_that_were_kept_are_read_and_not_compiled(clock):
 
     def deltas():
         clock.now += 1
-        watched._times._note_kept(KEPT)
-        watched._times._note(COMPILED, duration_secs=0.5)
+        watched.times.note_kept(KEPT)
+        watched.times.note(COMPILED, duration_secs=0.5)
         yield Delta(0, "", [1], None, None)
 
     for _ in watched.watch(deltas()):

@@ -189,7 +189,7 @@ def test_a_process_of_another_secret_is_told_so_and_ends_no_job(monkeypatch):
     with other, other.makefile("rw") as talk:
         word = json.loads(talk.readline())["word"]
         monkeypatch.setenv(SECRET, "another")
-        hello = roll_call._told(1, 2, word)
+        hello = roll_call.hello_to(1, 2, word)
         monkeypatch.setenv(SECRET, "ours")
         talk.write(json.dumps(hello) + "\n")
         talk.flush()
@@ -203,9 +203,9 @@ def test_a_process_of_another_secret_is_told_so_and_ends_no_job(monkeypatch):
 
 
 def test_an_answer_to_one_word_is_none_to_another():
-    hello = roll_call._told(1, 2, "a word")
-    assert roll_call._hello(hello, "a word").proven
-    assert not roll_call._hello(hello, "another word").proven
+    hello = roll_call.hello_to(1, 2, "a word")
+    assert roll_call.read_hello(hello, "a word").proven
+    assert not roll_call.read_hello(hello, "another word").proven
 
 
 def connected(port):
@@ -270,13 +270,13 @@ def test_without_a_scheduler_the_three_must_be_given(monkeypatch):
 
 
 def test_slurm_says_it(monkeypatch):
-    from llama_jax.distributed import _detected
+    from llama_jax.distributed.cluster import detected
 
     said = {"JOB_ID": 7, "STEP_NODELIST": "node[3-4]", "NTASKS": 4, "PROCID": 2, "LOCALID": 1}
     for name, value in said.items():
         monkeypatch.setenv(f"SLURM_{name}", str(value))
-    assert _detected(None, None, None) == ("node3:61447", 4, 2, [1])
-    assert _detected("other:1", 2, 1) == ("other:1", 2, 1, None)
+    assert detected(None, None, None) == ("node3:61447", 4, 2, [1])
+    assert detected("other:1", 2, 1) == ("other:1", 2, 1, None)
 
 
 def test_alone_a_process_is_the_first_and_asks_nobody():

@@ -296,7 +296,7 @@ def test_a_conversation_is_had_on_a_mesh(params):
     one, other = conversation(params), conversation(split)
     for question in ("hello", "and more"):
         assert answered(one, question) == answered(other, question)
-        for layer in other._cache.k:  # its key heads lie apart, from the first turn on
+        for layer in other.cache.k:  # its key heads lie apart, from the first turn on
             assert layer.addressable_shards[0].data.shape[1] == params.config.n_kv_heads // 2
     assert one.prefilled == other.prefilled
 

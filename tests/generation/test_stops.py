@@ -153,7 +153,7 @@ def test_a_token_costs_no_more_beside_a_long_stop_string():
             return str.__getitem__(self, place)
 
     for stop, text in (("z" * 4000, "z" * 3999 + "a"), ("ab" * 2000, "ab" * 1999 + "aab" * 900)):
-        matcher = text_module._Stop(Counted(stop))
+        matcher = text_module.StopMatcher(Counted(stop))
         text_module.shorter_ends(matcher.text)  # once a stop string, not once a text
         steps = 0
         assert not any(map(matcher.is_whole_after, text))

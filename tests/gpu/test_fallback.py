@@ -68,7 +68,7 @@ def kernel_of(devices, dtype, past_dtype, group):
     )
     lengths = jax.ShapeDtypeStruct((1,), "int32", sharding=whole)
     with jax.set_mesh(mesh):
-        return jax.jit(kernels.gpu._step).lower(q, own, own, (past, past), lengths).compile()
+        return jax.jit(kernels.gpu.step_kernel).lower(q, own, own, (past, past), lengths).compile()
 
 
 @pytest.mark.parametrize("group", [1, 128])

@@ -123,7 +123,7 @@ def test_a_weight_that_is_gathered_is_caught(h100s, replace):
 
 def test_a_program_that_is_not_cut_is_caught(h100s, replace):
     """Eight cards that each compute all of it have nothing to say to each other."""
-    replace("llama_jax.sharding.arrays._gather_fsdp", lambda w, *_: w)
+    replace("llama_jax.sharding.arrays.gather_fsdp", lambda w, *_: w)
     replace("llama_jax.model.transformer.constrain", lambda x, *_, **__: x)
     replace("llama_jax.kernels.gpu.per_device", lambda f, *_: f)
     mesh = mesh_of(h100s, tensor=8)

@@ -186,6 +186,6 @@ def test_our_own_attention_in_one_block_is_caught(h100s, replace):
 
 @pytest.mark.usefixtures("cudnn")
 def test_a_second_call_of_cudnn_is_caught(h100s, replace):
-    once = kernels.gpu._prompt
-    replace("llama_jax.kernels.gpu._prompt", lambda q, k, v: once(once(q, k, v), k, v))
+    once = kernels.gpu.prompt_kernel
+    replace("llama_jax.kernels.gpu.prompt_kernel", lambda q, k, v: once(once(q, k, v), k, v))
     assert cudnn_calls(program(prompt_step(h100s).as_text())) == 2 * LAYERS

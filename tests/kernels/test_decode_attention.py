@@ -136,7 +136,7 @@ def test_fewer_slots_than_a_block_are_refused():
 
 def blocks_read(monkeypatch, tensors, lengths):
     """How often the kernel reads each block: by row, key head and first slot."""
-    seen, at, kernel = collections.Counter(), [], module._kernel
+    seen, at, kernel = collections.Counter(), [], module.kernel_of_split
 
     def watched(*refs, **sizes):
         at[:] = pl.program_id(0), pl.program_id(1)
@@ -148,7 +148,7 @@ def blocks_read(monkeypatch, tensors, lengths):
 
     counting = types.SimpleNamespace(**{**vars(pl), "ds": ds})
     monkeypatch.setattr(module, "pl", counting)
-    monkeypatch.setattr(module, "_kernel", watched)
+    monkeypatch.setattr(module, "kernel_of_split", watched)
     decode_attention(*tensors, jnp.array(lengths), interpret=True).block_until_ready()
     jax.effects_barrier()
     return seen
@@ -173,10 +173,10 @@ def test_each_used_block_is_read_once_by_all_splits_together(monkeypatch, progra
 
 
 def test_a_kernel_of_which_every_split_reads_all_is_caught(monkeypatch):
-    kernel = module._kernel
+    kernel = module.kernel_of_split
 
     def alone(*refs, splits, **sizes):
         kernel(*refs, splits=1, **sizes)
 
-    monkeypatch.setattr(module, "_kernel", alone)
+    monkeypatch.setattr(module, "kernel_of_split", alone)
     assert blocks_read(monkeypatch, case(), [100, 3]) != once_each([100, 3], kv_heads=2)

@@ -51,8 +51,8 @@ def test_a_kernel_that_does_not_compile_is_not_there():
     def refuses(x):
         raise RuntimeError("cuDNN not found.")
 
-    assert not kernels.gpu._compiles_here(refuses, x)
-    assert kernels.gpu._compiles_here(jnp.sin, x)
+    assert not kernels.gpu.compiles_here(refuses, x)
+    assert kernels.gpu.compiles_here(jnp.sin, x)
 
 
 def step_of(*, dtype, past_dtype, group, slots, head_dim):
@@ -75,7 +75,7 @@ def test_a_step_that_the_kernel_refuses_falls_back_and_others_do_not(monkeypatch
         return q - 1
 
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
-    monkeypatch.setattr(kernels.gpu, "_step", kernel)
+    monkeypatch.setattr(kernels.gpu, "step_kernel", kernel)
     for sizes, added in ((TAKEN, -1), ({**TAKEN, **refused}, 1)):
         q, own, past = step_of(**sizes)
         lengths = jnp.zeros(1, jnp.int32)
@@ -97,7 +97,7 @@ def test_a_prompt_that_cudnn_refuses_falls_back_and_others_do_not_and_it_is_trie
         return q - 1
 
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
-    monkeypatch.setattr(kernels.gpu, "_prompt", kernel)
+    monkeypatch.setattr(kernels.gpu, "prompt_kernel", kernel)
     for (dtype, head_dim), added in (((F32, 64), -1), (refused, 1)):
         q = jnp.ones((1, 16, 4, head_dim), dtype)
         for _ in range(2):
@@ -126,7 +126,7 @@ def test_on_a_mesh_each_device_runs_the_kernel_on_its_own_part(monkeypatch, step
         return decode_attention(q, k, v, past, lengths, interpret=True)
 
     monkeypatch.setattr(kernels.gpu, "has_step_kernel", lambda *_, **__: True)
-    monkeypatch.setattr(kernels.gpu, "_step", interpreted)
+    monkeypatch.setattr(kernels.gpu, "step_kernel", interpreted)
     monkeypatch.setattr(jax.lax, "platform_dependent", lambda cuda, default: cuda())
     with jax.set_mesh(make_mesh(**sizes)):
         past = jax.device_put(tuple(past), jax.NamedSharding(make_mesh(**sizes), CACHE))

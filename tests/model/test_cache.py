@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import llama_jax
 from llama_jax.model.cache import KVCache
+from llama_jax.model.cache_protocol import Checked
 from llama_jax.model.int8_paged import Int8Paged
 from llama_jax.model.memory import memory
 from llama_jax.model.paged import Paged
@@ -158,6 +159,13 @@ def test_a_cache_of_another_model_or_batch_is_refused_in_words(params, config, k
     for forward in calls:
         with pytest.raises(ValueError, match=r"cache is .*\[2, .*batch=1|has 2 rows, and tokens"):
             forward(params, tokens, tokens, cache_for(config, kind, rows=2))
+
+
+def test_a_cache_need_not_check_what_it_is_given_to(config):
+    """`Stacked` has no `check`, which the other tests of it never miss."""
+    kinds = [KVCache, llama_jax.Int8KVCache, Paged, Int8Paged, Stacked]
+    checked = [isinstance(cache_for(config, kind), Checked) for kind in kinds]
+    assert checked == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize("held", [((), ()), (None, None), (("a", "b"), ("c", "d"))], ids=str)

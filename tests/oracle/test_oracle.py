@@ -74,7 +74,7 @@ def test_transformers_and_our_reference_agree_on_every_kind_of_model(tmp_path, k
 def test_torch_loads_the_tensors_we_export(tmp_path, name, shards, limit, monkeypatch):
     if open_checkpoint(GOLDEN_META / name).config.n_heads % shards:
         pytest.skip(f"{name} has 3 heads, which 2 files cannot share")
-    monkeypatch.setattr(torch_writer, "_LIMIT", limit)
+    monkeypatch.setattr(torch_writer, "LIMIT", limit)
     export(GOLDEN_META / name, tmp_path / "meta", format="meta", shards=shards)
     for file in sorted((tmp_path / "meta").glob("*.pth")):
         ours = read_state_dict(file)

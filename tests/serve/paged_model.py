@@ -85,7 +85,7 @@ class Device:
         if position // size < len(line.pages):  # beyond its table a write is dropped
             page = line.pages[position // size]
             assert self.pages.holders(page) == 1, "a shared page is written"
-            assert page not in self.pages._digest_of, "a known page is written"
+            assert not self.pages.is_known(page), "a known page is written"
             self.slots[page][position % size] = (value, kind)
         return value
 

@@ -45,7 +45,7 @@ class Scripted:
         return stream
 
     def _cancel(self, stream):
-        if stream._going:
+        if stream.going:
             stream.end()
             self.cancelled.set()
 

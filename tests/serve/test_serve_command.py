@@ -15,7 +15,7 @@ import pytest
 from helpers import ROOT, run
 
 from llama_jax.checkpoint.named import PRETRAINED
-from llama_jax.cli.serve import _name_of
+from llama_jax.cli.serve import name_of
 from llama_jax.model.int8_cache import Int8KVCache
 
 
@@ -58,7 +58,7 @@ def test_what_is_asked_of_the_engine_reaches_it(monkeypatch):
 def test_the_collector_is_spared_what_a_start_made():
     serve, before = importlib.import_module("llama_jax.cli.serve"), gc.get_threshold()
     try:
-        serve._keep_what_is_there()
+        serve.keep_what_is_there()
         assert len(gc.get_objects()) < gc.get_freeze_count() / 10
         assert gc.get_threshold()[0] == serve.YOUNG_OBJECTS
     finally:
@@ -81,17 +81,17 @@ def test_a_model_is_called_as_it_was_named(named, called, tmp_path):
     (tmp_path / "tiny.q8.gguf").touch()
     place = tmp_path / (named or "x")
     serve = importlib.import_module("llama_jax.cli.serve")
-    assert serve._name_of(str(place) if place.exists() else named, place) == called
+    assert serve.name_of(str(place) if place.exists() else named, place) == called
 
 
 def test_a_model_is_called_by_its_name_or_its_files(tmp_path):
     folder, file = tmp_path / "llama-3.2-1b", tmp_path / "q.gguf"
     folder.mkdir()
     file.write_bytes(b"")
-    assert _name_of(None, PRETRAINED) == _name_of("stories", PRETRAINED) == "stories"
-    assert _name_of("hf:org/name", folder) == "org/name"
-    assert _name_of(f"{folder}/", folder) == "llama-3.2-1b"
-    assert _name_of(str(file), file) == "q"
+    assert name_of(None, PRETRAINED) == name_of("stories", PRETRAINED) == "stories"
+    assert name_of("hf:org/name", folder) == "org/name"
+    assert name_of(f"{folder}/", folder) == "llama-3.2-1b"
+    assert name_of(str(file), file) == "q"
 
 
 @pytest.mark.slow

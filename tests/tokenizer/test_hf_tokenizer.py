@@ -193,7 +193,7 @@ def test_a_control_token_that_the_file_calls_normalized_is_found_as_it_is_spelle
     tokenizer = load_tokenizer(folder_of(tmp_path, normalized, tokenizer_config=config))
     assert tokenizer.special == {name: id for id, name in enumerate(SPECIAL)}
     assert tokenizer.eos_id == SPECIAL.index(eos)
-    ids = tokenizer._encode("".join(f"a llama{name}" for name in SPECIAL), controls=True)
+    ids = tokenizer.encode_text("".join(f"a llama{name}" for name in SPECIAL), controls=True)
     assert [id for id in ids if id < len(SPECIAL)] == [0, 1, 2, 3]
     assert max(ids) < library.get_vocab_size()
 
@@ -206,7 +206,7 @@ def test_a_control_token_takes_the_white_space_that_the_file_says(tmp_path, libr
     tokenizer = load_tokenizer(folder_of(tmp_path, taking))
     for name in ("</s>", "<|end|>"):
         spaced, bare = (
-            tokenizer._encode(f"a{name}{space}b", controls=True) for space in (" \n", "")
+            tokenizer.encode_text(f"a{name}{space}b", controls=True) for space in (" \n", "")
         )
         assert spaced == bare
 

@@ -336,7 +336,7 @@ def test_a_completions_first_space_is_kept_after_a_prompt_and_dropped_after_none
 
 def test_only_one_space_is_dropped():
     tokenizer = tokenizer_of("tiny-sentencepiece")
-    space = tokenizer._model.piece_to_id("\u2581")
+    space = tokenizer.model.piece_to_id("\u2581")
     assert tokenizer.decode([space] * 3) == "  "
     assert streamed(tokenizer, [space] * 3) == ["", " ", " ", ""]
     assert streamed(tokenizer, [space], after=[tokenizer.bos_id, space]) == [" ", ""]

@@ -26,7 +26,7 @@ def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 1000])
 def test_a_separator_ends_documents_wherever_a_block_ends(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpus, "_BLOCK", block)
+    monkeypatch.setattr(corpus, "BLOCK", block)
     file = written(tmp_path, "a.txt", "one\ntwo\n<|end|>\nthree<|end|><|end|>\n\nfour\n")
     found = list(read_documents([file], separator="<|end|>"))
     assert [document.text for document in found] == ["one\ntwo", "three", "", "\nfour"]
@@ -36,7 +36,7 @@ def test_a_separator_ends_documents_wherever_a_block_ends(tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("block", [1, 2, 1000])
 def test_a_line_end_beside_a_separator_may_be_of_windows(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpus, "_BLOCK", block)
+    monkeypatch.setattr(corpus, "BLOCK", block)
     file = written(tmp_path, "a.txt", "one\r\ntwo\r\n<|end|>\r\nthree\r<|end|>\r\n\r\nfour\r\n")
     found = list(read_documents([file], separator="<|end|>"))
     assert [document.text for document in found] == ["one\r\ntwo", "three\r", "\r\nfour"]
@@ -45,7 +45,7 @@ def test_a_line_end_beside_a_separator_may_be_of_windows(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
 def test_a_separator_may_be_line_ends(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(corpus, "_BLOCK", block)
+    monkeypatch.setattr(corpus, "BLOCK", block)
     assert texts(written(tmp_path, "a.txt", "one\ntwo\n\nthree\n"), separator="\n\n") == [
         "one\ntwo",
         "three",

@@ -124,7 +124,7 @@ def test_what_takes_long_is_said_and_a_silent_step_too(tokens, tmp_path, monkeyp
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2, "tensor": 2}], ids=str)
 def test_first_weights_are_init_params_from_a_program_for_each_shape(axes, tokens):
     recipe = recipe_of(tokens, mesh=axes)
-    model._drawing.cache_clear()
+    model.drawing.cache_clear()
     like, begin = model.model_of(recipe, open_tokens(tokens), model.mesh_for_recipe(recipe))
     params = begin()
     whole = llama_jax.init_params(jax.random.key(0), like.config).weights
@@ -133,7 +133,7 @@ def test_first_weights_are_init_params_from_a_program_for_each_shape(axes, token
     for made, told in zip(*map(jax.tree.leaves, (params, like)), strict=True):
         assert made.shape == told.shape
         assert made.sharding.is_equivalent_to(told.sharding, made.ndim)
-    assert model._drawing.cache_info().misses < len(jax.tree.leaves(whole))
+    assert model.drawing.cache_info().misses < len(jax.tree.leaves(whole))
 
 
 def test_the_best_of_no_evaluations_is_refused(tokens):

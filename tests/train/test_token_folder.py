@@ -69,7 +69,7 @@ def test_a_large_vocabulary_takes_uint32(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", [1, 50, 10**6])
 def test_neither_threads_nor_blocks_change_a_byte(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(tokens_module, "_BLOCK_CHARACTERS", block)
+    monkeypatch.setattr(tokens_module, "BLOCK_CHARACTERS", block)
     manifests = []
     for threads in (1, 3):
         (tmp_path / str(threads)).mkdir()

@@ -64,7 +64,7 @@ def test_nmt_nfkc_unifies_spellings(tmp_path):
 
 def test_long_lines_are_cut_and_not_left_out(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(vocabulary, "_train", lambda lines, *_: seen.extend(lines) or b"")
+    monkeypatch.setattr(vocabulary, "model_file", lambda lines, *_: seen.extend(lines) or b"")
     trained(tmp_path, ["llama " * 2000 + "\n\nend", "\N{LLAMA}" * 5000])
     assert "".join(seen[:-5]).replace("end", "") == "llama " * 2000
     assert "".join(seen[-5:]) == "\N{LLAMA}" * 5000
@@ -75,7 +75,7 @@ def test_long_lines_are_cut_and_not_left_out(tmp_path, monkeypatch):
 @pytest.mark.parametrize("share", [1, 2, 5])
 def test_of_more_text_than_asked_for_every_nth_line_is_read(tmp_path, monkeypatch, share):
     seen = []
-    monkeypatch.setattr(vocabulary, "_train", lambda lines, *_: seen.extend(lines) or b"")
+    monkeypatch.setattr(vocabulary, "model_file", lambda lines, *_: seen.extend(lines) or b"")
     texts = [f"{n:03}" for n in range(100)]
     size = json_lines(tmp_path / "size.jsonl", texts).stat().st_size
     done = trained(tmp_path, texts, sample_bytes=-(-size // share))

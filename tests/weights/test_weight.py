@@ -18,6 +18,7 @@ from llama_jax.weights.table import weight_table
 from llama_jax.weights.weight import (
     KINDS,
     PartAxis,
+    Weight,
     check_groups,
     part_shape,
     part_spec,
@@ -47,6 +48,13 @@ def models(request):
     return params.replace(weights=nested(values)), params.replace(weights=nested(dense))
 
 
+def test_the_toy_has_no_more_than_the_protocol_asks_for():
+    """What passes the doors below passes by the protocol alone."""
+    own = {name for name in vars(Scaled) if not name.startswith("_")} - {"of", "values", "scale"}
+    asked = {name for name in vars(Weight) if not name.startswith("_")}
+    assert own | {"dtype"} == asked | {"kind"}
+
+
 ASKED = {"max_new_tokens": 6, "temperature": 0.0}
 PROMPTS = [[1, 2, 3], [7, 8, 9, 10, 11]]
 
@@ -65,6 +73,9 @@ def test_a_model_of_values_computes_what_its_arrays_compute(models):
     assert tokens(values) == tokens(dense)
     scores = [llama_jax.score(params, [[1, 2, 3, 4]])[0].nll for params in models]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    sharded = llama_jax.shard_params(values, llama_jax.make_mesh(fsdp=2, tensor=2))
+    (over_a_mesh,) = llama_jax.score(sharded, [[1, 2, 3, 4]])
+    assert over_a_mesh.nll == pytest.approx(scores[1], rel=1e-5)
 
 
 def test_size_counts_numbers_and_nbytes_counts_parts(models):
@@ -168,9 +179,11 @@ def test_a_dtype_asked_of_load_is_that_of_the_activations(models, tmp_path):
     assert half.weights["norm"]["scale"].dtype == jnp.bfloat16
 
 
-def test_inspect_and_verify_read_a_checkpoint_of_values(models, tmp_path):
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 2, "tensor": 2}], ids=["one device", "a mesh"])
+def test_inspect_and_verify_read_a_checkpoint_of_values(models, tmp_path, sizes):
     values, dense = models
-    llama_jax.save(values, tmp_path / "model")
+    laid_out = llama_jax.shard_params(values, llama_jax.make_mesh(**sizes)) if sizes else values
+    llama_jax.save(laid_out, tmp_path / "model")
     llama_jax.save(dense, tmp_path / "dense")
     told = run("inspect", tmp_path / "model", "--json")
     assert told.exit_code == 0, told.output

@@ -11,7 +11,7 @@ from pathlib import Path
 
 LOCK = "writing.lock"
 """In a directory that is being written, and in one set aside: by its first line they are ours."""
-_OURS = b"llama_jax is writing here; what lies beside this file may be removed\n"
+OURS = b"llama_jax is writing here; what lies beside this file may be removed\n"
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def _sign(lock: int, partial: Path) -> None:
     """Says in the file whose it is. Where that fails, nothing is left."""
     try:
         if not os.fstat(lock).st_size:
-            os.write(lock, _OURS)
+            os.write(lock, OURS)
             os.fsync(lock)
     except OSError:
         _remove(partial)
@@ -110,7 +110,7 @@ def _check_ours(directory: Path) -> None:
         lock = directory / LOCK
         said = lock.read_bytes() if lock.is_file() and not lock.is_symlink() else b""
         # Killed at its very start, a writer leaves an empty lock or none: nothing can be lost.
-        if said == _OURS or (not entries - {LOCK} and not said and not lock.is_symlink()):
+        if said == OURS or (not entries - {LOCK} and not said and not lock.is_symlink()):
             return
     what = "a link" if stat.S_ISLNK(there.st_mode) else "there"
     raise FileExistsError(
@@ -154,7 +154,7 @@ def _replace(dst: Path, partial: Path, former: Path) -> None:
         return
     (dst / LOCK).unlink(missing_ok=True)
     with (dst / LOCK).open("xb") as lock:
-        lock.write(_OURS)
+        lock.write(OURS)
     os.rename(dst, former)
     try:
         os.rename(partial, dst)

@@ -17,7 +17,7 @@ from llama_jax.checkpoint.files.regular import open_regular
 from llama_jax.checkpoint.files.torch_margins import check_margins
 
 _MAX_DIRECTORY_BYTES = 8 * 2**20
-_MAX_RECORDS = 2**16
+MAX_RECORDS = 2**16
 _CHECKED_BYTES = 16 * 2**20
 
 
@@ -62,9 +62,9 @@ def placed_records(
         raise Refused(
             f"its end, the archive's directory, is missing or damaged; {FETCH_AGAIN}"
         ) from error
-    if len(infos) > _MAX_RECORDS:
+    if len(infos) > MAX_RECORDS:
         raise Refused(
-            f"it holds {len(infos):,} records and a model's file at most {_MAX_RECORDS:,}; "
+            f"it holds {len(infos):,} records and a model's file at most {MAX_RECORDS:,}; "
             "it is some other archive"
         )
     begins = sorted(info.header_offset for info in infos)
@@ -76,7 +76,7 @@ def placed_records(
             raise Refused(f"its record {name} is compressed, which torch.save never does")
         if info.flag_bits & 1:
             raise Refused(f"its record {name} is encrypted, which torch.save never does")
-        start = _payload_start(memory, info)
+        start = payload_start(memory, info)
         if start + info.file_size > len(memory):
             raise Refused(f"its record {name} runs past the end of the file; {FETCH_AGAIN}")
         if start + info.file_size > ends[info.header_offset]:
@@ -92,7 +92,7 @@ _SIZE_ELSEWHERE = (0, 0xFFFFFFFF)
 """What the local header says where the size stands behind the record, or in a zip64 field."""
 
 
-def _payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
+def payload_start(memory: np.ndarray, info: zipfile.ZipInfo) -> int:
     """Where a record's bytes begin: behind its local header, whose padding only it knows."""
     at = info.header_offset
     header = bytes(memory[at : at + _LOCAL_HEADER.size])

@@ -21,8 +21,10 @@ Stream = Callable[[ExportTensor], Iterable[np.ndarray]]
 """A tensor's blocks in the order and the dtype of the file."""
 
 _STORAGES = {"float16": "HalfStorage", "bfloat16": "BFloat16Storage", "float32": "FloatStorage"}
+_PLACE = "cpu"
+"""Where a tensor lay: in this format a word for memory, whatever machine wrote the file."""
 _ALIGNMENT = 64
-_LIMIT = 0xFFFFFFFF
+LIMIT = 0xFFFFFFFF
 """From here on a size or an offset stands in a field of 64 bits ..."""
 _ELSEWHERE = 0xFFFFFFFF
 """... and its field of 32 bits says this."""
@@ -82,7 +84,7 @@ class _Archive:
         for record in self.records:
             self.file.write(_directory_entry(record))
         end = self.file.tell()
-        if count >= 0xFFFF or start >= _LIMIT:
+        if count >= 0xFFFF or start >= LIMIT:
             fields = (44, 45, 45, 0, 0, count, count, end - start, start)
             self.file.write(b"PK\6\6" + struct.pack("<Q2H2I4Q", *fields))
             self.file.write(b"PK\6\7" + struct.pack("<IQI", 0, end, 1))
@@ -92,12 +94,12 @@ class _Archive:
 
 
 def _field(number: int) -> int:
-    return number if number < _LIMIT else _ELSEWHERE
+    return number if number < LIMIT else _ELSEWHERE
 
 
 def _local_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
     """What stands before a record, padded so that the record itself is aligned."""
-    wide = struct.pack("<2H2Q", 1, 16, size, size) if size >= _LIMIT else b""
+    wide = struct.pack("<2H2Q", 1, 16, size, size) if size >= LIMIT else b""
     end = offset + 30 + len(name) + len(wide) + 4
     padding = -end % _ALIGNMENT
     extra = wide + b"FB" + struct.pack("<H", padding) + b"Z" * padding  # torch's own padding field
@@ -108,7 +110,7 @@ def _local_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
 
 def _directory_entry(record: _Record) -> bytes:
     name, crc, size, offset = record
-    large = [number for number in (size, size, offset) if number >= _LIMIT]
+    large = [number for number in (size, size, offset) if number >= LIMIT]
     extra = struct.pack("<2H", 1, 8 * len(large)) if large else b""
     extra += b"".join(struct.pack("<Q", number) for number in large)
     known, at = _field(size), _field(offset)
@@ -135,7 +137,7 @@ def _tensor(key: int, tensor: ExportTensor) -> bytes:
     strides = [int(np.prod(size[axis + 1 :])) for axis in range(len(size))]
     kind = f"ctorch\n{_STORAGES[tensor.dtype.name]}\n".encode()
     numbers = int(np.prod(size))
-    storage = b"(" + _text("storage") + kind + _text(str(key)) + _text("cpu") + _integer(numbers)
+    storage = b"(" + _text("storage") + kind + _text(str(key)) + _text(_PLACE) + _integer(numbers)
     arguments = [storage + b"tQ", _integer(0), _tuple(size), _tuple(strides), b"\x89"]
     hooks = b"ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + b"".join(arguments) + hooks + b"tR"

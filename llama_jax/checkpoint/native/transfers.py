@@ -41,9 +41,9 @@ def finished(transfers: Iterable[Transfer]) -> Iterator[WeightPath]:
             waiting.append(transfer)
             if sum(transfer.nbytes for transfer in waiting) > MAX_BYTES:
                 half = (len(waiting) + 1) // 2
-                yield from _done(waiting[:half])
+                yield from wait_for(waiting[:half])
                 del waiting[:half]
-        yield from _done(waiting)
+        yield from wait_for(waiting)
         waiting.clear()
     finally:
         for transfer in waiting:  # a file must not appear after its directory was removed
@@ -51,7 +51,7 @@ def finished(transfers: Iterable[Transfer]) -> Iterator[WeightPath]:
                 finish(transfer.path, transfer.future)
 
 
-def _done(transfers: Sequence[Transfer]) -> list[WeightPath]:
+def wait_for(transfers: Sequence[Transfer]) -> list[WeightPath]:
     """Waits for all, for the newest first: the others are then done, and it waited but once."""
     for transfer in reversed(transfers):
         finish(transfer.path, transfer.future)

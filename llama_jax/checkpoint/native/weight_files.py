@@ -77,7 +77,7 @@ def fill(
 
     `moved` is told the bytes of each block. Memory: a few blocks of `FILE_BYTES`.
     """
-    store = _open(directory, path)
+    store = open_weight(directory, path)
     cast_to = Cast(store.dtype.numpy_dtype)
 
     def write(index: Index) -> Transfer:
@@ -100,7 +100,7 @@ def stored(directory: Path) -> dict[WeightPath, jax.ShapeDtypeStruct]:
     found = sorted(entry.parent.name for entry in directory.glob("*/zarr.json"))
     for folder in found:
         check_described(directory / folder)
-    stores = _open_all(directory, [tuple(folder.split(".")) for folder in found])
+    stores = open_weights(directory, [tuple(folder.split(".")) for folder in found])
     return {p: jax.ShapeDtypeStruct(s.shape, s.dtype.numpy_dtype) for p, s in stores.items()}
 
 
@@ -112,7 +112,7 @@ def read(
     Many are read at once and waited for together: where another thread runs Python, this one gets
     its turn back only milliseconds after each wait.
     """
-    stores, begun = _open_all(directory, wanted), dict[WeightPath, Placing]()
+    stores, begun = open_weights(directory, wanted), dict[WeightPath, Placing]()
 
     def reads() -> Iterator[Transfer]:
         for path, (sharding, dtype) in wanted.items():
@@ -132,7 +132,7 @@ def read(
 def read_part(directory: Path, path: WeightPath, index: Index, out: np.ndarray) -> None:
     """Reads a part of one weight into `out`, in the dtype of `out`; memory: a few chunks."""
     with _unreadable(directory):
-        for _ in finished(_reads(_open(directory, path), path, index, out)):
+        for _ in finished(_reads(open_weight(directory, path), path, index, out)):
             pass
 
 
@@ -160,11 +160,13 @@ def _unreadable(directory: Path) -> Iterator[None]:
         raise ValueError(f"{directory / name(error.path)} cannot be read: {error}") from error
 
 
-def _open(directory: Path, path: WeightPath) -> ts.TensorStore:
-    return _open_all(directory, [path])[path]
+def open_weight(directory: Path, path: WeightPath) -> ts.TensorStore:
+    """A weight's array on disk."""
+    return open_weights(directory, [path])[path]
 
 
-def _open_all(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, ts.TensorStore]:
+def open_weights(directory: Path, paths: Iterable[WeightPath]) -> dict[WeightPath, ts.TensorStore]:
+    """The arrays on disk of these weights, opened together."""
     within = _real(directory)
     opening = {
         path: ts.open(
