@@ -8,7 +8,7 @@ import logging
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_jax.cli import options
 from llama_jax.cli.console import in_utf8, stderr
@@ -72,6 +72,7 @@ def _serve(
     from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.serve.engine import Engine
     from llama_jax.serve.few_rows import for_few_rows
+    from llama_jax.serve.programs import prepare
 
     place = find_checkpoint(checkpoint)
     source = open_checkpoint(place)
@@ -85,13 +86,18 @@ def _serve(
     devices.set_up()
     sizes = lambda source: (requests.rows or 1, source.config.max_seq_len)  # noqa: E731
     gib = requests.cache_gib
+    programs: dict[str, Any] = {
+        "rows": requests.rows,
+        "cache_bytes": None if gib is None else int(gib * 2**30),
+        "cache": kv_cache.cache,
+        "exact": requests.exact,
+    }
+    ahead = lambda shapes: prepare(for_few_rows(shapes), **programs)  # noqa: E731
+    params, _ = devices.load_ahead(place, weights, sizes, ahead)
     with Engine(
-        for_few_rows(devices.load(place, weights, sizes)),
+        for_few_rows(params),
+        **programs,
         tokenizer=tokenizer,
-        rows=requests.rows,
-        cache_bytes=None if gib is None else int(gib * 2**30),
-        cache=kv_cache.cache,
-        exact=requests.exact,
         share_prefixes=requests.prefix_cache,
         max_queued=requests.max_queued,
     ) as engine:

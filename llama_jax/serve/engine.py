@@ -11,7 +11,6 @@ from typing import Any
 from llama_jax.generation.batch import Row, rows_of
 from llama_jax.generation.constraint import Constraint
 from llama_jax.generation.limits import NO_LIMIT
-from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, tokenizer_of
 from llama_jax.generation.row_writer import RowWriter
 from llama_jax.generation.settings import SamplingSettings, for_each
@@ -21,7 +20,7 @@ from llama_jax.serve.device import Device
 from llama_jax.serve.inbox import Inbox
 from llama_jax.serve.line import Line
 from llama_jax.serve.pages import Pages
-from llama_jax.serve.pool import pages_of_pool
+from llama_jax.serve.programs import Programs
 from llama_jax.serve.rounds import Rounds
 from llama_jax.serve.scheduler import Scheduler
 from llama_jax.serve.stats import Stats
@@ -33,7 +32,6 @@ from llama_jax.serve.stream import (
 )
 from llama_jax.serve.writing import Writing
 from llama_jax.tokenizer import Tokenizer
-from llama_jax.validation import check_count
 from llama_jax.weights.params import Params
 
 ROUNDS_IN_FLIGHT = 2
@@ -73,31 +71,23 @@ class Engine:
         """
         self.params = params
         self.tokenizer = tokenizer_of(params, tokenizer)
-        place = Placement.of(params, cache)
-        if place.batch_divisor > 1:
-            raise ValueError(
-                f"an engine runs on a mesh of tensor alone, and this one has {place.mesh}; put the "
-                "devices on tensor, or run one engine each"
-            )
-        if rows is not None:
-            check_count("rows", rows)
-        limits = place.limits
-        seats = limits.seats if rows is None else rows
-        pages = pages_of_pool(params, place, seats, cache_bytes, limits.turn_tokens)
+        programs = self.programs = Programs.of(
+            params, rows=rows, cache_bytes=cache_bytes, cache=cache, exact=exact
+        )
         self.config = params.config.replace(
-            max_seq_len=min(params.config.max_seq_len, pages * PAGE)
+            max_seq_len=min(params.config.max_seq_len, programs.pages * PAGE)
         )
         """The model's, with the longest text that fits in the cache."""
-        self.device = Device(params, place, seats=seats, pages=pages, exact=exact)
-        """The seats, the pages and the compiled programs. The engine's thread alone calls it."""
         self._scheduler = Scheduler(
-            Pages(pages, PAGE),
-            seats,
-            chunk=self.device.chunk,
-            width=self.device.width,
-            lookahead=ROUNDS_IN_FLIGHT * self.device.tokens,
+            Pages(programs.pages, PAGE),
+            programs.seats,
+            chunk=programs.chunk,
+            width=programs.width,
+            lookahead=ROUNDS_IN_FLIGHT * programs.tokens,
             exact=exact,
         )
+        self.device = Device(programs)
+        """The seats and the pages. The engine's thread alone calls it."""
         self._rounds = Rounds(self.device, self._scheduler)
         self._shares = share_prefixes
         self._max_queued = max_queued, NO_LIMIT if max_queued_tokens is None else max_queued_tokens
@@ -203,7 +193,7 @@ class Engine:
         """The thread. It ends when the engine is closed, or when two steps fail in a row."""
         rest = threading.Thread(target=self._compile_rest, daemon=True)
         try:
-            self.device.compile_first()
+            self.programs.compile_first()
             self.ready = True
             rest.start()
             failed = False
@@ -244,7 +234,7 @@ class Engine:
         self._rounds.end(self._rounds.streams(), error)
 
     def _compile_rest(self) -> None:
-        for _ in self.device.compile_rest():
+        for _ in self.programs.compile_rest():
             if self._inbox.closed:
                 break
         self.compiling = False

@@ -12,7 +12,8 @@ def for_few_rows(params: Params) -> Params:
     """The same model, its matrices stored as this platform multiplies 2 to 127 rows fastest.
 
     `Engine(for_few_rows(load(path)))` is up to 1.4 times as fast on a CPU, in float32; elsewhere
-    the params stay as they are. It takes `params` over: do not use them afterwards.
+    the params stay as they are. It takes `params` over: do not use them afterwards. They may be
+    shapes, for `prepare`.
     """
     place = Placement.of(params)
     if place.mesh is not None or not multiplies_by_outputs(place.platform, params.dtype):

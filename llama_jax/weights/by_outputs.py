@@ -71,17 +71,24 @@ def by_outputs(params: Params) -> Params:
     """The same model, each matrix but the embedding by its outputs.
 
     It takes `params` over: each matrix is deleted once it is turned, so memory holds one more at
-    most. Weights that are quantized or have adapters stay as they are.
+    most. Weights that are quantized or have adapters stay as they are. Weights that are shapes
+    (`checkpoint.shapes`) become the shapes of the turned.
     """
     weights = {}
     for path in weight_table(params.config):
         weight = weight_at(params.weights, path)
         if path != EMBEDDING and not is_value(weight) and weight.ndim == 2:
-            turned = jax.block_until_ready(_turn(weight))
-            weight.delete()
-            weight = ByOutputs(turned)
+            weight = ByOutputs(_turned(weight))
         weights[path] = weight
     return params.replace(weights=nested(weights))
+
+
+def _turned(matrix: Any) -> Any:
+    if isinstance(matrix, jax.ShapeDtypeStruct):
+        return matrix.update(shape=matrix.shape[::-1])
+    turned = jax.block_until_ready(_turn(matrix))
+    matrix.delete()
+    return turned
 
 
 _turn = jax.jit(lambda matrix: matrix.T)

@@ -6,6 +6,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Letters, config_of
@@ -18,8 +19,10 @@ from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import KVCache
 from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.transformer import init_params
-from llama_jax.serve.device import sizes_of
+from llama_jax.serve import programs
 from llama_jax.serve.engine import Engine
+from llama_jax.serve.few_rows import for_few_rows
+from llama_jax.serve.programs import sizes_of
 from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
 from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
@@ -28,6 +31,9 @@ SMALL = config_of(dim=32, n_kv_heads=2, hidden_dim=64, vocab_size=256, max_seq_l
 PAGE_BYTES = 2 * 2 * 2 * 64 * 8 * 4  # keys and values, layers, key heads, positions, numbers
 FEW = {"rows": 4, "cache_bytes": 7 * PAGE_BYTES}  # the longest text needs every page
 FEW_INT8 = {"rows": 4, "cache_bytes": 7 * PAGE_BYTES * 12 // 32, "cache": Int8KVCache}
+
+FIRST = ["jit(decode_rows)", "jit(read_chunk)"]
+"""What an engine's first requests run."""
 
 
 @pytest.fixture(scope="module")
@@ -368,7 +374,7 @@ def test_a_start_compiles_at_most_ten_programs(engine):
     deadline = time.monotonic() + 60
     while engine.compiling and time.monotonic() < deadline:
         time.sleep(0.01)
-    made = engine.device
+    made = engine.programs
     assert sorted(made.reads) == [(False, False), (False, True), (True, False), (True, True)]
     assert sorted(made.decodes) == [1, 2, 4]
     assert sizes_of(16) == [1, 2, 4, 8, 16]
@@ -376,6 +382,43 @@ def test_a_start_compiles_at_most_ten_programs(engine):
     for seats in range(1, 300):
         sizes = sizes_of(seats)
         assert (sizes[0], sizes[-1], len(sizes) <= 6) == (1, seats, True)
+
+
+@pytest.fixture
+def compiled(no_kept_programs):
+    """The engine's programs that XLA compiles from here on."""
+    from jax._src import monitoring
+
+    for program in (programs.read_chunk, programs.decode_rows):
+        program.clear_cache()
+    names = []
+
+    def listen(event, _, fun_name="", **__):
+        if event == "/jax/core/compile/backend_compile_duration" and fun_name in FIRST:
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_what_is_compiled_while_weights_are_read_is_what_an_engine_runs(model, compiled):
+    shapes = model.replace(weights=jax.eval_shape(lambda: model.weights))
+    for _ in programs.prepare(for_few_rows(shapes), **FEW):
+        pass
+    assert sorted(compiled) == FIRST
+    mine = for_few_rows(jax.tree.map(jnp.array, model))
+    programs.Programs.of(mine, cache=KVCache, exact=False, **FEW).compile_first()
+    assert sorted(compiled) == FIRST
+
+
+def test_an_engine_waits_for_what_is_being_compiled_for_it(model, compiled):
+    shapes = model.replace(weights=jax.eval_shape(lambda: model.weights))
+    ahead = threading.Thread(target=lambda: list(programs.prepare(shapes, **FEW)))
+    ahead.start()
+    programs.Programs.of(model, cache=KVCache, exact=False, **FEW).compile_first()
+    ahead.join()
+    assert sorted(compiled) == FIRST
 
 
 def test_a_turn_reads_some_chunks_and_then_takes_all_on(engine, monkeypatch):

@@ -63,6 +63,30 @@ def test_a_host_gives_a_quarter_of_what_is_free(model, monkeypatch):
     assert pages(model) == 3
 
 
+def test_a_host_gives_what_all_seats_can_fill_and_no_more(model, monkeypatch):
+    monkeypatch.setattr(pool, "free_memory", lambda: 4 * 1000 * EACH)
+    assert pages(model) == 4 * 10
+    assert pages(model, 41 * EACH) == 41, "what is asked for in bytes may be more"
+
+
+@pytest.mark.parametrize(("free", "given"), [(15, 15), (17, 16), (33, 32), (39, 36), (950, 896)])
+def test_a_little_more_memory_is_the_same_pool_and_the_same_programs(
+    model, monkeypatch, free, given
+):
+    monkeypatch.setattr(pool, "HOST_SHARE", 1.0)
+    for bytes_left in (0, EACH // 2):
+        monkeypatch.setattr(pool, "free_memory", lambda left=bytes_left: free * EACH + left)
+        assert pages(model, seats=200) == given
+
+
+def test_weights_that_are_still_to_be_read_count_as_taken(model, monkeypatch):
+    params, place = model
+    shapes = params.replace(weights=jax.eval_shape(lambda: params.weights))
+    weights = sum(x.nbytes for x in jax.tree.leaves(params.weights))
+    monkeypatch.setattr(pool, "free_memory", lambda: weights + 4 * 9 * EACH)
+    assert pages_of_pool(shapes, place, 4, None, 64) == 9
+
+
 def test_a_device_gives_what_weights_and_a_step_leave(model, monkeypatch):
     params, place = model
     step = 4 * 4 * 4 * 130 + 4 * 4 * 64 * (96 + 64)
