@@ -46,14 +46,57 @@ def test_the_files_are_small_and_hold_no_story_that_was_trained_on():
     assert {tensor.dtype.name for tensor in source.tensors.values()} == {"bfloat16"}
 
 
-def test_the_card_says_the_bits_per_byte_that_the_model_has(own, shared):
-    """Of 16 of the 123 stories, so within a few parts of a hundred."""
-    tool, card = stories_tool(), (FOLDER / "README.md").read_text()
-    said = float(re.search(r"\| this model \| ([\d.]+) \|", card)[1])
-    stories = tool.stories_of(shared / "corpora" / tool.FILES["first"])[tool.HELD_OUT]
-    found = tool.bits_per_byte(own, tool.measured(stories)[:16])
-    assert found == pytest.approx(said, rel=0.06)
-    assert said < 0.943, "what stories260K has of the same stories"
+OURS = (
+    "Once upon a time, there was a small llama named Mo. Mo lived on a green hill with her mom. "
+    'One day, Mo saw a red kite in the sky. "Can I fly it?" she asked. Her mom smiled and said, '
+    '"Yes, but hold the string tight." Mo ran down the hill and the kite went up and up. Then the '
+    "wind took it away, and Mo was sad. A little bird brought the kite back to her. "
+    '"Thank you, bird!" said Mo. They played together until the sun went down.',
+    "Tom had a blue boat. He put it in the pond behind the house and it began to float. A big frog "
+    'sat on a stone and looked at the boat. "May I sit in it?" asked the frog. Tom was surprised '
+    "that a frog could talk, but he was kind and said yes. The frog jumped in, and the boat went "
+    "all around the pond. When they came back, the frog gave Tom a shiny shell. From that day on, "
+    "Tom and the frog were best friends.",
+)
+"""Two stories of this project's own."""
+
+
+def test_the_model_reads_two_stories_as_well_as_when_it_was_published(own):
+    """Noise of a deviation of half a percent in each matrix changes the number by 0.0002."""
+    assert stories_tool().bits_per_byte(own, OURS) == pytest.approx(1.01567, abs=5e-5)
+
+
+CARD = (FOLDER / "README.md").read_text()
+MODELS = {
+    "this model": None,
+    "stories260K (MIT)": "stories260K-meta",
+    "TinyStories-656K (Apache-2.0)": "tinystories656K-hf",
+}
+
+
+def said_of(model):
+    """The bits per byte of both files, as the card says them."""
+    (row,) = re.findall(rf"^\| {re.escape(model)} \| ([\d.]+) \| ([\d.]+) \|$", CARD, re.MULTILINE)
+    return [float(number) for number in row]
+
+
+def test_the_card_says_that_the_model_is_better_than_the_others():
+    (first, second), *others = map(said_of, MODELS)
+    assert first <= 0.94, "the bar that was set before it was trained"
+    assert all(first < one and second < two for one, two in others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_the_card_says_the_bits_per_byte_that_a_model_has_of_the_held_out_stories(model, shared):
+    """Of the 200 of each file, all that are short enough."""
+    tool, at = stories_tool(), MODELS[model]
+    params = llama_jax.load(at and shared / "models" / at, dtype="float32")
+    for name, said in zip(tool.FILES, said_of(model), strict=True):
+        stories = tool.stories_of(shared / "corpora" / tool.FILES[name])[tool.HELD_OUT]
+        texts = tool.measured(stories)
+        assert f"{name} file ({len(texts)} stories)" in CARD
+        assert tool.bits_per_byte(params, texts) == pytest.approx(said, abs=0.0006)
 
 
 def test_a_command_without_a_checkpoint_tells_a_story_and_says_whose_it_is():

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.digests import digests_beside
-from llama_jax.checkpoint.hub import pinned
+from llama_jax.checkpoint.origin import origin
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_tensors
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
@@ -89,19 +88,3 @@ def _with_its_tokenizer(source: Source) -> Source:
     """The source, once its tokenizer is known to be one, with what is to be said of that."""
     tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
     return dataclasses.replace(source, notes=source.notes_with(tokenizer))
-
-
-def origin(source: Source, sums: Sequence[str]) -> dict[str, Any]:
-    """Where a checkpoint came from, for the record in the one made of it; `sums` are its files'."""
-    files = [
-        {"name": file.name, "bytes": file.stat().st_size, "sha256": digest}
-        for file, digest in zip(source.files, sums, strict=True)
-    ]
-    return {
-        "path": str(source.path.resolve()),
-        "repository": pinned(source.path),
-        "format": source.format,
-        "files": files,
-        "converted": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "notes": [*source.notes, *source.warnings],
-    }

@@ -135,12 +135,13 @@ def _check(
 
 
 def pinned(path: Path) -> str | None:
-    """The repository and the commit that a folder of the Hub's cache is: "hf:ORG/NAME@COMMIT"."""
-    *_, repository, snapshots, commit = ("", "", *path.parts)
-    kind, _, name = repository.partition("--")
-    if kind != "models" or snapshots != "snapshots":
-        return None
-    return str(Repository(name.replace("--", "/"), commit))
+    """What a folder of the Hub's cache is, or a file in one: "hf:ORG/NAME@COMMIT"; or None."""
+    for folder in (path, path.parent):
+        *_, repository, snapshots, commit = ("", "", *folder.parts)
+        kind, _, name = repository.partition("--")
+        if kind == "models" and snapshots == "snapshots":
+            return str(Repository(name.replace("--", "/"), commit))
+    return None
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

@@ -8,6 +8,7 @@ import os
 from typing import Any
 
 from llama_jax.checkpoint import native
+from llama_jax.checkpoint.origin import repository_of
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 
@@ -23,6 +24,8 @@ class Inspection:
     """That hold weights."""
     disk_bytes: int
     """Bytes of the weights' files, and of what describes them."""
+    repository: str | None
+    """Of the Hub, with the commit, that the checkpoint is or was made of: hf:ORG/NAME@COMMIT."""
 
 
 def stored_name(tensor: Any) -> str:
@@ -44,4 +47,5 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
         count = sum("c" in f.relative_to(root).parts for f in files)  # the others say what is there
     else:
         count = len(files)
-    return Inspection(source, parameters, count, sum(f.stat().st_size for f in files))
+    size = sum(f.stat().st_size for f in files)
+    return Inspection(source, parameters, count, size, repository_of(source))

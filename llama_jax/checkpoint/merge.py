@@ -9,9 +9,9 @@ from typing import Any
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.adapters import Rounding, adapters_in, merged, with_adapter
-from llama_jax.checkpoint.convert import origin
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.digests import digests_beside
+from llama_jax.checkpoint.origin import origin
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer.folder import given_path

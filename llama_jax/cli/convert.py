@@ -72,9 +72,12 @@ def _report(done: Conversion, destination: Path) -> None:
     """What a person wants to check of a conversion."""
     from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.checkpoint.inspection import stored_name
+    from llama_jax.checkpoint.origin import repository_of
 
     source, written = done.source, done.written
-    rows = model_rows(source.config) | {
+    repository = repository_of(source)
+    rows = model_rows(source.config) | ({"from": repository} if repository else {})
+    rows |= {
         "dtype": _dtypes(set(map(stored_name, source.tensors.values())), set(written.dtypes)),
         "tokenizer": str(source.tokenizer or "none found; the checkpoint takes token ids"),
         "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",

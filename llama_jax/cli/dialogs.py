@@ -19,11 +19,13 @@ _NAMED = re.compile(r"instruct|chat", re.IGNORECASE)
 
 def is_instruct(source: Source, tokenizer: Tokenizer | None) -> bool:
     """Whether a checkpoint has a chat template, or is called what Meta calls its chat models."""
+    from llama_jax.checkpoint.origin import repository_of
     from llama_jax.tokenizer.with_template import WithTemplate
 
     if not isinstance(tokenizer, WithTemplate):  # every kind of ours is one
         return False
-    return tokenizer.has_template or _NAMED.search(source.path.resolve().name) is not None
+    called = (repository_of(source) or str(source.path.resolve())).rpartition("/")[2]
+    return tokenizer.has_template or _NAMED.search(called) is not None
 
 
 def check_dialogs(source: Source, tokenizer: Tokenizer | None, *, otherwise: str) -> None:

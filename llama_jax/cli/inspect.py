@@ -128,7 +128,9 @@ def _stored(found: Inspection, tokenizer: str) -> dict[str, str]:
     dtypes = [
         f"{dtype} ({n:,} numbers)" if many else dtype for dtype, n in found.parameters.items()
     ]
+    said = {"from": found.repository} if found.repository else {}
     return {
+        **said,
         "format": f"{source.format}, {held}, {_bytes(found.disk_bytes)} on disk",
         "dtype": ", ".join(sorted(dtypes)),
         "tokenizer": tokenizer,
@@ -166,6 +168,7 @@ def _as_json(
     return {
         "path": str(source.path),
         "format": source.format,
+        "repository": found.repository,
         "family": family(source.config),
         "parameters": parameter_count(source.config),
         "config": source.config.to_json(),

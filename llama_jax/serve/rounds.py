@@ -134,7 +134,7 @@ class Rounds:
         failed = not made.finite
         if buffer is not None:
             tokens = buffer.tokens[i, : int(buffer.count[i]) - line.count].tolist()
-            failed |= NO_TOKEN in buffer.tokens[i]
+            failed |= bool((buffer.tokens[i] == NO_TOKEN).any())
         over = line not in self._writings
         if failed:
             self._device.clear(self._scheduler.spoiled(line))

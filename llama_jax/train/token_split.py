@@ -60,7 +60,7 @@ class TokenSplit:
             if begin < last and first < end:
                 parts.append(shard[max(begin - first, 0) : end - first])
             first = last
-        found = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+        found: np.ndarray = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
         known = 2**31 if self.vocab_size is None else self.vocab_size
         if found.size and found.max() >= known:
             raise ValueError(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import run
+from gguf_file import gguf_bytes, small_model
+from helpers import edit_manifest, run
 from hf_folder import write_folder
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
@@ -17,6 +18,7 @@ from huggingface_hub.utils import close_session
 import llama_jax
 from llama_jax.checkpoint import hub
 from llama_jax.checkpoint.named import PRETRAINED
+from llama_jax.checkpoint.origin import repository_of
 from llama_jax.checkpoint.reading import open_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -179,10 +181,34 @@ def test_one_of_several_gguf_files_is_brought_and_then_is_the_model(server):
     assert not server.asked
 
 
-def test_a_conversion_keeps_the_revision(server, tmp_path):
-    llama_jax.checkpoint.convert("hf:org/model", tmp_path / "native")
-    source = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
-    assert source["repository"] == f"hf:org/model@{COMMIT}"
+def test_a_conversion_keeps_the_revision_and_so_does_what_is_made_of_it(server, tmp_path):
+    metadata, tensors = small_model()
+    server.repositories["org/gguf"] = {"a.gguf": gguf_bytes(metadata, tensors)}
+    for asked in ("hf:org/model@v1", "hf:org/gguf"):
+        pinned = f"{asked.partition('@')[0]}@{COMMIT}"
+        made, again = (tmp_path / f"{name}-{pinned[7:11]}" for name in ("native", "again"))
+        done = run("convert", asked, made)
+        assert done.exit_code == 0, done.output
+        assert pinned in done.stdout
+        llama_jax.checkpoint.convert(made, again, quantize="int8")
+        for folder in (made, again):
+            source = json.loads((folder / "checkpoint.json").read_text())["source"]
+            assert source["repository"] == pinned
+            assert f"from  {pinned}" in run("inspect", folder).stdout
+            assert json.loads(run("inspect", folder, "--json").stdout)["repository"] == pinned
+        source = json.loads((made / "checkpoint.json").read_text())["source"]
+        assert "/snapshots/" in source["path"]
+
+
+def test_a_checkpoint_of_no_repository_names_none(model, tmp_path):
+    native = llama_jax.checkpoint.convert(model[0], tmp_path / "native").written.path
+    for folder in (model[0], native, PRETRAINED):
+        assert " from  " not in run("inspect", folder).stdout
+        assert json.loads(run("inspect", folder, "--json").stdout)["repository"] is None
+    edit_manifest(
+        native, lambda text: text.replace('"repository": null', '"repository": "\\u001b"')
+    )
+    assert repository_of(open_checkpoint(native)) is None, "a terminal obeys some letters"
 
 
 def test_offline_takes_what_lies_here_and_says_what_does_not(server, monkeypatch):
