@@ -34,9 +34,11 @@ from llama_jax.cli.text_input import discard_output, prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
 from llama_jax.cli.train_tokenizer import train_tokenizer
+from llama_jax.cli.unknown import Group
 from llama_jax.cli.verify import verify
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -18,7 +18,7 @@ from llama_jax.cli.compiling import notice_compiling
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
-from llama_jax.cli.dialogs import check_dialogs, format_note
+from llama_jax.cli.dialogs import check_dialogs, format_notes
 from llama_jax.cli.errors import in_options, leave_at_once
 from llama_jax.cli.own_model import OwnOrNamed
 from llama_jax.cli.processes import over_devices
@@ -62,9 +62,7 @@ def chat(
     source = open_checkpoint(place)
     tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
     check_dialogs(source, tokenizer, otherwise="use `llama-jax generate`")
-    say_notes(source.notes_with(tokenizer))
-    if tokenizer is not None and (note := format_note(source, tokenizer)):
-        say_notes([note])
+    say_notes([*source.notes_with(tokenizer), *format_notes(source, tokenizer)])
     ahead = _Ahead(settings, kv_cache)
     sizes = lambda source: (1, source.config.max_seq_len)  # noqa: E731
     typed = reader()

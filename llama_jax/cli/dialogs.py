@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llama_jax.checkpoint.source import Source
+    from llama_jax.cli.prompts import Asked
     from llama_jax.tokenizer import Tokenizer
 
 TELLS_STORIES = (
@@ -55,9 +57,25 @@ def can_chat(source: Source, tokenizer: Tokenizer | None) -> bool:
     return True
 
 
-def format_note(source: Source, tokenizer: Tokenizer) -> str | None:
+def format_notes(source: Source, tokenizer: Tokenizer | None) -> list[str]:
     """What to know of a model of which only its maker can say that it was trained on dialogs."""
     name = getattr(tokenizer, "dialog_format", None)  # every kind of ours has it
     if name is None or is_instruct(source, tokenizer):
-        return None
-    return f"dialogs are written in {name}'s format; a model that never saw it answers poorly"
+        return []
+    return [f"dialogs are written in {name}'s format; a model that never saw it answers poorly"]
+
+
+def dialog_notes(asked: Sequence[Asked], source: Source, tokenizer: Tokenizer | None) -> list[str]:
+    """The same where any prompt is a dialog; one that the checkpoint cannot write is an error."""
+    from llama_jax.generation.prompts import is_dialog
+
+    dialogs = [one for one in asked if one.error is None and is_dialog(one.prompt)]
+    if not dialogs:
+        return []
+    try:
+        check_dialogs(source, tokenizer, otherwise='give "prompt"')
+    except ValueError as error:
+        for one in dialogs:
+            one.error = f"{one.where}: {error}"
+        return []
+    return format_notes(source, tokenizer)

@@ -17,7 +17,7 @@ from llama_jax.cli import options
 from llama_jax.cli.console import FAILED, USAGE, UsageError, status, stderr, typed
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
-from llama_jax.cli.dialogs import check_dialogs, is_instruct
+from llama_jax.cli.dialogs import check_dialogs, dialog_notes, is_instruct
 from llama_jax.cli.form import Form
 from llama_jax.cli.own_model import OWN, OwnOrNamed, named_and_prompts
 from llama_jax.cli.processes import over_devices
@@ -101,7 +101,7 @@ def generate(
     _check_tokenizer(source, tokenizer, reading)
     if asked_form and tokenizer is None:
         raise UsageError(f"{source.path} has no tokenizer, and --json-schema and --regex need one")
-    say_notes(source.notes_with(tokenizer))
+    say_notes([*source.notes_with(tokenizer), *dialog_notes(asked, source, tokenizer)])
     if samples > 1 and settings.temperature == 0:
         say_notes(["at --temperature 0 all samples of a prompt are the same"])
     maker = Maker(source.config, tokenizer, settings, samples, reading.truncate)

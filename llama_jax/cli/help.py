@@ -1,4 +1,7 @@
-"""`--help` in plain lines: every option whole at 80 columns, under the heading of its group."""
+"""`--help` in plain lines: every option whole at 80 columns, under the heading of its group.
+
+And a value that an option does not take, in a line that names it.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,16 @@ class Command(TyperCommand):
 
     Typer's own tables cut long options short, and its plain help has one section for all.
     """
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """The arguments, read. Of a value that is refused Typer says the rule and not the value."""
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[arg-type]
+        except typer.BadParameter as error:
+            found = getattr(error.__cause__, "errors", None)  # pydantic's, by which Typer reads
+            if found is not None:
+                error.message = in_plain_words(error.message, found()[0]["input"])
+            raise
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The usage line's words. Typer puts braces around an argument that must be there."""
@@ -38,3 +51,9 @@ class Command(TyperCommand):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=28)
+
+
+def in_plain_words(message: str, value: object) -> str:
+    """Pydantic's words about a value: "Input should be ..." becomes "'-1' should be ..."."""
+    rule = message.removeprefix("Value error, ").partition(", unable to parse")[0]
+    return rule.replace("Input should", f"{value!r} should", 1)

@@ -82,7 +82,10 @@ class Reading:
     ] = None
     truncate: Annotated[
         bool,
-        _input("--truncate", help="Cut the beginning off a prompt that is longer than the context"),
+        _input(
+            "--truncate",
+            help="Cut the beginning off a text, not a dialog, that is longer than the context",
+        ),
     ] = False
 
     def read(self, prompts: Sequence[str]) -> list[dict[str, Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Annotated
 
 from llama_jax.cli import options
@@ -105,9 +107,9 @@ def _stop(given: str) -> str:
 
 def _bias(given: str) -> tuple[int, float]:
     id, _, bias = given.partition("=")
-    try:
-        return int(id), float(bias)
-    except ValueError:
-        raise UsageError(
-            f"--logit-bias {given!r} must be a token id and a number, such as 42=-1.5 or 42=-inf"
-        ) from None
+    with contextlib.suppress(ValueError):
+        if float(bias) < math.inf:  # nor is NaN
+            return int(id), float(bias)
+    raise UsageError(
+        f"--logit-bias {given!r} must be a token id and a number, such as 42=-1.5 or 42=-inf"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -14,13 +15,23 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's `metrics.jsonl`; ValueError where the folder is no run."""
     file = Path(run) / METRICS
     if not file.is_file():
-        raise ValueError(f"{run} has no {METRICS}; name the folder of `llama-jax train --out`")
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        folder = Path(run)
+        wrong = f"has no {METRICS}" if folder.is_dir() else "is a file, not a run's folder"
+        wrong = wrong if folder.exists() else "does not exist"
+        raise ValueError(f"{run} {wrong}; name the folder of `llama-jax train --out`")
+    lines = file.read_bytes().splitlines(keepends=True)
     # A run that is being written may have half a line at the end.
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    found = [_record(line, file, n) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
     if not found:
         raise ValueError(f"{file} is empty: the run has taken no step yet")
     return found
+
+
+def _record(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(record := json.loads(line), dict) and "step" in record:
+            return record
+    raise ValueError(f"{file}, line {number} is no record of a run; take that line out")
 
 
 def plot(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:

@@ -131,7 +131,12 @@ def test_what_the_names_show_is_told_before_damage(tmp_path, tensors, what, says
         open_source(folder)
     assert "damaged" not in str(caught.value)
     assert str(folder / SINGLE) in str(caught.value)
-    assert ("quantization_config" in str(caught.value)) == (says is not None)
+    if says is not None:
+        assert "(quantization_config says" in str(caught.value)
+    else:  # it would be read if it were stated
+        stating = "or state quantization_config in config.json" in str(caught.value)
+        read = ("GPTQ;", "GPTQ or AWQ", "bitsandbytes", "compressed-tensors")
+        assert stating == (what.endswith(read) and "nearest" not in what)
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "quantization"])

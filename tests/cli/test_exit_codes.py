@@ -28,6 +28,11 @@ TYPED = [
     ((*IDS, "1", "--stop-id", 320), "--stop-id has token 320, and the model knows 0 to 319"),
     ((*IDS, "1", "--logit-bias", "999=1"), "--logit-bias has token 999"),
     ((*IDS, "1", "--logit-bias", "x=1"), "--logit-bias 'x=1' must be"),
+    ((*IDS, "1", "--logit-bias", "1=nan"), "--logit-bias '1=nan' must be"),
+    ((*IDS, "1", "--logit-bias", "1=inf"), "--logit-bias '1=inf' must be"),
+    ((*IDS, "1", "--seed", "-1"), "'-1'"),
+    ((*IDS, "1", "--stop-id", "x"), "'x'"),
+    (("serve", MODEL, "--port", 99999), "99999"),
     ((*IDS, "1", "--stop", "end"), "--stop 'end' needs a tokenizer"),
     ((*IDS, "1", "--stop", "\\U00110000"), "beyond Unicode"),
     ((*IDS, "1", "--temperature", "nan"), "--temperature"),
@@ -104,7 +109,7 @@ WENT_WRONG = [
     (("train", "none.toml", "--out", "o"), "none.toml"),
     (("train", "bad.toml", "--out", "o", "--set", "step.batch=2"), "bad.toml is no TOML"),
     (("train", RECIPE, "--plan", "--device", "0.01GB"), "lower step.batch"),
-    (("plot", "nowhere"), "has no"),
+    (("plot", "nowhere"), "nowhere does not exist; name the folder of"),
     (("serve", MODEL, "--port", 0), "has no tokenizer"),
 ]
 

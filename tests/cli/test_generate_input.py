@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from helpers import GOLDEN_META, run
 from hf_folder import write_folder
 
 import llama_jax
+from llama_jax.checkpoint.named import PRETRAINED
 from llama_jax.cli import text_output
 from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
@@ -157,6 +159,32 @@ def test_without_a_template_a_question_is_refused_before_the_weights_are_read(wr
         assert result.exit_code == code
         assert "is no chat model" in result.stderr
         assert f"To continue a text, {way_out}" in result.stderr
+
+
+@pytest.mark.parametrize("model", ["stories", "writer"])
+def test_a_json_lines_dialog_is_refused_where_a_question_would_be(writer, model):
+    lines = '{"messages": [{"role": "user", "content": "Hi"}]}\n"Once"\n'
+    checkpoint = writer if model == "writer" else model
+    result = run("generate", checkpoint, "--jsonl", "-f", "-", *FEW, input=lines.encode())
+    assert result.exit_code == 1
+    wrong, right = sorted(rows(result), key=lambda row: row["index"])
+    why = "only tells stories" if model == "stories" else "has no chat template"
+    assert wrong["error"].startswith("stdin, line 1: ")
+    assert why in wrong["error"]
+    assert len(right["tokens"]) == 3
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [("Hi", "--chat"), ("--jsonl",)],
+    ids=["question", "messages"],
+)
+def test_a_format_that_nobody_stated_is_said(tmp_path, asked):
+    folder = write_folder(tmp_path / "plain", vocab_size=2048)
+    shutil.copy(PRETRAINED / "tokenizer.model", folder)
+    lines = '{"messages": [{"role": "user", "content": "Hi"}]}'
+    result = run("generate", folder, *asked, *FEW, input=lines.encode())
+    assert "dialogs are written in Llama 2's format; a model that never saw it" in result.stderr
 
 
 INSISTING = (

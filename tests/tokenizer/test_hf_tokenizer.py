@@ -125,6 +125,28 @@ def test_ids_and_texts_are_the_librarys(tmp_path, library, text):
     assert tokenizer.decode([tokenizer.bos_id, *ids, tokenizer.eos_id]) == library.decode(ids)
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant"
+)
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+@pytest.mark.parametrize("text", ["Hi", " two  spaces", "été 🦙\n"])
+def test_what_follows_an_added_token_is_as_tokenizer_json_says(tmp_path, library, legacy, text):
+    """Whether a space is put there is the file's word, and not a class's that `legacy` selects."""
+    first = library.get_vocab_size()
+    marks = ["<|im_start|>", "<|im_end|>"]
+    decoder = {str(first + n): {"content": mark, "special": True} for n, mark in enumerate(marks)}
+    config = {"eos_token": "<|im_end|>", "chat_template": CHATML, "added_tokens_decoder": decoder}
+    config |= {"tokenizer_class": "LlamaTokenizer"} | ({} if legacy is None else {"legacy": legacy})
+    tokenizer = load_tokenizer(folder_of(tmp_path, library, tokenizer_config=config))
+    library.add_special_tokens([tokenizers.AddedToken(mark, normalized=False) for mark in marks])
+    rendered = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant"
+    ids = tokenizer.encode_dialog([{"role": "user", "content": text}])
+    assert ids == library.encode(rendered, add_special_tokens=False).ids
+
+
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
 def test_a_stream_is_the_text_wherever_it_is_cut(tmp_path, library, text):
     tokenizer = load_tokenizer(folder_of(tmp_path, library))

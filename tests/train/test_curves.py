@@ -62,3 +62,16 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").touch()
     assert called(tmp_path) == 1
     assert "has taken no step yet" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n"x"\n')
+    assert called(tmp_path) == 1
+    assert "metrics.jsonl, line 2 is no record of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"), [("nowhere", "does not exist"), ("a file", "is a file, not a run's folder")]
+)
+def test_what_is_no_folder_is_said(tmp_path, capsys, name, wrong):
+    (tmp_path / "a file").touch()
+    assert called(tmp_path / name) == 1
+    said = capsys.readouterr().err
+    assert f"{name} {wrong}; name the folder of `llama-jax train --out`" in said

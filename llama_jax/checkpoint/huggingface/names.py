@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.config import Config
 
 OUTPUT = "lm_head.weight"
+_IS_READ = re.compile(r"quantized by (GPTQ;|GPTQ or AWQ|bitsandbytes|compressed-tensors)")
+_UNSAID = ", or state quantization_config in config.json, which says nothing of how to read it"
 
 
 def zero_biases(found: HFTensors, config: Config) -> list[str]:
@@ -52,7 +55,7 @@ def check_names(
     unknown = [name for name in found.arrays if name not in known]
     layers = f"config.json says num_hidden_layers={config.n_layers}"
     if unknown and (kind := kind_of(unknown, known)):
-        also = f" ({said.quantized})" if said.quantized else ""
+        also = f" ({said.quantized})" if said.quantized else _UNSAID * bool(_IS_READ.search(kind))
         raise ValueError(f"{found.file_of[unknown[0]]}: {kind}{also}")
     if missing:
         raise ValueError(f"{path} lacks {listed(missing)}, and {layers}; {_add(missing)}")
