@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from llama_jax.tokenizer.foreign import in_short
+from llama_jax.tokenizer.foreign import in_short, in_words
 
 _LIKE_A_CONTROL = re.compile(r"<[|\uff5c][\w\u2581.:/-]{1,40}[|\uff5c]>")
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
+MAX_TOKENS = 2**19
+"""Twice what any vocabulary has: the libraries take seconds for each million."""
+MAX_ADDED, MAX_ADDED_TEXT = 80_000, 800_000
+"""How many tokens a folder may add, and of how many characters together. Models that speak add up
+to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
+million characters."""
+_MAX_NOTES = 20
+"""How many additions are told of one by one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +46,7 @@ def read_added_tokens(
     """
     if decoder is not None and not isinstance(decoder, Mapping):
         raise ValueError("added_tokens_decoder must be an object of ids and tokens")
+    check_added([*(decoder or {}), *by_text])  # before anything is made of so many
     found: dict[int, AddedToken] = {}
     for id, fields in (decoder or {}).items():
         fields = {"content": fields} if isinstance(fields, str) else fields
@@ -61,7 +70,30 @@ def read_added_tokens(
             )
         else:
             found.setdefault(id, token)
-    return [found[id] for id in sorted(found)], notes
+    check_added([token.text for token in found.values()])
+    return [found[id] for id in sorted(found)], few(notes)
+
+
+def check_added(texts: Collection[str]) -> None:
+    """ValueError where there are more added tokens, or longer ones, than any model has."""
+    length = sum(map(len, texts))
+    if len(texts) > MAX_ADDED or length > MAX_ADDED_TEXT:
+        raise ValueError(
+            f"{len(texts):,} tokens of {length:,} characters are added, and at most "
+            f"{MAX_ADDED:,} of {MAX_ADDED_TEXT:,} characters are read; download the files again"
+        )
+
+
+def check_vocabulary(count: int, what: str = "tokens") -> None:
+    """ValueError where a tokenizer has more tokens than any model's."""
+    if count > MAX_TOKENS:
+        raise ValueError(f"it has {count:,} {what}, and at most {MAX_TOKENS:,} are read")
+
+
+def few(notes: list[str]) -> list[str]:
+    """The first notes, and how many more there are: a stranger's file may give cause for many."""
+    more = len(notes) - _MAX_NOTES
+    return notes if more <= 0 else [*notes[:_MAX_NOTES], f"and so on: {more:,} more of that kind"]
 
 
 def _check(token: AddedToken, where: str) -> None:
@@ -88,8 +120,8 @@ class AddedTokens:
         """The id of each control token, by name."""
         self._id_of = {token.text: token.id for token in self.by_id.values()}
         own = [AddedToken(id, name, special=True) for name, id in controls.items()]
-        self._all = _pattern([*self.by_id.values(), *own])
-        self._plain = _pattern(token for token in self.by_id.values() if not token.special)
+        self._all = _finder([*self.by_id.values(), *own])
+        self._plain = _finder([token for token in self.by_id.values() if not token.special])
 
     def id_of(self, text: str) -> int | None:
         """The id of an added or control token."""
@@ -112,26 +144,47 @@ class AddedTokens:
 
         Each with where in `text` it begins and ends.
         """
-        pattern, end = self._all if controls else self._plain, 0
-        for found in pattern.finditer(text) if pattern else ():
-            if found.start() > end:
-                yield text[end : found.start()], (end, found.start())
-            name = next(group for group in found.groups() if group is not None)
-            yield self._id_of[name] if name in self._id_of else self.special[name], found.span()
-            end = found.end()
-        if end < len(text):
-            yield text[end:], (end, len(text))
+        finder = self._all if controls else self._plain
+        if finder is None:
+            if text:
+                yield text, (0, len(text))
+            return
+        with in_words("the tokenizers library cannot split the text (", ")"):
+            found = finder.encode(text, add_special_tokens=False)
+        for id, (begin, end) in zip(found.ids, found.offsets, strict=True):
+            name = finder.id_to_token(id)
+            if not name:
+                yield text[begin:end], (begin, end)
+            else:
+                yield self._id_of[name] if name in self._id_of else self.special[name], (begin, end)
 
 
-def _pattern(tokens: Iterable[AddedToken]) -> re.Pattern[str] | None:
-    """Finds any of the tokens, of two that begin alike the longer."""
-    found = []
-    for token in sorted(tokens, key=lambda token: -len(token.text)):
-        spelled = f"({re.escape(token.text)})"
-        if token.single_word:
-            spelled = rf"(?<!\w){spelled}(?!\w)"
-        found.append(r"\s*" * token.lstrip + spelled + r"\s*" * token.rstrip)
-    return re.compile("|".join(found)) if found else None
+def _finder(tokens: Sequence[AddedToken]) -> Any:
+    """The tokenizers library, which knows these tokens alone: all else is one word without a name.
+
+    It finds any number of tokens in one pass over a text.
+    """
+    if not tokens:
+        return None
+    import tokenizers
+
+    finder = tokenizers.Tokenizer(tokenizers.models.WordLevel({"": 0}, unk_token=""))
+    finder.add_special_tokens([library_token(token) for token in tokens])
+    return finder
+
+
+def library_token(token: AddedToken) -> Any:
+    """A token as the tokenizers library takes it, found as it is spelled."""
+    import tokenizers
+
+    return tokenizers.AddedToken(
+        token.text,
+        special=token.special,
+        normalized=False,
+        lstrip=token.lstrip,
+        rstrip=token.rstrip,
+        single_word=token.single_word,
+    )
 
 
 @in_short()
@@ -144,8 +197,9 @@ def check_controls(
     would be a text to the model.
     """
     for name, text in named.items():
-        written = text in source or re.search(rf"\b{re.escape(name)}\b", source)
-        if written and id_of(text) is None:
+        if id_of(text) is not None:
+            continue
+        if text in source or re.search(rf"\b{re.escape(name)}\b", source):
             raise ValueError(
                 f"the chat template writes the control token {text!r} ({name}), and it is no token "
                 "of this tokenizer; add it with the model's id for it to added_tokens.json, "

@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.added import MAX_ID, AddedToken, read_added_tokens
+from llama_jax.tokenizer.added import MAX_ID, AddedToken, few, read_added_tokens
 from llama_jax.tokenizer.folder import MODEL_CONFIG, beside, read_object
 
 _OBJECTS = (
     *("tokenizer_config.json", "special_tokens_map.json"),
     *("generation_config.json", "added_tokens.json"),
 )
+_MAX_UNKNOWN = 256
+"""Control tokens without an id, each of which is looked for in a chat template."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +61,17 @@ class Stated:
                 "the addition is ignored"
             )
         texts = {token.text for token in joining}
-        for name, text in self.controls.items():
-            if text not in texts and id_of(text) is None:
-                notes.append(f"{name} {text!r} is ignored: no file gives it an id")
-        return joining, tuple(notes)
+        unknown = [
+            f"{name} {text!r} is ignored: no file gives it an id"
+            for name, text in self.controls.items()
+            if text not in texts and id_of(text) is None
+        ]
+        if len(unknown) > _MAX_UNKNOWN:
+            raise ValueError(
+                f"the files beside it name {len(unknown):,} control tokens to which none gives an "
+                f"id, and at most {_MAX_UNKNOWN} are ignored; copy or download them again"
+            )
+        return joining, (*few(notes), *few(unknown))
 
     def first(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.tokenizer.added import MAX_ID
+from llama_jax.tokenizer.added import check_vocabulary
 from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
 from llama_jax.tokenizer.gguf_bpe import tokenizer_json
 from llama_jax.tokenizer.gguf_header import read_header
@@ -92,8 +92,9 @@ class Vocabulary:
     def of(cls, metadata: Mapping[str, Any]) -> Vocabulary:
         """Checked: as many kinds and scores as tokens, and ids of tokens that there are."""
         tokens = metadata.get("tokenizer.ggml.tokens")
-        if not isinstance(tokens, list) or not 0 < len(tokens) <= MAX_ID:
+        if not isinstance(tokens, list) or not tokens:
             raise ValueError("tokenizer.ggml.tokens is no list of tokens; the file has none")
+        check_vocabulary(len(tokens))
         if len(set(tokens)) < len(tokens):
             raise ValueError("tokenizer.ggml.tokens has a token twice; the file is damaged")
         ids = {name: _id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")}

@@ -1,4 +1,4 @@
-"""How much longer a tokenizer.json makes a text: a stranger's must not make it endless.
+"""What a tokenizer.json asks of the library: a stranger's must not ask for all time or memory.
 
 Each of a chain of replacements may double a text, so a file of a kilobyte could ask for all memory.
 """
@@ -11,11 +11,15 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from llama_jax.tokenizer.added import check_added, check_vocabulary
+
 MAX_GROWTH = 64
 """The most that a chain of steps may make of one character; Llama's make up to 4 bytes of one."""
 MAX_ADDED = 1024
 """The most tokens that may be put around a text. Llama's templates have up to four."""
 _MAX_STEPS = 64
+_MAX_PATTERN = 4096
+"""Characters of a regex or a text to find; Llama 3's regex has 150."""
 _PARTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 _KNOWN = {"ByteLevel": 4.0, "Metaspace": 2.0, "BertNormalizer": 3.0}
 """Steps that lengthen a text each time; a Unicode normal form does so once."""
@@ -23,18 +27,28 @@ _UNICODE_BYTES = 48
 """What no Unicode normal form of one character exceeds: the longest, of U+FDFA, has 33."""
 
 
-def check_growth(file: bytes) -> None:
-    """ValueError where a chain of steps in a tokenizer.json lengthens a text beyond all use.
+def read_bounded_json(file: bytes) -> dict[str, Any]:
+    """What a tokenizer.json says; an empty object where it is none, for the library to refuse.
 
-    What is no JSON object is left to the library to refuse.
+    ValueError where it lengthens a text beyond all use, or has more tokens than any model's.
     """
     try:
         said = json.loads(file)
     except (ValueError, RecursionError):
-        return
-    if isinstance(said, dict):
-        _check_chains(said)
-        _check_templates(said)
+        return {}
+    if not isinstance(said, dict):
+        return {}
+    _check_chains(said)
+    _check_templates(said)
+    model = said.get("model")
+    for what, count in (("vocab", "tokens"), ("merges", "merges")):
+        found = model.get(what) if isinstance(model, dict) else None
+        check_vocabulary(len(found) if isinstance(found, dict | list) else 0, count)
+    added = said.get("added_tokens")
+    tokens = added if isinstance(added, list) else []
+    texts = [token.get("content") for token in tokens if isinstance(token, dict)]
+    check_added([text for text in texts if isinstance(text, str)])
+    return said
 
 
 def _check_chains(said: dict[str, Any]) -> None:
@@ -42,11 +56,22 @@ def _check_chains(said: dict[str, Any]) -> None:
         growth = 1.0
         for count, step in enumerate(_steps(said.get(part), chain), 1):
             growth *= _growth(step)
+            _check_pattern(step.get("pattern"))
             if count > _MAX_STEPS or growth > MAX_GROWTH:
                 raise ValueError(
                     f"its {part} makes a text over {MAX_GROWTH} times as long, or has over "
                     f"{_MAX_STEPS} steps, which no model's does; download tokenizer.json again"
                 )
+
+
+def _check_pattern(pattern: Any) -> None:
+    found = list(pattern.values()) if isinstance(pattern, dict) else [pattern]
+    longest = max((len(text) for text in found if isinstance(text, str)), default=0)
+    if longest > _MAX_PATTERN:
+        raise ValueError(
+            f"it has a pattern of {longest:,} characters, and at most {_MAX_PATTERN:,} are read; "
+            "download tokenizer.json again"
+        )
 
 
 def _check_templates(said: dict[str, Any]) -> None:

@@ -8,16 +8,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from llama_jax.tokenizer import foreign
-from llama_jax.tokenizer.added import AddedToken
+from llama_jax.tokenizer.added import AddedToken, library_token
 
 _MAX_FILLERS = 2**16
 
 
-def open_library(file: bytes, tokens: Sequence[AddedToken] = ()) -> Any:
-    """The library's tokenizer of a file, which cuts and pads no text and encodes each in one way.
-
-    `tokens` follow its own by their ids, as `with_fillers` orders them.
-    """
+def open_library(file: bytes) -> Any:
+    """The library of a file, which cuts and pads no text and encodes each in one way."""
     import tokenizers
 
     with in_words():
@@ -26,14 +23,24 @@ def open_library(file: bytes, tokens: Sequence[AddedToken] = ()) -> Any:
         tokenizer.no_padding()
         if getattr(tokenizer.model, "dropout", None) is not None:
             tokenizer.model.dropout = None
+    return tokenizer
+
+
+def add(tokenizer: Any, tokens: Sequence[AddedToken], controls: Collection[str] = ()) -> None:
+    """Adds tokens, which follow its own by their ids, as `with_fillers` orders them.
+
+    `controls` become control tokens too, if they are there. All together: with each call the
+    library makes its search for all of its tokens anew.
+    """
+    with in_words():
+        if tokens:  # these give out the ids, and the others say which are control tokens
+            tokenizer.add_tokens([library_token(token) for token in tokens])
+        special = [library_token(token) for token in tokens if token.special]
+        if special or controls:
+            tokenizer.add_special_tokens([*special, *controls])
         for token in tokens:
-            flags = {"lstrip": token.lstrip, "rstrip": token.rstrip}
-            flags |= {"single_word": token.single_word, "normalized": False}
-            added = tokenizers.AddedToken(token.text, special=token.special, **flags)
-            (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([added])
             if tokenizer.token_to_id(token.text) != token.id:
                 raise ValueError(f"it cannot hold {token.text!r} as id {token.id}")
-    return tokenizer
 
 
 def vocab_size(tokenizer: Any) -> int:
@@ -49,7 +56,7 @@ def make_controls(tokenizer: Any, ids: Collection[int]) -> None:
     """
     import tokenizers
 
-    added = tokenizer.get_added_tokens_decoder()
+    added, controls = tokenizer.get_added_tokens_decoder(), []
     for id in {*ids, *(id for id, token in added.items() if token.special)}:
         token = added.get(id)
         text = tokenizer.id_to_token(id) if token is None else token.content
@@ -57,16 +64,18 @@ def make_controls(tokenizer: Any, ids: Collection[int]) -> None:
             continue
         names = () if token is None else ("lstrip", "rstrip", "single_word")
         flags = {name: getattr(token, name) for name in names}
-        control = tokenizers.AddedToken(text, special=True, normalized=False, **flags)
-        tokenizer.add_special_tokens([control])
+        controls.append(tokenizers.AddedToken(text, special=True, normalized=False, **flags))
+    if controls:
+        tokenizer.add_special_tokens(controls)
 
 
 def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:
     """The tokens by id, and between them fillers: the library gives out ids without a gap.
 
-    A filler's spelling is random, so that no text has it.
+    A filler's spelling begins with what is random, so that no text has it.
     """
     ordered: list[AddedToken] = []
+    unguessed = secrets.token_hex(16)
     for token in sorted(tokens, key=lambda token: token.id):
         if token.id - size > _MAX_FILLERS:
             raise ValueError(
@@ -74,7 +83,7 @@ def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:
                 "there are; correct added_tokens.json or added_tokens_decoder"
             )
         fillers = range(size, token.id)
-        ordered += [AddedToken(id, f"<{secrets.token_hex(16)}>", special=True) for id in fillers]
+        ordered += [AddedToken(id, f"<{unguessed}{id}>", special=True) for id in fillers]
         ordered.append(token)
         size = max(size, token.id + 1)
     return ordered

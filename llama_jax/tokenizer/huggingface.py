@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsIndex
 
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
-from llama_jax.tokenizer.hf_bounds import check_growth
+from llama_jax.tokenizer.hf_bounds import read_bounded_json
 from llama_jax.tokenizer.hf_decoder import spelling_of
 from llama_jax.tokenizer.hf_library import (
+    add,
     in_words,
     make_controls,
     open_library,
@@ -37,17 +37,17 @@ class HuggingFaceTokenizer(WithTemplate):
     ) -> None:
         self._file, self._template = file, template
         self._stated = stated = stated or Stated()
-        check_growth(file)  # before the library normalizes the added tokens as it opens the file
-        base = open_library(file)
-        said = json.loads(file)
-        joining, self.notes = stated.join(base.token_to_id, vocab_size(base))
+        said = read_bounded_json(file)  # before the library opens it, which may take long
+        library = self._controls_too = open_library(file)
+        size = vocab_size(library)
+        joining, self.notes = stated.join(library.token_to_id, size)
         if said["model"].get("dropout"):
             self.notes += ("dropout in tokenizer.json is ignored: a text has one encoding",)
-        self._joined = with_fillers(joining, vocab_size(base))
-        self._controls_too = open_library(file, self._joined) if joining else base
-        self.vocab_size: int = vocab_size(self._controls_too)
+        self._joined = with_fillers(joining, size)
+        add(library, self._joined)
+        self.vocab_size: int = max([size, *(token.id + 1 for token in self._joined)])
 
-        id_of = self._controls_too.token_to_id
+        id_of = library.token_to_id
         eos = stated.first(stated.eos, id_of, self.vocab_size)
         if eos is None:
             raise ValueError(
@@ -148,8 +148,8 @@ class HuggingFaceTokenizer(WithTemplate):
 
         A second one: the setting belongs to the tokenizer, and threads may encode at once.
         """
-        tokenizer = open_library(self._file, self._joined)
-        tokenizer.add_special_tokens(list(self.special))  # those not called special in the file
+        tokenizer = open_library(self._file)
+        add(tokenizer, self._joined, self.special)  # some are not called special in the file
         tokenizer.encode_special_tokens = True
         return tokenizer
 

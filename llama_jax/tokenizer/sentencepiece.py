@@ -6,7 +6,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, SupportsIndex
 
-from llama_jax.tokenizer.added import AddedTokens
+from llama_jax.tokenizer.added import AddedTokens, check_vocabulary
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
@@ -44,6 +44,7 @@ class SentencePieceTokenizer(WithTemplate):
         stated = stated or Stated()
         self._file, self._template, self._stated = file, template, stated
         self.model = model = _open(file)
+        check_vocabulary(model.vocab_size())
         pieces = model.id_to_piece(list(range(model.vocab_size())))
         joining, self.notes = stated.join(self._base_id, len(pieces))
         controls = {piece: id for id, piece in enumerate(pieces) if model.is_control(id)}

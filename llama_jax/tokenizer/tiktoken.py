@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, SupportsIndex
 
-from llama_jax.tokenizer.added import AddedTokens
+from llama_jax.tokenizer.added import AddedTokens, check_vocabulary
 from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
@@ -164,6 +164,7 @@ def _parse(file: bytes) -> dict[bytes, int]:
     that outlives a change of the file.
     """
     ranks: dict[bytes, int] = {}
+    check_vocabulary(file.count(b"\n"))
     for due, line in enumerate(file.splitlines()):
         try:
             token, rank = line.split(b" ")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from memory import AnonymousPeak
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.files import atomic
 from llama_jax.checkpoint.names import names_table
-from llama_jax.checkpoint.native import transfers, weight_files
+from llama_jax.checkpoint.native import checked, transfers, weight_files
 from llama_jax.checkpoint.reading import open_checkpoint
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -639,6 +640,18 @@ def test_a_changed_file_is_named_with_the_way_out_and_a_lost_one_is_missing(tmp_
     shutil.copyfile(whole / "config.json", config)
     (tmp_path / "m" / "tokenizer.model").unlink()
     with pytest.raises(ValueError, match=r'checksum of "tokenizer\.model", which is missing'):
+        native.read_config(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", ["weights/../config.json", "./config.json", "/etc/passwd", ""])
+def test_a_sum_is_of_a_file_under_one_name(tmp_path, whole, name):
+    shutil.copytree(whole, tmp_path / "m")
+    file = tmp_path / "m" / "checkpoint.json"
+    info = json.loads(file.read_text())
+    info["sha256"][name] = info["sha256"]["config.json"]
+    info["own_sha256"] = checked._own(info)
+    file.write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=rf'a checksum of "{re.escape(name)}", which is no file'):
         native.read_config(tmp_path / "m")
 
 

@@ -57,6 +57,7 @@ BROKEN = {
     "no JSON": (framed(b'{"a": '), "not JSON"),
     "no UTF-8": (framed(b'{"\xff": 1}'), "not JSON"),
     "deep JSON": (framed(b'{"a":' * 100_000), "not JSON"),
+    "a long name": (framed({"." * 1025: {**F32}}, bytes(24)), "of 1,025 characters, and a name"),
     "a long number": (framed(b'{"a":' + b"9" * 5000 + b"}"), "not JSON"),
     "a name twice": (
         framed(b'{"w": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}, "w": {}}'),

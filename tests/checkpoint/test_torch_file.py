@@ -190,6 +190,27 @@ def test_deep_nesting_is_refused_without_recursion(tmp_path):
     gc.collect()
 
 
+@pytest.mark.parametrize(
+    ("opcodes", "message"),
+    [
+        (b"(" * 65, "its pickle is over 64 levels deep"),
+        (b"N" * 2**19, "its pickle has over 524,288 opcodes"),
+    ],
+)
+def test_a_pickle_that_would_take_long_is_refused(tmp_path, opcodes, message):
+    assert message in refusal(tmp_path / "a.pth", torch_zip.pickled(opcodes))
+
+
+def test_a_tensor_has_a_name_of_at_most_1024_characters(tmp_path):
+    for length in (1024, 1025):
+        torch_zip.save(tmp_path / "a.pth", {"." * length: np.ones(2, np.float32)})
+        if length == 1024:
+            assert [*read_state_dict(tmp_path / "a.pth")] == ["." * length]
+            continue
+        with pytest.raises(ValueError, match=r"of 1,025 characters, and a name has at most 1,024"):
+            read_state_dict(tmp_path / "a.pth")
+
+
 OUT_OF_BOUNDS = {
     "offset": {"offset": 7},
     "far offset": {"offset": 2**62},

@@ -28,7 +28,7 @@ def charsmap(*texts):
 
 
 def check_growth(said):
-    hf_bounds.check_growth(json.dumps(said).encode())
+    hf_bounds.read_bounded_json(json.dumps(said).encode())
 
 
 def test_the_models_own_chains_pass():
@@ -83,6 +83,35 @@ def test_a_template_that_puts_many_tokens_around_a_text_is_refused(pieces, ids):
     for processor in (template(pieces, ids), {"processors": [template(20, 20)] * 3}):
         with pytest.raises(ValueError, match="its post_processor puts over 1,024 tokens around"):
             check_growth({"post_processor": processor})
+
+
+def added(count, length):
+    return {"added_tokens": [{"id": n, "content": f"{n:0{length}}"} for n in range(count)]}
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "a" * 4097}}}, "4,097 charact"),
+        (
+            {"normalizer": replace({"String": "a" * 4097}, "")},
+            "4,097 characters, and at most 4,096",
+        ),
+        ({"model": {"vocab": dict.fromkeys(map(str, range(2**19 + 1)), 0)}}, "has 524,289 tokens"),
+        ({"model": {"vocab": {}, "merges": ["a b"] * (2**19 + 1)}}, "has 524,289 merges"),
+        (added(80_001, 5), "80,001 tokens of 400,005 characters are added, and at most 80,000"),
+        (added(1, 800_001), "1 tokens of 800,001 characters are added"),
+    ],
+)
+def test_what_would_take_the_library_long_is_refused(said, message):
+    with pytest.raises(ValueError, match=message):
+        check_growth(said)
+
+
+def test_as_much_as_models_have_is_read():
+    check_growth(added(66_000, 10))
+    check_growth({"model": {"vocab": dict.fromkeys(map(str, range(256_000)), 0), "merges": []}})
+    check_growth({"pre_tokenizer": LLAMA_3, "added_tokens": "none", "model": []})
 
 
 def test_a_tokenizer_whose_normalizer_doubles_is_not_opened(shared, tmp_path):

@@ -14,6 +14,8 @@ LFS_POINTER = (
 )
 """How what lies in place of any file of a clone begins, and what it is."""
 
+_MAX_NAME = 1024
+
 
 def no_weight(dtype: object) -> str:
     """What to do about a tensor of another dtype than a weight's."""
@@ -25,6 +27,15 @@ def no_weight(dtype: object) -> str:
 
 class Refused(ValueError):
     """What is wrong with a file, in words for a person, who still has to be told which file."""
+
+
+def check_tensor_name(name: str) -> None:
+    """Refused where a tensor's name is longer than any model's: patterns are tried on names."""
+    if len(name) > _MAX_NAME:
+        raise Refused(
+            f"it names a tensor {shorten(name)}, of {len(name):,} characters, and a name has at "
+            f"most {_MAX_NAME:,}; {FETCH_AGAIN}"
+        )
 
 
 def shorten(text: object) -> str:

@@ -12,7 +12,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.messages import (
+    FETCH_AGAIN,
+    LFS_POINTER,
+    Refused,
+    check_tensor_name,
+    shorten,
+)
 from llama_jax.checkpoint.files.regular import open_regular
 
 # Far above any model (405B: 0.2 MB in all), far below what would hurt to parse.
@@ -121,6 +127,7 @@ def _placed(
     name: str, entry: Any, data_bytes: int
 ) -> tuple[tuple[int, ...], np.dtype[Any], int, int]:
     """A tensor's shape, dtype and where its bytes begin and end."""
+    check_tensor_name(name)
     shown = shorten(name)
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise Refused(

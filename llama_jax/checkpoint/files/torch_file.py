@@ -10,7 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, Refused, shorten
+from llama_jax.checkpoint.files.messages import (
+    FETCH_AGAIN,
+    LFS_POINTER,
+    Refused,
+    check_tensor_name,
+    shorten,
+)
 from llama_jax.checkpoint.files.regular import open_regular
 from llama_jax.checkpoint.files.torch_archive import BoundedReader, placed_records
 from llama_jax.checkpoint.files.torch_names import Tensor
@@ -62,6 +68,7 @@ def _read(file: io.BufferedReader) -> dict[str, np.ndarray]:
                 f"its entry {shorten(name)} is a {type(value).__name__}, not a tensor; "
                 "save the state dict alone: torch.save(state_dict, file)"
             )
+        check_tensor_name(name)
     views = {name: _view(name, tensor, records, prefix) for name, tensor in state.items()}
     _check_together(views, len(memory))
     return views

@@ -42,6 +42,10 @@ def read_pickle(data: bytes) -> Any:
     return machine.stack.pop()
 
 
+_MAX_DEPTH, _MAX_OPCODES = 64, 2**19
+"""Open marks, of which a state dict has about five; and opcodes, of which a tensor has about 28."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Name:
     """A name the pickle may say. It stands for itself: there is nothing behind it to call."""
@@ -80,6 +84,8 @@ def _constant(value: Any) -> Callable[[_Machine, Any], None]:
 
 
 def _mark(machine: _Machine, _: Any) -> None:
+    if len(machine.below) == _MAX_DEPTH:
+        raise Refused(f"its pickle is over {_MAX_DEPTH} levels deep; {RESAVE}")
     machine.below.append(machine.stack)
     machine.stack = []
 
@@ -136,7 +142,9 @@ def _fill(target: dict[Any, Any], items: list[Any]) -> None:
 def _check_names(data: bytes) -> None:
     """Refuses a pickle by the names it would import, in whatever protocol, before all else."""
     strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(data):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        if count == _MAX_OPCODES:
+            raise Refused(f"its pickle has over {_MAX_OPCODES:,} opcodes; {RESAVE}")
         if opcode.name in ("GLOBAL", "INST"):
             check_name(str(argument).replace(" ", "."))
         elif opcode.name == "STACK_GLOBAL":

@@ -53,6 +53,8 @@ def check_files(folder: Path, manifest: Path, info: Mapping[str, Any]) -> None:
         raise ValueError(f"{manifest} has {FILES}={shown(sums)}, which must be an object")
     check_inside = checker_of(folder)
     for name, expected in sums.items():
+        if any(part in ("", ".", "..") for part in name.split("/")):  # one file, many names
+            raise ValueError(f"{manifest} states a checksum of {shown(name)}, which is no file's")
         file = folder / name
         if not os.path.lexists(file):
             raise ValueError(f"{manifest} states a checksum of {shown(name)}, which is missing")

@@ -100,10 +100,11 @@ def modules_of(found: Mapping[str, np.ndarray], path: Path) -> list[str]:
         module = name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
         if name not in (PREFIX + module + A, PREFIX + module + B):
             others.append(name)
-        elif name.endswith(A):
+            continue
+        if name.endswith(A):
             modules.append(module)
         for end in (A, B):
-            if name not in others and PREFIX + module + end not in found:
+            if PREFIX + module + end not in found:
                 raise ValueError(f"{path} lacks {shorten(PREFIX + module + end)}; copy it again")
     if others:
         way_out = "merge it with peft instead: merge_and_unload(), then save_pretrained"

@@ -1,0 +1,131 @@
+"""`python -m tests.fuzz.costs`: what the files that we made to cost the most do cost.
+
+Each is made by one child of a process that has imported JAX, and read by another, whose processor
+time and memory beyond its start are measured. Both are bounded by docs/security.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+from fuzz.kills import Tell, child  # noqa: E402
+from fuzz.seeds import make, peft_on, read_gguf, read_tokenizer, read_weights  # noqa: E402
+from fuzz.trying import MAX_SECONDS, wrong_words  # noqa: E402
+from fuzz.worst import Worst  # noqa: E402
+from fuzz.worst_tokenizers import TOKENIZERS  # noqa: E402
+from fuzz.worst_weights import WEIGHTS  # noqa: E402
+
+WORST = {**WEIGHTS, **TOKENIZERS}
+READERS: dict[str, Callable[[Path], Any]] = {
+    **dict.fromkeys(("pth", "safetensors", "native", "bnb-nf4"), read_weights),
+    **dict.fromkeys(("tokenizer.json", "tokenizer.model", "tiktoken"), read_tokenizer),
+    "gguf": read_gguf,
+}
+_ENDED = 60
+"""Seconds of processor time after which the system ends a reader."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What a reader took, and its error's words; none where it read the file."""
+
+    size: int
+    seconds: float
+    mib: int
+    said: str
+
+    def wrong(self) -> str | None:
+        """What breaks a promise."""
+        if self.seconds > MAX_SECONDS:
+            return f"it took {self.seconds:.1f} s"
+        if self.mib << 20 > 3 * (self.size + 200_000_000):
+            return f"it took {self.mib:,} MiB"
+        return wrong_words(self.said)
+
+
+def cost(worst: Worst, sound: str, folder: Path) -> Cost:
+    """What a file costs that takes its place in a copy of a sound folder."""
+    shutil.copytree(sound, folder)
+    file = folder / worst.file
+
+    def write(tell: Tell) -> None:
+        content = worst.made(file)
+        file.write_bytes(content)
+        tell({"size": len(content)})
+
+    read = READERS.get(worst.seed, peft_on(Path(sound).with_name("hf")))
+    (written,) = child(write, folder)
+    told = child(lambda tell: _read(read, folder, tell), folder)
+    shutil.rmtree(folder)
+    ended = {"seconds": float(_ENDED), "mib": 0, "said": ""}
+    return Cost(**written, **(told[0] if told else ended))
+
+
+def _seeds(root: Path, tell: Tell) -> None:
+    """Makes the sound folders. A child must: what has written a native one may not fork."""
+    tell({name: str(seed.folder) for name, seed in make(root).items()})
+
+
+def _read(read: Callable[[Path], Any], folder: Path, tell: Tell) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (_ENDED, _ENDED))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    before, began, said = _peak(), time.process_time(), ""
+    try:
+        read(folder)
+    except (ValueError, OSError) as error:
+        said = str(error).replace(str(folder), "")
+    found: dict[str, Any] = {"seconds": time.process_time() - began, "mib": _peak() - before}
+    tell({**found, "said": said})
+
+
+def _peak() -> int:
+    """This process's largest resident memory, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) >> 10
+
+
+def costs(root: Path, chosen: dict[str, Worst]) -> dict[str, Cost]:
+    """What each file costs, printed as it is known."""
+    found = {}
+    (folders,) = child(lambda tell: _seeds(root, tell), root / "made" / "x")
+    for number, (name, worst) in enumerate(chosen.items()):
+        one = found[name] = cost(worst, folders[worst.seed], root / str(number) / "x")
+        print(
+            f"{name:46} {one.size / 1e6:5.1f} MB {one.seconds:6.2f} s {one.mib:5,} MiB  "
+            f"{one.said[:60]!r} {one.wrong() or ''}",
+            flush=True,
+        )
+    return found
+
+
+def main() -> None:
+    said = argparse.ArgumentParser(prog="python -m tests.fuzz.costs", description=__doc__)
+    said.add_argument("--only", default="", help="a part of a file's name")
+    given = said.parse_args()
+    chosen = {name: worst for name, worst in WORST.items() if given.only in name}
+    with tempfile.TemporaryDirectory() as root:
+        found = costs(Path(root), chosen)
+    slowest = max(found, key=lambda name: found[name].seconds)
+    largest = max(found, key=lambda name: found[name].mib)
+    print(
+        f"{len(found)} files: the slowest {found[slowest].seconds:.1f} s ({slowest}), the largest "
+        f"{found[largest].mib:,} MiB ({largest})"
+    )
+    raise SystemExit(1 if any(one.wrong() for one in found.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()
