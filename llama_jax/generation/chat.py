@@ -152,7 +152,7 @@ class Conversation:
         self._ids = list(ids)
 
     def _fitted(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
-        """A dialog less its oldest turns until an answer has room, and its ids."""
+        """A dialog without so many of its oldest turns that an answer has room, and its ids."""
         limit = self.params.config.max_seq_len
         room = answer_room(self.settings.max_new_tokens, limit)
         ids = encode_dialog(self.tokenizer, messages, self.tools)

@@ -53,8 +53,8 @@ def constraint_for(
     `vocab_size` is the model's. A `regex` is one of Rust's (no back-references, no looking around)
     and matches the whole text. A `grammar` is one of llguidance's, in Lark's notation. `stop_ids`
     are the tokenizer's unless given. `after` are the ids that the text continues, () for an answer
-    to a dialog, which stands alone: a tokenizer may drop a text's first space. Where it is None,
-    tokens that would add other bytes at a text's start are not allowed as the first.
+    to a dialog, which stands alone. It matters because a tokenizer may drop a text's first space.
+    Where `after` is None the first token must be one that adds the same bytes in either case.
 
     The first constraint of a tokenizer takes a second or so, the first of a grammar a tenth, and
     the same grammar again next to nothing.
@@ -130,7 +130,7 @@ class _Followed:
 
 
 class Form(NamedTuple):
-    """What `generate` was told of the form of its completions; one of these, or none."""
+    """The form of completions that `generate` was asked for: one of these, or none."""
 
     json_schema: JSONSchema | None
     regex: str | None

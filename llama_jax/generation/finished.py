@@ -31,7 +31,7 @@ def as_finished(
     grammar: str | None = None,
     **changes: Any,
 ) -> Iterator[tuple[int, Completion]]:
-    """`generate`, each completion with its place in the list as soon as it has ended.
+    """Each completion of `generate` as soon as it has ended, with its index.
 
     `tools` are those of each prompt.
 

@@ -26,9 +26,9 @@ from llama_jax.generation.limits import (
 )
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
-"""The model cuts its text into tokens as it likes; otherwise the one cut of `encode` is allowed."""
+"""Every cut of a text into tokens is allowed, and not only the one that `encode` makes."""
 _WHITESPACE = r" |\n[ \t]{0,20}"
-"""Between JSON's tokens: as `json.dumps` writes it, also with an indent, and no endless blanks."""
+"""The blanks between JSON's tokens: those of `json.dumps`, with an indent too, never endless."""
 
 JSONSchema = Mapping[str, Any] | bool | str
 """A JSON schema, or its text."""
@@ -49,7 +49,7 @@ def library() -> ModuleType:
 def grammar_of(
     json_schema: JSONSchema | None = None, regex: str | None = None, grammar: str | None = None
 ) -> str:
-    """The checked grammar of the one that is given, which may take a second.
+    """The grammar of the schema, regex or grammar that is given, checked; this may take a second.
 
     ValueError where none or several are given, where the text is wrong or too long, where it asks
     for too much work, and where no text follows it.
@@ -107,7 +107,7 @@ def _bounded(name: str, text: Any) -> str:
 
 @functools.lru_cache(maxsize=GRAMMARS)
 def _error_in(grammar: str) -> str:
-    """Why a grammar cannot be compiled, "" where it can, by a process of its own."""
+    """Why a grammar cannot be compiled, or "". A process of its own tries it."""
     library()
     found = importlib.util.find_spec("llguidance")
     place = Path(found.origin).parents[1] if found and found.origin else Path()
@@ -129,7 +129,7 @@ def _error_in(grammar: str) -> str:
 
 
 def _in_words(error: str) -> str:
-    """The sentence of a compiler's error, without places in a text that nobody wrote."""
+    """The sentence of a compiler's error, without line numbers of a grammar that we wrote."""
     said = re.findall(r"^error: (.+)$", error, re.MULTILINE)
     line = said[0] if said else error.strip().split("\n")[0]
     line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: ", "", line)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Guide:
     """A row's constraint, at the row's present token. Settings may forbid tokens too. Host state.
 
-    A text is over where nothing may follow it: with "stop" where it may end there, although
-    `min_new_tokens` may ask for more; with "length" where settings forbid all that could follow.
+    A text is over where nothing may follow it. The reason is "stop" where it may end there, even
+    before `min_new_tokens`, and "length" where settings forbid all that could follow.
     """
 
     def __init__(

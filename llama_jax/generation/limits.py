@@ -29,7 +29,7 @@ ROUND_SECONDS = 0.5
 """How long the device may decode before the host looks: Python hears Ctrl-C between two looks."""
 STOP_STRING_TOKENS = 16
 """Tokens between two checks for stop strings, which the host finds in the text. A row decodes at
-most so many beyond its stop; they are dropped."""
+most that many tokens too many, which are dropped."""
 MAX_LOGPROBS = 20
 """How many alternatives a token's log-probabilities may list: the width of a buffer on device."""
 SCORE_TEXTS = 8
@@ -49,9 +49,10 @@ GRAMMAR_SECONDS = 1
 """The processor time in which a grammar must compile. Starting Python and the library takes a tenth
 of it."""
 GRAMMAR_MEMORY = 1 << 30
-"""Bytes in which it must."""
+"""The memory in which a grammar must compile, in bytes."""
 GRAMMAR_WAIT_SECONDS = 60
-"""The time of a clock for the same, on a machine that hardly runs the process."""
+"""How long the host waits for that. It ends the wait on a machine so busy that the process hardly
+runs."""
 MAX_LEXER_STATES = 100_000
 """States that one completion under a grammar may make. A state takes 1 or 2 KB."""
 
@@ -74,8 +75,8 @@ class Limits:
     seats: int
     """Requests that a server takes on together. A GPU multiplies 128 rows as fast as one."""
     bytes_per_second: int
-    """How fast a slow machine reads weights. It decides how many tokens a round has. A clock would
-    not do, because all processes of a job must count alike."""
+    """How fast a slow machine reads weights: it decides how many tokens a round has. A clock could
+    not decide it, because all processes of a job must count alike."""
 
 
 PREFILL_TOKENS_A_ROW = 512

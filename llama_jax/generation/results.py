@@ -18,7 +18,7 @@ FinishReason = Literal["stop", "length", "error"]
 @with_field_docs
 @dataclasses.dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was where it stands, under the raw logits."""
+    """How likely a token was at its place, by the raw logits."""
 
     token: int
     logprob: float
@@ -32,7 +32,7 @@ class TokenLogprob:
         return cls(int(token), float(logprob), top)
 
     def first(self, k: int) -> TokenLogprob:
-        """This, with the `k` likeliest alone."""
+        """The same with the `k` likeliest only."""
         return dataclasses.replace(self, top=dict(list(self.top.items())[:k]))
 
 
@@ -139,7 +139,7 @@ class NaNLogitsError(ValueError):
             'or load it with dtype="float32"'
         )
         self.rows = list(rows)
-        """The places of those that failed."""
+        """The indices of those that failed."""
         self.results = list(results)
         """What `generate` or `score` would have returned, those that failed as far as they came."""
         self._what = what

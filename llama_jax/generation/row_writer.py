@@ -30,7 +30,7 @@ class RowWriter:
         return self.text.stopped or (self.guide is not None and self.guide.over is not None)
 
     def nothing(self) -> Delta:
-        """What a row gains that wants no token."""
+        """What a row gains that asks for no token."""
         self.ended = True
         none: list[TokenLogprob] | None = None if self.row.settings.logprobs is None else []
         return Delta(self.row.index, "", [], none, "length")

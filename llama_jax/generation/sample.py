@@ -32,8 +32,8 @@ class BatchSettings:
     logprobs: Bool[Array, ""]
     """Whether any row wants log-probabilities."""
     allowed: UInt32[Array, "batch words"] | None = None
-    """What `Constraint.mask` says of each row's next token; None where no row has a constraint,
-    which is another program. It holds for one token alone."""
+    """`Constraint.mask` of each row, for the next token only. None where no row has a constraint:
+    that is another program."""
 
     def __getitem__(self, name: str) -> Array:
         """A setting that is a number, [batch]."""

@@ -17,9 +17,9 @@ def ended_by_turn(
     settings: SamplingSettings,
     tools: Tools | None = None,
 ) -> SamplingSettings:
-    """The settings of an answer to a dialog, which the chat template's own token ends.
+    """The settings of an answer to a dialog: the chat template's own end of a turn ends it too.
 
-    A warning says so where the checkpoint's files do not. `stop_ids` that were given stay.
+    A warning names that token where the checkpoint's files do not. `stop_ids` that were given stay.
     """
     turn_end = getattr(tokenizer, "turn_end", None)  # only a format read from files may need it
     end = turn_end(messages, tools=tools) if turn_end and settings.stop_ids is None else None
@@ -34,7 +34,7 @@ def ended_by_turn(
 
 
 def check_settings(config: Config, settings: SamplingSettings, tokenizer: Tokenizer | None) -> None:
-    """ValueError where a model, or its tokenizer, does not know what the settings name."""
+    """ValueError where the settings name an id or a token that the model or its tokenizer lacks."""
     check_leaves_a_token(config, settings, stop_ids_of(config, settings, tokenizer))
 
 

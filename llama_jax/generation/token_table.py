@@ -44,7 +44,7 @@ class TokenTable:
         self._lock = threading.Lock()
 
     def matcher(self, grammar: str) -> Any:
-        """llguidance's matcher of a text that follows a checked grammar, at its beginning."""
+        """llguidance's matcher for a checked grammar, at the beginning of a text."""
         with self._lock:
             if grammar not in self.compiled:
                 limits = library().LLParserLimits(
@@ -63,7 +63,7 @@ class TokenTable:
             return self.compiled[grammar].deep_copy()
 
     def allowed(self, matcher: Any, *, first: bool) -> np.ndarray:
-        """Words of the ids whose bytes may come next; of an empty text's where they are `first`."""
+        """Words of the ids whose bytes may come next. `first`: the text is empty so far."""
         words = np.frombuffer(matcher.compute_bitmask(), np.uint32)
         if first and len(self.differing):
             bits = bits_of(words)
@@ -104,6 +104,6 @@ class _Spelled:
 
 
 def _added(tokenizer: Tokenizer, id: int, *, at_start: bool) -> bytes:
-    """A token's bytes; none for those that UTF-8 cannot have, where the library marks controls."""
+    """A token's bytes; none where they begin with 0xFF, by which the library marks controls."""
     added, _ = tokenizer.token_bytes(id, at_start=at_start)
     return b"" if added.startswith(b"\xff") else added

@@ -27,7 +27,7 @@ from llama_jax.weights.params import Params
 
 
 def empty_cache(params: Params, place: Placement, slots: int) -> Any:
-    """A cache without a past, where later turns have theirs, so that one program serves all."""
+    """An empty cache that is not `fresh`, so that one program serves the first turn and others."""
     with place.use_mesh():
         cache = _empty(place.cache, params.config, place.batch_divisor, slots, place.cache_dtype)
     leaf = jax.tree.leaves(params.weights)[0]

@@ -19,7 +19,7 @@ from llama_jax.ops.attention import Lengths, NewKeys, Queries
 from llama_jax.ops.linear import product_precision
 
 QUERY_BLOCK, KEY_BLOCK = 512, 1024
-"""Queries and keys of a block, where there are more pairs than one block has."""
+"""Queries and keys of a block. With no more pairs than one block has, there is one block."""
 CAUSAL_BLOCK = 128
 """Queries taken at once where there is no past and all pairs fit one block. Each part skips the
 keys after its last query: 512 tokens cost 5/8 of the products."""
@@ -38,7 +38,7 @@ class Span(NamedTuple):
     last: Int[Array, "batch _"]
     """One for each query, or one for all queries of a row."""
     k_scale: Float[Array, "batch kv_heads span"] | None = None
-    """What each key is to be multiplied by, where keys and values are int8."""
+    """The factor of each key, where keys and values are int8."""
     v_scale: Float[Array, "batch kv_heads span"] | None = None
 
 

@@ -116,9 +116,9 @@ def _in_parts(
 
 
 def _of_past(part: Array, *, paged: bool) -> pl.BlockSpec:
-    """What a program reads of keys, values or their scales: all slots of its row and head.
+    """The part of keys, values or scales that a program may read: all slots of its row and head.
 
-    Of a pool it is all of its head: the kernel reads the pages that its row has.
+    Of a pool it is all pages of its head; the kernel reads those of its row.
     """
     rest = part.shape[2:]
     if paged:
@@ -198,7 +198,7 @@ def _block(slots: int, first: Array, length: Array) -> tuple[tuple[Any, ...], Ar
 
 
 def _page(pages: int, table_ref: Any, first: Array, length: Array) -> tuple[tuple[Any, ...], Array]:
-    """The same of the page that holds slot `first`, whose other slots may hold anything."""
+    """The same for the page that holds slot `first`. Its other slots may hold anything."""
     page = table_ref[first // BLOCK]
     visible = (first + jnp.arange(BLOCK) < length) & (page < pages)
     return (jnp.minimum(page, pages - 1),), visible

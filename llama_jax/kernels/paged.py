@@ -36,7 +36,7 @@ class Pages(NamedTuple):
     v: Pool
     table: Table
     k_scale: Scales | None = None
-    """What each key is to be multiplied by, where keys and values are int8."""
+    """The factor of each key, where keys and values are int8."""
     v_scale: Scales | None = None
 
 

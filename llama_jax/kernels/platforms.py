@@ -33,20 +33,20 @@ def multiplies_by_outputs(platform: str, dtype: Any) -> bool:
 
 
 def computes_again(platform: str) -> bool:
-    """Whether XLA computes again what `jax.checkpoint` leaves out; on a CPU it keeps it."""
+    """Whether XLA really computes again what `jax.checkpoint` drops. On a CPU it keeps it."""
     return platform != "cpu"
 
 
 def flash_attends(platform: str, dtype: Any, *, separate: bool) -> bool:
-    """Whether a GPU's own kernel computes a training's attention, and keeps no scores for it."""
+    """Whether a GPU's kernel computes attention in training, and so keeps no scores."""
     return platform != "cpu" and not separate and jnp.dtype(dtype).itemsize == 2
 
 
 def keeps_collective_order(platform: str) -> bool:
     """Whether a program that is read from a file runs its collectives in their order.
 
-    Gloo pairs what processes of a job on CPUs send by the order in which each sends it. XLA keeps
-    that order in a program that it compiled. In one that it reads from a file, collectives of
+    Processes of a job on CPUs talk through Gloo, which pairs their messages by order alone. XLA
+    keeps that order in a program that it compiled. In one that it reads from a file, collectives of
     different branches, loops and calls have no order (docs/notes/training.md, "A fault of kept
     programs").
     """

@@ -1,7 +1,7 @@
 """Blocks of quantized weights in float32, for the CPU forms.
 
-A block is decoded in a turn of a loop: XLA would decode a whole weight before a product that is in
-none.
+Each turn of a loop decodes one block. Outside a loop XLA would decode the whole weight before the
+product.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def inputs_of_block(w: Weight) -> int:
 def outputs_of_block(w: Weight) -> int:
     """How many outputs to decode at once, at most half of them; 0 where too few divide them.
 
-    A loop of one turn is none to XLA.
+    Half, because XLA makes no loop of one turn.
     """
     inputs, outputs = w.shape
     most = min(outputs // 2, max(LEAST_OUTPUTS, NUMBERS // inputs))
@@ -108,9 +108,10 @@ def decoded(bits: Array, w: Weight) -> Array:
 
 
 def _scales(scale: Array, i: Array, size: int, axis: int) -> Array:
-    """A block's scales in float32. Of bfloat16 the bits are cut, because XLA would widen all.
+    """A block's scales in float32.
 
-    The barrier makes them depend on the turn of the loop, before which XLA would copy all bits.
+    Those of bfloat16 are sliced as bits, because XLA would widen all of them. The barrier makes the
+    bits depend on the turn of the loop. Without it XLA would copy all of them before the loop.
     """
     if scale.dtype != jnp.bfloat16:
         return cut(scale, i, size, axis).astype(jnp.float32)

@@ -106,7 +106,10 @@ def _int8_terms(groups: Array, w: Any) -> Iterator[Array]:
 
 
 def _int4_terms(groups: Array, w: Int4) -> Iterator[Array]:
-    """The same of four bits each, masked where they lie; their power of two is taken from `x`."""
+    """The same of 4-bit numbers.
+
+    Each is masked and not shifted; `x` is divided by its power of two.
+    """
     for word in range(WORDS):
         for nibble in range(NIBBLES):
             power, words = 4 * nibble, w.words[word]

@@ -1,8 +1,8 @@
 """Products of activations and quantized weights on every platform but a CPU.
 
-Scales that are one an output are applied after the product, so XLA widens the weight inside it.
-Groups have no such product: few rows are multiplied number by number and summed by group, which
-reads each weight once and writes no other form of it. For many rows the weight is decoded first.
+Scales of one an output are applied after the product, so XLA widens the weight inside it. Scales of
+groups cannot be. There, few rows are multiplied number by number and summed by group, which reads
+the weight once and writes no decoded copy. For many rows the weight is decoded first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def product_transposed(x: Array, w: Weight) -> Array:
 
 
 def _per_channel(x: Array, w: Any, over: int) -> Array:
-    """The product with the values as they are; scales act on the outputs' side of it."""
+    """The product with the values as they are, and then the scales of the outputs."""
     parts = w.parts()
     scale = parts["scale"].astype(jnp.float32)
     minimum = parts["minimum"].astype(jnp.float32) if "minimum" in parts else None

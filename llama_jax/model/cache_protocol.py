@@ -54,7 +54,7 @@ class ModelCache(Protocol):
 
 @runtime_checkable
 class Checked(Protocol):
-    """What a cache may have beside `ModelCache`: ours that store something have it."""
+    """An optional part of a cache. Every cache of ours that stores something has it."""
 
     def check(self, config: Config, rows: int) -> None:
         """ValueError if the cache was made for another model or number of rows.

@@ -84,7 +84,7 @@ class Int8Paged(Paged):
     def commit(
         self, steps: Sequence[tuple[Array, ...]], positions: Positions, after: Array
     ) -> Int8Paged:
-        """Writes a step's keys, values and scales at `positions`; those without a page, nowhere."""
+        """Writes a step's keys, values and scales at `positions`, as `Paged.commit`."""
         write = self._writer(known_after(positions, after))
         pools = self.k, self.k_scale, self.v, self.v_scale
         new = zip(*steps, strict=True)

@@ -42,7 +42,7 @@ class PagedLayer:
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
     ) -> tuple[Queries, tuple[Array, Array]]:
-        """A row's past are the positions below its first; they lie in its pages."""
+        """A row's past is the positions below the step's first; they lie in the row's pages."""
         return paged_attention(q, k, v, self.past, positions[:, 0]), (k, v)
 
 
@@ -50,7 +50,7 @@ class PagedLayer:
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Paged:
-    """A pool of pages a layer, and which pages are whose. `forward` and decoding take it.
+    """A pool of pages for each layer, and a table of the pages of each row.
 
     The host says which pages a row has: `cache.with_table(table)`. A page belongs to several rows
     where their texts begin alike; such a page is full, so that nothing is written to it.
@@ -115,22 +115,22 @@ class Paged:
         return self._pages_of(positions[:, None])[:, 0] < self.pages
 
     def with_table(self, table: Table) -> Paged:
-        """The same pages, and which of them the rows of a call have."""
+        """The same pages with another table: the pages of each row of a call."""
         return dataclasses.replace(self, table=table)
 
     def cleared(self, pages: Int[Array, " n"]) -> Paged:
-        """The same pools, with zeros in these pages; those beyond the pool are none."""
+        """The same pools, with zeros in these pages. A number beyond the pool is no page."""
         cleared = jax.tree.map(lambda pool: pool.at[pages].set(0, mode="drop"), self._pools)
         return dataclasses.replace(cleared, table=self.table)
 
     def is_finite(self, pages: Int[Array, " n"]) -> Bool[Array, ""]:
-        """Whether these pages hold numbers alone, in every layer."""
+        """Whether these pages are free of NaN and infinity, in every layer."""
         held = [x.at[pages].get(mode="fill", fill_value=0) for x in jax.tree.leaves(self._pools)]
         return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in held]))
 
     @property
     def _pools(self) -> Any:
-        """The cache without its table: what a page has a part of, and nothing else."""
+        """The cache without its table: the arrays of which each page is a part."""
         return dataclasses.replace(self, table=None)  # type: ignore[arg-type]
 
     def specs(self) -> Paged:
@@ -145,7 +145,7 @@ class Paged:
     def commit(
         self, steps: Sequence[tuple[Array, ...]], positions: Positions, after: Array
     ) -> Paged:
-        """Writes a step's keys and values at `positions`, in place; those without a page, nowhere.
+        """Writes a step's keys and values in place at `positions`; without a page they are dropped.
 
         All layers have read by then, as `KVCache.commit` says.
         """
@@ -155,7 +155,7 @@ class Paged:
         return Paged(tuple(map(write, self.k, keys)), tuple(map(write, self.v, values)), self.table)
 
     def _writer(self, positions: Positions) -> Callable[[Array, Array], Array]:
-        """What writes a step's keys, or their scales, into a pool at these positions."""
+        """A function that writes a step's keys, or their scales, into a pool at these positions."""
         page = self._pages_of(positions)
         return functools.partial(write_pages, page=page, place=positions % PAGE)
 

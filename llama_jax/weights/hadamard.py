@@ -58,7 +58,7 @@ class Hadamard:
         return self.dense()[ids].astype(self.dtype)
 
     def dense(self) -> Array:
-        """The weight that meets activations that nothing turns, float32 [in, out]."""
+        """The same weight for activations that are not turned, float32 [in, out]."""
         return self.turned(jnp.asarray(self.inner.dense()).astype(jnp.float32).T).T
 
     def parts(self) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from llama_jax.weights.rounding import rounded_int4
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
 
 GROUP, WORDS, NIBBLES = 32, 4, 8
-"""Inputs that share a scale; the words that hold them; numbers of 4 bits in a word."""
+"""Inputs that share a scale, words that hold them, and numbers in a word."""
 MIDDLE = 8
-"""What is taken from an unsigned number where there are no minima: 0 to 15 stand for -8 to 7."""
+"""Subtracted from an unsigned number where there are no minima: 0 to 15 stand for -8 to 7."""
 
 
 @register_weight

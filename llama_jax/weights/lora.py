@@ -43,7 +43,7 @@ class Adapter:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of the weight to which it belongs, [in, out]."""
+        """The shape of the weight to which it belongs, [in, out]."""
         return self.a.shape[0], self.b.shape[1]
 
     def axes(self) -> dict[str, tuple[PartAxis, ...]]:
@@ -187,7 +187,7 @@ def _base(parts: Mapping[str, Any], constants: Mapping[str, Any], dtype: np.dtyp
 
 
 def _in_dtype(base: Any, dtype: Any) -> Any:
-    """An array or its shape in this dtype; what lies in a file as it is."""
+    """An array, or its shape, in this dtype. What lies in a file stays as it is."""
     if base.dtype == dtype:
         return base
     if isinstance(base, jax.ShapeDtypeStruct):
