@@ -14,7 +14,7 @@ from fuzz.worst import OF_JSON, SIZE, Made, Worst, adding, changed, filled, name
 from gguf_file import gguf_bytes, small_model
 from hf_folder import framed
 
-from llama_jax.checkpoint.native.checked import FILES, OWN, _own
+from llama_jax.checkpoint.native.checked import FILES, OWN, sum_of_rest
 
 _PTH, _ST, _PEFT = "consolidated.00.pth", "model.safetensors", "adapter_model.safetensors"
 _HEADER, _JSON, _PICKLE = 4 << 20, 4 << 20, 2 << 20  # as much of each as is read
@@ -97,7 +97,7 @@ def _sums(file: Path) -> bytes:
     digest = info[FILES]["config.json"]
     for count in range((_JSON - 10_000) // (len(digest) + 2_000)):
         info[FILES]["weights/../" * (count % 300) + "./" * (count // 300) + "config.json"] = digest
-    info[OWN] = _own(info)
+    info[OWN] = sum_of_rest(info)
     return json.dumps(info, separators=(",", ":")).encode()
 
 

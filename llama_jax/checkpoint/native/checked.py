@@ -32,14 +32,14 @@ def stated(info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if name != LOCK and not _is_chunk(name)
     }
     whole = {**info, FILES: sums}
-    return {**whole, OWN: _own(whole)}
+    return {**whole, OWN: sum_of_rest(whole)}
 
 
 def check_own(file: Path, info: Mapping[str, Any]) -> None:
     """ValueError where what a manifest says is not what was written."""
     if FILES not in info and OWN not in info:
         return
-    if info.get(OWN) != _own(info):
+    if info.get(OWN) != sum_of_rest(info):
         raise ValueError(
             f"{file} does not have the checksum that it states, so it is damaged: write the "
             f"checkpoint again{_BY_HAND}"
@@ -77,7 +77,7 @@ def _is_chunk(name: str) -> bool:
     return parts[0] == "weights" and parts[2:3] == ["c"]
 
 
-def _own(info: Mapping[str, Any]) -> str:
+def sum_of_rest(info: Mapping[str, Any]) -> str:
     """The sum of all that a manifest says but for the sum itself, however it is laid out."""
     said = {key: value for key, value in info.items() if key != OWN}
     text = json.dumps(said, sort_keys=True, separators=(",", ":"))
