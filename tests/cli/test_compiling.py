@@ -58,7 +58,11 @@ def test_only_a_program_that_is_not_kept_is_missed(tmp_path, monkeypatch):
     from jax._src import compilation_cache
 
     monkeypatch.setattr(compilation_cache, "get_file_cache", compilation_cache.get_file_cache)
-    before = jax.config.jax_compilation_cache_dir
+    kept = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in kept}
     found = []
     jax.monitoring.register_event_listener(lambda event, **_: found.append(event))
     jax.monitoring.register_event_duration_secs_listener(
@@ -66,7 +70,8 @@ def test_only_a_program_that_is_not_kept_is_missed(tmp_path, monkeypatch):
     )
     try:
         check_entries(str(tmp_path))
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        for name, value in kept.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
         for missed in (1, 0):
             found.clear()
@@ -77,5 +82,6 @@ def test_only_a_program_that_is_not_kept_is_missed(tmp_path, monkeypatch):
                 assert found.index(MISSED) < found.index(COMPILED)
             jax.clear_caches()
     finally:
-        jax.config.update("jax_compilation_cache_dir", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
         compilation_cache.reset_cache()
