@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from llama_jax.cli.console import in_utf8
 
-_MEANT = {
+MEANT = {
     "generate": "benchmark bench complete infer inference predict prompt run sample speed",
     "generate --chat": "answer ask instruct question",
     "chat": "interactive repl talk",
@@ -61,7 +61,7 @@ def way_out(typed: str, commands: Mapping[str, Any]) -> str:
     It may be another word for a command, the name of an option, a slip of the pen, a prompt or a
     checkpoint.
     """
-    named = {word: f"`llama-jax {one}`" for one, words in _MEANT.items() for word in words.split()}
+    named = {word: f"`llama-jax {one}`" for one, words in MEANT.items() for word in words.split()}
     meant = _takers(commands) | named | {name: f"`llama-jax {name}`" for name in commands}
     word = typed.strip("-").lower().replace("_", "-")
     if word in meant:

@@ -5,7 +5,7 @@ import typer
 from helpers import run
 
 from llama_jax.cli import app
-from llama_jax.cli.unknown import _MEANT
+from llama_jax.cli.unknown import MEANT
 
 COMMANDS = typer.main.get_command(app).commands
 
@@ -50,10 +50,10 @@ def test_an_option_without_its_command_names_the_commands_that_have_it(typed, sa
 
 
 def test_no_word_means_two_things_and_all_lead_to_a_command():
-    words = [word for line in _MEANT.values() for word in line.split()]
+    words = [word for line in MEANT.values() for word in line.split()]
     assert len(words) == len(set(words))
     assert not set(words) & set(COMMANDS)
-    for meant in _MEANT:
+    for meant in MEANT:
         command, *options = meant.split()
         if command in COMMANDS:
             known = [option for param in COMMANDS[command].params for option in param.opts]
