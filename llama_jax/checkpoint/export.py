@@ -175,7 +175,10 @@ def _plan_peft(
             raise ValueError(f"{name}={value!r} is of a whole model's files; leave it out for peft")
     adapters = adapters_in(source)
     if not adapters:
-        raise ValueError(f"{source.path} has no adapters, which are what format peft writes")
+        raise ValueError(
+            f"{source.path} has no adapters, which are all that peft's files hold; name some by "
+            "adapter=, or choose another format"
+        )
     notes = () if base else (f"{CONFIG} names no model; say which one with base (--base)",)
     files = {TENSORS: peft_tensors(source.config, adapters, dtype)}
     texts = {CONFIG: peft_config(source.config, adapters, base)}

@@ -151,7 +151,7 @@ COMMANDS: dict[str, tuple[Callable[[Session, str], str | None], str, str]] = {
 def _path(rest: str, name: str) -> Path:
     if not rest:
         raise ValueError(f"{name} needs a file: {name} FILE")
-    return Path(rest).expanduser()
+    return Path(os.fsdecode(rest.encode())).expanduser()  # UTF-8, whatever the locale
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

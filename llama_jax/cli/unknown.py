@@ -10,6 +10,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from llama_jax.cli.console import in_utf8
+
 MEANT = {
     "generate": "benchmark bench complete infer inference predict prompt run sample speed",
     "generate --chat": "answer ask instruct question",
@@ -49,7 +51,7 @@ class Group(TyperGroup):
         self, ctx: typer.Context, args: list[str]
     ) -> tuple[str | None, Any, list[str]]:
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            ctx.fail(f"{args[0]!r} is no command; {way_out(args[0], self.commands)}")
+            ctx.fail(f"{in_utf8(args[0])!r} is no command; {way_out(args[0], self.commands)}")
         return super().resolve_command(ctx, args)  # type: ignore[arg-type]
 
 

@@ -101,6 +101,7 @@ WENT_WRONG = [
     (("inspect", "hf:huggingface.co/org/name"), "write hf:org/name"),
     (("convert", MODEL, "."), "is there already"),
     (("export", MODEL, ".", "--format", "hf"), "is there already"),
+    (("export", MODEL, "out", "--format", "peft"), "name some by --adapter, or choose another"),
     (("merge", MODEL, "out"), "has no adapters"),
     (("perplexity", MODEL, "ids.txt"), "has no tokenizer"),
     (("perplexity", "nowhere", "none.txt"), "none.txt: No such file"),

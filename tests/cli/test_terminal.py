@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT
 
 FEW = ("-n", "4", "-t", "0", "--no-cache")
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 READ = r"read \d+ tokens, wrote \d+"
 
 # pexpect forks, at which JAX warns of deadlocks; the child is another program at once.
@@ -20,7 +21,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize(
-    "locale", [{}, {"LC_ALL": "C"}, {"PYTHONIOENCODING": "latin-1"}], ids=["utf-8", "C", "latin-1"]
+    "locale", [{}, ASCII, {"PYTHONIOENCODING": "latin-1"}], ids=["utf-8", "ASCII", "latin-1"]
 )
 def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     history = tmp_path / "history.jsonl"
@@ -40,8 +41,8 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     child.send(b"\x1b[200~" + pasted.encode() + b"\x1b[201~\r")
     child.expect(READ)
     child.expect("> ")
-    child.send(b"/save talk.json\r")
-    child.expect("2 messages are in talk.json")
+    child.send("/save talk é.json\r".encode())
+    child.expect("2 messages are in talk")
     child.expect("> ")
     child.sendintr()
     child.expect("Ctrl-D or /quit leaves")
@@ -50,7 +51,7 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
-    question, answer = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
+    question, answer = json.loads((tmp_path / "talk é.json").read_text(encoding="utf-8"))
     assert question == {"role": "user", "content": pasted}
     assert answer["role"] == "assistant"
 
@@ -62,7 +63,7 @@ def test_a_paste_is_one_message_and_history_lasts(talker, tmp_path, locale):
     child.expect(pexpect.EOF)
     child.close()
     kept = [json.loads(line) for line in history.read_text().splitlines()]
-    assert kept == [pasted, "/save talk.json", pasted, "/quit"]
+    assert kept == [pasted, "/save talk é.json", pasted, "/quit"]
 
 
 def test_ctrl_c_while_the_loop_is_compiled_ends_in_130(talker, no_kept_programs):
