@@ -59,6 +59,7 @@ class Report:
         bytes_per_token: float | None,
     ) -> None:
         self._recipe, self._say, self._file = recipe, say, file
+        self._first = first + 1
         self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
         self._writes = jax.process_index() == 0
@@ -91,7 +92,7 @@ class Report:
                 f"norm {numbers['gradient_norm']:.4g}, rows {shown_rows(ids)}"
             )
         done = index + 1
-        due = done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps)
+        due = done % self._recipe.run.print_every == 0 or done in (self._first, self._recipe.steps)
         if due or now - self._said > SILENCE:
             self._say(self._line(done, numbers))
             self._said = now
