@@ -153,5 +153,5 @@ def _told(split: Mapping[str, Any]) -> str:
     full = split["tokens"] / (packed["rows"] * packed["time"])
     return (
         f"{counts}, {packed['trained_tokens']:,} of them trained, in {packed['rows']:,} "
-        f"rows, {full:.1%} full"
+        f"row{'s' * (packed['rows'] != 1)}, {full:.1%} full"
     )

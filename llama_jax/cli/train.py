@@ -81,6 +81,7 @@ def _train(recipe: Recipe, out: Path) -> None:
     from llama_jax.tokenizer import find_tokenizer
     from llama_jax.train.run import train
     from llama_jax.train.saves import hush_log
+    from llama_jax.train.token_folder import holds_dialogs
 
     keep_programs()
     hush_log()
@@ -88,8 +89,13 @@ def _train(recipe: Recipe, out: Path) -> None:
         model = train(recipe, out, say=_say, sample=_sample)
     except RuntimeError as error:  # the run went wrong, and not what was asked
         raise ValueError(str(error)) from error
-    prompt = [next(iter(recipe.run.prompts), "")] if find_tokenizer(model) else ["--ids", "1"]
-    _say(f"the model is in {model}: {shlex.join(['llama-jax', 'generate', str(model), *prompt])}")
+    if holds_dialogs(recipe.tokens):
+        command = ["chat", str(model)]
+    elif find_tokenizer(model):
+        command = ["generate", str(model), next(iter(recipe.run.prompts), "")]
+    else:
+        command = ["generate", str(model), "--ids", "1"]
+    _say(f"the model is in {model}: {shlex.join(['llama-jax', *command])}")
 
 
 def _read(file: Path, changes: Sequence[str]) -> Recipe:

@@ -59,6 +59,7 @@ class Report:
         bytes_per_token: float | None,
     ) -> None:
         self._recipe, self._say, self._file = recipe, say, file
+        self._first = first + 1
         self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
         self._peak, self._bytes_per_token = devices * peak, bytes_per_token
         self._writes = jax.process_index() == 0
@@ -67,7 +68,7 @@ class Report:
         self._lowest = float(multihost_utils.broadcast_one_to_all(np.float32(lowest)))
         self._clock: float | None = None
         self._said = time.monotonic()
-        self._seconds = self._tokens = 0.0
+        self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
         self.bad_in_a_row = 0
         events = file.parent / EVENTS
         self._events = event_files(events, first=first) if self._writes else None
@@ -78,6 +79,7 @@ class Report:
         if self._clock is not None:  # the first step is mostly compiling
             self._seconds += now - self._clock
             self._tokens += float(metrics.tokens)
+            self._steps += 1
         self._clock = now
         good = bool(metrics.good)
         self.bad_in_a_row = 0 if good else self.bad_in_a_row + 1
@@ -90,7 +92,7 @@ class Report:
                 f"norm {numbers['gradient_norm']:.4g}, rows {shown_rows(ids)}"
             )
         done = index + 1
-        due = done % self._recipe.run.print_every == 0 or done in (1, self._recipe.steps)
+        due = done % self._recipe.run.print_every == 0 or done in (self._first, self._recipe.steps)
         if due or now - self._said > SILENCE:
             self._say(self._line(done, numbers))
             self._said = now
@@ -136,13 +138,15 @@ class Report:
             parts.append(f"{bits:.3f} bits/byte")
         parts += [f"lr {numbers['learning_rate']:.2e}", f"norm {numbers['gradient_norm']:.2f}"]
         if self._seconds:
-            speed = self._tokens / self._seconds
-            parts.append(f"{speed:,.0f} tokens/s")
+            parts.append(f"{self._tokens / self._seconds:,.0f} tokens/s")
             if self._peak:
-                parts.append(f"MFU {speed * self._flops / self._peak:.0%}")
-            left = (self._recipe.steps - done) * numbers["tokens"] / speed
+                # Of all that is computed: of dialogs, questions and padding too.
+                size = self._recipe.step.batch * self._recipe.step.context
+                used = self._steps * size * self._flops / self._seconds
+                parts.append(f"MFU {used / self._peak:.0%}")
+            left = (self._recipe.steps - done) * self._seconds / self._steps
             parts.append(f"{duration(left)} left" if left else "done")
-            self._seconds = self._tokens = 0.0
+            self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
         return "  ".join(parts)
 
     def _write(self, record: dict[str, Any]) -> None:

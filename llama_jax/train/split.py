@@ -110,11 +110,12 @@ class Split:
                 continue
             if not self.validation_every:
                 raise ValueError(f"the {name} files hold no {what}: there is no text in them")
+            apart = ", or say what stands between documents by separator="
             raise ValueError(
-                f"the validation split is empty: of every {self.validation_every} documents one is "
+                f"the validation split is empty: of every {self.validation_every} {what}s one is "
                 f"for validation, and the files hold {sum(counts.values())}; pass a smaller number "
-                "as validation_every= (0 for no validation split), name files by validation=, or "
-                "say what stands between documents by separator="
+                "as validation_every= (0 for no validation split), or name files by validation="
+                f"{apart if what == 'document' else ''}"
             )
 
     def write_manifest(self, there: Path, document: str, splits: Mapping[str, Any]) -> None:

@@ -93,6 +93,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return found
 
 
+def holds_dialogs(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder's rows are dialogs; False where it is others' or cannot be read."""
+    try:
+        return "packed" in read_manifest(Path(path))["splits"][TRAIN]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def vocabulary_hash(tokenizer: Tokenizer) -> str:
     """A sha256 of what the ids mean: the bytes of each token, and which begin and end a text.
 

@@ -66,6 +66,6 @@ class TokenSplit:
             raise ValueError(
                 f"the {self.name} split has the token {found.max()} between {begin:,} and {end:,}, "
                 f"and the model's are 0 to {known - 1}; it was made with another tokenizer, so "
-                "make it again with the model's"
+                "make it again with the model's, or give a new model more: model.fields.vocab_size"
             )
         return found.astype(np.int32)

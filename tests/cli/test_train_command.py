@@ -1,11 +1,13 @@
 """What `llama-jax train` says at its end can be typed."""
 
+import json
 import shlex
 
 import pytest
 from helpers import ROOT, run
 
 from llama_jax.train import run as running
+from llama_jax.train.token_folder import FORMAT, MANIFEST, VERSION
 
 RECIPE = ROOT / "configs/train/shakespeare.toml"
 
@@ -41,3 +43,13 @@ def test_the_last_line_of_a_model_without_a_tokenizer_gives_it_ids(tmp_path, mon
     model = folder_of_a_run(tmp_path, monkeypatch)
     done = run("train", RECIPE, "--out", model.parent)
     assert shlex.split(done.stdout)[-3:] == [str(model), "--ids", "1"]
+
+
+def test_the_last_line_of_a_model_of_dialogs_begins_one(tmp_path, monkeypatch):
+    model = folder_of_a_run(tmp_path, monkeypatch, "tokenizer.model")
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    manifest = {"format": FORMAT, "version": VERSION, "splits": {"train": {"packed": {}}}}
+    (tokens / MANIFEST).write_text(json.dumps(manifest))
+    done = run("train", RECIPE, "--out", model.parent, "--set", f"tokens={tokens}")
+    assert shlex.split(done.stdout)[-3:] == ["llama-jax", "chat", str(model)]

@@ -56,6 +56,16 @@ class Instruction:
         return found and found[1]
 
     @property
+    def waits(self) -> bool:
+        """Whether nothing runs beside it, of a collective."""
+        return '"is_sync":true' in self.rest
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a kernel that multiplies matrices."""
+        return "gemm" in (self.fused or "") or "__cublas" in self.rest
+
+    @property
     def body(self) -> str:
         """The name of what a while repeats."""
         return re.search(r"\bbody=%([\w.\-]+)", self.rest)[1]
@@ -184,6 +194,22 @@ class Program:
             or (i.op == "while" and i.trips is None)
             or (i.op == "custom-call" and CALLS_THE_HOST.search(i.rest))
         ]
+
+    def beside(self) -> list[tuple[Instruction, list[Instruction]]]:
+        """Each collective that is begun and then waited for, and the kernels between the two.
+
+        The text is the order in which a GPU is given its work; a collective has a stream of its
+        own, unless it says that it is synchronous.
+        """
+        found = []
+        for part in self.executed.values():
+            places = {i.name: n for n, i in enumerate(part)}
+            for end, done in enumerate(part):
+                if done.op.endswith("-done"):
+                    begin = places[done.operands[0]]
+                    between = [i for i in part[begin + 1 : end] if i.op not in FREE]
+                    found.append((part[begin], [] if part[begin].waits else between))
+        return found
 
     def collectives(self) -> list[str]:
         """The kinds of its collectives, in the order of the text."""

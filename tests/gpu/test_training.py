@@ -147,6 +147,27 @@ def test_over_fsdp_a_weight_is_whole_within_its_layer_only(compiled):
     assert most <= 2 * sum(_layers_matrices().values())
 
 
+def test_over_data_gradients_are_added_beside_other_work(compiled):
+    """While some are added, others are made or applied. The last to be made, the embedding's, may
+    be waited for."""
+    beside = program(compiled(**DATA)[1].as_text()).beside()
+    large = [(i, between) for i, between in beside if i.elements >= SMALLEST]
+    assert len(large) >= LAYERS, "not all at once, after the last is made"
+    assert len([i.shape for i, between in large if not between]) <= 1
+
+
+def test_over_fsdp_a_layer_is_gathered_while_the_one_below_multiplies(compiled):
+    """Going forward. Backwards, a layer is gathered when the one above is done: see the notes."""
+    text = program(compiled(**FSDP)[1].as_text())
+    beside = [(i, between) for i, between in text.beside() if i.elements >= SMALLEST]
+    assert [i.shape for i, _ in beside if i.waits] == []
+    gathers = [
+        between for i, between in beside if _is_gather(i) and i.elements < CONFIG.dim * VOCAB
+    ]
+    assert len(gathers) == 2 * LAYERS
+    assert sum(any(i.multiplies for i in between) for between in gathers) >= LAYERS - 1
+
+
 def _layers_matrices():
     c = CONFIG
     query, keys = c.dim * c.n_heads * c.head_dim, SMALLEST
