@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run
 
 import llama_jax
 from llama_jax.checkpoint import convert
+from llama_jax.cli.compiling import LINE
+from llama_jax.cli.own_model import OWN as OWN_MODEL
 
 DOCS = ROOT / "docs"
 OWN = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
@@ -80,13 +82,17 @@ def test_the_files_that_contributing_names_are_there():
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_the_picture_shows_the_readmes_first_command_and_fetches_nothing():
+def test_the_picture_shows_what_the_readmes_first_command_prints_and_fetches_nothing():
     picture = (DOCS / "first_run.svg").read_text()
     shown = html.unescape("".join(re.findall(r"<text[^>]*>([^<]*)", picture)))
     shown = shown.replace("\N{NO-BREAK SPACE}", " ")
     command = re.search(r'llama-jax generate "[^"]*"', OWN[0].read_text())[0]
     assert f"$ {command}" in shown
-    assert "Once upon a time, there was" in shown
+    printed = run("generate", "Once upon a time")
+    words = [OWN_MODEL, LINE, printed.stdout]
+    order = [" ".join(shown.split()).find(" ".join(text.split())) for text in words]
+    assert 0 < order[0] < order[1] < order[2], "run tools/recording.py again"
+    assert re.search(r"\d+ tokens; the first after \d+ ms, then [\d,.]+ tokens/s; compiling", shown)
     assert "(docs/first_run.svg)" in OWN[0].read_text()
     assert re.findall(r"url\((?!#)|href=|@import", picture) == []
 

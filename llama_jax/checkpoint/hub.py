@@ -209,8 +209,9 @@ def _in_words(asked: Repository) -> Iterator[None]:
         ) from None
     except (OSError, _of_the_client()) as error:
         raise ValueError(
-            f"{asked} could not be downloaded: {_first_line(error)}. Whole files are "
-            "kept, and the same command brings the others"
+            f"{asked} could not be downloaded from {constants.ENDPOINT}: {_first_line(error)}. "
+            "Whole files are kept, and the same command brings the others; where there is no "
+            "network, copy the model's folder to this machine and name that"
         ) from None
 
 
