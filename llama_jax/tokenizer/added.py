@@ -12,8 +12,8 @@ from llama_jax.tokenizer.foreign import in_short, in_words
 _LIKE_A_CONTROL = re.compile(r"<[|\uff5c][\w\u2581.:/-]{1,40}[|\uff5c]>")
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
-MAX_TOKENS = 2**19
-"""Twice what any vocabulary has: the libraries take seconds for each million."""
+MAX_TOKENS = 400_000
+"""Above what any vocabulary has: the tokenizers library takes ten seconds for a million."""
 MAX_ADDED, MAX_ADDED_TEXT = 80_000, 800_000
 """How many tokens a folder may add, and of how many characters together. Models that speak add up
 to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
