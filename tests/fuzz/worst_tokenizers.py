@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,14 @@ def _ranks(count: int) -> Made:
     return made
 
 
-def _gguf(kind: str, count: int, **more: Any) -> Made:
+def _gguf(kind: str, count: int, merges: Sequence[str] = ()) -> Made:
     """A GGUF file whose tokenizer has so many tokens."""
 
     def made(_: Path) -> bytes:
-        tokens = ["<unk>", "<s>", "</s>", *itertools.islice(names(5), count)]
-        said = {"model": kind, "tokens": tokens, "bos_token_id": 1, "eos_token_id": 2, **more}
+        tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", *itertools.islice(names(5), count)]
+        said: dict[str, Any] = {"model": kind, "tokens": tokens}
+        said |= {"bos_token_id": 1, "eos_token_id": 2, "token_type": [2, 3, 3] + [1] * (count + 3)}
+        said |= {"merges": list(merges)} if merges else {}
         model, tensors = small_model()
         metadata = {f"tokenizer.ggml.{key}": value for key, value in said.items()}
         return gguf_bytes({**model, **metadata}, tensors)
