@@ -12,8 +12,9 @@ from llama_jax.tokenizer.foreign import in_short, in_words
 _LIKE_A_CONTROL = re.compile(r"<[|\uff5c][\w\u2581.:/-]{1,40}[|\uff5c]>")
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
-MAX_TOKENS = 400_000
-"""Above what any vocabulary has: the tokenizers library takes ten seconds for a million."""
+MAX_TOKENS, MAX_MERGES = 300_000, 600_000
+"""Above what any vocabulary has, GPT-4o's 446,000 merges being the most: of a million tokens the
+tokenizers library makes ten seconds."""
 MAX_ADDED, MAX_ADDED_TEXT = 80_000, 800_000
 """How many tokens a folder may add, and of how many characters together. Models that speak add up
 to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
@@ -84,10 +85,11 @@ def check_added(texts: Collection[str]) -> None:
         )
 
 
-def check_vocabulary(count: int, what: str = "tokens") -> None:
-    """ValueError where a tokenizer has more tokens than any model's."""
-    if count > MAX_TOKENS:
-        raise ValueError(f"it has {count:,} {what}, and at most {MAX_TOKENS:,} are read")
+def check_vocabulary(tokens: int, merges: int = 0) -> None:
+    """ValueError where a tokenizer has more tokens than any model's, or merges."""
+    for what, count, most in (("tokens", tokens, MAX_TOKENS), ("merges", merges, MAX_MERGES)):
+        if count > most:
+            raise ValueError(f"it has {count:,} {what}, and at most {most:,} are read")
 
 
 def few(notes: list[str]) -> list[str]:

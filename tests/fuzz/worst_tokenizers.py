@@ -44,7 +44,7 @@ def _vocabulary(count: int, *, merged: bool) -> Made:
         for name in itertools.islice(itertools.chain(*map(names, (2, 3, 4))), count):
             found[name] = len(found) + 7  # what is added has the ids before
             if merged:
-                said["model"]["merges"].append([name[:-1], name[-1]])
+                said["model"]["merges"] += [[name[:-1], name[-1]]] * 2
 
     return changed(change)
 
