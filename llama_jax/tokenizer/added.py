@@ -215,6 +215,7 @@ def unknown_controls(source: str, id_of: Callable[[str], int | None]) -> list[st
     The model then reads its characters, which is as some were trained (TinyLlama), and in others
     means that a file beside the tokenizer is missing.
     """
-    written = re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL)
+    before, *comments = source.split("{#")  # a pattern would look for the end of each that has none
+    written = before + "".join(comment.partition("#}")[2] for comment in comments)
     spelled = dict.fromkeys(_LIKE_A_CONTROL.findall(written))
     return [text for text in spelled if id_of(text) is None]
