@@ -15,7 +15,7 @@ MAX_ID = 2**24
 MAX_TOKENS, MAX_MERGES = 300_000, 600_000
 """Above what any vocabulary has, GPT-4o's 446,000 merges being the most: of a million tokens the
 tokenizers library makes ten seconds."""
-MAX_ADDED, MAX_ADDED_TEXT = 80_000, 800_000
+MAX_ADDED, MAX_ADDED_TEXT = 80_000, 750_000
 """How many tokens a folder may add, and of how many characters together. Models that speak add up
 to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
 million characters."""
