@@ -41,14 +41,13 @@ def keep_programs() -> None:
         return
     if wanted.lower() in ("off", "0", "no", "false"):
         return
-    folder = Path(wanted or "~")
     try:
-        folder = folder.expanduser().absolute() if wanted else cache_folder() / "programs"
+        folder = Path(wanted).expanduser().absolute() if wanted else cache_folder() / "programs"
         _prepare(folder, private=not wanted)
     except (OSError, ImportError, RuntimeError) as error:  # the last where there is no home
         warnings.warn(
-            f"compiled programs are not kept: {error}; make {folder} a folder that you can write, "
-            f"or set {VARIABLE} to another, or to off",
+            f"compiled programs are not kept: {error}; they need a folder that you can write and "
+            f"others cannot: set {VARIABLE} to one, or to off",
             stacklevel=1,  # this line, so that Python shows it once whoever asks
         )
         return
@@ -76,7 +75,7 @@ def cache_folder() -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         if not Path(base).is_absolute():  # it would be another folder from every other one
-            raise OSError(f"XDG_CACHE_HOME={str(base)!r} is no absolute path")
+            raise OSError(f"XDG_CACHE_HOME={str(base)!r} is no absolute path of a folder")
     return Path(base) / "llama_jax"
 
 

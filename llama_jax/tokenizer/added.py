@@ -12,9 +12,10 @@ from llama_jax.tokenizer.foreign import in_short, in_words
 _LIKE_A_CONTROL = re.compile(r"<[|\uff5c][\w\u2581.:/-]{1,40}[|\uff5c]>")
 MAX_ID = 2**24
 """Above any vocabulary's ids: a number in a stranger's file must not decide how much is made."""
-MAX_TOKENS = 2**19
-"""Twice what any vocabulary has: the libraries take seconds for each million."""
-MAX_ADDED, MAX_ADDED_TEXT = 80_000, 800_000
+MAX_TOKENS, MAX_MERGES = 300_000, 600_000
+"""Above what any vocabulary has, GPT-4o's 446,000 merges being the most: of a million tokens the
+tokenizers library makes ten seconds."""
+MAX_ADDED, MAX_ADDED_TEXT = 80_000, 750_000
 """How many tokens a folder may add, and of how many characters together. Models that speak add up
 to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
 million characters."""
@@ -84,10 +85,11 @@ def check_added(texts: Collection[str]) -> None:
         )
 
 
-def check_vocabulary(count: int, what: str = "tokens") -> None:
-    """ValueError where a tokenizer has more tokens than any model's."""
-    if count > MAX_TOKENS:
-        raise ValueError(f"it has {count:,} {what}, and at most {MAX_TOKENS:,} are read")
+def check_vocabulary(tokens: int, merges: int = 0) -> None:
+    """ValueError where a tokenizer has more tokens than any model's, or merges."""
+    for what, count, most in (("tokens", tokens, MAX_TOKENS), ("merges", merges, MAX_MERGES)):
+        if count > most:
+            raise ValueError(f"it has {count:,} {what}, and at most {most:,} are read")
 
 
 def few(notes: list[str]) -> list[str]:
@@ -213,6 +215,7 @@ def unknown_controls(source: str, id_of: Callable[[str], int | None]) -> list[st
     The model then reads its characters, which is as some were trained (TinyLlama), and in others
     means that a file beside the tokenizer is missing.
     """
-    written = re.sub(r"\{#.*?#\}", "", source, flags=re.DOTALL)
+    before, *comments = source.split("{#")  # a pattern would look for the end of each that has none
+    written = before + "".join(comment.partition("#}")[2] for comment in comments)
     spelled = dict.fromkeys(_LIKE_A_CONTROL.findall(written))
     return [text for text in spelled if id_of(text) is None]

@@ -94,7 +94,8 @@ class Vocabulary:
         tokens = metadata.get("tokenizer.ggml.tokens")
         if not isinstance(tokens, list) or not tokens:
             raise ValueError("tokenizer.ggml.tokens is no list of tokens; the file has none")
-        check_vocabulary(len(tokens))
+        merges = metadata.get("tokenizer.ggml.merges")
+        check_vocabulary(len(tokens), len(merges) if isinstance(merges, list) else 0)
         if len(set(tokens)) < len(tokens):
             raise ValueError("tokenizer.ggml.tokens has a token twice; the file is damaged")
         ids = {name: _id(metadata, name, len(tokens)) for name in ("bos", "eos", "eot", "eom")}

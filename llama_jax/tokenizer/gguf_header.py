@@ -19,8 +19,10 @@ import numpy as np
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-MAX_KEYS, MAX_ITEMS = 2**14, 2**22
-"""Far above any model's, and far below what would hurt to hold: keys, and what an array has."""
+MAX_KEYS, MAX_ITEMS, MAX_TEXTS = 2**14, 2**22, 2**20
+"""Far above any model's, and far below what would hurt to hold: keys, what all arrays have, and how
+many texts are among that.
+"""
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"},
@@ -126,7 +128,7 @@ class Cursor:
 
     def __init__(self, memory: np.ndarray, at: int) -> None:
         self._memory, self.at = memoryview(memory), at  # type: ignore[arg-type]
-        self._items = MAX_ITEMS
+        self._items, self._texts = MAX_ITEMS, MAX_TEXTS
 
     @property
     def left(self) -> int:
@@ -160,15 +162,17 @@ class Cursor:
         self.at += count
         return bytes(self._memory[self.at - count : self.at])
 
-    def count(self, what: str, item_bytes: int) -> int:
+    def count(self, what: str, item_bytes: int, *, texts: bool = False) -> int:
         """How long an array is; the items of all arrays together are bounded."""
         found = self.number("Q", what)
-        if found > min(self._items, self.left // item_bytes):
+        most = self._texts if texts else self._items
+        if found > min(most, self._items, self.left // item_bytes):
             raise BrokenGGUF(
                 f"{what!r:.80} claims {found:,} items, more than the file has room for or any "
                 f"model needs; {_AGAIN}"
             )
         self._items -= found
+        self._texts -= found * texts
         return found
 
 
@@ -184,7 +188,7 @@ def _value(cursor: Cursor, key: str) -> Any:
 def _array(cursor: Cursor, key: str) -> Any:
     kind = cursor.number("I", key)
     if kind == _STRING:
-        return [cursor.text(key) for _ in range(cursor.count(key, 8))]
+        return [cursor.text(key) for _ in range(cursor.count(key, 8, texts=True))]
     if kind == _ARRAY:
         raise BrokenGGUF(f"{key!r:.80} is an array of arrays, which no LLaMA's file has; {_AGAIN}")
     return _numbers(cursor, key, kind, None)

@@ -41,9 +41,8 @@ def read_bounded_json(file: bytes) -> dict[str, Any]:
     _check_chains(said)
     _check_templates(said)
     model = said.get("model")
-    for what, count in (("vocab", "tokens"), ("merges", "merges")):
-        found = model.get(what) if isinstance(model, dict) else None
-        check_vocabulary(len(found) if isinstance(found, dict | list) else 0, count)
+    found = [model.get(what) if isinstance(model, dict) else None for what in ("vocab", "merges")]
+    check_vocabulary(*(len(each) if isinstance(each, dict | list) else 0 for each in found))
     added = said.get("added_tokens")
     tokens = added if isinstance(added, list) else []
     texts = [token.get("content") for token in tokens if isinstance(token, dict)]

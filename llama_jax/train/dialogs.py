@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llama_jax.tokenizer import Tokenizer
+from llama_jax.tokenizer.foreign import MAX_ERROR, plain
 from llama_jax.train.corpus import read_objects
 
 _SHAREGPT = {
@@ -47,7 +48,7 @@ def read_dialogs(files: Sequence[Path]) -> Iterator[tuple[Dialog, int]]:
             try:
                 yield _dialog(value, place), done + read
             except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
+                raise ValueError(f"{place}: {plain(error, MAX_ERROR)}") from None
         done += file.stat().st_size
 
 
@@ -62,7 +63,7 @@ def example_of(dialog: Dialog, tokenizer: Tokenizer) -> Example:
     try:
         ids, writers = tokenizer.encode_answers(dialog.messages[: last + 1])
     except ValueError as error:
-        raise ValueError(f"{dialog.place}: {error}") from None
+        raise ValueError(f"{dialog.place}: {plain(error, MAX_ERROR)}") from None
     trained = np.array([writer >= 0 and dialog.trained[writer] for writer in writers], bool)
     trained[:1] = False  # nothing comes before it to predict it from
     if not trained.any():
@@ -124,7 +125,7 @@ def _from_sharegpt(one: Any, index: int) -> Any:
     if not isinstance(one, dict) or "from" not in one or "value" not in one:
         raise ValueError(f"message {index} of 'conversations' needs 'from' and 'value'")
     rest = {key: value for key, value in one.items() if key not in ("from", "value")}
-    if one["from"] not in _SHAREGPT:
+    if not isinstance(one["from"], str) or one["from"] not in _SHAREGPT:
         raise ValueError(
             f"message {index} is from {one['from']!r}; it is one of "
             f"{', '.join(map(repr, _SHAREGPT))}"

@@ -18,6 +18,7 @@ import numpy as np
 from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.tokenizer import Tokenizer, find_tokenizer
+from llama_jax.tokenizer.foreign import in_words
 from llama_jax.train.foreign import foreign_shards
 from llama_jax.train.token_split import Packed, TokenSplit
 
@@ -172,10 +173,9 @@ def _open_packed(path: Path, record: Mapping[str, Any], tokens: int, check_hashe
 
 
 def _read_starts(file: Path) -> np.ndarray:
-    try:
+    # NumPy reads a header as Python reads a program, and fails as that does.
+    with in_words(f"{file} is no array of NumPy's (", f"); {_AGAIN}", but=(OSError,)):
         return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no array of NumPy's ({error}); {_AGAIN}") from None
 
 
 def _check_file(path: Path, stated: Mapping[str, Any], check_hashes: bool) -> None:

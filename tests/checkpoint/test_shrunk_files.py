@@ -1,10 +1,12 @@
 """A weight file that is cut off after it was opened: an error that names it, and no signal."""
 
 import os
+import shutil
 
 import meta_folder
 import numpy as np
 import pytest
+from fuzz import formats, seeds
 from fuzz.seeds import gguf_folder
 from hf_folder import write_folder
 
@@ -39,6 +41,26 @@ def test_a_file_that_is_cut_off_after_it_was_opened_is_named(tmp_path, kind):
     said = f"{file.name} had {size:,} bytes when it was opened and has {size - 1:,} now"
     for tensor in tensors:
         with pytest.raises(ValueError, match=said):
+            tensor[...]
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory):
+    made = seeds.make(tmp_path_factory.mktemp("seeds"))
+    return {name: made[name].folder for name in QUANTIZED}
+
+
+QUANTIZED = (*formats.QUANTIZED, "spinquant", "qlora", "meta-fp8", "gguf-blocks")
+
+
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_no_quantized_matrix_is_read_from_a_file_that_is_cut_off(quantized, tmp_path, kind):
+    folder = shutil.copytree(quantized[kind], tmp_path / "m")
+    source = open_checkpoint(folder / "model.gguf" if kind == "gguf-blocks" else folder)
+    for file in source.files:
+        os.truncate(file, file.stat().st_size - 1)
+    for tensor in source.tensors.values():
+        with pytest.raises(ValueError, match="bytes when it was opened and has"):
             tensor[...]
 
 

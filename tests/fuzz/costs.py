@@ -102,7 +102,10 @@ def costs(root: Path, chosen: dict[str, Worst]) -> dict[str, Cost]:
     found = {}
     (folders,) = child(lambda tell: _seeds(root, tell), root / "made" / "x")
     for number, (name, worst) in enumerate(chosen.items()):
-        one = found[name] = cost(worst, folders[worst.seed], root / str(number) / "x")
+        tries = []
+        while not tries or (tries[-1].wrong() and len(tries) < 3):  # a busy machine is slow
+            tries.append(cost(worst, folders[worst.seed], root / str(number) / "x"))
+        one = found[name] = min(tries, key=lambda one: one.seconds)
         print(
             f"{name:46} {one.size / 1e6:5.1f} MB {one.seconds:6.2f} s {one.mib:5,} MiB  "
             f"{one.said[:60]!r} {one.wrong() or ''}",

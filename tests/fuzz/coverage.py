@@ -6,6 +6,8 @@ of the readers run. What breaks a promise ends it, and lies in `keep`.
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,10 @@ def watch(name: str, seconds: float, keep: Path) -> None:
     except ImportError:
         raise SystemExit('atheris is absent; install it: pip install -e ".[fuzz]"') from None
     with atheris.instrument_imports(include=list(WATCHED)):
+        for package in map(importlib.import_module, WATCHED):  # some are imported late otherwise
+            for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+                importlib.import_module(module.name)
+
         from fuzz import mutations, seeds, trying
 
         from llama_jax.tokenizer.chat_template import ChatTemplate

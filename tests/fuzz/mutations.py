@@ -33,11 +33,16 @@ def change(name: str, content: bytes, rng: random.Random) -> bytes:
         return mutated(content, rng)
     if name.endswith(".json"):
         return json.dumps(changed_json(json.loads(content), rng)).encode()
+    if name.endswith(".jsonl"):
+        lines = content.splitlines()
+        at = rng.randrange(len(lines))
+        lines[at] = json.dumps(changed_json(json.loads(lines[at]), rng)).encode()
+        return b"\n".join(lines)
     if name.endswith(".safetensors"):
         size = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + size])
         return framed(changed_json(header, rng), content[8 + size :])
-    if name.endswith((".pth", ".pt")):
+    if name.endswith((".pth", ".pt", "model.bin")):
         return _changed_zip(content, rng)
     return mutated(content[: len(content) // 4], rng) + content[len(content) // 4 :]
 

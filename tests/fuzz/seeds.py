@@ -13,9 +13,10 @@ import meta_folder
 import meta_quantized
 import numpy as np
 import quantized_folders
+import torch_zip
 from dialog_kinds import KINDS, byte_folder
 from fuzz.formats import QUANTIZED
-from hf_folder import SMALL, write_folder, write_safetensors
+from hf_folder import SMALL, tensors_of, write_folder, write_safetensors
 from small_tokenizers import sentencepiece_file, tiktoken_file
 
 from llama_jax.checkpoint.adapters import with_adapter
@@ -23,6 +24,9 @@ from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.checkpoint.source import Source
 from llama_jax.tokenizer import load_tokenizer
+from llama_jax.train.dialogs import example_of, read_dialogs
+from llama_jax.train.token_folder import open_tokens
+from llama_jax.train.tokens import tokenize
 
 DIALOG = [
     {"role": "user", "content": "Who is Lily?"},
@@ -64,7 +68,56 @@ def make(root: Path) -> dict[str, Seed]:
             _of(root / "sp", sentencepiece_file()), ("tokenizer.model",), read_tokenizer
         ),
         "tiktoken": Seed(_of(root / "tt", tiktoken_file()), ("tokenizer.model",), read_tokenizer),
+        **_several_files(root / "several"),
+        **_for_training(root / "training"),
     }
+
+
+def _several_files(root: Path) -> dict[str, Seed]:
+    """Hugging Face folders of two files and an index: safetensors, and torch's."""
+    index, numbered = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
+    folder, torch = write_folder(root / "index", files=2), write_folder(root / "bin")
+    (torch / "model.safetensors").unlink()
+    torch_zip.save(torch / "pytorch_model.bin", tensors_of(SMALL), prefix="pytorch_model")
+    return {
+        "hf-index": Seed(folder, (index, numbered), read_weights),
+        "hf-bin": Seed(torch, ("pytorch_model.bin", "config.json"), read_weights),
+    }
+
+
+def _for_training(root: Path) -> dict[str, Seed]:
+    """A folder of tokens, and dialogs."""
+    (_folder(root) / "a.txt").write_text("Once upon a time\n\nthere was a llama\n\n" * 20)
+    tokenizer = _of(root / "sp", sentencepiece_file()) / "tokenizer.model"
+    tokenize([root / "a.txt"], tokenizer, root / "tokens", separator="\n\n", validation_every=4)
+    said = [{"messages": DIALOG}, {"prompt": "Who?", "completion": "A cat."}]
+    said += [{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}]
+    dialogs = _folder(root / "dialogs")
+    (dialogs / "a.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in said))
+    written = ("manifest.json", "train/starts.npy", "train/00000.bin")
+    return {
+        "tokens": Seed(root / "tokens", written, read_tokens),
+        "dialogs": Seed(dialogs, ("a.jsonl",), read_dialogs_with(tokenizer)),
+    }
+
+
+def read_tokens(folder: Path) -> None:
+    """Every token of a folder for training, and where each document starts."""
+    found = open_tokens(folder, vocab_size=1000)
+    for split in (found.train, *([found.validation] if found.validation else [])):
+        split.read(0, len(split))
+        split.document_starts().sum()
+
+
+def read_dialogs_with(tokenizer: Path) -> Callable[[Path], None]:
+    """What reads dialogs as examples to train on."""
+
+    def read(folder: Path) -> None:
+        known = load_tokenizer(tokenizer)
+        for dialog, _ in read_dialogs([folder / "a.jsonl"]):
+            example_of(dialog, known)
+
+    return read
 
 
 PEFT = "adapter_config.json"

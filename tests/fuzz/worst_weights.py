@@ -184,5 +184,6 @@ WEIGHTS: dict[str, Worst] = {
     "gguf, keys": Worst("gguf", "model.gguf", _gguf_with(1, 16_000)),
     "gguf, tensors": Worst("gguf", "model.gguf", _gguf_tensors),
     "gguf, numbers": Worst("gguf", "model.gguf", _gguf_with([1] * 4_100_000)),
-    "gguf, texts": Worst("gguf", "model.gguf", _gguf_with(["ab"] * 1_980_000)),
+    "gguf, texts": Worst("gguf", "model.gguf", _gguf_with(["ab"] * 1_040_000)),
+    "gguf, too many texts": Worst("gguf", "model.gguf", _gguf_with(["ab"] * 1_980_000)),
 }

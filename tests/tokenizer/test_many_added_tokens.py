@@ -7,7 +7,13 @@ import pytest
 from small_tokenizers import sentencepiece_file
 
 from llama_jax.tokenizer import load_tokenizer
-from llama_jax.tokenizer.added import MAX_ADDED, AddedToken, AddedTokens, read_added_tokens
+from llama_jax.tokenizer.added import (
+    MAX_ADDED,
+    AddedToken,
+    AddedTokens,
+    read_added_tokens,
+    unknown_controls,
+)
 from llama_jax.tokenizer.beside import Stated
 
 
@@ -51,6 +57,13 @@ def test_a_text_is_searched_once_for_thousands_of_tokens():
     found = [part for part, _ in tokens.split("Once <upon> a <time> <19999> " * 500)]
     assert found.count(19_999) == 500
     assert time.process_time() - began < 5  # a tenth of a second; a search token by token, an hour
+
+
+def test_comments_of_a_template_are_left_out_in_one_pass():
+    source = "<|a|>{# <|b|> {# <|c|> #}<|d|>{# <|e|> #}<|f|>" + "{#" * 300_000
+    began = time.process_time()
+    assert unknown_controls(source, lambda text: None) == ["<|a|>", "<|d|>", "<|f|>"]
+    assert time.process_time() - began < 5  # milliseconds; by a pattern, minutes
 
 
 def test_a_folder_adds_so_many_tokens_at_most():

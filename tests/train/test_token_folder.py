@@ -194,6 +194,22 @@ def test_a_missing_shard_and_a_damaged_manifest_are_clear(tmp_path):
             open_tokens(folder)
 
 
+@pytest.mark.parametrize("at", [20, 30, 60, 90, 127])
+def test_a_header_of_numpys_that_is_damaged_is_said_in_words(tmp_path, at):
+    folder = token_folder(tmp_path, STORIES)
+    file = folder / "train/starts.npy"
+    content = bytearray(file.read_bytes())
+    for byte in b"({'\\[#\0\n":
+        content[at] = byte
+        file.write_bytes(content)
+        said = ""  # some change nothing, as in the spaces at its end
+        try:
+            open_tokens(folder)
+        except ValueError as error:
+            said = str(error)
+        assert said.isprintable()
+
+
 def test_nothing_outside_a_folder_is_read(tmp_path):
     folder = token_folder(tmp_path)
     (folder / "train/00000.bin").rename(tmp_path / "outside.bin")

@@ -254,6 +254,8 @@ def test_a_completion_alone_is_trained(tmp_path):
             "message 0 has no 'content', only 'role'",
         ),
         ({"conversations": [{"from": "bing", "value": "a"}]}, "is from 'bing'; it is one of"),
+        ({"conversations": [{"from": ["gpt"], "value": "a"}]}, r"is from \['gpt'\]; it is one of"),
+        ({"conversations": [{"from": "x" * 9000, "value": "a"}]}, r"is from 'xxx.{200,400}\Z"),
         ({"conversations": [{"role": "user"}]}, "needs 'from' and 'value'"),
         ({"prompt": "a", "completion": 3}, "'completion' must be a list of messages"),
         ({"prompt": "a"}, "its keys are 'prompt'; a dialog has"),

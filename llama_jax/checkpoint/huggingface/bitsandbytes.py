@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.checkpoint.files.mapped import still_whole
 from llama_jax.checkpoint.huggingface.packed import Tensors
 
 _STATE = "weight.quant_state.bitsandbytes__"
@@ -35,7 +36,7 @@ def nf4(t: Tensors, shape: tuple[int, int]) -> Callable[[], np.ndarray]:
     def dense() -> np.ndarray:
         raw = np.ravel(t["weight"])
         codes = np.stack([raw >> 4, raw & 15], 1).reshape(-1)[:size]
-        weights = np.ravel(table).astype(np.float32)[codes]
+        weights = np.ravel(still_whole(table)).astype(np.float32)[codes]
         return (weights * np.repeat(each(), block)[:size]).reshape(shape)
 
     return dense
@@ -57,7 +58,7 @@ def _state(t: Tensors) -> Mapping[str, Any]:
 def _scales(t: Tensors, scales: np.ndarray, state: Mapping[str, Any]) -> Callable[[], np.ndarray]:
     """What reads the scale of each block, once all that it takes is known to be there."""
     if scales.dtype != np.uint8:
-        return lambda: scales.astype(np.float32)
+        return lambda: still_whole(scales).astype(np.float32)
     table, outer = (np.ravel(t[f"weight.nested_{name}"]) for name in ("quant_map", "absmax"))
     block, offset = state.get("nested_blocksize"), state.get("nested_offset")
     if type(block) is not int or not 0 < block <= 2**16 or not isinstance(offset, int | float):
@@ -66,7 +67,8 @@ def _scales(t: Tensors, scales: np.ndarray, state: Mapping[str, Any]) -> Callabl
         raise ValueError("its nested_absmax and nested_quant_map do not fit its absmax")
 
     def read() -> np.ndarray:
-        each = np.repeat(outer.astype(np.float32), block)[: scales.size]
-        return table.astype(np.float32)[scales] * each + np.float32(offset)
+        each = np.repeat(still_whole(outer).astype(np.float32), block)[: scales.size]
+        numbers = still_whole(table).astype(np.float32)[still_whole(scales)]
+        return numbers * each + np.float32(offset)
 
     return read

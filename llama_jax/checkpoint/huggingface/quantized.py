@@ -15,6 +15,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored
 from llama_jax.checkpoint.computed import ComputedTensor, DenseTensor, declared
+from llama_jax.checkpoint.files.mapped import still_whole
 from llama_jax.checkpoint.huggingface.bitsandbytes import nf4
 from llama_jax.checkpoint.huggingface.packed import Tensors, awq_unpacked, unpacked
 from llama_jax.weights.int4 import GROUP, packed
@@ -101,7 +102,7 @@ def packed_integers(t: Tensors, shape: tuple[int, int], arranged: Arranged, bits
         return unpacked(t["weight_packed"], bits, 1)[:, :inputs].T
 
     def of(words: np.ndarray) -> np.ndarray:
-        return unpacked(words, bits, 0)[:outputs].T
+        return unpacked(still_whole(words), bits, 0)[:outputs].T
 
     # Offset binary: without zero points 0 to 15 stand for -8 to 7.
     zeros = None if stored is None else functools.partial(of, stored)
@@ -150,7 +151,7 @@ def float8(t: Tensors, shape: tuple[int, int], arranged: Arranged) -> Stored:
 
     def value() -> dict[str, np.ndarray]:
         bits = arranged(t["weight"].view(np.uint8).T)
-        return {"bits": bits, "scale": arranged(scale)[0].astype(np.float32)}
+        return {"bits": bits, "scale": arranged(still_whole(scale))[0].astype(np.float32)}
 
     return _computed(declared("fp8", shape, None, np.float32), value, "fp8")
 
@@ -181,7 +182,7 @@ def four_bits(
     dtype = np.float16 if scale.dtype == np.float16 else np.float32
 
     def value() -> dict[str, np.ndarray]:
-        each = arranged(np.repeat(np.asarray(scale, dtype), group // GROUP, 0))
+        each = arranged(np.repeat(np.asarray(still_whole(scale), dtype), group // GROUP, 0))
         found = {"words": packed(arranged(np.ascontiguousarray(integers()))), "scale": each}
         if zeros is not None:
             zero = arranged(np.repeat(zeros(), group // GROUP, 0)).astype(np.float32)
@@ -205,7 +206,7 @@ def eight_bits(
     dtype = np.float16 if scale.dtype == np.float16 else np.float32
 
     def value() -> dict[str, np.ndarray]:
-        each = arranged(np.asarray(scale, dtype))
+        each = arranged(np.asarray(still_whole(scale), dtype))
         found = {"values": arranged(np.ascontiguousarray(values())), "scale": each}
         if zeros is not None:
             found["minimum"] = -arranged(zeros()) * each.astype(np.float32)

@@ -15,6 +15,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import Stored
 from llama_jax.checkpoint.computed import ComputedTensor, DenseTensor, declared
 from llama_jax.checkpoint.dtypes import DTYPES
+from llama_jax.checkpoint.files.mapped import still_whole
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.meta.shards import Shards
@@ -96,13 +97,14 @@ def _of_ranks(
     if axis and len(pieces) > 1:
 
         def dense() -> np.ndarray:
-            parts = (p.astype(_FP8).T.astype(np.float32) for p in pieces)
+            parts = (still_whole(p).astype(_FP8).T.astype(np.float32) for p in pieces)
             return np.concatenate([p * s for p, s in zip(parts, each, strict=True)])
 
         return DenseTensor((inputs, outputs), dense, "fp8")
 
     def value() -> dict[str, np.ndarray]:
-        bits = np.concatenate([piece.astype(_FP8, copy=False) for piece in pieces]).view(np.uint8)
+        whole = [still_whole(piece).astype(_FP8, copy=False) for piece in pieces]
+        bits = np.concatenate(whole).view(np.uint8)
         return {"bits": np.ascontiguousarray(bits.T), "scale": np.concatenate(each)}
 
     return ComputedTensor(declared("fp8", row.shape, None, np.float32), value, "fp8")

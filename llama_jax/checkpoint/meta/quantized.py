@@ -17,6 +17,7 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, Stored
 from llama_jax.checkpoint.dtypes import DTYPES
+from llama_jax.checkpoint.files.mapped import check_whole, still_whole
 from llama_jax.checkpoint.files.messages import shorten
 from llama_jax.checkpoint.huggingface.quantized import eight_bits, four_bits
 from llama_jax.checkpoint.meta.fp8 import read_fp8
@@ -122,7 +123,7 @@ def _value(
             raise ValueError(f"its scales have shape {list(scales.shape)}, not one a token")
         return _ScaledRows(weight, scales)
     if row.path == OUTPUT:
-        return eight_bits("int8", shape, lambda: weight.T, scales.T, None, _same)
+        return eight_bits("int8", shape, lambda: still_whole(weight).T, scales.T, None, _same)
     base: Any = four_bits("int4", shape, _nibbles(weight), scales.T, _zeros(own, scales), _same)
     if turned and row.path[-1] == "w2":
         base = _around(Hadamard(base, _power_of_two(inputs)))
@@ -135,6 +136,7 @@ def _nibbles(weight: np.ndarray) -> Callable[[], np.ndarray]:
     """What gives the integers 0 to 15, uint8 [in, out], of -8 to 7, int8 [out, in]."""
 
     def integers() -> np.ndarray:
+        check_whole(weight)
         if weight.min() < -8 or weight.max() > 7:
             raise ValueError("an int4 weight holds numbers beyond -8 to 7; the file is damaged")
         return (weight.T + np.int8(8)).view(np.uint8)
@@ -149,7 +151,7 @@ def _zeros(own: Mapping[str, np.ndarray], scales: np.ndarray) -> Callable[[], np
         return None
     if found.size != scales.size:
         raise ValueError(f"its zeros have shape {list(found.shape)}, and its scales another")
-    return lambda: found.reshape(scales.shape).astype(np.float32).T + np.float32(8)
+    return lambda: still_whole(found).reshape(scales.shape).astype(np.float32).T + np.float32(8)
 
 
 def _with_adapter(
@@ -203,5 +205,5 @@ class _ScaledRows(ReadByPart):
         return self.scales.dtype
 
     def read(self, index: Index, out: np.ndarray) -> None:
-        scales = self.scales[index[0]].astype(np.float32)
-        out[...] = (self.rows[index].astype(np.float32) * scales).astype(self.dtype)
+        scales = still_whole(self.scales)[index[0]].astype(np.float32)
+        out[...] = (still_whole(self.rows)[index].astype(np.float32) * scales).astype(self.dtype)
