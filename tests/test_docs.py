@@ -91,7 +91,7 @@ def test_the_picture_shows_what_the_readmes_first_command_prints_and_fetches_not
     printed = run("generate", "Once upon a time")
     words = [OWN_MODEL, LINE, printed.stdout]
     order = [" ".join(shown.split()).find(" ".join(text.split())) for text in words]
-    assert 0 < order[0] < order[1] < order[2], "run tools/recording.py again"
+    assert 0 < order[0] < order[1] < order[2], "run scripts/recording.py again"
     assert re.search(r"\d+ tokens; the first after \d+ ms, then [\d,.]+ tokens/s; compiling", shown)
     assert "(docs/first_run.svg)" in OWN[0].read_text()
     assert re.findall(r"url\((?!#)|href=|@import", picture) == []
