@@ -227,8 +227,9 @@ def test_a_chat_model_is_known_by_its_template_wherever_that_lies(
 ):
     byte_folder(tmp_path, template)
     tokenizer = llama_jax.load_tokenizer(tmp_path)
-    assert is_instruct(SimpleNamespace(path=tmp_path / name), tokenizer) is instruct
-    assert not is_instruct(SimpleNamespace(path=tmp_path / name), None)
+    source = SimpleNamespace(path=tmp_path / name, format="huggingface")
+    assert is_instruct(source, tokenizer) is instruct
+    assert not is_instruct(source, None)
 
 
 def test_samples_stand_side_by_side(writer):
