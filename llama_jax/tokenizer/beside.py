@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.added import MAX_ID, AddedToken, few, read_added_tokens
+from llama_jax.tokenizer.added import MAX_ID, AddedToken, check_added, few, read_added_tokens
 from llama_jax.tokenizer.folder import MODEL_CONFIG, beside, read_object
 
 _OBJECTS = (
@@ -153,8 +153,9 @@ def _named(source: Mapping[str, Any]) -> dict[str, str]:
     """The control tokens that a file names: "bos_token" and its like, and the additional ones."""
     found = {key: _content(token) for key, token in source.items() if key.endswith("_token")}
     more = source.get("additional_special_tokens")
-    for n, token in enumerate(more if isinstance(more, list) else ()):
-        found[f"additional_special_tokens[{n}]"] = _content(token)
+    several = [_content(token) for token in (more if isinstance(more, list) else ())]
+    check_added([text for text in (*found.values(), *several) if text])
+    found |= {f"additional_special_tokens[{n}]": text for n, text in enumerate(several)}
     return {key: text for key, text in found.items() if text}
 
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from llama_jax.tokenizer.gguf import Vocabulary
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_ADDED = frozenset((_UNKNOWN, _CONTROL, _USER_DEFINED))
 _GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _BYTES_ONLY = {**_GPT2, "use_regex": False}
 _LLAMA3 = {
@@ -77,13 +78,9 @@ def _notes(pre: str) -> tuple[str, ...]:
 
 def _vocab(said: Vocabulary) -> dict[str, int]:
     """All tokens but those added after the last ordinary one, so that no text becomes them."""
-    ordinary = [id for id, kind in enumerate(said.kinds) if not _is_added(kind)]
-    end = ordinary[-1] + 1 if ordinary else 0
+    backwards = range(len(said.kinds), 0, -1)
+    end = next((end for end in backwards if said.kinds[end - 1] not in _ADDED), 0)
     return {text: id for id, text in enumerate(said.tokens[:end])}
-
-
-def _is_added(kind: int) -> bool:
-    return kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
 
 
 def _added(said: Vocabulary) -> list[dict[str, Any]]:
@@ -91,7 +88,7 @@ def _added(said: Vocabulary) -> list[dict[str, Any]]:
     return [
         {"id": id, "content": said.tokens[id], **plain, "special": kind != _USER_DEFINED}
         for id, kind in enumerate(said.kinds)
-        if _is_added(kind)
+        if kind in _ADDED
     ]
 
 

@@ -6,6 +6,7 @@ and length is held against the bytes that are left before anything is made of it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
@@ -20,6 +21,8 @@ import numpy as np
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_KEYS, MAX_ITEMS, MAX_TEXTS = 2**14, 2**22, 2**20
+MAX_TEXT = 2**24
+"""Bytes."""
 """Far above any model's, and far below what would hurt to hold: keys, what all arrays have, and how
 many texts are among that.
 """
@@ -144,7 +147,7 @@ class Cursor:
         self.at += size
         return found
 
-    def text(self, what: str, at_most: int = 2**24) -> str:
+    def text(self, what: str, at_most: int = MAX_TEXT) -> str:
         """A string, of so many bytes at most."""
         length = self.number("Q", what)
         if length > min(at_most, self.left):
@@ -156,6 +159,23 @@ class Cursor:
             return self.take(length).decode()
         except UnicodeDecodeError as error:
             raise BrokenGGUF(f"{what!r:.80} is not UTF-8 ({error.reason}); {_AGAIN}") from None
+
+    def texts(self, what: str, count: int) -> list[str]:
+        """So many strings: a vocabulary has hundreds of thousands."""
+        found: list[str] = []
+        memory, at, size = self._memory, self.at, len(self._memory)
+        length_at = struct.Struct("<Q").unpack_from
+        with contextlib.suppress(struct.error, UnicodeDecodeError):
+            while len(found) < count:
+                begin = at + 8
+                at = begin + length_at(memory, at)[0]
+                if at > size or at - begin > MAX_TEXT:
+                    break
+                found.append(str(memory[begin:at], "utf-8"))
+                self.at = at
+        while len(found) < count:  # it says what is wrong with the next
+            found.append(self.text(what))
+        return found
 
     def take(self, count: int) -> bytes:
         """So many bytes, which are known to be there."""
@@ -188,7 +208,7 @@ def _value(cursor: Cursor, key: str) -> Any:
 def _array(cursor: Cursor, key: str) -> Any:
     kind = cursor.number("I", key)
     if kind == _STRING:
-        return [cursor.text(key) for _ in range(cursor.count(key, 8, texts=True))]
+        return cursor.texts(key, cursor.count(key, 8, texts=True))
     if kind == _ARRAY:
         raise BrokenGGUF(f"{key!r:.80} is an array of arrays, which no LLaMA's file has; {_AGAIN}")
     return _numbers(cursor, key, kind, None)

@@ -26,18 +26,14 @@ def open_library(file: bytes) -> Any:
     return tokenizer
 
 
-def add(tokenizer: Any, tokens: Sequence[AddedToken], controls: Collection[str] = ()) -> None:
+def add(tokenizer: Any, tokens: Sequence[AddedToken]) -> None:
     """Adds tokens, which follow its own by their ids, as `with_fillers` orders them.
 
-    `controls` become control tokens too, if they are there. All together: with each call the
-    library makes its search for all of its tokens anew.
+    All together: with each call the library makes its search for all of its tokens anew.
     """
     with in_words():
-        if tokens:  # these give out the ids, and the others say which are control tokens
+        if tokens:
             tokenizer.add_tokens([library_token(token) for token in tokens])
-        special = [library_token(token) for token in tokens if token.special]
-        if special or controls:
-            tokenizer.add_special_tokens([*special, *controls])
         for token in tokens:
             if tokenizer.token_to_id(token.text) != token.id:
                 raise ValueError(f"it cannot hold {token.text!r} as id {token.id}")
@@ -67,6 +63,29 @@ def make_controls(tokenizer: Any, ids: Collection[int]) -> None:
         controls.append(tokenizers.AddedToken(text, special=True, normalized=False, **flags))
     if controls:
         tokenizer.add_special_tokens(controls)
+
+
+def finding_no_controls(tokenizer: Any, controls: Collection[str]) -> Any:
+    """The same tokenizer, which finds no control token in a text; `controls` are more of them.
+
+    The two share the model, which takes long to make.
+    """
+    import tokenizers
+
+    with in_words():
+        twin = tokenizers.Tokenizer(tokenizer.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if (value := getattr(tokenizer, part)) is not None:
+                setattr(twin, part, value)
+        added = sorted(tokenizer.get_added_tokens_decoder().items())
+        for _, token in added:
+            token.special = token.special or token.content in controls
+        twin.add_tokens([token for _, token in added])
+        for id, token in added:
+            if twin.token_to_id(token.content) != id:
+                raise ValueError(f"it cannot hold {token.content!r} as id {id}")
+        twin.encode_special_tokens = True
+    return twin
 
 
 def with_fillers(tokens: Sequence[AddedToken], size: int) -> list[AddedToken]:

@@ -22,27 +22,48 @@ class HiddenControls:
 
     def __init__(self, special: Mapping[str, int]) -> None:
         self._special = special
-        longest_first = sorted(special, key=len, reverse=True)
-        self._control = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._names = list(special)
+        self._numbers = {name: n for n, name in enumerate(self._names)}
+        lengths: dict[str, set[int]] = {}
+        for name in filter(None, self._names):
+            lengths.setdefault(name[:1], set()).add(len(name))
+        # A pattern of all names would take Python seconds to make where a file has many.
+        self._lengths = {first: sorted(each, reverse=True) for first, each in lengths.items()}
         # Nobody can forge the mark, and no template changes digits.
         self._mark = f"{secrets.randbits(128):039d}"
-        self._shown = {name: f"{self._mark}{n:06d}" for n, name in enumerate(special)}
-        self._spelled = {digits: name for name, digits in self._shown.items()}
+        self._shown = re.compile(self._mark + "([0-9]{6})")
         self.placeholder = f"{self._mark}{len(special):06d}"
         """Digits that stand for no control token, and that no text holds."""
 
     def hide(self, text: str) -> str:
         """`text` with digits for each control token that it spells."""
-        return self._control.sub(lambda found: self._shown[found[0]], text)
+        pieces = self._split(text)
+        pieces[1::2] = [f"{self._mark}{self._numbers[name]:06d}" for name in pieces[1::2]]
+        return "".join(pieces)
 
     def reveal(self, text: str) -> str:
         """`text` with the spellings in the digits' place."""
-        return re.sub(self._mark + "[0-9]{6}", lambda found: self._spelled[found[0]], text)
+        return self._shown.sub(lambda found: self._names[int(found[1])], text)
 
     def begins(self, text: str) -> str | None:
         """The control token that `text` begins with."""
-        found = self._control.match(text)
-        return found and found[0]
+        for length in self._lengths.get(text[:1], ()):
+            if text[:length] in self._numbers:
+                return text[:length]
+        return None
+
+    def _split(self, text: str) -> list[str]:
+        """Text, control token, text, ..., text: of several in one place the longest."""
+        pieces, at = [], 0
+        for begin, char in enumerate(text):
+            if begin < at or char not in self._lengths:
+                continue
+            for length in self._lengths[char]:
+                if (name := text[begin : begin + length]) in self._numbers:
+                    pieces += [text[at:begin], name]
+                    at = begin + length
+                    break
+        return [*pieces, text[at:]]
 
     def encode(self, rendered: str, encode: Encode[int]) -> list[int]:
         """The ids of what a template wrote; what was hidden is text."""
@@ -51,7 +72,7 @@ class HiddenControls:
 
     def runs(self, rendered: str, encode: Encode[int]) -> list[tuple[str, bool]]:
         """The rendered text, revealed, in runs; of each whether its control tokens are found."""
-        pieces = self._control.split(rendered)  # text, control token, text, ..., text
+        pieces = self._split(rendered)
         plain = [self._mark in piece for piece in pieces]
         if not any(plain):
             ids = encode(rendered, True, True)

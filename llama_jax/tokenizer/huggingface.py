@@ -13,6 +13,7 @@ from llama_jax.tokenizer.hf_bounds import read_bounded_json
 from llama_jax.tokenizer.hf_decoder import spelling_of
 from llama_jax.tokenizer.hf_library import (
     add,
+    finding_no_controls,
     in_words,
     make_controls,
     open_library,
@@ -148,10 +149,7 @@ class HuggingFaceTokenizer(WithTemplate):
 
         A second one: the setting belongs to the tokenizer, and threads may encode at once.
         """
-        tokenizer = open_library(self._file)
-        add(tokenizer, self._joined, self.special)  # some are not called special in the file
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return finding_no_controls(self._controls_too, self.special)
 
 
 def _no_format() -> ValueError:

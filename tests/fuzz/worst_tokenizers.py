@@ -97,19 +97,27 @@ def _ranks(count: int) -> Made:
     return made
 
 
-def _gguf(kind: str, count: int, merges: Sequence[str] = ()) -> Made:
-    """A GGUF file whose tokenizer has so many tokens."""
+def _gguf(kind: str, tokens: Sequence[str], merges: Sequence[str] = ()) -> Made:
+    """A GGUF file whose tokenizer has these tokens, beside a few."""
 
     def made(_: Path) -> bytes:
-        tokens = ["<unk>", "<s>", "</s>", "a", "b", "ab", *itertools.islice(names(5), count)]
-        said: dict[str, Any] = {"model": kind, "tokens": tokens}
-        said |= {"bos_token_id": 1, "eos_token_id": 2, "token_type": [2, 3, 3] + [1] * (count + 3)}
+        known = ["<unk>", "<s>", "</s>", "a", "b", "ab"]
+        known += [token for token in tokens if token not in known[3:6]]
+        said: dict[str, Any] = {"model": kind, "tokens": known}
+        said |= {"bos_token_id": 1, "eos_token_id": 2}
+        said |= {"token_type": [2, 3, 3] + [1] * (len(known) - 3)}
         said |= {"merges": list(merges)} if merges else {}
         model, tensors = small_model()
         metadata = {f"tokenizer.ggml.{key}": value for key, value in said.items()}
         return gguf_bytes({**model, **metadata}, tensors)
 
     return made
+
+
+_MANY, _TOO_MANY = (list(itertools.islice(names(5), count)) for count in (_FULL, 10**6))
+_GROWING = list(itertools.islice(itertools.chain(*map(names, (1, 2, 3, 4))), _FULL))
+"""Each made of one before it and a letter."""
+_GROWN = [f"{name[:-1]} {name[-1]}" for name in _GROWING[36:]]
 
 
 TOKENIZERS: dict[str, Worst] = {
@@ -163,7 +171,8 @@ TOKENIZERS: dict[str, Worst] = {
     "tokenizer.model, too many": Worst(_MODEL, _MODEL, _pieces(10**6)),
     "tiktoken, ranks": Worst("tiktoken", _MODEL, _ranks(_FULL)),
     "tiktoken, too many": Worst("tiktoken", _MODEL, _ranks(10**6)),
-    "gguf, pieces": Worst("gguf", "model.gguf", _gguf("llama", _FULL)),
-    "gguf, tokens": Worst("gguf", "model.gguf", _gguf("gpt2", _FULL, merges=["a b"])),
-    "gguf, too many tokens": Worst("gguf", "model.gguf", _gguf("llama", 10**6)),
+    "gguf, pieces": Worst("gguf", "model.gguf", _gguf("llama", _MANY)),
+    "gguf, tokens": Worst("gguf", "model.gguf", _gguf("gpt2", _MANY, ["a b"])),
+    "gguf, merges": Worst("gguf", "model.gguf", _gguf("gpt2", _GROWING, 2 * _GROWN)),
+    "gguf, too many tokens": Worst("gguf", "model.gguf", _gguf("llama", _TOO_MANY)),
 }
