@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from llama_jax.tokenizer import foreign
@@ -39,9 +39,13 @@ def add(tokenizer: Any, tokens: Sequence[AddedToken]) -> None:
                 raise ValueError(f"it cannot hold {token.text!r} as id {token.id}")
 
 
-def vocab_size(tokenizer: Any) -> int:
-    """One above the largest id."""
-    return max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+def vocab_size(tokenizer: Any, vocab: Mapping[str, int] | Sequence[Any]) -> int:
+    """One above the largest id; `vocab` is the file's, a list where ids are places.
+
+    The library would make a dictionary of all tokens to say it.
+    """
+    own = max(vocab.values(), default=-1) + 1 if isinstance(vocab, Mapping) else len(vocab)
+    return max([own, *(id + 1 for id in tokenizer.get_added_tokens_decoder())])
 
 
 def make_controls(tokenizer: Any, ids: Collection[int]) -> None:

@@ -40,7 +40,7 @@ class HuggingFaceTokenizer(WithTemplate):
         self._stated = stated = stated or Stated()
         said = read_bounded_json(file)  # before the library opens it, which may take long
         library = self._controls_too = open_library(file)
-        size = vocab_size(library)
+        size = vocab_size(library, said["model"]["vocab"])
         joining, self.notes = stated.join(library.token_to_id, size)
         if said["model"].get("dropout"):
             self.notes += ("dropout in tokenizer.json is ignored: a text has one encoding",)
