@@ -56,13 +56,13 @@ def main() -> None:
     versions = f"jax {jax.__version__}" + (f", ggml {ggml.version}" if ggml else "")
     print(versions, flush=True)
     score = scorer(params, windows)
-    against = score(_made(params, asked.against, ggml).params)
+    against = score(remade(params, asked.against, ggml).params)
     for row in asked.rows:
         if row == "int8 cache":
             bits, nll = 32.0, cached_nll(params, windows, llama_jax.Int8KVCache)
             change, error = change_of(nll - cached_nll(params, windows, llama_jax.KVCache))
         elif row in ("float32", *KINDS) or ggml is not None:
-            made = _made(params, row, ggml)
+            made = remade(params, row, ggml)
             bits, nll = made.bits, score(made.params)
             change, error = change_of(nll - against)
         else:
@@ -137,7 +137,7 @@ def _losses(logits: Any, targets: Any) -> Any:
     return -found[..., 0]
 
 
-def _made(params: Any, row: str, ggml: Ggml | None) -> Made:
+def remade(params: Any, row: str, ggml: Ggml | None) -> Made:
     weights: dict[WeightPath, Any] = {}
     count = size = 0
     for path, array, nbytes in _rounded(params, row, ggml):

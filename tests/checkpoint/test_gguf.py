@@ -95,6 +95,11 @@ def test_any_part_of_a_quantized_weight_is_that_part_of_the_whole(tmp_path, numb
         np.testing.assert_array_equal(tensor[3:300, 17:18], whole[3:300, 17:18])
         np.testing.assert_array_equal(tensor[511:512, :], whole[511:512])
     assert tensor.stored_as == kind.name
+    for part in tensor.parts().values():  # bits: a scale may be no number
+        bits, words = f"u{part.dtype.itemsize}", part.shape[:-2] and (slice(1, 3),)
+        for groups, rows in ((slice(3, 9), slice(17, 400)), (slice(13, 16), slice(511, 512))):
+            cut = (*words, groups, rows)
+            np.testing.assert_array_equal(part[cut].view(bits), part[...][cut].view(bits))
 
 
 @pytest.mark.parametrize("number", [n for n, kind in TYPES.items() if kind.unpack])

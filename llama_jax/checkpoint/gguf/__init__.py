@@ -6,7 +6,7 @@ The rows of q and k lie in Meta's pair order there, which is ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from llama_jax.checkpoint.blocks import Stored
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN, LFS_POINTER, listed, shorten
 from llama_jax.checkpoint.gguf.config import read_config
-from llama_jax.checkpoint.gguf.repack import repacking
+from llama_jax.checkpoint.gguf.repack import RepackedTensor
 from llama_jax.checkpoint.gguf.tensors import QuantizedTensor, RawTensor, read_tensors
 from llama_jax.checkpoint.gguf.types import F32
 from llama_jax.checkpoint.names import WeightNames, names_table
@@ -47,8 +47,7 @@ def open_gguf(path: Path, *, max_seq_len: int | None = None) -> Source:
         config, notes, warnings = _config(metadata, tensors, max_seq_len)
         biases = _zero_biases(tensors, config)
         _check_names(tensors, config)
-        repacked = repacking()
-        found = {row.path: _stored(tensors, row, repacked) for row in names_table(config)}
+        found = {row.path: _stored(tensors, row) for row in names_table(config)}
     except ValueError as error:
         raise ValueError(f"{files[0]}: {error}") from error
     tokenizer = files[0] if "tokenizer.ggml.tokens" in metadata else None
@@ -144,9 +143,7 @@ def _check_names(tensors: Mapping[str, RawTensor], config: Config) -> None:
         )
 
 
-def _stored(
-    tensors: Mapping[str, RawTensor], row: WeightNames, repacked: Callable[[RawTensor], Stored]
-) -> Stored:
+def _stored(tensors: Mapping[str, RawTensor], row: WeightNames) -> Stored:
     """A weight as it is read: as an array, or a quantized matrix as a value."""
     raw = tensors[row.gguf]
     if raw.shape != row.stored_shape:
@@ -160,4 +157,5 @@ def _stored(
     if len(raw.shape) != 2:
         raise ValueError(f"{shorten(row.gguf)} is {raw.kind.name}, and a vector is a plain type")
     # The groups of an embedding lie along its rows, where a value has them along its columns.
-    return repacked(raw) if row.transposed else QuantizedTensor(raw, transposed=False)
+    kind = RepackedTensor if row.transposed else QuantizedTensor
+    return kind(raw, row.transposed)

@@ -7,17 +7,14 @@ scale that is a float16 in the file stays one.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from llama_jax.checkpoint.blocks import ReadByPart, copy_in_bands
-from llama_jax.checkpoint.gguf.tensors import QuantizedTensor, RawTensor, bands
+from llama_jax.checkpoint.gguf.tensors import QuantizedTensor, RawTensor, in_bands
 from llama_jax.checkpoint.placing import Index
 from llama_jax.weights.int4 import GROUP, MIDDLE, WORDS, Int4
 from llama_jax.weights.int8 import Int8
@@ -25,20 +22,17 @@ from llama_jax.weights.weight import Layout
 
 _FOUR_BITS = {"Q4_0": MIDDLE, "Q4_1": 0, "Q4_K": 0}
 """What makes a type's codes numbers from 0 to 15."""
+_IN_HALVES = {"Q4_0", "Q4_1"}
+"""The types whose blocks end with 16 bytes of two codes each."""
 _HALVES = {"Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL"}
-"""The types whose scale is a float16 of the file, and no product."""
+"""The types whose blocks begin with a scale in float16, and a minimum if they have one."""
 _GROUPS = {"Q2_K": 16, "Q3_K": 16, "Q6_K": 16}
 _MINIMA = {"Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"}
-
-Parts = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class RepackedTensor(QuantizedTensor):
     """A matrix [in, out] that is a value of kind "int8" or "int4"; read by part, it is dense."""
-
-    value: Callable[[], Parts]
-    """All of its parts, computed once for those that are read one after another."""
 
     @property
     def kind(self) -> str:
@@ -49,7 +43,7 @@ class RepackedTensor(QuantizedTensor):
 
     def parts(self) -> dict[str, _Part]:
         return {
-            name: _Part(tuple(part.shape), np.dtype(part.dtype), name, self.value)
+            name: _Part(tuple(part.shape), np.dtype(part.dtype), name, self.raw)
             for name, part in self._shapes().parts().items()
         }
 
@@ -71,56 +65,63 @@ class RepackedTensor(QuantizedTensor):
 
 @dataclasses.dataclass(frozen=True)
 class _Part(ReadByPart):
+    """Words [4, in / 32, out], or integers, scales or minima [in / n, out]."""
+
     shape: tuple[int, ...]
     dtype: np.dtype
     name: str
-    value: Callable[[], Parts]
+    raw: RawTensor
 
     def read(self, index: Index, out: np.ndarray) -> None:
-        out[...] = self.value()[self.name][index]
+        """Reads the part under `index` into `out` from the blocks that hold it."""
+        *word, groups, rows = index
+        each, block = self.raw.shape[1] // self.shape[-2], self.raw.kind.block
+        first = groups.start * each // block * block // each  # a block may hold several groups
+        columns = slice(first * each, groups.stop * each)
+        wanted = slice(groups.start - first, groups.stop - first)
+        stored = out if word else out[None]
 
+        def fill(band: slice) -> None:
+            planes = self._planes(band, columns)[word[0] if word else slice(None)]
+            for plane, target in zip(planes, stored, strict=True):
+                part = plane.reshape(band.stop - band.start, -1)[:, wanted]
+                copy_in_bands(part, target.T[band.start - rows.start : band.stop - rows.start])
 
-def repacking() -> Callable[[RawTensor], RepackedTensor]:
-    """Makes values of one file's matrices [out, in]; they share memory for one weight's parts."""
-    last = functools.lru_cache(maxsize=1)(_parts)
+        in_bands(self.raw, rows, fill)
 
-    def repacked(raw: RawTensor) -> RepackedTensor:
-        value = functools.partial(last, raw)
-        return RepackedTensor(raw, transposed=True, value=value)
-
-    return repacked
-
-
-def _parts(raw: RawTensor) -> Parts:
-    """The parts of a value, from all of a matrix's blocks, bands of outputs side by side."""
-    shapes = RepackedTensor(raw, True, dict)._shapes().parts()
-    found = {name: np.empty(part.shape, part.dtype) for name, part in shapes.items()}
-    inputs = raw.shape[1]
-
-    def fill(rows: slice) -> None:
-        blocks = raw.unpacked(rows, slice(0, inputs))
-        codes = blocks.codes.reshape(-1, inputs)
-        if "words" in found:
-            words = _words((codes + np.int8(_FOUR_BITS[raw.kind.name])).view(np.uint8))
-            copy_in_bands(words, found["words"].transpose(2, 1, 0)[rows])
-        else:
-            copy_in_bands(codes, found["values"].T[rows])
-        found["scale"].T[rows] = blocks.scale.reshape(len(codes), -1)
-        if blocks.minimum is not None:
-            found["minimum"].T[rows] = -blocks.minimum.reshape(len(codes), -1)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy computes without the GIL
-        list(pool.map(fill, bands(raw, slice(0, raw.shape[0]))))
-    return found
+    def _planes(self, rows: slice, columns: slice) -> Sequence[np.ndarray]:
+        """This part of some rows: one array [rows, groups], or one of each word."""
+        kind = self.raw.kind.name
+        if self.name == "words" and kind in _IN_HALVES:
+            return _words_of_halves(self.raw.blocks(rows, columns)[:, -GROUP // 2 :])
+        if self.name in ("scale", "minimum") and kind in _HALVES:
+            at = 2 * (self.name == "minimum")
+            return [self.raw.blocks(rows, columns)[:, at : at + 2].view("<f2")]
+        blocks = self.raw.unpacked(rows, columns)
+        if self.name == "words":
+            return list(_words(blocks.codes().view(np.uint8) + np.uint8(_FOUR_BITS[kind])))
+        if self.name == "values":
+            return [blocks.codes()]
+        found = blocks.scale if self.name == "scale" else -np.asarray(blocks.minimum)
+        return [found.astype(self.dtype)]
 
 
 def _words(numbers: np.ndarray) -> np.ndarray:
-    """Numbers from 0 to 15, uint8 [out, in], as the words of `Int4`, [out, in / 32, 4].
+    """Numbers from 0 to 15, uint8 [..., 32], as the four words of each 32: int32 [4, n].
 
-    Eight numbers are one integer, whose halves meet three times. That takes a fifth of the time of
-    `packed`, which turns the bytes around first.
+    Two neighbours are one integer of 16 bits, `a + 256 b`; `a + 16 b` is the byte that they share.
     """
-    eight = numbers.view("<u8")
-    for bits, kept in ((4, 0x00FF00FF00FF00FF), (8, 0x0000FFFF0000FFFF), (16, 0xFFFFFFFF)):
-        eight = (eight | eight >> np.uint64(bits)) & np.uint64(kept)
-    return eight.astype("<u4").view(np.int32).reshape(len(numbers), -1, WORDS)
+    two = numbers.view("<u2")
+    shared = (two | two >> np.uint16(4)).astype(np.uint8)
+    return shared.view("<i4").reshape(-1, WORDS).T
+
+
+def _words_of_halves(raw: np.ndarray) -> list[np.ndarray]:
+    """The same of bytes [n, 16] that hold numbers 0 to 15 in their low halves, 16 to 31 above."""
+    low, high = [], []
+    for eight in raw.view("<u8").T:  # NumPy is slow over a short last axis
+        two = np.ascontiguousarray(eight).view("<u2")
+        above = two >> np.uint16(4)
+        low.append(two & np.uint16(0x0F) | above & np.uint16(0xF0))
+        high.append(above & np.uint16(0x0F) | above >> np.uint16(4) & np.uint16(0xF0))
+    return [pairs.astype(np.uint8).view("<i4") for pairs in (*low, *high)]

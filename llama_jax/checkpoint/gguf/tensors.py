@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from llama_jax.tokenizer.gguf_header import BrokenGGUF, Cursor, GGUFHeader
 
 _MAX_TENSORS, _MAX_AXES = 2**16, 4
 _INFO_BYTES = 32  # the least that a description takes
-_BAND = 2**19  # weights unpacked at once: what they need fits a core's cache
+_BAND = 2**20  # weights unpacked at once: of fewer, threads wait for Python's lock
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,17 +41,20 @@ class RawTensor:
             return None
         return np.ndarray(self.shape, self.kind.dtype, self.memory)
 
-    def unpacked(self, rows: slice, columns: slice) -> Unpacked:
-        """The blocks of a quantized matrix that hold these rows and columns."""
+    def blocks(self, rows: slice, columns: slice) -> np.ndarray:
+        """The bytes of the blocks that hold these rows and columns, uint8 [blocks, bytes]."""
         kind = self.kind
         check_whole(self.memory)
-        if kind.unpack is None:
-            raise ValueError(f"a tensor of {kind.name} has no blocks to unpack")
         blocks = self.memory.reshape(self.shape[0], -1, kind.nbytes)
         first, last = columns.start // kind.block, -(-columns.stop // kind.block)
-        raw = np.ascontiguousarray(blocks[rows, first:last])
+        return np.ascontiguousarray(blocks[rows, first:last]).reshape(-1, kind.nbytes)
+
+    def unpacked(self, rows: slice, columns: slice) -> Unpacked:
+        """The blocks of a quantized matrix that hold these rows and columns."""
+        if self.kind.unpack is None:
+            raise ValueError(f"a tensor of {self.kind.name} has no blocks to unpack")
         with np.errstate(all="ignore"):  # a scale that is no number is seen in what it scales
-            return kind.unpack(raw.reshape(-1, kind.nbytes))
+            return self.kind.unpack(self.blocks(rows, columns))
 
     def values(self, rows: slice, columns: slice) -> np.ndarray:
         """Part of a quantized matrix, float32: whole blocks are unpacked, and then cut."""
@@ -85,16 +90,27 @@ class QuantizedTensor(ReadByPart):
         """Reads the part under `index` into `out`, in the dtype of `out`."""
         stored = out.T if self.transposed else out
         rows, columns = reversed(index) if self.transposed else index
-        for band in bands(self.raw, rows):
+
+        def fill(band: slice) -> None:
             values = self.raw.values(band, columns)
             copy_in_bands(values, stored[band.start - rows.start : band.stop - rows.start])
 
+        in_bands(self.raw, rows, fill)
 
-def bands(raw: RawTensor, rows: slice) -> Iterator[slice]:
-    """Some of a matrix's rows, cut into as many at a time as are unpacked at once."""
+
+def in_bands(raw: RawTensor, rows: slice, fill: Callable[[slice], None]) -> None:
+    """Calls `fill` with some of a matrix's rows, as many at a time as are unpacked at once.
+
+    A band for each core is filled at the same time: NumPy computes without the GIL.
+    """
     step = max(1, _BAND // max(1, raw.shape[1]))
-    for start in range(rows.start, rows.stop, step):
-        yield slice(start, min(start + step, rows.stop))
+    starts = range(rows.start, rows.stop, step)
+    bands = (slice(start, min(start + step, rows.stop)) for start in starts)
+    if len(starts) < 2:
+        list(map(fill, bands))
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(fill, bands))
 
 
 def read_tensors(file: Path, header: GGUFHeader) -> dict[str, RawTensor]:

@@ -6,6 +6,7 @@ function from bytes [blocks, bytes of a block] to `Unpacked`; nothing is rounded
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ import numpy as np
 class Unpacked(NamedTuple):
     """So many blocks of one type."""
 
-    codes: np.ndarray
-    """int8 [blocks, groups, group]: whole numbers, in the order of the weights."""
+    codes: Callable[[], np.ndarray]
+    """Gives int8 [blocks, groups, group]: whole numbers, in the order of the weights. Whoever wants
+    the scales alone does not wait for them."""
     scale: np.ndarray
     """float32 [blocks, groups, 1]."""
     minimum: np.ndarray | None
@@ -23,7 +25,7 @@ class Unpacked(NamedTuple):
 
     def dense(self) -> np.ndarray:
         """The weights, float32 [blocks, groups, group]."""
-        weights = self.codes.astype(np.float32)
+        weights = self.codes().astype(np.float32)
         weights *= self.scale
         if self.minimum is not None:
             weights -= self.minimum
@@ -37,32 +39,32 @@ _TABLE = np.array(
 
 
 def unpack_q8_0(raw: np.ndarray) -> Unpacked:
-    return Unpacked(raw[:, 2:].view(np.int8)[:, None], _halves(raw[:, :2]), None)
+    return Unpacked(lambda: raw[:, 2:].view(np.int8)[:, None], _halves(raw[:, :2]), None)
 
 
 def unpack_q4_0(raw: np.ndarray) -> Unpacked:
-    return Unpacked(_nibbles(raw[:, 2:], 16) - np.int8(8), _halves(raw[:, :2]), None)
+    return Unpacked(lambda: _nibbles(raw[:, 2:], 16) - np.int8(8), _halves(raw[:, :2]), None)
 
 
 def unpack_q4_1(raw: np.ndarray) -> Unpacked:
-    return Unpacked(_nibbles(raw[:, 4:], 16), _halves(raw[:, :2]), -_halves(raw[:, 2:4]))
+    return Unpacked(lambda: _nibbles(raw[:, 4:], 16), _halves(raw[:, :2]), -_halves(raw[:, 2:4]))
 
 
 def unpack_q5_0(raw: np.ndarray) -> Unpacked:
     codes = _nibbles(raw[:, 6:], 16) | _fifth_bits(raw[:, 2:6])
-    return Unpacked(codes - np.int8(16), _halves(raw[:, :2]), None)
+    return Unpacked(lambda: codes - np.int8(16), _halves(raw[:, :2]), None)
 
 
 def unpack_q5_1(raw: np.ndarray) -> Unpacked:
     codes = _nibbles(raw[:, 8:], 16) | _fifth_bits(raw[:, 4:8])
-    return Unpacked(codes, _halves(raw[:, :2]), -_halves(raw[:, 2:4]))
+    return Unpacked(lambda: codes, _halves(raw[:, :2]), -_halves(raw[:, 2:4]))
 
 
 def unpack_q2_k(raw: np.ndarray) -> Unpacked:
     packed = raw[:, :16, None]
     scale = _halves(raw[:, 80:82]) * (packed & 15).astype(np.float32)
     minimum = _halves(raw[:, 82:84]) * (packed >> 4).astype(np.float32)
-    return Unpacked(_pairs(raw[:, 16:80]).reshape(-1, 16, 16), scale, minimum)
+    return Unpacked(lambda: _pairs(raw[:, 16:80]).reshape(-1, 16, 16), scale, minimum)
 
 
 def unpack_q3_k(raw: np.ndarray) -> Unpacked:
@@ -75,12 +77,12 @@ def unpack_q3_k(raw: np.ndarray) -> Unpacked:
     top = (raw[:, None, 104:108] >> shift & 3).reshape(-1, 16)
     scales = (low | top << 4).astype(np.int8) - np.int8(32)
     scale = _halves(raw[:, 108:110]) * scales[..., None].astype(np.float32)
-    return Unpacked(codes.reshape(-1, 16, 16), scale, None)
+    return Unpacked(lambda: codes.reshape(-1, 16, 16), scale, None)
 
 
 def unpack_q4_k(raw: np.ndarray) -> Unpacked:
     scale, minimum = _six_bits(raw)
-    return Unpacked(_nibbles(raw[:, 16:], 32).reshape(-1, 8, 32), scale, minimum)
+    return Unpacked(lambda: _nibbles(raw[:, 16:], 32).reshape(-1, 8, 32), scale, minimum)
 
 
 def unpack_q5_k(raw: np.ndarray) -> Unpacked:
@@ -88,7 +90,7 @@ def unpack_q5_k(raw: np.ndarray) -> Unpacked:
     bit = np.arange(8, dtype=np.uint8)[:, None]
     high = (raw[:, None, 16:48] >> bit & 1) << 4
     codes = _nibbles(raw[:, 48:], 32).reshape(-1, 8, 32) | high.view(np.int8)
-    return Unpacked(codes, scale, minimum)
+    return Unpacked(lambda: codes, scale, minimum)
 
 
 def unpack_q6_k(raw: np.ndarray) -> Unpacked:
@@ -96,11 +98,11 @@ def unpack_q6_k(raw: np.ndarray) -> Unpacked:
     high = _pairs(raw[:, 128:192]).reshape(-1, 2, 4, 32)
     codes = (low | high << 4) - np.int8(32)
     scales = raw[:, 192:208].view(np.int8)[..., None].astype(np.float32)
-    return Unpacked(codes.reshape(-1, 16, 16), _halves(raw[:, 208:210]) * scales, None)
+    return Unpacked(lambda: codes.reshape(-1, 16, 16), _halves(raw[:, 208:210]) * scales, None)
 
 
 def unpack_iq4_nl(raw: np.ndarray) -> Unpacked:
-    return Unpacked(_TABLE[_nibbles(raw[:, 2:], 16)], _halves(raw[:, :2]), None)
+    return Unpacked(lambda: _TABLE[_nibbles(raw[:, 2:], 16)], _halves(raw[:, :2]), None)
 
 
 def unpack_iq4_xs(raw: np.ndarray) -> Unpacked:
@@ -109,12 +111,12 @@ def unpack_iq4_xs(raw: np.ndarray) -> Unpacked:
     high = (raw[:, 2:4].copy().view("<u2") >> shift & 3).astype(np.uint8)
     scales = (low | high << 4).astype(np.int8) - np.int8(32)
     scale = _halves(raw[:, :2]) * scales[..., None].astype(np.float32)
-    return Unpacked(_TABLE[_nibbles(raw[:, 8:], 16).reshape(-1, 8, 32)], scale, None)
+    return Unpacked(lambda: _TABLE[_nibbles(raw[:, 8:], 16).reshape(-1, 8, 32)], scale, None)
 
 
 def _halves(raw: np.ndarray) -> np.ndarray:
     """A float16 a block, as float32 [blocks, 1, 1]."""
-    return raw.copy().view("<f2").astype(np.float32)[..., None]
+    return raw.view("<f2").astype(np.float32)[..., None]
 
 
 def _nibbles(raw: np.ndarray, run: int) -> np.ndarray:
@@ -123,7 +125,7 @@ def _nibbles(raw: np.ndarray, run: int) -> np.ndarray:
     Bytes 0x10 0x32 in runs of 2 are the codes 0 2 1 3. A run is a multiple of 8, and eight bytes
     are taken at once.
     """
-    eight = np.ascontiguousarray(raw).view(np.uint64).reshape(len(raw), -1, run // 8)
+    eight = raw.view(np.uint64).reshape(len(raw), -1, run // 8)
     codes = np.empty((*eight.shape[:2], 2, run // 8), np.uint64)
     low = np.uint64(0x0F0F0F0F0F0F0F0F)
     for i in range(run // 8):  # NumPy is slow over a short last axis
