@@ -17,9 +17,15 @@ from jaxtyping import Array, Float, Int
 from llama_jax.kernels import blockwise
 from llama_jax.kernels.blockwise import Partial, Span
 from llama_jax.ops.attention import Lengths, NewKeys, Queries
+from llama_jax.ops.linear import product_precision
 
-TURN = 16
-"""Pages, of any rows, that a decode step multiplies at once."""
+TURN = 8
+"""Pages, of any rows, that a decode step multiplies at once. Those of S are 3 MB, which stay near a
+core between two passes."""
+LANES = 16
+"""Sums that a query's product with a key is made of: the float32 numbers of a 512-bit register."""
+SUMS = 8
+"""Sums that a page's weighted mean of values is made of."""
 BLOCK = 8
 """Pages of each row that a chunk of a prompt multiplies at once."""
 
@@ -57,9 +63,10 @@ def step_attention(q: Queries, k: NewKeys, v: NewKeys, past: Pages, lengths: Len
         place = listed - (ends - used)[row]
         page = past.table.at[row, place].get(mode="clip")
         span = _span(past, page[:, None], place * size, lengths[row])
-        add = functools.partial(_add, row, blockwise.over_block(rows[row], span, 1))
+        add = functools.partial(_add, row, over_pages(rows[row], span))
         return jax.lax.fori_loop(0, jnp.minimum(ends[-1] - i * TURN, TURN), add, sum)
 
+    over_pages = _of_one_query if _takes_sums(rows, past) else _of_queries
     whole = jax.lax.fori_loop(0, (ends[-1] + TURN - 1) // TURN, turn, _own(rows, k, v))
     return blockwise.output(whole, q)
 
@@ -102,6 +109,49 @@ def _span(past: Pages, page: Int[Array, "batch some"], first: Lengths, lengths: 
         return Span(k, jnp.where(seen[..., None], v, 0), positions, last)
     scales = side_by_side(past.k_scale), jnp.where(seen, side_by_side(past.v_scale), 0)
     return Span(k, v, positions, last, *scales)
+
+
+def _of_queries(rows: Array, span: Span) -> Partial:
+    """Attention of each row's queries to one page."""
+    return blockwise.over_block(rows, span, 1)
+
+
+def _takes_sums(rows: Array, past: Pages) -> bool:
+    """Whether `_of_one_query` serves: a key head has one query head, and all is float32."""
+    float32 = rows.dtype == past.k.dtype == past.v.dtype == jnp.float32
+    whole = past.k.shape[2] % SUMS == 0 and past.k.shape[3] % LANES == 0
+    return float32 and rows.shape[2] == 1 and whole
+
+
+def _of_one_query(rows: Float[Array, "turn kv_heads 1 head_dim"], span: Span) -> Partial:
+    """`_of_queries` as sums of products, which a CPU's cores share.
+
+    XLA gives a batch of products with one row each to one core.
+    """
+    # Behind the barrier each page is copied once, into a core's cache, and not sought by each term.
+    seen = (span.positions <= span.last)[:, None]
+    k, v = jnp.where(seen[..., None], span.k, 0), span.v
+    k, v = jax.lax.optimization_barrier((k, v))
+    terms = rows.shape[3] // LANES
+    sums = _sum_of_products(_parts(rows, 3, terms), _parts(k, 3, terms))
+    scores = jnp.matmul(sums, jnp.ones((LANES, 1)), precision=product_precision(k.dtype))[..., 0]
+    scores = jnp.where(seen, scores * rows.shape[3] ** -0.5, -jnp.inf)
+    peak = jnp.max(scores, axis=-1, keepdims=True, initial=blockwise.LOWEST)
+    weights = jnp.exp(scores - peak)
+    terms = v.shape[2] // SUMS
+    sums = _sum_of_products(_parts(weights[..., None], 2, terms), _parts(v, 2, terms))
+    out = functools.reduce(jnp.add, _parts(sums, 2, SUMS))
+    return Partial(peak[..., None], jnp.sum(weights, axis=-1)[..., None, None], out)
+
+
+def _sum_of_products(some: list[Array], others: list[Array]) -> Array:
+    products = (x * y for x, y in zip(some, others, strict=True))
+    return jax.lax.optimization_barrier(functools.reduce(jnp.add, products))
+
+
+def _parts(x: Array, axis: int, count: int) -> list[Array]:
+    """`x` cut along an axis into neighbouring parts."""
+    return jnp.split(x, count, axis=axis)
 
 
 def _own(rows: Array, k: NewKeys, v: NewKeys) -> Partial:

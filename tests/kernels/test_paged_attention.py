@@ -9,7 +9,7 @@ from llama_jax.kernels import paged
 from llama_jax.kernels.paged import Pages
 from llama_jax.ops.attention import attention
 
-PAGE, WIDTH = 4, 20
+PAGE, WIDTH = 8, 20
 
 
 def case(rows, *, time=1, heads=4, kv_heads=2, head_dim=8, seed=0):
@@ -36,10 +36,14 @@ def expected(own, past, lengths):
     return attention(*own, (slots(past.k), slots(past.v)), jnp.array(lengths))
 
 
-@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (3, 3), (8, 1)])
-def test_a_step_is_attention_at_the_edges_of_pages_and_turns(heads, kv_heads):
+SHAPES = [(4, 2, 8), (3, 3, 8), (8, 1, 16), (3, 3, 32)]
+"""Query heads, key heads and head_dim. The last has a form of its own in a step."""
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), SHAPES)
+def test_a_step_is_attention_at_the_edges_of_pages_and_turns(heads, kv_heads, head_dim):
     lengths = [0, 1, PAGE - 1, PAGE, PAGE + 1, 15 * PAGE, 16 * PAGE, 16 * PAGE + 1, WIDTH * PAGE]
-    own, past = case(len(lengths), heads=heads, kv_heads=kv_heads)
+    own, past = case(len(lengths), heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     wanted = expected(own, past, lengths)
     found = jax.jit(paged.step_attention)(*own, of_used(past, lengths), jnp.array(lengths))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
@@ -53,11 +57,29 @@ def test_a_chunk_is_attention_at_the_edges_of_blocks(lengths):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), SHAPES)
+def test_a_row_of_a_step_is_the_same_to_the_bit_in_any_company(heads, kv_heads, head_dim):
+    lengths = np.array([1, 5 * PAGE + 3, 0, WIDTH * PAGE, 9])
+    own, past = case(5, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
+    step = jax.jit(paged.step_attention)
+    one = step(*own, of_used(past, lengths), jnp.array(lengths))
+    for row in range(5):
+        alone = np.where(np.arange(5) == row, lengths, 0)
+        found = step(*own, of_used(past, alone), jnp.array(alone))
+        np.testing.assert_array_equal(found[row], one[row])
+    turned = [4, 2, 0, 1, 3]
+    q, k, v = (x[np.array(turned)] for x in own)
+    past = past._replace(table=of_used(past, lengths).table[np.array(turned)])
+    found = step(q, k, v, past, jnp.array(lengths[turned]))
+    np.testing.assert_array_equal(found, one[np.array(turned)])
+
+
 @pytest.mark.parametrize("form", [paged.step_attention, paged.chunk_attention])
-def test_what_is_left_in_pages_changes_no_bit(form):
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), SHAPES)
+def test_what_is_left_in_pages_changes_no_bit(form, heads, kv_heads, head_dim):
     """Numbers beyond a row's end, in its last page and in pages that no row has."""
     lengths = [PAGE + 1, 0, 3 * PAGE]
-    own, past = case(3)
+    own, past = case(3, heads=heads, kv_heads=kv_heads, head_dim=head_dim)
     past = of_used(past, lengths)
     written = np.zeros((len(past.k), 1, PAGE, 1), bool)
     for row, length in enumerate(lengths):
