@@ -28,7 +28,7 @@ from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.model import gathered, given, mesh_for_recipe, model_of
 from llama_jax.train.packed_rows import rows_in
-from llama_jax.train.peak import measured_peak
+from llama_jax.train.peak import Peak, measured_peak
 from llama_jax.train.phases import phase
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
@@ -219,9 +219,16 @@ def _report(
         say,
         first=int(state.step),
         devices=1 if mesh is None else mesh.size,
-        peak=recipe.run.peak_tflops * 1e12 or measured_peak(recipe.step.dtype),
+        peak=_peak(recipe),
         bytes_per_token=data.bytes_per_token,
     )
+
+
+def _peak(recipe: Recipe) -> Peak:
+    """Of one device, as the recipe states it or as a product finds it."""
+    if stated := recipe.run.peak_tflops:
+        return Peak(stated * 1e12, measured=False)
+    return measured_peak(recipe.step.dtype)
 
 
 def _save_model(params: Params, folder: Path) -> None:
