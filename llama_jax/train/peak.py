@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from llama_jax.train.recipe import Recipe
+
 SIZE, LARGEST = 2048, 8192
 """Rows and columns of the product that is timed; a device that is fast gets a larger one."""
 SHORT = 1e-3
@@ -22,6 +24,13 @@ class Peak(NamedTuple):
     """Floating-point operations a second of one device."""
     measured: bool
     """Whether it was found by a product, and is not a device's stated one."""
+
+
+def peak_for_recipe(recipe: Recipe) -> Peak:
+    """The peak that a recipe states, or a measured one."""
+    if stated := recipe.run.peak_tflops:
+        return Peak(stated * 1e12, measured=False)
+    return measured_peak(recipe.step.dtype)
 
 
 def measured_peak(dtype: Any) -> Peak:
