@@ -16,7 +16,6 @@ from jax.sharding import Mesh, Sharding
 
 from llama_jax.checkpoint import native
 from llama_jax.checkpoint.adapters import check_no_adapters
-from llama_jax.checkpoint.blocks import Trimmed
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.named import find_checkpoint
@@ -25,6 +24,7 @@ from llama_jax.checkpoint.peft import open_peft
 from llama_jax.checkpoint.placing import default_sharding, place
 from llama_jax.checkpoint.quantizing import AS_ARRAYS, as_arrays, rounded_shape, value_shape
 from llama_jax.checkpoint.reading import open_checkpoint
+from llama_jax.checkpoint.saving import save
 from llama_jax.checkpoint.source import Source, own_tokenizer
 from llama_jax.compilation import keep_programs
 from llama_jax.config import Config
@@ -33,7 +33,7 @@ from llama_jax.sharding.adapters import adapters_of, put_adapters, with_adapters
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.tokenizer.folder import given_path
 from llama_jax.weights.lora import Adapter
-from llama_jax.weights.params import Params, Weights, check_params, nested, weight_at
+from llama_jax.weights.params import Params, Weights, nested
 from llama_jax.weights.quantize import Rule, kind_of, rounded_weight
 from llama_jax.weights.table import WeightPath, WeightRow, weight_table
 from llama_jax.weights.weight import (
@@ -133,22 +133,6 @@ def shapes(
     return _adapted(Params(nested(weights), config, tokenizer), adapters, path)
 
 
-def save(params: Params, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Writes a native checkpoint, weights as they are, with a copy of the tokenizer.
-
-    All at once: a failure leaves `path` as it was. An existing directory is an error, unless it
-    is empty, or a checkpoint and `overwrite` is set.
-    """
-    check_params(params)
-    weights = {
-        path: _unpadded(weight_at(params.weights, path), row.shape)
-        for path, row in weight_table(params.config).items()
-    }
-    native.write(
-        given_path(path), params.config, weights, tokenizer=params.tokenizer, overwrite=overwrite
-    )
-
-
 def _place(
     source: Source,
     shardings: dict[WeightPath, Sharding],
@@ -242,8 +226,3 @@ def _shape(stored: Any, row: WeightRow, sharding: Sharding, dtype: np.dtype) -> 
     if is_value(weight):
         return type(weight).from_parts(parts, weight.constants(), dtype)
     return parts[ARRAY]
-
-
-def _unpadded(weight: Any, shape: tuple[int, ...]) -> Any:
-    """A weight without what a mesh may have put after it; a value's parts lose theirs later."""
-    return weight if is_value(weight) or weight.shape == shape else Trimmed(weight, shape)

@@ -16,7 +16,6 @@ class of Flax's cannot be stated before Flax is imported, and `forward` need not
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +42,6 @@ Tokens = Int[Array, "batch time"]
 """Token ids, a row a text."""
 Logits = Float32[Array, "batch wanted vocab"]
 """For each wanted token, a number for every token that may follow it."""
-Block = Callable[..., tuple[Hidden, Any]]
 
 
 def forward(
@@ -105,31 +103,15 @@ def transformer(
 ) -> tuple[Logits, Any]:
     """Embedding, `n_layers` blocks, the cache's new keys and values, output."""
     w = w | gather_weights(w, model_specs(c))
-    x, steps = residual_stream(c, w, tokens, positions, cache)
+    x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
+    rotation, steps = rotations_of(c, positions), []
+    for i in range(c.n_layers):
+        x, step = block(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
+        steps.append(step)
     cache = cache.commit(steps, positions, after=x)
     if at is not None:
         x = jnp.take_along_axis(x, at[:, :, None], axis=1)
     return output(c, w, x), cache
-
-
-def residual_stream(
-    c: Config,
-    w: Weights,
-    tokens: Tokens,
-    positions: Positions,
-    cache: ModelCache,
-    remat: Callable[[Block], Block] = lambda block: block,
-) -> tuple[Hidden, list[Any]]:
-    """The tokens after all blocks, and what each layer of the cache is to remember.
-
-    Training passes a `remat`, such as `jax.checkpoint`, under which each block runs.
-    """
-    x = constrain(embed(w["tok_embeddings"]["weight"], tokens), ACTIVATION)
-    rotation, run, steps = rotations_of(c, positions), remat(block), []
-    for i in range(c.n_layers):
-        x, step = run(c, w[f"layers_{i}"], x, rotation, positions, cache.layer(i))
-        steps.append(step)
-    return x, steps
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced and lowered once, not once a layer

@@ -180,11 +180,11 @@ def gather_every_step(weights: Weights, before: Array) -> Weights:
 
 
 @jax.custom_vjp
-def gradients_in_turn(weights: Weights, x: Array) -> tuple[Weights, Array]:
+def gradients_before(weights: Weights, x: Array) -> tuple[Weights, Array]:
     """The same arrays. Backwards, the gradient of `x` waits until those of the weights are there.
 
-    Otherwise XLA puts the weights' gradients of all layers off, and keeps every layer's activations
-    for them.
+    Otherwise XLA puts the gradients of all layers' weights off, and keeps every layer's
+    activations for them.
     """
     return weights, x
 
@@ -197,7 +197,7 @@ def _in_turn(_: None, gradients: tuple[Weights, Array]) -> tuple[Weights, Array]
     return jax.lax.optimization_barrier(gradients)
 
 
-gradients_in_turn.defvjp(_same, _in_turn)
+gradients_before.defvjp(_same, _in_turn)
 
 
 def _on(mesh: Mesh | AbstractMesh, spec: P) -> P:

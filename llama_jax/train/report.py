@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
 from llama_jax.train.event_files import event_files
+from llama_jax.train.peak import Peak
 from llama_jax.train.phases import phase
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.step import Metrics
@@ -55,13 +56,13 @@ class Report:
         *,
         first: int,
         devices: int,
-        peak: float,
+        peak: Peak,
         bytes_per_token: float | None,
     ) -> None:
         self._recipe, self._say, self._file = recipe, say, file
         self._first = first + 1
         self._flops = flops_per_token(config, recipe.step.context, frozen=recipe.lora is not None)
-        self._peak, self._bytes_per_token = devices * peak, bytes_per_token
+        self._devices, self._peak, self._bytes_per_token = devices, peak, bytes_per_token
         self._writes = jax.process_index() == 0
         lowest = _forget_after(file, first) if self._writes else math.inf
         # Alike in all processes, which keep a model together or not at all.
@@ -139,15 +140,24 @@ class Report:
         parts += [f"lr {numbers['learning_rate']:.2e}", f"norm {numbers['gradient_norm']:.2f}"]
         if self._seconds:
             parts.append(f"{self._tokens / self._seconds:,.0f} tokens/s")
-            if self._peak:
-                # Of all that is computed: of dialogs, questions and padding too.
-                size = self._recipe.step.batch * self._recipe.step.context
-                used = self._steps * size * self._flops / self._seconds
-                parts.append(f"MFU {used / self._peak:.0%}")
+            parts.append(self._mfu())
             left = (self._recipe.steps - done) * self._seconds / self._steps
             parts.append(f"{duration(left)} left" if left else "done")
             self._seconds, self._tokens, self._steps = 0.0, 0.0, 0
         return "  ".join(parts)
+
+    def _mfu(self) -> str:
+        """The part of the devices' peak that the steps used since the last line.
+
+        Of all that is computed: of dialogs, questions and padding too. A measured peak is at least
+        what steps achieve, and is raised where they achieve more.
+        """
+        size = self._recipe.step.batch * self._recipe.step.context
+        used = self._steps * size * self._flops / self._seconds / self._devices
+        if not self._peak.measured:
+            return f"MFU {used / self._peak.flops:.0%}"
+        self._peak = self._peak._replace(flops=max(used, self._peak.flops))
+        return f"MFU {used / self._peak.flops:.0%} of the measured peak"
 
     def _write(self, record: dict[str, Any]) -> None:
         if not self._writes:

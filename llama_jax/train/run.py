@@ -20,22 +20,22 @@ from typing import Any
 import jax
 import jax.sharding
 
-from llama_jax.checkpoint import save
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.sharding.arrays import mesh_of
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
-from llama_jax.train.model import gathered, given, mesh_for_recipe, model_of
+from llama_jax.train.model import given, mesh_for_recipe, model_of
+from llama_jax.train.model_folder import ModelFolder
 from llama_jax.train.packed_rows import rows_in
-from llama_jax.train.peak import measured_peak
+from llama_jax.train.peak import peak_for_recipe
 from llama_jax.train.phases import phase
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
 from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
 from llama_jax.train.rows import Batch
-from llama_jax.train.saves import Saves, in_words
+from llama_jax.train.saves import Saves
 from llama_jax.train.state import (
     TrainState,
     new_state,
@@ -93,8 +93,10 @@ def train(
         with phase(say, "measuring this device's peak"):
             report = _report(recipe, state, folder, say, data)
 
+        model = ModelFolder(folder / MODEL, adapters=recipe.lora is not None)
+
         def on_save(state: TrainState) -> None:
-            _save_model(_result(state, tokens.tokenizer), folder / MODEL)
+            model.save(_result(state, tokens.tokenizer))
 
         def on_sample(state: TrainState) -> None:
             if sample is not None:
@@ -219,17 +221,9 @@ def _report(
         say,
         first=int(state.step),
         devices=1 if mesh is None else mesh.size,
-        peak=recipe.run.peak_tflops * 1e12 or measured_peak(recipe.step.dtype),
+        peak=peak_for_recipe(recipe),
         bytes_per_token=data.bytes_per_token,
     )
-
-
-def _save_model(params: Params, folder: Path) -> None:
-    """Writes the model of all processes, in place of the one before."""
-    whole = gathered(params)
-    if jax.process_index() == 0:
-        with in_words("the model", folder):
-            save(whole, folder, overwrite=True)
 
 
 def _result(state: TrainState, tokenizer: Path | None) -> Params:

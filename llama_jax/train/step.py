@@ -22,15 +22,9 @@ from jaxtyping import Array, Bool, Float32
 
 from llama_jax.jax_settings import AS_TRACED, as_written
 from llama_jax.model.cache import Packed, Uncached
-from llama_jax.model.transformer import Block, residual_stream
 from llama_jax.ops.norm import rms_norm
-from llama_jax.sharding.arrays import (
-    axis_parts,
-    constrain_weights,
-    gather_weights,
-    gradients_in_turn,
-    use_mesh_of,
-)
+from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
+from llama_jax.train.layers import residual_stream
 from llama_jax.train.loss import cross_entropy
 from llama_jax.train.optimizer import direction, learning_rate
 from llama_jax.train.recipe import Recipe, Step
@@ -39,7 +33,7 @@ from llama_jax.train.state import TrainState, with_frozen, without_frozen
 from llama_jax.train.trained import Trained, constrain_trained, joined, split
 from llama_jax.weights.lora import Lora
 from llama_jax.weights.params import Params, weight_at
-from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT, model_specs
+from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT
 from llama_jax.weights.weight import is_value
 
 
@@ -143,14 +137,12 @@ def loss_sum(s: Step, params: Params, batch: Batch) -> Float32[Array, ""]:
     w = jax.tree.map(lambda w: _narrow(w, s.dtype), params.weights, is_leaf=is_value)
     # Cut as the table says: otherwise XLA gathers every layer's weights over fsdp before the first.
     w = constrain_weights(params.replace(weights=w)).weights
-    w = w | gather_weights(w, model_specs(c))
     past = Packed() if s.documents == "separate" else Uncached()
-    remat = functools.partial(_in_turn, REMAT[s.remat])
-    x, _ = residual_stream(c, w, batch.tokens, batch.positions, past, remat)
-    x = rms_norm(x, weight_at(w, NORM), c.norm_eps)
     # The output weight as it is, in float32: its gradient is summed over the tokens in float32.
     path, over = (EMBEDDING, 1) if c.tie_embeddings else (OUTPUT, 0)
     output = weight_at(params.weights, path)
+    x, output = residual_stream(s.remat, c, w, batch.tokens, batch.positions, past, output)
+    x = rms_norm(x, weight_at(w, NORM), c.norm_eps)
     output = output.dense() if is_value(output) else output
     return cross_entropy(c.vocab_size, over, s.z_loss, x, output, batch.targets, batch.weights)
 
@@ -161,31 +153,6 @@ def evaluate(s: Step, params: Params, batch: Batch) -> tuple[Float32[Array, ""],
     step = dataclasses.replace(s, remat="none", z_loss=0.0)
     with use_mesh_of(params.weights):
         return loss_sum(step, params, batch), jnp.sum(batch.weights)
-
-
-def _keep_all(block: Block) -> Block:
-    return block
-
-
-# Weights are arguments of what is computed again, so that fsdp gathers them again too.
-REMAT: dict[str, Callable[[Block], Block]] = {
-    "none": _keep_all,
-    "layer": functools.partial(jax.checkpoint, static_argnums=0),
-    "dots": functools.partial(
-        jax.checkpoint,
-        static_argnums=0,
-        policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    ),
-}
-"""What the backward pass computes again, by the recipe's word for it."""
-
-
-def _in_turn(remat: Callable[[Block], Block], block: Block) -> Block:
-    """A block whose gradients are there before the backward pass goes on to the one below."""
-    run = remat(block)
-    if axis_parts(("fsdp",)) == 1:
-        return run
-    return lambda c, w, x, *rest: run(c, *gradients_in_turn(w, x), *rest)
 
 
 def _narrow(weight: Any, dtype: str) -> Any:

@@ -38,9 +38,9 @@ def recipe_of(axes=None, **step):
     return Recipe(steps=10_000, step=Step(**step), optimizer=Optimizer(), mesh=Mesh(**(axes or {})))
 
 
-def lowered_step(devices, recipe, axes):
+def lowered_step(devices, recipe, axes, config=CONFIG):
     mesh = mesh_of(devices, **axes)
-    state = state_shapes(recipe, params_of(CONFIG, mesh))
+    state = state_shapes(recipe, params_of(config, mesh))
     shape = recipe.step.batch, recipe.step.context
     lies = batch_sharding(mesh, recipe.step.batch)
     ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies)
@@ -157,10 +157,10 @@ def test_over_data_gradients_are_added_beside_other_work(compiled):
 
 
 def test_over_fsdp_a_layer_is_gathered_while_the_one_below_multiplies(compiled):
-    """Going forward. Backwards, a layer is gathered when the one above is done: see the notes."""
+    """Going forward. `test_overlap.py` has the way back, of a model as wide as 8B."""
     text = program(compiled(**FSDP)[1].as_text())
     beside = [(i, between) for i, between in text.beside() if i.elements >= SMALLEST]
-    assert [i.shape for i, _ in beside if i.waits] == []
+    assert len([i.shape for i, _ in beside if i.waits]) <= 1, "the first layer's weights"
     gathers = [
         between for i, between in beside if _is_gather(i) and i.elements < CONFIG.dim * VOCAB
     ]

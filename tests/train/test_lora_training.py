@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from collectives import collectives
 from short_runs import end_after, losses, recipe_of
 from single_steps import batch_of, close
 from single_steps import recipe_of as step_recipe
@@ -15,10 +16,18 @@ from token_files import token_folder
 from toy_weight import Scaled
 
 import llama_jax
+from llama_jax.checkpoint.native import weight_files
 from llama_jax.model.transformer import init_params
-from llama_jax.sharding.adapters import merge, random_adapters, with_adapters, without_adapters
+from llama_jax.sharding.adapters import (
+    adapters_of,
+    merge,
+    random_adapters,
+    with_adapters,
+    without_adapters,
+)
 from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
+from llama_jax.train.batches import batch_sharding
 from llama_jax.train.recipe import Lora, Model
 from llama_jax.train.recipe_file import read_recipe
 from llama_jax.train.report import flops_per_token
@@ -87,6 +96,24 @@ def test_neither_a_mesh_nor_micro_batches_nor_remat_change_a_gradient(config, ad
     loss, found = gradients_of(config, sharded, micro_batches=2, remat="layer")
     np.testing.assert_allclose(loss, gradients[0], rtol=1e-6)  # of 5.5, whose float32 ends at 5e-7
     close(found, gradients[1], 1e-6)
+
+
+@pytest.mark.parametrize("kind", ["none", "int8"])
+def test_over_fsdp_no_gradient_of_a_frozen_weight_is_made(kind, config, params, adapted):
+    """Of an adapter's matrices, whose gradients are added, none has as many numbers."""
+    base = llama_jax.quantize(params, kind) if kind != "none" else params
+    base = with_adapters(base, adapters_of(adapted))
+    mesh, step = make_mesh(fsdp=2), step_recipe(remat="layer").step
+    cut, batch = shard_params(base, mesh), batch_of(config)
+    given = cut, jax.device_put(batch, batch_sharding(mesh, len(batch.tokens)))
+    compute = jax.jit(loss_and_gradients, static_argnums=0)
+    with jax.set_mesh(mesh):
+        text = compute.lower(step, *given).compile().as_text()
+        found = compute(step, *given)
+    sums = [c for c in collectives(text, mesh) if c.kind in ("all-reduce", "reduce-scatter")]
+    smallest = min(np.prod(weight_at(base.weights, path).shape) for path in PATHS)
+    assert 0 < max(one.size for one in sums) <= LORA.rank * config.hidden_dim < smallest // 2
+    close(found[1], compute(step, base, batch)[1], 1e-6)
 
 
 @pytest.mark.slow
@@ -171,6 +198,22 @@ def test_a_run_trains_adapters_and_its_model_opens(data, whole):
     ):
         np.testing.assert_array_equal(one, other)
     assert isinstance(weight_at(model.weights, PATHS[0]), LoraWeight)
+
+
+def test_a_run_writes_the_frozen_weights_once(data, monkeypatch, tmp_path):
+    """Also a run that goes on: what lies in its folder it did not write itself."""
+    names, fill = [], weight_files.fill
+
+    def noted(directory, path, *rest):
+        names.append(weight_files.name(path))
+        return fill(directory, path, *rest)
+
+    monkeypatch.setattr(weight_files, "fill", noted)
+    end_after(3, lora_recipe(data), tmp_path / "run")
+    assert names.count("tok_embeddings.weight") == 1
+    train(lora_recipe(data), tmp_path / "run", say=lambda line: None)
+    saved = names.count("layers_0.attention.wq.a")
+    assert (names.count("tok_embeddings.weight"), saved) == (2, 3), "at steps 3, 4 and 8"
 
 
 def test_saved_states_hold_the_adapters_and_not_the_frozen_weights(data, whole):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from llama_jax.checkpoint.dtypes import parse_dtype
 from llama_jax.checkpoint.files.destination import writing
+from llama_jax.checkpoint.native.links import linked
 from llama_jax.checkpoint.native.manifest import (
     WEIGHTS,
     check_spelled,
@@ -78,13 +79,15 @@ def write(
     source: Callable[[], Mapping[str, Any]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     overwrite: bool = False,
+    changed: Collection[WeightPath] | None = None,
 ) -> Written:
     """Writes a checkpoint, whole or not at all, a block of a tensor in memory at a time.
 
     `dtype` is one for all weights, None each one's own. What `source` gives, which is
     asked last, is kept in `checkpoint.json`.
     `progress` is told the bytes done and the bytes in all. `overwrite` replaces an older
-    checkpoint of this project, once the new one is whole, and nothing else.
+    checkpoint of this project, once the new one is whole, and nothing else. Where that one holds
+    the same numbers but for the parts that are `changed`, files are linked and not written.
     """
     from llama_jax.checkpoint.native import weight_files
 
@@ -106,9 +109,15 @@ def write(
             progress(done, total)
 
     copies = tokenizer_files(tokenizer) if tokenizer else {}
-    with writing(dst, _KIND, extras if overwrite else None, total, copies) as partial:
+    new = weights.keys() if changed is None else weights.keys() & changed
+    size = sum(_nbytes(weights[path]) for path in new)
+    with writing(dst, _KIND, extras if overwrite else None, size, copies) as partial:
         weight_files.describe(partial / WEIGHTS, weights)
         for path in weights:
+            place = Path(WEIGHTS, weight_files.name(path))
+            if path not in new and linked(partial / place, dst / place):
+                moved(_nbytes(weights[path]))
+                continue
             warnings += weight_files.fill(partial / WEIGHTS, path, parts[path], moved)
         write_manifest(
             partial,
