@@ -7,8 +7,11 @@ where the damage can be unpacked, it runs what it finds.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
+import threading
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +21,9 @@ WAIT_SECONDS = 3.0
 MISSED = "/llama_jax/kept_programs/missed"
 """An event of JAX's monitoring: a program is not in the folder, so this thread compiles it."""
 _DIGEST_BYTES = 32
+_thread = threading.local()
+_ours: dict[str, Any] = {}
+"""Our folder, once it is checked, and what opens it."""
 
 
 def check_entries(folder: str) -> None:
@@ -49,6 +55,44 @@ def check_entries(folder: str) -> None:
         return cache, path
 
     compilation_cache.get_file_cache = opened
+    _ours.clear()
+    _ours[folder] = functools.cache(lambda: opened(folder)[0])
+
+
+def are_kept() -> bool:
+    """Whether JAX keeps programs in our folder, and is not asked to compile all anew."""
+    config: Any = jax.config
+    anew = config.jax_compilation_cache_check_contents or not config.jax_enable_compilation_cache
+    return not anew and config.jax_compilation_cache_dir in _ours
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[Callable[[], bool]]:
+    """A context in which JAX finds no program in our folder, for this thread.
+
+    The function given says whether it looked for one, so that what it made is compiled here. XLA's
+    programs for a CPU that were read from a file lack functions when they are written once more.
+    """
+    _thread.asked = False
+    try:
+        yield lambda: bool(_thread.asked)
+    finally:
+        _thread.asked = None
+
+
+def read(key: str) -> bytes | None:
+    """What `write` wrote under a key, if it is whole."""
+    (opened,) = _ours.values()
+    with contextlib.suppress(OSError):
+        return opened().read(key)
+    return None
+
+
+def write(key: str, program: bytes) -> None:
+    """Keeps a program in our folder, beside those that JAX keeps there and within their bounds."""
+    (opened,) = _ours.values()
+    with contextlib.suppress(OSError):
+        opened().put(key, program)
 
 
 def _checked_cache() -> type:
@@ -61,12 +105,19 @@ def _checked_cache() -> type:
         _waits_in_vain = False
 
         def get(self, key: str) -> bytes | None:
+            anew = getattr(_thread, "asked", None) is not None
+            _thread.asked = True if anew else None
+            if anew or (program := self.read(key)) is None:
+                jax.monitoring.record_event(MISSED)
+                return None
+            return program
+
+        def read(self, key: str) -> bytes | None:
+            """As `get`, and no news where there is none."""
             entry = self._unless_locked(lambda: super(CheckedCache, self).get(key))
             program = None if entry is None else _checked(key, entry)
             if entry is not None and program is None:
                 self._unless_locked(lambda: self._remove_damaged(key))
-            if program is None:
-                jax.monitoring.record_event(MISSED)
             return program
 
         def put(self, key: str, value: bytes) -> None:

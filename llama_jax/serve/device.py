@@ -39,17 +39,16 @@ register_dataclass(Round)
 
 
 class Device:
-    """Seats and pages of one model. For one thread."""
+    """Seats and pages of one model. For one thread, which calls `reset` first."""
 
     def __init__(self, programs: Programs):
         self.programs = programs
         self._params = programs.params
         self.chunks = programs.place.limits.turn_chunks
         """Chunks that are read before all rows are taken on by a step."""
-        self.reset()
 
     def reset(self) -> None:
-        """New seats and an empty pool: after a program failed, which had been given the old."""
+        """New seats and an empty pool: at first, and after a program failed that had the old."""
         self._seats, self._pool = self.programs.empty()
 
     def seat(self, seat: int, row: Row, written: Sequence[int]) -> None:

@@ -193,6 +193,7 @@ class Engine:
         """The thread. It ends when the engine is closed, or when two steps fail in a row."""
         rest = threading.Thread(target=self._compile_rest, daemon=True)
         try:
+            self.device.reset()
             self.programs.compile_first()
             self.ready = True
             rest.start()

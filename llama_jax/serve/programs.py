@@ -23,6 +23,7 @@ from llama_jax.model.paged import PAGE, Paged
 from llama_jax.serve import seats as on_seats
 from llama_jax.serve.pool import pages_of_pool, pool_kind
 from llama_jax.serve.seats import Chunk, Seats
+from llama_jax.untraced import compiled
 from llama_jax.validation import check_count
 from llama_jax.weights.params import Params
 
@@ -126,8 +127,8 @@ class Programs:
         if (draws, echo) not in self.reads:
             arguments = (self.params, *self._state, self.chunk_of([0], [], 0, 0, []))
             with _COMPILING[read_chunk], self.place.use_mesh():
-                lowered = read_chunk.lower(*arguments, draws=draws, echo=echo)
-                self.reads[draws, echo] = lowered.compile()
+                program = compiled(read_chunk, *arguments, draws=draws, echo=echo)
+                self.reads[draws, echo] = program
         return self.reads[draws, echo]
 
     def bucket(self, rows: int) -> int:
@@ -165,7 +166,7 @@ class Programs:
         rows, table = np.zeros(size, np.int32), self.table([], size)
         arguments = (self.params, *self._state, rows, table, rows)
         with _COMPILING[decode_rows], self.place.use_mesh():
-            self.decodes[size] = decode_rows.lower(*arguments, tokens=self.tokens).compile()
+            self.decodes[size] = compiled(decode_rows, *arguments, tokens=self.tokens)
 
     @functools.cached_property
     def _empty(self) -> list[Any]:

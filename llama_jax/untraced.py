@@ -1,0 +1,118 @@
+"""Compiled programs that a later process finds without tracing them.
+
+JAX finds a kept program by its text, for which Python must trace it: half a second for a model's
+step. Here it is found by all that its text follows from: this package's source, the arguments'
+shapes, the versions, JAX's settings and the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import pickle
+import platform
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from llama_jax import kept_programs
+
+MADE = 16
+"""Programs of this process that are remembered, the newest ones."""
+_FLAGS = ("XLA_", "TF_XLA_", "LIBTPU_")
+"""How variables of the environment begin that change what XLA makes. JAX's own are settings."""
+_made: OrderedDict[str, Any] = OrderedDict()
+
+
+def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
+    """`jitted.lower(*arguments, **statics).compile()`, or what an earlier process made of it.
+
+    Arguments are arrays or shapes. A program is found only where JAX keeps programs in our folder,
+    and only one for a single device. Call it where no setting of JAX holds for this thread alone.
+    """
+    key = _key(jitted, arguments, statics)
+    if key is None:
+        return jitted.lower(*arguments, **statics).compile()
+    program = _made.get(key) or _found(key, arguments)
+    if program is None:
+        with kept_programs.compiling_anew() as was_compiled:
+            program = jitted.lower(*arguments, **statics).compile()
+            if was_compiled():
+                _keep(key, program)
+    _made[key] = program
+    while len(_made) > MADE:
+        _made.popitem(last=False)
+    return program
+
+
+def _found(key: str, arguments: Any) -> Any:
+    """The program that is kept under a key, if it can be loaded here."""
+    if (kept := kept_programs.read(key)) is None:
+        return None
+    try:
+        program, takes, gives = pickle.loads(kept)
+        if takes != jax.tree.structure((arguments, {})):  # settings of a weight that no text shows
+            return None
+        return serialize_executable.deserialize_and_load(program, takes, gives)
+    except Exception:
+        return None  # XLA does not take it: it is compiled again, and written anew
+
+
+def _keep(key: str, program: Any) -> None:
+    # What cannot be written is compiled in the next process too.
+    with contextlib.suppress(NotImplementedError, TypeError, ValueError, pickle.PicklingError):
+        kept_programs.write(key, pickle.dumps(serialize_executable.serialize(program)))
+
+
+def _key(jitted: Any, arguments: Any, statics: dict[str, Any]) -> str | None:
+    """The program's name in the folder; None where it is not to be kept there."""
+    leaves, tree = jax.tree.flatten(arguments)
+    devices = {device for leaf in leaves for device in _devices(leaf)} or {jax.devices()[0]}
+    if not kept_programs.are_kept() or len(devices) > 1:
+        return None
+    if not jax.sharding.get_abstract_mesh().empty:
+        return None
+    (device,) = devices
+    shapes = [(x.shape, str(x.dtype), getattr(x, "weak_type", False)) for x in leaves]
+    what = jitted.__module__, jitted.__qualname__, sorted(statics.items()), str(tree), shapes
+    where = device.id, device.device_kind, device.client.platform_version, device.platform
+    settings = sorted(jax.config.values.items())
+    text = repr((what, where, settings)).encode()
+    return "untraced-" + hashlib.sha256(_environment() + text).hexdigest()
+
+
+def _devices(leaf: Any) -> Any:
+    sharding = getattr(leaf, "sharding", None)  # a NumPy array has none, a shape perhaps
+    return () if sharding is None else sharding.device_set
+
+
+@functools.cache
+def _environment() -> bytes:
+    """A digest of the source, the versions, the processor and XLA's flags."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes() + b"\0")
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib", "numpy")]
+    flags = sorted(item for item in os.environ.items() if item[0].startswith(_FLAGS))
+    digest.update(repr((sys.version, versions, flags, _processor())).encode())
+    return digest.digest()
+
+
+def _processor() -> list[str]:
+    """What XLA compiles a CPU's program for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    said = [platform.platform(), platform.processor(), str(cores)]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return said
+    told = ("model name", "flags", "Features", "CPU part")
+    return said + sorted({line for line in lines if line.startswith(told)})
