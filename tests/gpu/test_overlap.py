@@ -7,7 +7,7 @@ ones it sends one by one. Four layers show what every further one does.
 import pytest
 from compiled_text import ARRAY, program
 from programs import LLAMA_8B, shallow
-from test_training import lowered_step, recipe_of
+from training_programs import lowered_step, training_recipe
 
 from llama_jax import kernels
 
@@ -19,11 +19,10 @@ LARGE = CONFIG.dim * CONFIG.n_kv_heads * CONFIG.head_dim // 8
 
 @pytest.fixture(scope="module")
 def step(h100s, cudnn):
-    axes = {"fsdp": 8}
-    recipe = recipe_of(axes, batch=16, micro_batches=2, context=TIME)
+    recipe = training_recipe(TIME, {"fsdp": 8}, batch=16, micro_batches=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels.gpu, "has_training_kernel", lambda *_: True)
-        lowered, _ = lowered_step(h100s, recipe, axes, CONFIG)
+        lowered, _ = lowered_step(h100s, CONFIG, recipe)
         return program(lowered.compile().as_text())
 
 

@@ -3,20 +3,13 @@
 import functools
 import re
 
-import jax
-import jax.numpy as jnp
 import pytest
 from compiled_text import ARRAY, COLLECTIVES, program
-from programs import mesh_of, nbytes, params_of
+from training_programs import lowered_step, training_recipe
 
 from llama_jax import kernels
 from llama_jax.config import Config
-from llama_jax.train.batches import batch_sharding
 from llama_jax.train.plan import plan
-from llama_jax.train.recipe import Mesh, Optimizer, Recipe, Step
-from llama_jax.train.rows import Batch
-from llama_jax.train.state import state_shapes
-from llama_jax.train.step import jitted_step
 
 LAYERS, TIME, VOCAB = 4, 1920, 16000  # no weight has an axis of 1920, nor of 2048
 CONFIG = Config.named("llama-3.2-1b").replace(
@@ -33,24 +26,6 @@ SMALLEST = CONFIG.dim * CONFIG.n_kv_heads * CONFIG.head_dim
 """Numbers of wk, the smallest matrix."""
 
 
-def recipe_of(axes=None, **step):
-    step = {"batch": 8, "context": TIME, "documents": "joined"} | step
-    return Recipe(steps=10_000, step=Step(**step), optimizer=Optimizer(), mesh=Mesh(**(axes or {})))
-
-
-def lowered_step(devices, recipe, axes, config=CONFIG):
-    mesh = mesh_of(devices, **axes)
-    state = state_shapes(recipe, params_of(config, mesh))
-    shape = recipe.step.batch, recipe.step.context
-    lies = batch_sharding(mesh, recipe.step.batch)
-    ids = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=lies)
-    weights = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=lies)
-    with jax.set_mesh(mesh):
-        return jitted_step(recipe).lower(state, Batch(ids, ids, ids, weights)), nbytes(
-            state, of_a_device=True
-        )
-
-
 @pytest.fixture(scope="module")
 def compiled(h100s, cudnn):
     """A function from a recipe's changes to its compiled step, each compiled once."""
@@ -59,8 +34,8 @@ def compiled(h100s, cudnn):
 
         @functools.cache
         def of(axes=(), **step):
-            recipe = recipe_of(dict(axes), **step)
-            lowered, state = lowered_step(h100s, recipe, dict(axes))
+            recipe = training_recipe(TIME, dict(axes), **step)
+            lowered, state = lowered_step(h100s, CONFIG, recipe)
             return recipe, lowered.compile(), state
 
         yield of
@@ -109,8 +84,8 @@ def test_no_array_has_all_logits_or_all_pairs_of_tokens(remat, compiled):
 
 
 def test_separate_documents_too_never_meet_as_all_pairs(h100s):
-    recipe = recipe_of(documents="separate", remat="none")
-    text = lowered_step(h100s, recipe, {})[0].as_text()
+    recipe = training_recipe(TIME, documents="separate", remat="none")
+    text = lowered_step(h100s, CONFIG, recipe)[0].as_text()
     time = rf"(?:{TIME}|2048)"  # a row is padded to whole blocks
     assert re.search(rf"tensor<(?:\d+x)*{time}x\w+>", text)
     assert re.findall(rf"tensor<(?:\d+x)*{time}x(?:\d+x)*{time}x\w+>", text) == []
