@@ -1,6 +1,8 @@
 """Thousands of added tokens: found as a plain search finds them, and in one pass."""
 
+import json
 import random
+import re
 import time
 
 import pytest
@@ -15,6 +17,7 @@ from llama_jax.tokenizer.added import (
     unknown_controls,
 )
 from llama_jax.tokenizer.beside import Stated
+from llama_jax.tokenizer.hidden_controls import HiddenControls
 
 
 def longest_first(text, ids):
@@ -41,6 +44,30 @@ def test_tokens_are_found_as_a_plain_search_finds_them(seed):
         assert all(isinstance(part, int) or part == text[a:b] for part, (a, b) in parts)
         edges = [0, *(edge for _, place in parts for edge in place), len(text)]
         assert edges[::2] == edges[1::2], "every character lies in one part"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_message_is_hidden_wherever_a_plain_search_finds_a_control_token(seed):
+    rng = random.Random(seed)
+    spelled = {"".join(rng.choices("ab<\u00e9\U0001f999 ", k=rng.randint(1, 4))) for _ in range(12)}
+    ids = {text: 100 + n for n, text in enumerate(sorted(spelled))}
+    hidden = HiddenControls(ids)
+    for _ in range(30):
+        text = "".join(rng.choices("ab<x\u00e9\U0001f999 \n", k=rng.randint(0, 30)))
+        found = longest_first(text, ids)
+        shown, edges = hidden.hide(text), [0, *(edge for _, ab in found for edge in ab), len(text)]
+        plain = [text[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        assert re.split("[0-9]{45}", shown) == plain
+        assert hidden.reveal(shown) == text
+        begin = text[: found[0][1][1]] if found and found[0][1][0] == 0 else None
+        assert hidden.begins(text) == begin
+
+
+def test_80_000_control_tokens_delay_no_dialog():
+    began = time.process_time()
+    hidden = HiddenControls({f"<{n}>": n for n in range(MAX_ADDED)})
+    assert hidden.reveal(hidden.hide("a <79999>, <x>" * 1000)) == "a <79999>, <x>" * 1000
+    assert time.process_time() - began < 5  # a tenth of a second; a pattern of all takes seconds
 
 
 def test_control_tokens_are_found_where_asked_for_alone():
@@ -79,6 +106,15 @@ def test_what_many_additions_give_cause_for_is_said_of_a_few():
     _, notes = Stated(added=tuple(ignored)).join(lambda text: 5, 1000)
     assert len(notes) == 21
     assert notes[-1] == "and so on: 79 more of that kind"
+
+
+def test_a_file_names_so_many_control_tokens_at_most(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file())
+    names = [f"<{n}>" for n in range(MAX_ADDED + 1)]
+    said = json.dumps({"additional_special_tokens": names})
+    (tmp_path / "tokenizer_config.json").write_text(said)
+    with pytest.raises(ValueError, match=r"80,001 tokens of .* and at most 80,000"):
+        load_tokenizer(tmp_path)
 
 
 def test_control_tokens_that_no_file_gives_an_id_are_counted(tmp_path):
