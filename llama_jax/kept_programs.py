@@ -80,15 +80,15 @@ def compiling_anew() -> Iterator[Callable[[], bool]]:
         _thread.asked = None
 
 
-def read(key: str) -> bytes | None:
-    """What `write` wrote under a key, if it is whole."""
+def read_kept(key: str) -> bytes | None:
+    """What `keep` wrote under a key, if it is whole."""
     (opened,) = _ours.values()
     with contextlib.suppress(OSError):
         return opened().read(key)
     return None
 
 
-def write(key: str, program: bytes) -> None:
+def keep(key: str, program: bytes) -> None:
     """Keeps a program in our folder, beside those that JAX keeps there and within their bounds."""
     (opened,) = _ours.values()
     with contextlib.suppress(OSError):

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
-from llama_jax import kept_programs
+from llama_jax.kept_programs import are_kept, compiling_anew, keep, read_kept
 
 MADE = 16
 """Programs of this process that are remembered, the newest ones."""
@@ -42,7 +42,7 @@ def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
         return jitted.lower(*arguments, **statics).compile()
     program = _made.get(key) or _found(key, arguments)
     if program is None:
-        with kept_programs.compiling_anew() as was_compiled:
+        with compiling_anew() as was_compiled:
             program = jitted.lower(*arguments, **statics).compile()
             if was_compiled():
                 _keep(key, program)
@@ -54,7 +54,7 @@ def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
 
 def _found(key: str, arguments: Any) -> Any:
     """The program that is kept under a key, if it can be loaded here."""
-    if (kept := kept_programs.read(key)) is None:
+    if (kept := read_kept(key)) is None:
         return None
     try:
         program, takes, gives = pickle.loads(kept)
@@ -68,14 +68,14 @@ def _found(key: str, arguments: Any) -> Any:
 def _keep(key: str, program: Any) -> None:
     # What cannot be written is compiled in the next process too.
     with contextlib.suppress(NotImplementedError, TypeError, ValueError, pickle.PicklingError):
-        kept_programs.write(key, pickle.dumps(serialize_executable.serialize(program)))
+        keep(key, pickle.dumps(serialize_executable.serialize(program)))
 
 
 def _key(jitted: Any, arguments: Any, statics: dict[str, Any]) -> str | None:
     """The program's name in the folder; None where it is not to be kept there."""
     leaves, tree = jax.tree.flatten(arguments)
     devices = {device for leaf in leaves for device in _devices(leaf)} or {jax.devices()[0]}
-    if not kept_programs.are_kept() or len(devices) > 1:
+    if not are_kept() or len(devices) > 1:
         return None
     if not jax.sharding.get_abstract_mesh().empty:
         return None

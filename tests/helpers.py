@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from typer.testing import CliRunner
 
+from llama_jax import compilation
 from llama_jax.checkpoint.names import names_table
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.cli import app
@@ -46,6 +47,12 @@ class Letters:
 
 def run(*arguments, **options):
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
+
+
+def unkept_environment(**variables):
+    """The suite's environment without what it says of kept programs, and with these variables."""
+    ours = (compilation.VARIABLE, "JAX_COMPILATION_", "JAX_PERSISTENT_")
+    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
 
 
 def edit_manifest(folder, change):

@@ -8,7 +8,7 @@ import time
 
 import jax
 import pytest
-from helpers import ROOT
+from helpers import ROOT, unkept_environment
 
 from llama_jax import compilation, kept_programs
 
@@ -37,18 +37,17 @@ print(json.dumps(found))
 """
 
 
-def environment(**variables):
-    """The suite's environment without what it says of kept programs, and with these variables."""
-    ours = (compilation.VARIABLE, "JAX_COMPILATION_", "JAX_PERSISTENT_")
-    return {k: v for k, v in os.environ.items() if not k.startswith(ours)} | variables
-
-
 def run(*sizes, program=PROGRAM, **variables):
     """What a process of its own says that compiles a small program for each size."""
     command = [sys.executable, "-c", program, *map(str, sizes)]
     root = ROOT
     done = subprocess.run(
-        command, env=environment(**variables), cwd=root, capture_output=True, text=True, check=True
+        command,
+        env=unkept_environment(**variables),
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return json.loads(done.stdout)
 
@@ -291,7 +290,7 @@ def test_a_named_folder_that_everybody_can_write_is_not_used(tmp_path, monkeypat
 
 
 def test_processes_at_once_share_one_folder(tmp_path):
-    variables = environment(LLAMA_JAX_CACHE=str(tmp_path))
+    variables = unkept_environment(LLAMA_JAX_CACHE=str(tmp_path))
     command = [sys.executable, "-c", PROGRAM, "3", "5", "7"]
     root = ROOT
     at_once = [

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT
-from test_compilation import environment
+from helpers import ROOT, unkept_environment
 
 PROGRAM = """
 import json, sys
@@ -34,7 +33,7 @@ with llama_jax.Engine(params, rows=2, cache_bytes=1 << 20) as engine:
 
 def run(folder, *arguments):
     command = [sys.executable, "-c", PROGRAM, str(ROOT / "llama_jax/pretrained"), *arguments]
-    variables = environment(LLAMA_JAX_CACHE=str(folder))
+    variables = unkept_environment(LLAMA_JAX_CACHE=str(folder))
     return subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True)
 
 

@@ -21,10 +21,11 @@ import numpy as np
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_KEYS, MAX_ITEMS, MAX_TEXTS = 2**14, 2**22, 2**20
-_BLOCK = 2**20
 """Far above any model's, and far below what would hurt to hold: keys, what all arrays have, and how
 many texts are among that.
 """
+BLOCK = 2**20
+"""Bytes of the file that are copied at once: their texts are found faster in a copy."""
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {
     **{0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?"},
@@ -170,7 +171,7 @@ class Cursor:
 
     def _texts_of_a_block(self, most: int) -> list[str]:
         """The strings that follow and lie in the next block: bytes are faster than the file."""
-        block = bytes(self._memory[self.at : self.at + _BLOCK])
+        block = bytes(self._memory[self.at : self.at + BLOCK])
         found, at, length_at = [], 0, struct.Struct("<Q").unpack_from
         with contextlib.suppress(struct.error, UnicodeDecodeError):
             for _ in range(most):

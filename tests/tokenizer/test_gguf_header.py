@@ -8,7 +8,7 @@ from llama_jax.tokenizer import gguf_header
 
 @pytest.mark.parametrize("block", [1, 8, 9, 40, 2**20])
 def test_texts_are_read_across_blocks(tmp_path, monkeypatch, block):
-    monkeypatch.setattr(gguf_header, "_BLOCK", block)
+    monkeypatch.setattr(gguf_header, "BLOCK", block)
     metadata, tensors = small_model()
     several = {"a": ["", "é", "llama " * 20, "x"] * 5, "b": ["end"]}
     file = tmp_path / "model.gguf"
