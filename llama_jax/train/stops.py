@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +20,8 @@ from jax.sharding import PartitionSpec as P
 def stop_signals(heard: Callable[[], None]) -> Iterator[Callable[[], bool]]:
     """Yields a function that says, once after each step, whether the run is to stop now.
 
-    All processes call it equally often, and it says the same in all. `heard` is called when this
-    process is asked. A second Ctrl-C ends the process at once.
+    All processes call it equally often, and it says the same in all. `heard` is called once, in a
+    thread, when this process is asked. A second Ctrl-C ends the process at once.
     """
     asked = threading.Event()
     stops = asked.is_set if jax.process_count() == 1 else asked_anywhere(asked)
@@ -33,14 +34,25 @@ def stop_signals(heard: Callable[[], None]) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         if not asked.is_set():
             asked.set()
-            heard()
+            waiting.put(heard)
 
+    # A signal may come while a line is written, and Python refuses to write another inside it.
+    waiting: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+
+    def speak() -> None:
+        with contextlib.suppress(OSError, ValueError):  # what the run says next meets it too
+            waiting.get()()
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
     kept = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stops
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+        waiting.put(lambda: None)
+        speaker.join()
 
 
 def asked_anywhere(asked: threading.Event) -> Callable[[], bool]:
