@@ -448,7 +448,7 @@ const cost = (n) => {
   show(document.createElement("div"), unit.repeat(n));
   return performance.now() - began;
 };
-const best = (n) => Math.min(cost(n), cost(n));
+const best = (n) => Math.min(...Array.from({ length: 8 }, () => cost(n)));
 done([best(500), best(4000)]);
 """
 
