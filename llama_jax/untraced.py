@@ -7,7 +7,6 @@ shapes, the versions, JAX's settings and the machine.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -66,9 +65,11 @@ def _found(key: str, arguments: Any) -> Any:
 
 
 def _keep(key: str, program: Any) -> None:
-    # What cannot be written is compiled in the next process too.
-    with contextlib.suppress(NotImplementedError, TypeError, ValueError, pickle.PicklingError):
-        keep(key, pickle.dumps(serialize_executable.serialize(program)))
+    try:
+        kept = pickle.dumps(serialize_executable.serialize(program))
+    except Exception:
+        return  # XLA or a plugin does not give it away: the next process compiles it too
+    keep(key, kept)
 
 
 def _key(jitted: Any, arguments: Any, statics: dict[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ class Inspection:
     disk_bytes: int
     """Bytes of the weights' files, and of what describes them."""
     repository: str | None
-    """Of the Hub, with the commit, that the checkpoint is or was made of: hf:ORG/NAME@COMMIT."""
+    """Where on the Hub the checkpoint comes from, hf:ORG/NAME@COMMIT; None if it does not."""
 
 
 def stored_name(tensor: Any) -> str:
