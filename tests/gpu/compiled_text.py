@@ -58,7 +58,7 @@ class Instruction:
     @property
     def waits(self) -> bool:
         """Whether nothing runs beside it, of a collective."""
-        return '"is_sync":true' in self.rest
+        return self.op in COLLECTIVES or '"is_sync":true' in self.rest
 
     @property
     def multiplies(self) -> bool:
@@ -196,16 +196,18 @@ class Program:
         ]
 
     def beside(self) -> list[tuple[Instruction, list[Instruction]]]:
-        """Each collective that is begun and then waited for, and the kernels between the two.
+        """Each collective, and the kernels between its begin and its end.
 
         The text is the order in which a GPU is given its work; a collective has a stream of its
-        own, unless it says that it is synchronous.
+        own, unless it is one instruction or says that it is synchronous.
         """
         found = []
         for part in self.executed.values():
             places = {i.name: n for n, i in enumerate(part)}
             for end, done in enumerate(part):
-                if done.op.endswith("-done"):
+                if done.op in COLLECTIVES:
+                    found.append((done, []))
+                elif done.op.endswith("-done"):
                     begin = places[done.operands[0]]
                     between = [i for i in part[begin + 1 : end] if i.op not in FREE]
                     found.append((part[begin], [] if part[begin].waits else between))
