@@ -14,7 +14,9 @@ import os
 import pickle
 import platform
 import sys
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,30 @@ MADE = 16
 _FLAGS = ("XLA_", "TF_XLA_", "LIBTPU_")
 """How variables of the environment begin that change what XLA makes. JAX's own are settings."""
 _made: OrderedDict[str, Any] = OrderedDict()
+_found_here = threading.Event()
+
+
+def find_untraced() -> None:
+    """From here on this process finds programs without tracing them, where JAX keeps programs.
+
+    A command says so, whose functions are as our files state them. In the process of somebody who
+    puts a function of theirs in the place of one of ours a program of ours would be wrong.
+    """
+    _found_here.set()
+
+
+def runner(jitted: Any, *arguments: Any, **statics: Any) -> Callable[..., Any]:
+    """What runs `jitted` on such arguments: its program, or where none is kept `jitted` itself."""
+    if _key(jitted, arguments, statics) is None:
+        return functools.partial(jitted, **statics)
+    return compiled(jitted, *arguments, **statics)
 
 
 def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
     """`jitted.lower(*arguments, **statics).compile()`, or what an earlier process made of it.
 
-    Arguments are arrays or shapes. A program is found only where JAX keeps programs in our folder,
-    and only one for a single device. Call it where no setting of JAX holds for this thread alone.
+    Arguments are arrays or shapes. A program is found only after `find_untraced`, where JAX keeps
+    programs in our folder, and only one for a single device.
     """
     key = _key(jitted, arguments, statics)
     if key is None:
@@ -59,7 +78,10 @@ def _found(key: str, arguments: Any) -> Any:
         program, takes, gives = pickle.loads(kept)
         if takes != jax.tree.structure((arguments, {})):  # settings of a weight that no text shows
             return None
-        return serialize_executable.deserialize_and_load(program, takes, gives)
+        device = _device(arguments)
+        return serialize_executable.deserialize_and_load(
+            program, takes, gives, device.client, [device]
+        )
     except Exception:
         return None  # XLA does not take it: it is compiled again, and written anew
 
@@ -74,19 +96,28 @@ def _keep(key: str, program: Any) -> None:
 
 def _key(jitted: Any, arguments: Any, statics: dict[str, Any]) -> str | None:
     """The program's name in the folder; None where it is not to be kept there."""
+    if not _found_here.is_set() or not are_kept():
+        return None
+    device = _device(arguments)
+    if device is None or not jax.sharding.get_abstract_mesh().empty:
+        return None
     leaves, tree = jax.tree.flatten(arguments)
-    devices = {device for leaf in leaves for device in _devices(leaf)} or {jax.devices()[0]}
-    if not are_kept() or len(devices) > 1:
-        return None
-    if not jax.sharding.get_abstract_mesh().empty:
-        return None
-    (device,) = devices
     shapes = [(x.shape, str(x.dtype), getattr(x, "weak_type", False)) for x in leaves]
     what = jitted.__module__, jitted.__qualname__, sorted(statics.items()), str(tree), shapes
     where = device.id, device.device_kind, device.client.platform_version, device.platform
-    settings = sorted(jax.config.values.items())
+    # A setting may hold for this thread alone.
+    values = sorted(jax.config.values.items())
+    settings = [(name, value, getattr(jax.config, name, value)) for name, value in values]
     text = repr((what, where, settings)).encode()
     return "untraced-" + hashlib.sha256(_environment() + text).hexdigest()
+
+
+def _device(arguments: Any) -> Any:
+    """The device on which all arguments lie; None where they lie on several."""
+    devices = {device for leaf in jax.tree.leaves(arguments) for device in _devices(leaf)}
+    if len(devices) > 1:
+        return None
+    return devices.pop() if devices else jax.devices()[0]
 
 
 def _devices(leaf: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A server's programs are found by a later process, which traces none of them."""
+"""A command's programs are found by a later one, which traces none of them."""
 
 import json
 import subprocess
@@ -14,6 +14,7 @@ import llama_jax
 from llama_jax.generation import loop
 from llama_jax.compilation import keep_programs
 from llama_jax.serve import seats
+from llama_jax.untraced import find_untraced
 
 if "untraced" in sys.argv:
     def forward(*_, **__):
@@ -22,12 +23,18 @@ if "untraced" in sys.argv:
 if "other" in sys.argv:
     jax.config.update("jax_numpy_rank_promotion", "warn")
 keep_programs()
+if "command" in sys.argv:
+    find_untraced()
 params = llama_jax.load(sys.argv[1])
+texts = [llama_jax.generate(params, ["Once upon"], max_new_tokens=8)[0].text]
+asked = dict(max_new_tokens=300, stop_ids=[], seed=4)
+texts += [delta.text for delta in llama_jax.stream(params, ["A cat", "The"], **asked)]
 with llama_jax.Engine(params, rows=2, cache_bytes=1 << 20) as engine:
     greedy, drawn = (
         engine.submit("Once upon", max_new_tokens=8, seed=3, temperature=x) for x in (0.0, 1.0)
     )
-    print(json.dumps([stream.completions()[0].text for stream in (greedy, drawn)]))
+    texts += [stream.completions()[0].text for stream in (greedy, drawn)]
+print(json.dumps(texts))
 """
 
 
@@ -41,21 +48,27 @@ def run(folder, *arguments):
 def kept(tmp_path_factory):
     """A folder with the programs of an engine, and what it wrote."""
     folder = tmp_path_factory.mktemp("kept")
-    done = run(folder)
+    done = run(folder, "command")
     assert not done.returncode, done.stderr
     return folder, json.loads(done.stdout)
 
 
 def test_a_second_process_traces_no_model_and_writes_the_same(kept):
     folder, texts = kept
-    done = run(folder, "untraced")
+    done = run(folder, "command", "untraced")
     assert not done.returncode, done.stderr
     assert json.loads(done.stdout) == texts
 
 
+def test_where_a_function_of_ours_may_have_been_replaced_the_one_there_is_run(kept):
+    folder, _ = kept
+    done = run(folder, "untraced")
+    assert "the model was traced" in done.stderr
+
+
 def test_under_another_setting_of_jax_a_program_is_another(kept):
     folder, _ = kept
-    done = run(folder, "untraced", "other")
+    done = run(folder, "command", "untraced", "other")
     assert "the model was traced" in done.stderr
 
 
@@ -63,8 +76,8 @@ def test_what_cannot_be_loaded_is_compiled_again(kept):
     folder, texts = kept
     for file in folder.glob("untraced-*-cache"):
         file.write_bytes(file.read_bytes()[:-1])
-    done = run(folder)
+    done = run(folder, "command")
     assert not done.returncode, done.stderr
     assert json.loads(done.stdout) == texts
-    done = run(folder, "untraced")  # it was written anew
+    done = run(folder, "command", "untraced")  # it was written anew
     assert json.loads(done.stdout) == texts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,19 +71,19 @@ class _Reading:
         self.place = Placement.of(params)
         rows = greedy_rows(params.config, self.rng, 1, length)
         (self.batch,) = batches_of(params.config, self.place, rows)
-        given = driver.prefill_arguments(params, self.place, self.batch)
-        self.program = driver.prefill.lower(**given).compile()
-        self.width = given.pop("tokens_per_read")
-        self.given: dict[str, Any] = given
+        self.given = driver.prefill_of(params, self.place, self.batch)
+        self.program = self.given.compiled()
+        self.width = self.given.tokens_per_read
 
     def renew(self) -> None:
         """Another random prompt of the same length."""
-        texts = random_ids(self.rng, self.params.config, *self.given["texts"].shape)
-        self.given = {**self.given, "texts": texts}
+        texts = random_ids(self.rng, self.params.config, *self.given.texts.shape)
+        self.given = self.given._replace(texts=texts)
 
     def run(self) -> None:
         """Reads it, and waits for the first new token."""
-        jax.block_until_ready(self.program(**self.given))
+        *arguments, _ = self.given
+        jax.block_until_ready(self.program(*arguments))
 
     def predicted(self) -> int:
         """The bytes that `memory` predicts for weights and cache."""

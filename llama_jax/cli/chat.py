@@ -57,10 +57,11 @@ def chat(
     import llama_jax
     from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.tokenizer import shared_tokenizer
 
     place = find_checkpoint(checkpoint)
     source = open_checkpoint(place)
-    tokenizer = None if source.tokenizer is None else llama_jax.load_tokenizer(source.tokenizer)
+    tokenizer = None if source.tokenizer is None else shared_tokenizer(source.tokenizer)
     check_dialogs(source, tokenizer, otherwise="use `llama-jax generate`")
     say_notes([*source.notes_with(tokenizer), *format_notes(source, tokenizer)])
     ahead = _Ahead(settings, kv_cache)

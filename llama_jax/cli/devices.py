@@ -49,8 +49,10 @@ class Devices(Processes, options.Mesh):
         """
 
         import llama_jax
+        from llama_jax.untraced import find_untraced
 
         self._check_there()
+        find_untraced()
         notice_compiling()
         mesh = None
         if self._size > 1:

@@ -93,11 +93,11 @@ def generate(
     asked = [Asked(**one) for one in distributed.from_first(lambda: reading.read(texts))]
     from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
-    from llama_jax.tokenizer import load_tokenizer
+    from llama_jax.tokenizer import shared_tokenizer
 
     settings, samples, place = sampling.settings(), output.num_samples, find_checkpoint(named)
     source = open_checkpoint(place)
-    tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    tokenizer = None if source.tokenizer is None else shared_tokenizer(source.tokenizer)
     _check_tokenizer(source, tokenizer, reading)
     if asked_form and tokenizer is None:
         raise UsageError(f"{source.path} has no tokenizer, and --json-schema and --regex need one")

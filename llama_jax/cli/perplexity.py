@@ -59,12 +59,13 @@ def perplexity(
     import llama_jax
     from llama_jax.checkpoint.reading import open_checkpoint
     from llama_jax.generation.score import windows
+    from llama_jax.tokenizer import shared_tokenizer
 
     text, source = distributed.from_first(lambda: read_text(file)), open_checkpoint(checkpoint)
     if source.tokenizer is None:
         raise ValueError(f"{checkpoint} has no tokenizer, and {name_of(file)} is text")
     windows(source.config, context, stride)  # before any weight is read
-    tokenizer = llama_jax.load_tokenizer(source.tokenizer)
+    tokenizer = shared_tokenizer(source.tokenizer)
     ids = tokenizer.encode(text, bos=True, eos=False)
     if len(ids) < 2:
         raise ValueError(f"{name_of(file)} holds no text to score")

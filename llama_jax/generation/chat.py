@@ -11,7 +11,7 @@ from typing import Any
 from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import Row, batch_settings, rows_of
 from llama_jax.generation.constraint import Form, constrained
-from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow, prefill
+from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow
 from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import answer_room, initial_slots
@@ -23,7 +23,7 @@ from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.settings import SamplingSettings, for_each
 from llama_jax.generation.state import DecodeState, is_deleted
 from llama_jax.generation.stops import ended_by_turn
-from llama_jax.generation.turn import empty_cache, turn_arguments
+from llama_jax.generation.turn import empty_cache, turn_of
 from llama_jax.model.cache import Cache, KVCache
 from llama_jax.tokenizer import Message, Tokenizer, Tools
 from llama_jax.weights.params import Params
@@ -190,14 +190,14 @@ class Conversation:
         # The last token is read again in any case: its logits are the answer's first.
         read = min(self._read, len(ids) - 1)
         self.prefilled = len(ids) - read
-        arguments = turn_arguments(self.params, place, cache, ids, read, settings)
+        turn = turn_of(self.params, place, cache, ids, read, settings)
         if place.mesh is None and cache.slots not in self._compiled:
             # Both programs, or the answer would pause between. Over a mesh it does: what `prefill`
             # says of its outputs' shardings ahead is not yet what `decode` is compiled for.
-            collections.deque(compile_ahead(place, arguments), maxlen=0)
+            collections.deque(compile_ahead(place, turn), maxlen=0)
             self._compiled.add(cache.slots)
         with place.use_mesh():
-            return prefill(**arguments)
+            return turn.run()
 
 
 def _row(

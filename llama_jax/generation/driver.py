@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,6 +28,7 @@ from llama_jax.generation.sample import BatchSettings
 from llama_jax.generation.state import DecodeState, NewCache, TokenBuffer
 from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.cache import Cache
+from llama_jax.untraced import compiled, runner
 from llama_jax.weights.params import Params
 
 prefill = jax.jit(
@@ -53,35 +54,54 @@ def grow(place: Placement, cache: Cache, slots: int) -> Cache:
 _grow = jax.jit(lambda cache, slots: cache.grown(slots), static_argnames="slots")
 
 
-def prefill_arguments(params: Params, place: Placement, batch: Batch) -> dict[str, Any]:
-    """What `prefill` is called with to read a batch into a cache of its own."""
+class Prefill(NamedTuple):
+    """A call of `prefill`: its arguments, in its order."""
+
+    params: Params
+    cache: Cache | NewCache
+    texts: np.ndarray
+    lengths: np.ndarray
+    read: np.int32
+    settings: BatchSettings
+    tokens_per_read: int
+
+    def run(self) -> DecodeState:
+        """Reads the prompts; it gives the cache away."""
+        *arguments, tokens = self
+        return runner(prefill, *arguments, tokens_per_read=tokens)(*arguments)
+
+    def compiled(self) -> Any:
+        """The program that `run` runs."""
+        *arguments, tokens = self
+        return compiled(prefill, *arguments, tokens_per_read=tokens)
+
+
+def prefill_of(params: Params, place: Placement, batch: Batch) -> Prefill:
+    """What reads a batch into a cache of its own."""
     rows, time = batch.prompts.shape
-    limits = place.limits
-    return {
-        "params": params,
-        "cache": NewCache(place.cache, rows, batch.slots, place.cache_dtype),
-        "texts": batch.prompts,
-        "lengths": batch.lengths,
-        "read": np.int32(0),
-        "settings": batch.settings,
-        "tokens_per_read": tokens_per_read(
-            rows, time, in_all=limits.prefill_tokens, a_row=PREFILL_TOKENS_A_ROW
-        ),
-    }
+    in_all = place.limits.prefill_tokens
+    return Prefill(
+        params,
+        cache=NewCache(place.cache, rows, batch.slots, place.cache_dtype),
+        texts=batch.prompts,
+        lengths=batch.lengths,
+        read=np.int32(0),
+        settings=batch.settings,
+        tokens_per_read=tokens_per_read(rows, time, in_all=in_all, a_row=PREFILL_TOKENS_A_ROW),
+    )
 
 
-def compile_ahead(place: Placement, arguments: dict[str, Any]) -> Iterator[None]:
-    """Compiles `prefill` for these arguments, then `decode` for what it gives; yields after each.
+def compile_ahead(place: Placement, first: Prefill) -> Iterator[None]:
+    """Compiles a call of `prefill`, then `decode` for what it gives; yields after each.
 
     A program that is compiled already is not compiled again. The weights may be
     `jax.ShapeDtypeStruct`s, which need not be loaded: JAX remembers a program by shapes and
     devices.
     """
     with place.use_mesh():
-        first = prefill.lower(**arguments)
-        made = first.compile()
+        made = first.compiled()
     yield
-    params, settings = arguments["params"], arguments["settings"]
+    params, settings = first.params, first.settings
     # Where weights lie by default, so does what is made of them; that is another program.
     chosen = getattr(jax.tree.leaves(params.weights)[0], "committed", True)
     with place.use_mesh():
@@ -89,19 +109,19 @@ def compile_ahead(place: Placement, arguments: dict[str, Any]) -> Iterator[None]
             lambda x, sharding: jax.ShapeDtypeStruct(
                 x.shape, x.dtype, sharding=sharding if chosen else None, weak_type=x.weak_type
             ),
-            first.out_info,
+            made.out_info,
             made.output_shardings,
         )
-        taken, until = np.zeros(len(arguments["lengths"]), np.int32), np.int32(1)
+        taken, until = np.zeros(len(first.lengths), np.int32), np.int32(1)
         check = _tokens_per_check(place, settings)
-        decode.lower(params, state, settings, taken, until, tokens_per_check=check).compile()
+        compiled(decode, params, state, settings, taken, until, tokens_per_check=check)
     yield
 
 
 def read_prompts(params: Params, place: Placement, batch: Batch) -> DecodeState:
     """Reads a batch into a cache of its own; each row then has its first new token."""
     with place.use_mesh():
-        return prefill(**prefill_arguments(params, place, batch))
+        return prefill_of(params, place, batch).run()
 
 
 def decode_rows(
@@ -124,7 +144,7 @@ def decode_rows(
     if not any(writer.row.max_new_tokens for writer in writers):
         yield from ((i, writer.nothing(), None) for i, writer in enumerate(writers))
         return
-    state = read()
+    state, program = read(), None
     check = _tokens_per_check(place, settings)
     often = tokens_per_round(place.limits, params.nbytes)
     one_by_one = stream or settings.allowed is not None
@@ -132,10 +152,10 @@ def decode_rows(
     taken: Any = np.zeros(len(settings.max_new_tokens), np.int32)
     while not all(writer.ended for writer in writers):
         if until > 1:
+            arguments = params, state, settings, taken, np.int32(until)
             with place.use_mesh():
-                state = decode(
-                    params, state, settings, taken, np.int32(until), tokens_per_check=check
-                )
+                program = program or runner(decode, *arguments, tokens_per_check=check)
+                state = program(*arguments)
         if not taken.any():  # long prompts may still be read, and rounds are short
             wait_for(state.buffer)
         buffer: TokenBuffer = jax.device_get(state.buffer)
@@ -149,6 +169,7 @@ def decode_rows(
         if max(ends, default=0) > state.cache.slots:  # the newest token has no slot
             slots = doubled_slots(state.cache.slots, params.config.max_seq_len)
             state = dataclasses.replace(state, cache=grow(place, state.cache, slots))
+            program = None  # another one, of that size
     if failed := [writer.row.index for writer in writers if writer.failed]:
         # A NaN in a slot that is masked still makes a NaN, so nobody may go on from this cache.
         jax.tree.map(lambda x: x.delete(), state.cache)

@@ -11,7 +11,7 @@ from typing import Any
 from llama_jax.generation.asked import Asked, rows_asked
 from llama_jax.generation.batch import Row, batches_of
 from llama_jax.generation.constraint import Form
-from llama_jax.generation.driver import compile_ahead, decode_rows, prefill_arguments, read_prompts
+from llama_jax.generation.driver import compile_ahead, decode_rows, prefill_of, read_prompts
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.placement import Placement
 from llama_jax.generation.progress import with_progress
@@ -199,7 +199,7 @@ def prepare(
         tools_of_each=tools,
     )
     batch = next(batches_of(params.config, place, rows))
-    yield from compile_ahead(place, prefill_arguments(params, place, batch))
+    yield from compile_ahead(place, prefill_of(params, place, batch))
 
 
 def _completion(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from llama_jax.config import Config
-from llama_jax.tokenizer import Message, Tokenizer, Tools, load_tokenizer
-from llama_jax.tokenizer.folder import tokenizer_state
+from llama_jax.tokenizer import Message, Tokenizer, Tools, shared_tokenizer
 from llama_jax.validation import wrong_kind
 from llama_jax.weights.params import Params, check_params
 
@@ -120,11 +117,5 @@ def tokenizer_of(params: Params, tokenizer: Tokenizer | None = None) -> Tokenize
     if tokenizer is not None and not hasattr(tokenizer, "token_bytes"):
         raise wrong_kind("tokenizer", tokenizer, "pass what llama_jax.load_tokenizer(path) returns")
     if tokenizer is None and params.tokenizer is not None:
-        return _cached_tokenizer(params.tokenizer, tokenizer_state(params.tokenizer))
+        return shared_tokenizer(params.tokenizer)
     return tokenizer
-
-
-@functools.lru_cache(maxsize=4)
-def _cached_tokenizer(path: Path, state: tuple[Any, ...]) -> Tokenizer:
-    """The tokenizer of a file whose folder was in this `state`."""
-    return load_tokenizer(path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_jax.config import Config
 from llama_jax.generation.batch import batch_settings, rows_of
-from llama_jax.generation.driver import compile_ahead
+from llama_jax.generation.driver import Prefill, compile_ahead
 from llama_jax.generation.limits import initial_slots
 from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import tokenizer_of
@@ -36,27 +36,21 @@ def empty_cache(params: Params, place: Placement, slots: int) -> Any:
     return jax.device_put(cache, leaf.sharding)
 
 
-def turn_arguments(
+def turn_of(
     params: Params,
     place: Placement,
     cache: Cache,
     ids: list[int],
     read: int,
     settings: BatchSettings,
-) -> dict[str, Any]:
-    """What `prefill` is called with to read a dialog of which the cache holds `read` tokens."""
+) -> Prefill:
+    """What reads a dialog of which the cache holds `read` tokens."""
     size = place.batch_divisor  # the rows after the first ask for nothing
     texts = np.zeros((size, cache.slots), np.int32)
     texts[0, : len(ids)] = ids
-    return {
-        "params": params,
-        "cache": cache,
-        "texts": texts,
-        "lengths": np.array([len(ids)] + [1] * (size - 1), np.int32),
-        "read": np.int32(read),
-        "settings": settings,
-        "tokens_per_read": place.limits.turn_tokens,
-    }
+    lengths = np.array([len(ids)] + [1] * (size - 1), np.int32)
+    tokens = place.limits.turn_tokens
+    return Prefill(params, cache, texts, lengths, np.int32(read), settings, tokens)
 
 
 def prepare_turns(
@@ -79,7 +73,7 @@ def prepare_turns(
     sharding = jax.tree.leaves(params.weights)[0].sharding
     empty = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), empty)
     told = place.put(batch_settings(config, rows, place.batch_divisor))
-    yield from compile_ahead(place, turn_arguments(params, place, empty, [0], 0, told))
+    yield from compile_ahead(place, turn_of(params, place, empty, [0], 0, told))
 
 
 @functools.partial(jax.jit, static_argnums=range(5))

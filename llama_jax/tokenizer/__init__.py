@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llama_jax.tokenizer.folder import (
     has_metas_weights,
     read_bounded,
     tokenizer_above,
+    tokenizer_state,
 )
 from llama_jax.tokenizer.folder import tokenizer_files as files_beside
 from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
@@ -36,6 +38,7 @@ __all__ = [
     "detokenize",
     "find_tokenizer",
     "load_tokenizer",
+    "shared_tokenizer",
     "tokenizer_files",
 ]
 
@@ -94,6 +97,16 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
         raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
     with in_words(f"{file} is a broken tokenizer: ", limit=MAX_ERROR, but=(OSError,)):
         return _open(kind, content, file)
+
+
+def shared_tokenizer(file: Path) -> Tokenizer:
+    """`load_tokenizer`, once for all who ask while the file and its folder stay as they are."""
+    return _loaded(file, tokenizer_state(file))
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(file: Path, state: tuple[Any, ...]) -> Tokenizer:
+    return load_tokenizer(file)
 
 
 def _open(kind: Any, content: bytes, file: Path) -> Tokenizer:

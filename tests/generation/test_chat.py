@@ -10,7 +10,6 @@ from helpers import Letters
 
 import llama_jax
 from llama_jax import Conversation, generate
-from llama_jax.generation import chat as module
 from llama_jax.generation import driver
 from llama_jax.generation.limits import ACCELERATOR, CPU
 from llama_jax.generation.turn import prepare_turns
@@ -158,7 +157,7 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
     for turn in range(6 if forgetting else 1):
         answered(talk, f"hello {turn} " + "x" * 20)
     forgotten = talk.forgotten
-    read, advance = module.prefill, driver.decode
+    read, advance = driver.prefill, driver.decode
     steps = []
 
     def interrupted_prefill(*arguments, **options):
@@ -177,7 +176,7 @@ def test_an_interrupt_anywhere_leaves_a_conversation_that_goes_on(
         if where == "in the loop":
             patch.setattr(driver, "decode", interrupted_decode)
         else:
-            patch.setattr(module, "prefill", interrupted_prefill)
+            patch.setattr(driver, "prefill", interrupted_prefill)
         written = []
         with pytest.raises(KeyboardInterrupt):
             written.extend(delta.tokens for delta in talk.ask("stop me " + "y" * 20))
@@ -231,17 +230,18 @@ def test_a_turn_computes_about_as_many_positions_as_it_reads(params):
     """A long past is not read again in the padding of a short question."""
     talk = conversation(params, max_new_tokens=4, forbidden_ids=[], stop_ids=[])
     seen = []
-    original = module.prefill
+    original = driver.prefill
 
     def watched(*arguments, **options):
         seen.append(original.lower(*arguments, **options).as_text())
         return original(*arguments, **options)
 
-    module.prefill = watched
+    watched.lower = original.lower
+    driver.prefill = watched
     try:
         answered(talk, "x" * 120)
     finally:
-        module.prefill = original
+        driver.prefill = original
     widest = max(int(n) for n in re.findall(r"tensor<1x(\d+)x64xf32>", seen[0]))
     assert widest == CPU.turn_tokens < 128
 

@@ -98,9 +98,9 @@ def compiled_prefill(config: Config, mesh: Mesh, *, batch: int, time: int):
     arrays = np.zeros((batch, time), np.int32), np.zeros(batch, np.int32)
     texts, lengths = _whole(arrays, mesh)
     asked = Batch([], texts, lengths, settings, slots=2 * time)
-    arguments = driver.prefill_arguments(params, Placement.of(params), asked)
+    call = driver.prefill_of(params, Placement.of(params), asked)
     with jax.set_mesh(mesh):
-        return driver.prefill.lower(**arguments).compile()
+        return call.compiled()
 
 
 def tokens_of(loop: Program, chunk: int) -> list[Program]:
