@@ -58,22 +58,36 @@ def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
     key = _key(jitted, arguments, statics)
     if key is None:
         return jitted.lower(*arguments, **statics).compile()
-    program = _made.get(key) or _found(key, arguments)
-    if program is None:
-        with compiling_anew() as was_compiled:
-            program = jitted.lower(*arguments, **statics).compile()
-            if was_compiled():
-                _keep(key, program)
+    program = _made.get(key) or _found(key, jitted, arguments, statics)
     _made[key] = program
     while len(_made) > MADE:
         _made.popitem(last=False)
     return program
 
 
-def _found(key: str, arguments: Any) -> Any:
-    """The program that is kept under a key, if it can be loaded here."""
-    if (kept := read_kept(key)) is None:
-        return None
+def _found(key: str, jitted: Any, arguments: Any, statics: dict[str, Any]) -> Any:
+    """The program that is kept under a key; it is compiled, and kept, where there is none."""
+    kept = read_kept(key)
+    if kept is None:
+        with compiling_anew() as was_compiled:
+            program = jitted.lower(*arguments, **statics).compile()
+            if was_compiled():
+                keep(key, _packed(program))
+        return program
+    # What XLA does not take back is traced, and found as JAX finds it.
+    return _unpacked(kept, arguments) or jitted.lower(*arguments, **statics).compile()
+
+
+def _packed(program: Any) -> bytes:
+    """A program as bytes; none where XLA, or a plugin, does not give it away."""
+    try:
+        return pickle.dumps(serialize_executable.serialize(program))
+    except Exception:
+        return b""
+
+
+def _unpacked(kept: bytes, arguments: Any) -> Any:
+    """The program that was packed, if it can be loaded here."""
     try:
         program, takes, gives = pickle.loads(kept)
         if takes != jax.tree.structure((arguments, {})):  # settings of a weight that no text shows
@@ -83,15 +97,7 @@ def _found(key: str, arguments: Any) -> Any:
             program, takes, gives, device.client, [device]
         )
     except Exception:
-        return None  # XLA does not take it: it is compiled again, and written anew
-
-
-def _keep(key: str, program: Any) -> None:
-    try:
-        kept = pickle.dumps(serialize_executable.serialize(program))
-    except Exception:
-        return  # XLA or a plugin does not give it away: the next process compiles it too
-    keep(key, kept)
+        return None
 
 
 def _key(jitted: Any, arguments: Any, statics: dict[str, Any]) -> str | None:
