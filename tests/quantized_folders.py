@@ -159,10 +159,10 @@ FORMATS = {
 }
 
 
-def written(folder, make, said, only=lambda name: True):
+def written(folder, make, said, only=lambda name: True, **sizes):
     """A quantized folder, and a plain one of the numbers that it means."""
-    plain, quantized, rng = {}, {}, RNG(7)
-    for name, array in tensors_of(GIVEN).items():
+    plain, quantized, rng, given = {}, {}, RNG(7), {**GIVEN, **sizes}
+    for name, array in tensors_of(given).items():
         plain[name] = quantized[name] = array
         if "_proj." in name and only(name):
             parts, dense = make(rng, *array.shape)
@@ -175,6 +175,6 @@ def written(folder, make, said, only=lambda name: True):
         ("q", quantized, {"quantization_config": said}),
     ):
         (folder / at).mkdir()
-        (folder / at / "config.json").write_text(json.dumps({**GIVEN, **more}))
+        (folder / at / "config.json").write_text(json.dumps({**given, **more}))
         write_safetensors(folder / at / "model.safetensors", tensors)
     return folder / "q", folder / "plain"
