@@ -119,15 +119,18 @@ def cached_nll(params: Any, windows: np.ndarray, kind: Any) -> np.ndarray:
     rows, length = windows.shape
     cache = kind.empty(params.config, batch=rows, slots=length, dtype=jnp.float32).continued()
 
-    def step(cache: Any, at: Any) -> tuple[Any, Any]:
-        tokens = jax.lax.dynamic_slice_in_dim(windows_on_device, at, 1, 1)
-        logits, cache = llama_jax.forward(params, tokens, jnp.full((rows, 1), at), cache)
-        target = jax.lax.dynamic_slice_in_dim(windows_on_device, at + 1, 1, 1)
-        return cache.continued(), _losses(logits, target)[:, 0]
+    def run(params: Any, windows: Any, cache: Any) -> Any:
+        def step(cache: Any, at: Any) -> tuple[Any, Any]:
+            tokens = jax.lax.dynamic_slice_in_dim(windows, at, 1, 1)
+            logits, cache = llama_jax.forward(params, tokens, jnp.full((rows, 1), at), cache)
+            target = jax.lax.dynamic_slice_in_dim(windows, at + 1, 1, 1)
+            return cache.continued(), _losses(logits, target)[:, 0]
 
-    windows_on_device = jnp.asarray(windows)
-    run = jax.jit(lambda cache: jax.lax.scan(step, cache, jnp.arange(length - 1))[1])
-    return np.asarray(run(cache)).mean(axis=0)
+        return jax.lax.scan(step, cache, jnp.arange(length - 1))[1]
+
+    # Weights are arguments: as constants of the program they would cost XLA hours.
+    lowered = jax.jit(run).lower(params, windows, cache)
+    return np.asarray(lowered.compile(COMPILER_OPTIONS)(params, windows, cache)).mean(axis=0)
 
 
 def _losses(logits: Any, targets: Any) -> Any:

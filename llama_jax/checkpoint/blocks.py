@@ -109,13 +109,15 @@ def host_block(tensor: Tensor, index: Index) -> np.ndarray:
 
 
 def copy_in_bands(source: np.ndarray, out: np.ndarray) -> None:
-    """Copies an array into another of its shape, some rows at a time.
+    """Copies an array into another of its shape, some rows at a time where it is transposed.
 
     A transposing copy of a large matrix in one go misses the cache at every number: measured at
     0.3 GB/s, where bands of 64 rows give 0.95 and bands of 16 give 2.5.
     """
-    for row in range(0, len(source), 16):
-        out[row : row + 16] = source[row : row + 16]
+    turned = (source.strides[0] < source.strides[-1]) != (out.strides[0] < out.strides[-1])
+    step = 16 if turned else max(1, len(source))
+    for row in range(0, len(source), step):
+        out[row : row + step] = source[row : row + step]
 
 
 def transposed(matrix: np.ndarray) -> np.ndarray:

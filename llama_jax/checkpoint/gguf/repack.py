@@ -93,10 +93,10 @@ class _Part(ReadByPart):
         """This part of some rows: one array [rows, groups], or one of each word."""
         kind = self.raw.kind.name
         if self.name == "words" and kind in _IN_HALVES:
-            return _words_of_halves(self.raw.blocks(rows, columns)[:, -GROUP // 2 :])
+            return _words_of_halves(self._blocks(rows, columns)[..., -GROUP // 2 :])
         if self.name in ("scale", "minimum") and kind in _HALVES:
             at = 2 * (self.name == "minimum")
-            return [self.raw.blocks(rows, columns)[:, at : at + 2].view("<f2")]
+            return [self._blocks(rows, columns)[..., at : at + 2].view("<f2")[..., 0]]
         blocks = self.raw.unpacked(rows, columns)
         if self.name == "words":
             return list(_words(blocks.codes().view(np.uint8) + np.uint8(_FOUR_BITS[kind])))
@@ -104,6 +104,11 @@ class _Part(ReadByPart):
             return [blocks.codes()]
         found = blocks.scale if self.name == "scale" else -np.asarray(blocks.minimum)
         return [found.astype(self.dtype)]
+
+    def _blocks(self, rows: slice, columns: slice) -> np.ndarray:
+        """The bytes of these blocks, [rows, blocks of a row, bytes]."""
+        found = self.raw.blocks(rows, columns)
+        return found.reshape(rows.stop - rows.start, -1, found.shape[1])
 
 
 def _words(numbers: np.ndarray) -> np.ndarray:
@@ -117,11 +122,16 @@ def _words(numbers: np.ndarray) -> np.ndarray:
 
 
 def _words_of_halves(raw: np.ndarray) -> list[np.ndarray]:
-    """The same of bytes [n, 16] that hold numbers 0 to 15 in their low halves, 16 to 31 above."""
-    low, high = [], []
-    for eight in raw.view("<u8").T:  # NumPy is slow over a short last axis
-        two = np.ascontiguousarray(eight).view("<u2")
-        above = two >> np.uint16(4)
-        low.append(two & np.uint16(0x0F) | above & np.uint16(0xF0))
-        high.append(above & np.uint16(0x0F) | above >> np.uint16(4) & np.uint16(0xF0))
-    return [pairs.astype(np.uint8).view("<i4") for pairs in (*low, *high)]
+    """The same of bytes [rows, n, 16] with numbers 0 to 15 in their low halves, 16 to 31 above.
+
+    Four arrays [rows, n], which in memory are [n, rows], as a weight's words are.
+    """
+    # Turned once, by 16 bytes: NumPy has no other number as long.
+    both = np.ascontiguousarray(raw.view("<c16")[..., 0].T).view("<u2")
+    low = both & np.uint16(0x0F0F)
+    low |= low >> np.uint16(4)
+    both &= np.uint16(0xF0F0)
+    both >>= np.uint16(4)
+    both |= both >> np.uint16(4)
+    words = (pairs.astype(np.uint8).view("<i4") for pairs in (low, both))
+    return [each[:, at::2].T for each in words for at in (0, 1)]

@@ -21,7 +21,7 @@ from llama_jax.tokenizer.gguf_header import BrokenGGUF, Cursor, GGUFHeader
 
 _MAX_TENSORS, _MAX_AXES = 2**16, 4
 _INFO_BYTES = 32  # the least that a description takes
-_BAND = 2**20  # weights unpacked at once: of fewer, threads wait for Python's lock
+_BAND = 2**21  # weights unpacked at once: of fewer, threads wait for Python's lock
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
