@@ -140,9 +140,10 @@ OUTSIDE = [
     for folder in ("tests", "bench", "tools", "scripts", "examples")
     for file in ROOT.glob(f"{folder}/**/*.py")
 ]
-THEIRS = re.compile(  # of Python's, of JAX's, of llama_cpp's and of rich's: none has a public door
+THEIRS = re.compile(  # of other projects: none has a public door
     r"(.*\._fields|.*\._replace|os\._exit|record\._orig_compress_start|.*\._cache_size"
-    r"|(.*\.)?llama_cpp\._lib|.*stderr\._(force_terminal|file|environ))$"
+    r"|(.*\.)?llama_cpp\._lib|.*stderr\._(force_terminal|file|environ)"
+    r"|transformers\..*\._is_torch_xpu_available)$"
 )
 
 

@@ -55,7 +55,7 @@ def on_no_device(**_):
 def without_a_gpu(monkeypatch):
     quantizer = transformers.quantizers.quantizer_fbgemm_fp8.FbgemmFp8HfQuantizer
     monkeypatch.setattr(quantizer, "validate_environment", lambda *_, **__: None)
-    monkeypatch.setattr(theirs, "_is_torch_xpu_available", True)
+    monkeypatch.setattr("transformers.integrations.fbgemm_fp8._is_torch_xpu_available", True)
     monkeypatch.setattr(theirs, "get_quantize_fp8_per_row", lambda: rows_to_8_bits)
     monkeypatch.setattr(theirs, "init_empty_weights", on_no_device, raising=False)
 
