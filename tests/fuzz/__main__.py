@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -27,6 +28,8 @@ def main() -> None:
         coverage.watch(given.coverage, 60 * given.minutes, given.keep)
     from fuzz.trying import fuzz
 
+    for ends in (signal.SIGINT, signal.SIGTERM):  # in the background a shell ignores the first
+        signal.signal(ends, signal.default_int_handler)
     report = fuzz(60 * given.minutes, given.seed, given.only or FORMATS, given.keep)
     print("\n".join(report.lines()))
     raise SystemExit(1 if report.finds else 0)

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import itertools
+import math
 import random
 import resource
 import shutil
@@ -22,52 +23,81 @@ from fuzz.seeds import DIALOG, Seed, make
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 572  # 3 times 200 MB
-HANGS = 60
-"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT."""
+HANGS = 300
+"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT.
+
+By the wall's clock, since what waits uses no processor; a busy machine may hold a process so long
+as a minute.
+"""
+REARMED = 30
+"""Seconds between the watchdog's starts: each costs a thread, and a trial takes milliseconds."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 _ran: list[str] = []
 
 
 @dataclasses.dataclass
 class Report:
-    """What was tried of each format, what was accepted, and the slowest."""
+    """What was tried of each format, what was accepted, and the dearest, by their numbers."""
 
     tried: dict[str, int] = dataclasses.field(default_factory=dict)
     accepted: dict[str, int] = dataclasses.field(default_factory=dict)
-    slowest: dict[str, float] = dataclasses.field(default_factory=dict)
+    slowest: dict[str, tuple[float, int]] = dataclasses.field(default_factory=dict)
+    largest: tuple[int, str] = (0, "none")
     finds: list[str] = dataclasses.field(default_factory=list)
-    mib: int = 0
+    next: int = 0
+    """The seed that goes on where this run ended."""
 
     def lines(self) -> list[str]:
         each = [
             f"{name:16} {self.tried[name]:7,} tried {self.accepted.get(name, 0):7,} accepted, "
-            f"slowest {self.slowest[name]:.2f} s"
+            "slowest {:.2f} s (change {})".format(*self.slowest[name])
             for name in self.tried
         ]
-        return [*each, f"the most memory {self.mib:,} MiB", *self.finds[:40]]
+        total = f"{sum(self.tried.values()):,} changes; --seed {self.next} goes on from here"
+        most = "the most memory {:,} MiB ({})".format(*self.largest)
+        return [*each, total, most, *self.finds[:40]]
 
 
 def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Report:
-    """Tries changes, the first of seed `first`, format after format, until the time is over."""
+    """Tries changes, the first of seed `first`, format after format, until the time is over.
+
+    An interrupt ends it sooner. `keep`/report says how far it is.
+    """
     sys.addaudithook(lambda event, _: _ran.append(event) if event in RUNS_CODE else None)
-    report, until = Report(), time.monotonic() + seconds
+    report, until = Report(next=first), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seeds = make(Path(root))
         shutil.rmtree(keep / "now", ignore_errors=True)
+        keep.mkdir(parents=True, exist_ok=True)
         for seed in seeds.values():  # sound as they are
             seed.read(seed.folder)
-        for number in itertools.count(first):
-            for name in formats:
-                if time.monotonic() > until and report.tried.keys() >= set(formats):
-                    return report
-                _try(name, seeds.get(name), number, keep, report)
+        with contextlib.suppress(KeyboardInterrupt):
+            _try_all(until, seeds, formats, keep, report)
+        faulthandler.cancel_dump_traceback_later()
     return report
+
+
+def _try_all(
+    until: float, seeds: dict[str, Seed], formats: Sequence[str], keep: Path, report: Report
+) -> None:
+    armed = -math.inf
+    for number in itertools.count(report.next):
+        report.next = number
+        for name in formats:
+            now = time.monotonic()
+            if now > until and report.tried.keys() >= set(formats):
+                return
+            if now > armed + REARMED:
+                faulthandler.dump_traceback_later(HANGS, exit=True)
+                armed = now
+                (keep / "report").write_text("\n".join(report.lines()))
+            _try(name, seeds.get(name), number, keep, report)
 
 
 def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) -> None:
     rng, now = random.Random(f"{name} {number}"), keep / "now" / name
-    highest, resident = _peak(), _resident()
+    resident = _resident()
     if seed is None:
         now.mkdir(parents=True, exist_ok=True)
         file, sound = now / "template", b""
@@ -79,8 +109,7 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
         sound = file.read_bytes()
         file.write_bytes(change(file.name, sound, rng))
     _ran.clear()
-    faulthandler.dump_traceback_later(HANGS, exit=True)
-    began, wrong = time.process_time(), None
+    (began, highest), wrong = _spent(), None
     try:
         if seed is None:
             ChatTemplate(source, {"bos_token": "<s>"}).render(DIALOG)
@@ -93,12 +122,12 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
         raise
     except BaseException as error:
         wrong = f"{type(error).__name__}: {error}"
-    faulthandler.cancel_dump_traceback_later()
-    used = time.process_time() - began
+    ended, peak = _spent()
+    used = ended - began
     report.tried[name] = report.tried.get(name, 0) + 1
-    report.slowest[name] = max(used, report.slowest.get(name, 0.0))
-    cost = _peak() - resident if _peak() > highest else 0  # what others left is not of this one
-    report.mib = max(cost, report.mib)
+    report.slowest[name] = max((used, number), report.slowest.get(name, (0.0, number)))
+    cost = peak - resident if peak > highest else 0  # what others left is not of this one
+    report.largest = max((cost, f"{name}, change {number}"), report.largest)
     wrong = f"it ran {_ran}" if _ran else wrong
     wrong = f"it took {used:.1f} s" if used > MAX_SECONDS else wrong
     wrong = f"it took {cost:,} MiB" if cost > MAX_MIB else wrong
@@ -117,8 +146,10 @@ def wrong_words(said: str) -> str | None:
     return None if said.isprintable() else f"control characters in an error: {said}"
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+def _spent() -> tuple[float, int]:
+    """This process's seconds of processor time, and its largest resident memory in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime, used.ru_maxrss >> 10
 
 
 def _resident() -> int:
