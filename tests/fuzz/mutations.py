@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import struct
 import zipfile
 from typing import Any
 
@@ -28,7 +29,7 @@ TEMPLATE_PARTS = (
 
 
 def change(name: str, content: bytes, rng: random.Random) -> bytes:
-    """A file's bytes changed: within its structure, or anywhere."""
+    """The bytes of a file of this path changed: within its structure, or anywhere."""
     if rng.random() < 0.3:
         return mutated(content, rng)
     if name.endswith(".json"):
@@ -44,6 +45,8 @@ def change(name: str, content: bytes, rng: random.Random) -> bytes:
         return framed(changed_json(header, rng), content[8 + size :])
     if name.endswith((".pth", ".pt", "model.bin")):
         return _changed_zip(content, rng)
+    if "/weights/" in name:
+        return _changed_shard(content, rng)
     return mutated(content[: len(content) // 4], rng) + content[len(content) // 4 :]
 
 
@@ -88,3 +91,31 @@ def _changed_zip(content: bytes, rng: random.Random) -> bytes:
             data = old.read(name)
             new.writestr(name, mutated(data, rng) if name == chosen else data)
     return written.getvalue()
+
+
+def _changed_shard(content: bytes, rng: random.Random) -> bytes:
+    """A file of a native weight, of one chunk, whose checksums are right, changed in one part."""
+    data, (at, size) = content[:-24], struct.unpack("<2Q", content[-20:-4])
+    if rng.random() < 0.5:
+        data = mutated(data, rng)
+        at, size = 0, len(data) + 4
+    else:
+        ends = [0, 1, size - 1, size + 1, len(content), 2**31, 2**63, 2**64 - 1, 2**64 - size]
+        at, size = rng.choice([at, *ends]), rng.choice([size, *ends])
+    return b"".join(part + _crc32c(part) for part in (data, struct.pack("<2Q", at, size)))
+
+
+def _crc32c(data: bytes) -> bytes:
+    found = 0xFFFFFFFF
+    for byte in data:
+        found = found >> 8 ^ _CRC32C[(found ^ byte) & 0xFF]
+    return (found ^ 0xFFFFFFFF).to_bytes(4, "little")
+
+
+def _shifted(value: int) -> int:
+    for _ in range(8):
+        value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    return value
+
+
+_CRC32C = [_shifted(byte) for byte in range(256)]

@@ -15,7 +15,8 @@ import numpy as np
 import quantized_folders
 import torch_zip
 from dialog_kinds import KINDS, byte_folder
-from fuzz.formats import QUANTIZED
+from fuzz import native_seeds
+from fuzz.formats import NATIVE_KINDS, QUANTIZED
 from hf_folder import SMALL, tensors_of, write_folder, write_safetensors
 from small_tokenizers import sentencepiece_file, tiktoken_file
 
@@ -51,13 +52,12 @@ def make(root: Path) -> dict[str, Seed]:
     meta = meta_folder.write(root / "meta", states)
     hf = write_folder(root / "hf")
     convert(meta, root / "native")
-    weight = "weights/layers_0.attention.wq"
-    native = ("config.json", "checkpoint.json", f"{weight}/zarr.json", f"{weight}/c/0/0")
+    native = native_seeds.arrays(root / "native", root / "native-unsummed")
     json_tokenizer = byte_folder(root / "tokenizer.json", KINDS["plain"][0])
     return {
         "pth": Seed(meta, ("consolidated.00.pth", "params.json"), read_weights),
         "safetensors": Seed(hf, ("model.safetensors", "config.json"), read_weights),
-        "native": Seed(root / "native", native, read_weights),
+        "native": Seed(root / "native-unsummed", native, read_weights),
         "gguf": Seed(gguf_folder(root / "gguf"), ("model.gguf",), read_gguf),
         **_quantized(root / "q"),
         "peft": Seed(_peft(root / "peft"), ("adapter_model.safetensors", PEFT), peft_on(hf)),
@@ -71,6 +71,12 @@ def make(root: Path) -> dict[str, Seed]:
         **_several_files(root / "several"),
         **_for_training(root / "training"),
     }
+
+
+def with_kinds(seeds: dict[str, Seed], root: Path) -> dict[str, Seed]:
+    """The seeds and a native checkpoint of weights of every kind, which takes seconds to make."""
+    files = native_seeds.kinds(seeds["pth"].folder, root / NATIVE_KINDS)
+    return {**seeds, NATIVE_KINDS: Seed(root / NATIVE_KINDS, files, read_weights)}
 
 
 def _several_files(root: Path) -> dict[str, Seed]:

@@ -17,8 +17,9 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from fuzz.formats import NATIVE_KINDS
 from fuzz.mutations import change, template
-from fuzz.seeds import DIALOG, Seed, make
+from fuzz.seeds import DIALOG, Seed, make, with_kinds
 
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
@@ -68,6 +69,8 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seeds = make(Path(root))
+        if NATIVE_KINDS in formats:
+            seeds = with_kinds(seeds, Path(root))
         shutil.rmtree(keep / "now", ignore_errors=True)
         keep.mkdir(parents=True, exist_ok=True)
         for seed in seeds.values():  # sound as they are
@@ -107,7 +110,7 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
             shutil.copytree(seed.folder, now)
         file = now / rng.choice(seed.files)
         sound = file.read_bytes()
-        file.write_bytes(change(file.name, sound, rng))
+        file.write_bytes(change(str(file), sound, rng))
     _ran.clear()
     (began, highest), wrong = _spent(), None
     try:
