@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from llama_jax.ops.hadamard import hadamard
 from llama_jax.pytrees import register_dataclass
-from llama_jax.weights.weight import KINDS, Layout, Weight, register_weight
+from llama_jax.weights.weight import Layout, Weight, register_weight, value_within
 
 _INNER = "inner"
 
@@ -75,14 +75,11 @@ class Hadamard:
     def from_parts(
         cls, parts: Mapping[str, Any], constants: Mapping[str, Any], dtype: np.dtype
     ) -> Hadamard:
-        size, said = constants["size"], constants[_INNER]
+        size = constants["size"]
         if type(size) is not int or size < 1 or size & (size - 1):
             raise ValueError(f"size={size!r} must be a power of two")
-        if said["kind"] not in KINDS:
-            raise ValueError(f"it turns a weight of kind {said['kind']!r}, which is not known")
-        prefix = f"{_INNER}_"
-        own = {name.removeprefix(prefix): p for name, p in parts.items() if name.startswith(prefix)}
-        inner = KINDS[said["kind"]].from_parts(own, said["constants"], dtype)
+        others = [cls.kind, "lora"]  # an adapter lies around it, not in it
+        inner = value_within(_INNER, parts, constants[_INNER], dtype, none_of=others)
         if inner.shape[0] < size:
             raise ValueError(f"size={size} exceeds the {inner.shape[0]} inputs of the weight")
         return cls(inner, size)

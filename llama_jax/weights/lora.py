@@ -21,7 +21,7 @@ from jaxtyping import Array
 from llama_jax.ops.embedding import embed
 from llama_jax.ops.linear import dot
 from llama_jax.pytrees import register_dataclass
-from llama_jax.weights.weight import KINDS, Layout, PartAxis, is_value, register_weight
+from llama_jax.weights.weight import Layout, PartAxis, is_value, register_weight, value_within
 
 _BASE = "base"
 
@@ -175,15 +175,7 @@ def _base(parts: Mapping[str, Any], constants: Mapping[str, Any], dtype: np.dtyp
     """The base of these parts of a `Lora`, for activations of `dtype`."""
     if _BASE in parts:
         return _in_dtype(parts[_BASE], dtype)
-    kind = constants[_BASE]["kind"]
-    if kind not in KINDS:
-        raise ValueError(
-            f"its base is a weight of kind {kind!r}, which this program does not know; import what "
-            "defines it first"
-        )
-    prefix = f"{_BASE}_"
-    own = {name.removeprefix(prefix): p for name, p in parts.items() if name.startswith(prefix)}
-    return KINDS[kind].from_parts(own, constants[_BASE]["constants"], dtype)
+    return value_within(_BASE, parts, constants[_BASE], dtype, none_of=[Lora.kind])
 
 
 def _in_dtype(base: Any, dtype: Any) -> Any:

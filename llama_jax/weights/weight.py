@@ -21,7 +21,7 @@ As members, each would be written once in every kind, and once more for arrays.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeGuard, TypeVar
 
 import numpy as np
@@ -117,6 +117,32 @@ def register_weight(kind: Kind) -> Kind:
     """Class decorator: lets checkpoints hold a kind of weight."""
     KINDS[kind.kind] = kind  # type: ignore[attr-defined]
     return kind
+
+
+def value_within(
+    name: str,
+    parts: Mapping[str, Any],
+    said: Mapping[str, Any],
+    dtype: np.dtype,
+    *,
+    none_of: Collection[str],
+) -> Weight:
+    """The value that lies in another: its parts are under `name`_, its kind and constants `said`.
+
+    ValueError where the kind is unknown, or is one that this place does not hold. A kind that holds
+    itself would nest as deep as a stranger's file says.
+    """
+    kind = said["kind"]
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(
+            f"its {name} is a weight of kind {kind!r}, which this program does not know; import "
+            "what defines it first"
+        )
+    if kind in none_of:
+        raise ValueError(f"its {name} is of kind {kind!r}, which does not lie in such a weight")
+    prefix = f"{name}_"
+    own = {key.removeprefix(prefix): part for key, part in parts.items() if key.startswith(prefix)}
+    return KINDS[kind].from_parts(own, said["constants"], dtype)
 
 
 def is_value(weight: Any) -> TypeGuard[Weight]:

@@ -14,6 +14,7 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.native.checked import check_files, check_own, stated
 from llama_jax.config import Config
 from llama_jax.tokenizer.folder import FILES
+from llama_jax.tokenizer.foreign import in_short
 
 FORMAT = "llama_jax"
 PLAIN, VERSION = 1, 2
@@ -36,6 +37,7 @@ def is_native(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+@in_short()
 def read_info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What `checkpoint.json` says."""
     path = Path(path)
@@ -77,6 +79,7 @@ def check_spelled(path: Path) -> None:
         ) from None
 
 
+@in_short()
 def read_config(path: str | os.PathLike[str]) -> Config:
     """The checkpoint's model, once every file has the checksum that the manifest states of it."""
     info = read_info(path)

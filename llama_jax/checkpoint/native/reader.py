@@ -16,11 +16,13 @@ from llama_jax.checkpoint.native.manifest import INFO, WEIGHTS, read_info, weigh
 from llama_jax.checkpoint.native.values import Record, made, part_path, part_shardings, shapes_of
 from llama_jax.checkpoint.placing import default_sharding
 from llama_jax.config import Config
+from llama_jax.tokenizer.foreign import in_short
 from llama_jax.weights.params import nested, true_shape
 from llama_jax.weights.table import WeightPath, weight_table
 from llama_jax.weights.weight import is_value, parts_of, read_dtype
 
 
+@in_short()
 def read_weights(
     src: str | os.PathLike[str],
     config: Config,
@@ -51,6 +53,7 @@ def read_weights(
     return nested({path: arrays[path] for path in weight_table(config)})
 
 
+@in_short()
 def stored_weights(src: str | os.PathLike[str], config: Config) -> dict[WeightPath, Any]:
     """Every weight as it lies there, checked against `config`: shapes in place of arrays."""
     from llama_jax.checkpoint.native import weight_files

@@ -107,7 +107,7 @@ def part_path(path: WeightPath, part: str) -> WeightPath:
 def made(record: Record, parts: Mapping[str, Any], path: WeightPath, dtype: Any = None) -> Any:
     """The weight of these parts: arrays, or shapes. ValueError where they are none of its kind."""
     name = ".".join(path)
-    if record.kind not in KINDS:
+    if not isinstance(record.kind, str) or record.kind not in KINDS:
         known = ", ".join(sorted(KINDS)) or "none"
         raise ValueError(
             f"{name} is a weight of kind {shown(record.kind)}, and this program knows {known}; "

@@ -22,6 +22,7 @@ from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.peft.config import CONFIG, PeftConfig, read_peft_config
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
+from llama_jax.tokenizer.foreign import in_short
 from llama_jax.weights.lora import Adapter
 from llama_jax.weights.table import EMBEDDING, WeightPath
 
@@ -30,6 +31,7 @@ PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _COPY = ".base_layer.weight"  # of the whole weight, which peft adds where it is the output's
 
 
+@in_short()
 def open_peft(path: str | Path, config: Config, base: str | Path) -> dict[WeightPath, Adapter]:
     """The adapters in a folder, for the model `config` that lies in `base`; no matrix is read.
 

@@ -8,6 +8,7 @@ import re
 
 from llama_jax.checkpoint.peft import PREFIX, A, B, modules_of, open_folder
 from llama_jax.tokenizer.folder import given_path
+from llama_jax.tokenizer.foreign import in_short
 from llama_jax.weights.lora import scale_of
 
 _LAYER = re.compile(r"\blayers\.(\d+)\.")
@@ -45,6 +46,7 @@ class PeftInspection:
         return len({found[1] for name in self.ranks if (found := _LAYER.search(name))})
 
 
+@in_short()
 def inspect_peft(path: str | os.PathLike[str]) -> PeftInspection:
     """What an adapter says of itself and holds. Errors as of `open_peft`, but for the model's."""
     folder = given_path(path)
