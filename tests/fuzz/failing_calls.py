@@ -1,7 +1,8 @@
 """`python -m tests.fuzz.failing_calls`: each system call of what writes fails in turn.
 
 After each the destination is absent or whole, the error is one line, and the next run ends as it
-should: convert, save, the exports, and training's saves, whose earlier states stay.
+should: convert, save, the exports, the saving of adapters, which links the base's files, and
+training's saves, whose earlier states stay.
 """
 
 from __future__ import annotations
@@ -20,26 +21,21 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 os.environ["JAX_PLATFORMS"] = "cpu"
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 from fuzz.seeds import make  # noqa: E402
-from fuzz.trials import DTYPES, begin, counting, operations, with_library  # noqa: E402
+from fuzz.states import DTYPES, KEPT, newest, save  # noqa: E402
+from fuzz.trials import Operation, begin, counting, operations, with_library  # noqa: E402
 
-from llama_jax.train.saves import Saves, hush_log  # noqa: E402
-from llama_jax.train.state import TrainState  # noqa: E402
+from llama_jax.train.saves import hush_log  # noqa: E402
 
 SAVES = "training's saves"
-KEPT = 2
-"""How many states of a run stay."""
 _REMOVING = ("unlink", "unlinkat", "rmdir")
 """Where one of these fails, something is left, until the next run."""
 _ERRORS = (errno.EIO, errno.ENOSPC)
 
 
-def faults(name: str, act: Callable[[Path, str], Any], to: Path, part: int, parts: int) -> bool:
+def faults(name: str, operation: Operation, to: Path, part: int, parts: int) -> bool:
     """Fails each system call in turn, of those in a share; whether each ended as it should."""
-    trial, tried, errors, wrong = begin(act, to), 0, 0, 0
+    act, trial, tried, errors, wrong = operation.act, begin(operation, to), 0, 0, 0
     calls = counting(to.parent)
     act(to, DTYPES[0])
     count = calls.faults_counted()
@@ -99,35 +95,6 @@ def saves(folder: Path, part: int, parts: int) -> bool:
     return not wrong
 
 
-def save(folder: Path, step: int) -> None:
-    """Saves a state to the end, as the loop of training does."""
-    states = Saves(folder, keep=KEPT)
-    try:
-        states.save(_state(step))
-        states.wait()
-    finally:
-        states.close()
-
-
-def newest(folder: Path) -> tuple[int, list[str]]:
-    """The step of the newest state, and what is said of damaged ones; its numbers are checked."""
-    states, told = Saves(folder, keep=KEPT), list[str]()
-    found = states.newest(_state(0), told.append)
-    states.close()
-    if found is None:
-        return -1, told
-    for ours, theirs in zip(*map(jax.tree.leaves, (_state(int(found.step)), found)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    return int(found.step), told
-
-
-def _state(step: int) -> TrainState:
-    """A state of which every number says the step."""
-    count, norm = jnp.int32(step), jnp.float32(step)
-    weights: Any = {"a": jnp.full((3, 5), norm), "b": jnp.full(7, -norm)}
-    return TrainState(count, weights, weights, None, norm, count, count)
-
-
 def _failing(
     folder: Path, turn: int, act: Callable[[], Any]
 ) -> tuple[BaseException | None, str | None]:
@@ -166,11 +133,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         seeds = Path(root) / "seeds"
         make(seeds)
-        for name, act in operations(seeds).items():
+        for name, operation in operations(seeds).items():
             if not given.only or name in given.only:
                 to = Path(root) / name.replace(" ", "-") / "model"
                 to.parent.mkdir()
-                fine &= faults(name, act, to, part, parts)
+                fine &= faults(name, operation, to, part, parts)
         if not given.only or SAVES in given.only:
             fine &= saves(Path(root) / "run" / "states", part, parts)
     raise SystemExit(0 if fine else 1)

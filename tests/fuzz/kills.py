@@ -1,4 +1,7 @@
-"""`python -m tests.fuzz.kills`: convert, export and save killed, at random or at each system call.
+"""`python -m tests.fuzz.kills`: what writes a checkpoint killed, at random or at each system call.
+
+Convert, save, the exports, the saving of adapters, which links the base's files, and training's
+saves of its states.
 
 After each the destination is absent or whole, and the next run ends as it should. A killed process
 is a child of one that has imported JAX, and in turn checks what the one before it left.
@@ -26,7 +29,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from fuzz.jobs import forked  # noqa: E402
 from fuzz.seeds import make  # noqa: E402
-from fuzz.trials import DTYPES, Trial, begin, counting, operations, with_library  # noqa: E402
+from fuzz.states import ABSENT, DTYPES, read_newest, save_next  # noqa: E402
+from fuzz.trials import Operation, Trial, begin, counting, operations, with_library  # noqa: E402
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -53,9 +57,9 @@ def killed(name: str, trial: Trial, kills: Iterator[Kill]) -> bool:
         count += kill is not NEVER and len(told) == 2
         late += kill is not NEVER and len(told) > 2
     left = sorted(file.name for file in trial.to.parent.iterdir() if file != trial.to)
-    wrong = {what: n for what, n in found.items() if what not in ("absent", *DTYPES)}
+    wrong = {what: n for what, n in found.items() if what not in (ABSENT, *DTYPES)}
     print(
-        f"{name:12} {count} killed, and {late} ended before: {dict(found)}; left beside it: {left}",
+        f"{name:16} {count} killed, and {late} ended before: {dict(found)}; left beside it: {left}",
         flush=True,
     )
     return not wrong and not left
@@ -81,7 +85,7 @@ def _step(trial: Trial, number: int, tell: Tell, kill: Kill = NEVER) -> None:
     tell({"state": trial.state()})
     before, after = DTYPES if number % 4 < 2 else reversed(DTYPES)
     try:
-        trial.act(trial.to, before)
+        trial.operation.act(trial.to, before)
         if (state := trial.state()) != before:
             raise ValueError(f"{state}, and it was {before}")
     except (OSError, ValueError) as error:
@@ -94,7 +98,7 @@ def _step(trial: Trial, number: int, tell: Tell, kill: Kill = NEVER) -> None:
     began = time.monotonic()
     if kill.seconds:  # the kernel ends the process then, and no Python runs
         signal.setitimer(signal.ITIMER_REAL, kill.seconds)
-    trial.act(trial.to, after)
+    trial.operation.act(trial.to, after)
     seconds = time.monotonic() - began
     tell({"seconds": seconds, "calls": library.faults_counted() if library else 0})
 
@@ -117,9 +121,9 @@ def child(action: Callable[[Tell], Any], to: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def _begun(act: Callable[[Path, str], Any], to: Path) -> Trial:
+def _begun(operation: Operation, to: Path) -> Trial:
     """A trial that a child has begun: this process must stay without JAX's threads."""
-    return Trial(act, to, child(lambda tell: tell(begin(act, to).sound), to)[0])
+    return Trial(operation, to, child(lambda tell: tell(begin(operation, to).sound), to)[0])
 
 
 def main() -> None:
@@ -136,12 +140,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         seeds = Path(root) / "seeds"
         child(lambda tell: make(seeds), Path(root) / "made" / "x")
-        for name, act in operations(seeds).items():
+        saves = {"training's saves": Operation(save_next, read_newest)}
+        for name, operation in {**operations(seeds), **saves}.items():
             if given.only and name not in given.only:
                 continue
-            to = Path(root) / name.replace(" ", "-") / "model"
+            to = Path(root) / name.replace(" ", "-").replace("'", "") / "model"
             to.parent.mkdir()
-            trial = _begun(act, to)
+            trial = _begun(operation, to)
             if given.calls:
                 kills = at_calls(trial, *map(int, given.share.split("/")))
             else:

@@ -12,41 +12,64 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import orbax.checkpoint  # noqa: F401  children have it then
 from fuzz.flips import read
+from fuzz.states import ABSENT, DTYPES
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
 from llama_jax.checkpoint.export import export
+from llama_jax.checkpoint.saving import save_adapters
+from llama_jax.sharding.adapters import random_adapters, with_adapters
 
+ADAPTERS = "save adapters"
+"""As training of adapters saves its model: the base's files are linked, not written again."""
+ADAPTED = [("layers_0", "attention", "wq"), ("layers_1", "feed_forward", "w2")]
 SOURCE = Path(__file__).with_name("faults.c")
-DTYPES = ("float32", "bfloat16")
-"""Of the checkpoint before and of the one after, so that a mixture of both is neither."""
 
 
-def operations(seeds: Path) -> dict[str, Callable[[Path, str], Any]]:
-    """What writes a checkpoint to a path in a dtype, by name."""
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """What writes a checkpoint to a path, of one dtype or the other, and what reads all of it."""
+
+    act: Callable[[Path, str], Any]
+    read: Callable[[Path], str] = read
+
+
+def operations(seeds: Path) -> dict[str, Operation]:
+    """What writes a checkpoint, by name."""
     native = seeds / "native"
 
     def saved(to: Path, dtype: str) -> None:
         llama_jax.save(llama_jax.load(native, dtype=dtype), to, overwrite=True)
 
+    def adapted(to: Path, dtype: str) -> None:
+        """A model whose adapters alone are other ones; the base is in its own dtype."""
+        params = llama_jax.load(native)
+        made = random_adapters(jax.random.key(0), params, ADAPTED, 2, 1.0)
+        step = 1.0 + DTYPES.index(dtype)
+        made = {path: dataclasses.replace(one, b=one.b + step) for path, one in made.items()}
+        save_adapters(with_adapters(params, made), to)
+
     def exported(kind: str) -> Callable[[Path, str], Any]:
         return lambda to, dtype: export(native, to, format=kind, dtype=dtype, overwrite=True)
 
     kinds = {f"export {kind}": exported(kind) for kind in ("hf", "meta", "gguf")}
-    return {
+    acts = {
         "convert": lambda to, dtype: convert(seeds / "meta", to, dtype=dtype, overwrite=True),
         "save": saved,
+        ADAPTERS: adapted,
         **kinds,
     }
+    return {name: Operation(act) for name, act in acts.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
     """One operation on one destination, and what a whole one reads as."""
 
-    act: Callable[[Path, str], Any]
+    operation: Operation
     to: Path
     sound: dict[str, str]
     """The digests, by dtype."""
@@ -54,22 +77,24 @@ class Trial:
     def state(self) -> str:
         """absent, the dtype of what is whole, or what is wrong."""
         if not os.path.lexists(self.to):
-            return "absent"
+            return ABSENT
         try:
-            found = read(self.to)
+            found = self.operation.read(self.to)
         except Exception as error:
             return f"broken: {error}"
+        if found == ABSENT:
+            return found
         return next((dtype for dtype, digest in self.sound.items() if digest == found), "mixed")
 
 
-def begin(act: Callable[[Path, str], Any], to: Path) -> Trial:
+def begin(operation: Operation, to: Path) -> Trial:
     """A trial, once both checkpoints were written undisturbed."""
     sound = {}
     for dtype in DTYPES:
-        act(to, dtype)
-        sound[dtype] = read(to)
+        operation.act(to, dtype)
+        sound[dtype] = operation.read(to)
     assert sound["float32"] != sound["bfloat16"]
-    return Trial(act, to, sound)
+    return Trial(operation, to, sound)
 
 
 def counting(folder: Path | None, turn: int = 0, number: int = 0) -> ctypes.CDLL:
