@@ -84,6 +84,5 @@ def _object(line: bytes) -> dict[str, Any]:
 
 def words(said: object) -> str:
     """What another process says, as one line that can be printed: cut, control marks escaped."""
-    text = str(said)
-    text = text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]}..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    escaped = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(said)[: MAX_SAID + 1])
+    return escaped if len(escaped) <= MAX_SAID else f"{escaped[:MAX_SAID]}..."

@@ -502,8 +502,9 @@ def test_a_damaged_config_is_named(written, content):
 )
 def test_a_description_without_measure_is_refused(written, name, content, message):
     (written / name).write_text(content)
-    with pytest.raises(ValueError, match=f"{name} .*{message}|{name} {message}"):
+    with pytest.raises(ValueError, match=f"{name} .*{message}|{name} {message}") as refused:
         native.read_config(written)
+    assert str(refused.value).count(str(written / name)) == 1
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,8 @@ def test_a_line_that_no_process_of_ours_sends_ends_what_is_heard_on_it():
 
 def test_what_another_process_says_is_one_line_of_bounded_length():
     assert words("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
-    assert len(words("x" * 10_000)) == connection.MAX_SAID + 3
+    for letter in ("x", "\x1b", "\U000e0001"):  # the last is ten letters when it is escaped
+        assert len(words(letter * 10_000)) == connection.MAX_SAID + 3
 
 
 def test_a_port_that_is_taken_is_named():

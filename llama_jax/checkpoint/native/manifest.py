@@ -84,8 +84,9 @@ def read_config(path: str | os.PathLike[str]) -> Config:
     """The checkpoint's model, once every file has the checksum that the manifest states of it."""
     info = read_info(path)
     file = Path(path) / CONFIG
+    said = _json(file)
     try:
-        config = Config.from_json(_json(file))
+        config = Config.from_json(said)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{file}: {error}") from error
     weights = weights_folder(path)
