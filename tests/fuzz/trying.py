@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import faulthandler
 import itertools
 import math
 import random
@@ -14,24 +13,24 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fuzz.formats import NATIVE_KINDS
 from fuzz.mutations import change, template
 from fuzz.seeds import DIALOG, Seed, make, with_kinds
+from fuzz.watchdog import watched
 
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 572  # 3 times 200 MB
-HANGS = 300
+HANGS = 120
 """Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT.
 
-By the wall's clock, since what waits uses no processor; a busy machine may hold a process so long
-as a minute.
+What waits uses no processor, and a busy machine may hold a process as long as a minute.
 """
-REARMED = 30
-"""Seconds between the watchdog's starts: each costs a thread, and a trial takes milliseconds."""
+SAYS = 30
+"""Seconds between two writings of `keep`/report."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
 _ran: list[str] = []
 
@@ -64,6 +63,7 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
 
     An interrupt ends it sooner. `keep`/report says how far it is.
     """
+    beat, end = watched(HANGS)
     sys.addaudithook(lambda event, _: _ran.append(event) if event in RUNS_CODE else None)
     report, until = Report(next=first), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
@@ -76,26 +76,31 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
         for seed in seeds.values():  # sound as they are
             seed.read(seed.folder)
         with contextlib.suppress(KeyboardInterrupt):
-            _try_all(until, seeds, formats, keep, report)
-        faulthandler.cancel_dump_traceback_later()
+            _try_all(until, seeds, formats, keep, report, beat)
+    end()
     return report
 
 
 def _try_all(
-    until: float, seeds: dict[str, Seed], formats: Sequence[str], keep: Path, report: Report
+    until: float,
+    seeds: dict[str, Seed],
+    formats: Sequence[str],
+    keep: Path,
+    report: Report,
+    beat: Callable[[], None],
 ) -> None:
-    armed = -math.inf
+    said = -math.inf
     for number in itertools.count(report.next):
         report.next = number
         for name in formats:
             now = time.monotonic()
             if now > until and report.tried.keys() >= set(formats):
                 return
-            if now > armed + REARMED:
-                faulthandler.dump_traceback_later(HANGS, exit=True)
-                armed = now
+            if now > said + SAYS:
+                said = now
                 (keep / "report").write_text("\n".join(report.lines()))
             _try(name, seeds.get(name), number, keep, report)
+            beat()
 
 
 def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) -> None:
