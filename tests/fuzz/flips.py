@@ -43,7 +43,7 @@ def folders(root: Path) -> Iterator[tuple[str, Path]]:
     yield "pth by export", root / "exported"
     with contextlib.suppress(ImportError):
         yield "pth by torch", _by_torch(seeds["pth"].folder, root / "torch")
-    yield "native", root / "native"
+    yield "native", seeds["native"].folder
     convert(seeds["tokenizer.json"].folder.parent / "hf", root / "with_tokenizer")
     yield "native of a Hugging Face folder", root / "with_tokenizer"
     shutil.copytree(SHIPPED, root / "shipped")

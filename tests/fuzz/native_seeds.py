@@ -26,12 +26,17 @@ TURNED = ("layers_0", "feed_forward", "w2")
 ADAPTED = [("layers_0", "attention", "wq"), ("layers_1", "feed_forward", "w3")]
 
 
-def arrays(native: Path, folder: Path) -> tuple[str, ...]:
-    """A copy of a checkpoint of arrays, and the files to change."""
+FILES = (
+    *("config.json", "checkpoint.json"),
+    *("weights/layers_0.attention.wq/zarr.json", "weights/layers_0.attention.wq/c/0/0"),
+)
+"""Of a checkpoint of arrays, to be changed."""
+
+
+def arrays(native: Path, folder: Path) -> None:
+    """A copy of a checkpoint of arrays."""
     shutil.copytree(native, folder)
     _without_sums(folder)
-    weight = "weights/layers_0.attention.wq"
-    return ("config.json", "checkpoint.json", f"{weight}/zarr.json", f"{weight}/c/0/0")
 
 
 def kinds(meta: Path, folder: Path) -> tuple[str, ...]:

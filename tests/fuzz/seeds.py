@@ -52,12 +52,11 @@ def make(root: Path) -> dict[str, Seed]:
     meta = meta_folder.write(root / "meta", states)
     hf = write_folder(root / "hf")
     convert(meta, root / "native")
-    native = native_seeds.arrays(root / "native", root / "native-unsummed")
     json_tokenizer = byte_folder(root / "tokenizer.json", KINDS["plain"][0])
     return {
         "pth": Seed(meta, ("consolidated.00.pth", "params.json"), read_weights),
         "safetensors": Seed(hf, ("model.safetensors", "config.json"), read_weights),
-        "native": Seed(root / "native-unsummed", native, read_weights),
+        "native": Seed(root / "native", native_seeds.FILES, read_weights),
         "gguf": Seed(gguf_folder(root / "gguf"), ("model.gguf",), read_gguf),
         **_quantized(root / "q"),
         "peft": Seed(_peft(root / "peft"), ("adapter_model.safetensors", PEFT), peft_on(hf)),
@@ -73,10 +72,16 @@ def make(root: Path) -> dict[str, Seed]:
     }
 
 
-def with_kinds(seeds: dict[str, Seed], root: Path) -> dict[str, Seed]:
-    """The seeds and a native checkpoint of weights of every kind, which takes seconds to make."""
-    files = native_seeds.kinds(seeds["pth"].folder, root / NATIVE_KINDS)
-    return {**seeds, NATIVE_KINDS: Seed(root / NATIVE_KINDS, files, read_weights)}
+def without_sums(seeds: dict[str, Seed], root: Path) -> dict[str, Seed]:
+    """The seeds, with native checkpoints that state no sums: of arrays, and of every kind."""
+    arrays, kinds = root / "native-arrays", root / NATIVE_KINDS
+    native_seeds.arrays(seeds["native"].folder, arrays)
+    files = native_seeds.kinds(seeds["pth"].folder, kinds)
+    return {
+        **seeds,
+        "native": dataclasses.replace(seeds["native"], folder=arrays),
+        NATIVE_KINDS: Seed(kinds, files, read_weights),
+    }
 
 
 def _several_files(root: Path) -> dict[str, Seed]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fuzz.formats import NATIVE_KINDS
 from fuzz.mutations import change, template
-from fuzz.seeds import DIALOG, Seed, make, with_kinds
+from fuzz.seeds import DIALOG, Seed, make, without_sums
 from fuzz.watchdog import watched
 
 from llama_jax.tokenizer.chat_template import ChatTemplate
@@ -69,8 +69,8 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seeds = make(Path(root))
-        if NATIVE_KINDS in formats:
-            seeds = with_kinds(seeds, Path(root))
+        if {"native", NATIVE_KINDS} & {*formats}:
+            seeds = without_sums(seeds, Path(root))
         shutil.rmtree(keep / "now", ignore_errors=True)
         keep.mkdir(parents=True, exist_ok=True)
         for seed in seeds.values():  # sound as they are
