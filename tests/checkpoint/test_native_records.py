@@ -68,3 +68,28 @@ def test_weights_within_weights_come_back(folder):
     weights = llama_jax.load(folder).weights["layers_0"]
     assert weights["attention"]["wq"].base.kind == "int4"
     assert weights["feed_forward"]["w2"].inner.kind == "int8"
+
+
+@pytest.mark.parametrize(
+    ("part", "shape"),
+    [
+        (f"{QUERY}.a", [2, 32]),
+        (f"{QUERY}.b", [2, 16]),
+        ("layers_1.feed_forward.w3.a", [16, 2]),
+        ("layers_0.attention.wk.scale", [1, 8]),
+    ],
+)
+@pytest.mark.parametrize("read", [llama_jax.load, open_checkpoint])
+def test_a_part_of_another_shape_than_its_weight_is_refused(folder, part, shape, read):
+    file = folder / "weights" / part / "zarr.json"
+    sound = file.read_text()
+    said = json.loads(sound)
+    said["shape"] = shape
+    said["codecs"][0]["configuration"]["chunk_shape"] = shape
+    said["chunk_grid"]["configuration"]["chunk_shape"] = shape
+    file.write_text(json.dumps(said))
+    try:
+        with pytest.raises(ValueError, match=rf"{part.rpartition('.')[0]}.* shape"):
+            read(folder)
+    finally:
+        file.write_text(sound)

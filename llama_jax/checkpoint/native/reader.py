@@ -13,7 +13,14 @@ import numpy as np
 from llama_jax.checkpoint.dtypes import DTYPES, parse_dtype
 from llama_jax.checkpoint.files.safe_paths import check_tree
 from llama_jax.checkpoint.native.manifest import INFO, WEIGHTS, read_info, weights_folder
-from llama_jax.checkpoint.native.values import Record, made, part_path, part_shardings, shapes_of
+from llama_jax.checkpoint.native.values import (
+    Record,
+    check_parts,
+    made,
+    part_path,
+    part_shardings,
+    shapes_of,
+)
 from llama_jax.checkpoint.placing import default_sharding
 from llama_jax.config import Config
 from llama_jax.tokenizer.foreign import in_short
@@ -65,6 +72,7 @@ def stored_weights(src: str | os.PathLike[str], config: Config) -> dict[WeightPa
     weights = {path: array for path, array in arrays.items() if not is_part(path, records)}
     for path, record in records.items():
         weights[path] = made(record, shapes_of(arrays, path), path)
+        check_parts(weights[path], path)
     check_weights(config, weights, str(directory))
     return weights
 

@@ -120,6 +120,18 @@ def made(record: Record, parts: Mapping[str, Any], path: WeightPath, dtype: Any 
         raise ValueError(f"{name} is no whole weight of kind {record.kind}: {error}") from error
 
 
+def check_parts(weight: Any, path: WeightPath) -> None:
+    """ValueError where a part does not have the shape that the weight's other parts say."""
+    parts, name = parts_of(weight), ".".join(path)
+    for part, axes in layout_of(weight).items():
+        found, wanted = tuple(parts[part].shape), part_shape(axes, tuple(weight.shape))
+        if found != wanted:
+            raise ValueError(
+                f"{name}.{part} has shape {found}, and its weight's other parts say {wanted}; "
+                "write the checkpoint again"
+            )
+
+
 def part_shardings(
     weight: Any, shape: tuple[int, ...], sharding: Sharding, path: WeightPath
 ) -> Iterator[tuple[str, Sharding]]:
