@@ -30,6 +30,8 @@ from llama_jax.config import Config
 from llama_jax.model.transformer import init_params
 
 PROGRAMS = "JAX_COMPILATION_CACHE_DIR"
+LONGEST = ("test_readme.py", "test_engine.py", "test_jax_settings.py", "test_untraced.py")
+"""Files that take minutes, the longest first."""
 MAX_BYTES = 1 << 30  # of kept programs; a whole suite has a third of it
 
 
@@ -47,6 +49,12 @@ def pytest_configure(config):
     if PROGRAMS in os.environ:
         jax.config.update("jax_compilation_cache_dir", os.environ[PROGRAMS])
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files begin first, or a worker would be at one of them when all others ended."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
 
 
 def pytest_terminal_summary(terminalreporter):
