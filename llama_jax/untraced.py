@@ -44,9 +44,10 @@ def find_untraced() -> None:
 
 def runner(jitted: Any, *arguments: Any, **statics: Any) -> Callable[..., Any]:
     """What runs `jitted` on such arguments: its program, or where none is kept `jitted` itself."""
-    if _key(jitted, arguments, statics) is None:
+    key = _key(jitted, arguments, statics)
+    if key is None:
         return functools.partial(jitted, **statics)
-    return compiled(jitted, *arguments, **statics)
+    return _remembered(key, jitted, arguments, statics)
 
 
 def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
@@ -58,6 +59,11 @@ def compiled(jitted: Any, *arguments: Any, **statics: Any) -> Any:
     key = _key(jitted, arguments, statics)
     if key is None:
         return jitted.lower(*arguments, **statics).compile()
+    return _remembered(key, jitted, arguments, statics)
+
+
+def _remembered(key: str, jitted: Any, arguments: Any, statics: dict[str, Any]) -> Any:
+    """The program of a key, which this process made or found already, or finds or makes now."""
     program = _made.get(key) or _found(key, jitted, arguments, statics)
     _made[key] = program
     while len(_made) > MADE:

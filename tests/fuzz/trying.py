@@ -24,11 +24,8 @@ from fuzz.watchdog import watched
 from llama_jax.tokenizer.chat_template import ChatTemplate
 
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 572  # 3 times 200 MB
-HANGS = 120
-"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT.
-
-What waits uses no processor, and a busy machine may hold a process as long as a minute.
-"""
+HANGS = 60
+"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT."""
 SAYS = 30
 """Seconds between two writings of `keep`/report."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
