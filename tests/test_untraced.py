@@ -26,8 +26,9 @@ if "refused" in sys.argv:
     def refused(*_):
         raise RuntimeError("of another machine")
     serialize_executable.deserialize_and_load = refused
-if "other" in sys.argv:
-    jax.config.update("jax_numpy_rank_promotion", "warn")
+for setting in sys.argv[1:]:
+    if "=" in setting:
+        jax.config.update(*setting.split("="))
 keep_programs()
 if "command" in sys.argv:
     find_untraced()
@@ -78,8 +79,16 @@ def test_where_a_function_of_ours_may_have_been_replaced_the_one_there_is_run(ke
 
 def test_under_another_setting_of_jax_a_program_is_another(kept):
     folder, _ = kept
-    done = run(folder, "command", "untraced", "other")
+    done = run(folder, "command", "untraced", "jax_default_prng_impl=rbg")
+    assert done.returncode
     assert "the model was traced" in done.stderr
+
+
+def test_a_setting_that_does_not_hold_for_our_programs_changes_none(kept):
+    folder, texts = kept
+    done = run(folder, "command", "untraced", "jax_numpy_rank_promotion=warn")
+    assert not done.returncode, done.stderr
+    assert json.loads(done.stdout)["texts"] == texts
 
 
 def test_what_cannot_be_loaded_is_compiled_again(kept):
