@@ -519,7 +519,7 @@ def test_damaged_folders_end_in_a_value_error(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_folders_end_in_a_value_error_for_thousands_of_rounds(tmp_path):
-    fuzz(tmp_path, 5000)
+    fuzz(tmp_path, 2000)
 
 
 @pytest.mark.parametrize("name", ["params.json", "consolidated.01.pth", "tokenizer.model"])

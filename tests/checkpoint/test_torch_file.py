@@ -400,7 +400,7 @@ def test_damaged_files_end_in_a_value_error_and_little_memory(tmp_path):
 
 @pytest.mark.slow
 def test_damaged_files_end_in_a_value_error_for_thousands_of_rounds(tmp_path):
-    fuzz(tmp_path, 20000)
+    fuzz(tmp_path, 6000)
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
