@@ -14,7 +14,7 @@ from llama_jax import distributed
 from llama_jax.cli import options
 from llama_jax.cli.chat_commands import Session, command_in, run_command
 from llama_jax.cli.chat_input import Reader, reader
-from llama_jax.cli.compiling import notice_compiling
+from llama_jax.cli.compiling import notice_compiling, unbroken
 from llama_jax.cli.console import FAILED, print_error, said, status, stderr
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
@@ -158,7 +158,7 @@ def _answer(session: Session, question: str, ready: Callable[[], None]) -> None:
         with _interrupts() as interrupts, contextlib.ExitStack() as waiting:
             waiting.enter_context(status("thinking"))
             ready()
-            for delta in answer:
+            for delta in unbroken(answer):
                 waiting.close()
                 tokens, reason = tokens + len(delta.tokens), delta.finish_reason
                 stops = distributed.from_first(lambda: bool(interrupts))  # asked once

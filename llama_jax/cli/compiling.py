@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from llama_jax.cli.console import stderr
+
+if TYPE_CHECKING:
+    from llama_jax.generation.results import Delta
 
 LINE = "compiling the model's programs for this machine; they are kept, so the next start is faster"
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -49,6 +55,21 @@ class Notice:
             if self._compiling:
                 self._tell()
 
+    @contextlib.contextmanager
+    def in_text(self) -> Iterator[None]:
+        """A context in which nothing is said, since a text is written into the same terminal.
+
+        What is compiled as it begins is said before it, however short a time it has taken.
+        """
+        if self._compiling:
+            self._tell()
+        with self._lock:
+            self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
     def _tell(self) -> None:
         with self._lock:
             if not (self._said or self._held):
@@ -65,3 +86,10 @@ def notice_compiling() -> Notice:
     jax.monitoring.register_event_listener(lambda event, **_: notice.hear(event))
     jax.monitoring.register_event_duration_secs_listener(lambda event, *_, **__: notice.hear(event))
     return notice
+
+
+def unbroken(deltas: Iterator[Delta]) -> Iterator[Delta]:
+    """The deltas of a text, into whose lines on a terminal no notice comes."""
+    first = list(itertools.islice(deltas, 1))
+    with notice_compiling().in_text() if sys.stdout.isatty() else contextlib.nullcontext():
+        yield from itertools.chain(first, deltas)

@@ -14,6 +14,7 @@ import typer
 
 from llama_jax import distributed
 from llama_jax.cli import options
+from llama_jax.cli.compiling import unbroken
 from llama_jax.cli.console import FAILED, USAGE, UsageError, status, stderr, typed
 from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
@@ -116,8 +117,9 @@ def generate(
             rows = JsonRows(asked, requests, samples, tokenizer, in_order=not reading.jsonl)
             rows.print(model.finished())
         elif requests:
-            speed, deltas = Speed(), model.stream()
-            print_text(requests, samples, speed.watch(deltas), ids=reading.ids, echo=output.echo)
+            speed = Speed()
+            deltas = unbroken(speed.watch(model.stream()))
+            print_text(requests, samples, deltas, ids=reading.ids, echo=output.echo)
             stderr.print(speed.summary(), style="dim")
     if failed := [one for one in asked if one.error is not None]:
         raise typer.Exit(USAGE if any(one.typed for one in failed) else FAILED)

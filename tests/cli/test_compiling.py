@@ -54,6 +54,33 @@ def test_who_types_is_not_disturbed_and_hears_afterwards_if_it_goes_on(ends):
     assert said == ([] if ends else [compiling.LINE])
 
 
+@pytest.mark.parametrize(("begins", "said"), [("before", [compiling.LINE]), ("amid", [])])
+@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "pipe"])
+def test_no_notice_comes_into_the_text_on_a_terminal(monkeypatch, terminal, begins, said):
+    heard_of, amid = [], []
+    notice = compiling.Notice(heard_of.append, 0.05)
+    monkeypatch.setattr(compiling, "notice_compiling", lambda: notice)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+
+    def deltas():
+        if begins == "before":
+            notice.hear(MISSED)
+        yield "one"
+        if begins == "amid":
+            notice.hear(MISSED)
+        time.sleep(0.3)
+        yield "two"
+
+    for text in compiling.unbroken(deltas()):
+        amid.append((text, list(heard_of)))
+    if terminal:
+        assert amid == [("one", said), ("two", said)]
+        assert heard_of == said
+    else:  # stderr has it as soon as it takes long
+        assert amid == [("one", []), ("two", [compiling.LINE])]
+    notice.hear(COMPILED)
+
+
 def test_only_a_program_that_is_not_kept_is_missed(tmp_path, monkeypatch):
     from jax._src import compilation_cache
 
