@@ -5,6 +5,7 @@ And a value that an option does not take, in a line that names it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -30,6 +31,13 @@ class Command(TyperCommand):
             if found is not None:
                 error.message = in_plain_words(error.message, found()[0]["input"])
             raise
+        except Exception as error:
+            typed = getattr(error, "option_name", "")  # that of an option which does not exist
+            params = self.get_params(ctx)  # type: ignore[arg-type]
+            known = [name for one in params for name in (*one.opts, *one.secondary_opts)]
+            if typed.startswith("--") and (begun := begun_by(typed, known)):
+                error.possibilities = begun  # type: ignore[attr-defined]
+            raise
 
     def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """The usage line's words. Typer puts braces around an argument that must be there."""
@@ -51,6 +59,11 @@ class Command(TyperCommand):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records, col_max=28)
+
+
+def begun_by(typed: str, known: Iterable[str]) -> list[str]:
+    """The options that begin so, an underscore being a dash: --temp is --temperature's."""
+    return sorted(name for name in known if name.startswith(typed.replace("_", "-")))
 
 
 def in_plain_words(message: str, value: object) -> str:

@@ -49,6 +49,22 @@ def test_an_option_without_its_command_names_the_commands_that_have_it(typed, sa
     assert said in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (("generate", "--temp"), "--temperature"),
+        (("generate", "--max_new"), "--max-new-tokens"),
+        (("chat", "--rep"), "--repetition-penalty"),
+        (("serve", "--no"), "--no-cache, --no-prefix-cache"),
+        (("inspect", "--contexts"), "--context"),  # nothing begins so: what is near
+    ],
+)
+def test_an_option_that_is_cut_short_names_those_that_begin_so(typed, meant):
+    result = run(*typed, "1")
+    assert result.exit_code == 2
+    assert f"No such option: {typed[1]} (Possible options: {meant})" in result.stderr
+
+
 def test_no_word_means_two_things_and_all_lead_to_a_command():
     words = [word for line in MEANT.values() for word in line.split()]
     assert len(words) == len(set(words))
