@@ -61,10 +61,10 @@ class Reading:
         bool,
         _input(
             "--jsonl",
-            help="Each line of the input is JSON: a text, a list of token ids, or an object with "
-            '"prompt" or "messages", settings such as "temperature", and for messages "tools" that '
-            "the model may call. Prints one JSON object a completion as soon as it ends, with "
-            'the prompt\'s place as "index"',
+            help="Each prompt, or line of the input, is JSON: a text, a list of token ids, or an "
+            'object with "prompt" or "messages", settings such as "temperature", and for messages '
+            '"tools" that the model may call. Prints one JSON object a completion as soon as it '
+            'ends, with the prompt\'s place as "index"',
         ),
     ] = False
     ids: Annotated[
@@ -91,9 +91,9 @@ class Reading:
     def read(self, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """All that is asked for, as JSON can say it: `Asked(**one)` is one of them."""
         self._check()
-        file = self.file
+        file, read = self.file, self._of_json if self.jsonl else self._of_text
         asked = [
-            dataclasses.replace(self._of_text(text, f"prompt {i}"), typed=True)
+            dataclasses.replace(read(text, f"prompt {i}"), typed=True)
             for i, text in enumerate(_arguments(prompts), 1)
         ]
         if file is None and not asked and not _is_terminal(sys.stdin):
@@ -113,6 +113,8 @@ class Reading:
             raise UsageError("--system is the system message of a chat; add --chat")
         if self.chat and self.ids:
             raise UsageError("--chat takes text and --ids token ids; leave one out")
+        if self.jsonl and self.lines is False:
+            raise UsageError("--jsonl reads each line and --whole all as one; leave one out")
 
     def _of_file(self, file: Path, *, lines: bool) -> list[Asked]:
         if self.jsonl:

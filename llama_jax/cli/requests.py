@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from llama_jax.cli.console import print_error, stderr
@@ -55,7 +55,7 @@ class Maker:
                 try:
                     yield self._request(index, one)
                 except ValueError as error:
-                    one.error = _placed(self._in_options(str(error)), one.where)
+                    one.error = _placed(self._in_options(str(error), one.settings), one.where)
             if one.error is not None:
                 print_error(one.error)
 
@@ -78,10 +78,11 @@ class Maker:
         prompt = asked.prompt if is_dialog(asked.prompt) else row.prompt
         return Request(index, asked, prompt, len(row.prompt), settings)
 
-    def _in_options(self, message: str) -> str:
+    def _in_options(self, message: str, own: Collection[str] = ()) -> str:
         """A message about the command's settings in its options; a line's own keep their names."""
         names = {name: "--" + name.replace("_", "-") for name in ("truncate", *vars(self.settings))}
-        return in_options(message, {**names, "stop_ids": "--stop-id"}, vars(self.settings))
+        names = {**names, "stop_ids": "--stop-id", **{name: f'"{name}"' for name in own}}
+        return in_options(message, names, vars(self.settings))
 
     def _settings(self, index: int, own: dict[str, Any]) -> SamplingSettings:
         """The command's settings, with what the line sets for itself."""

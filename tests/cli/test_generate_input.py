@@ -187,6 +187,35 @@ def test_a_format_that_nobody_stated_is_said(tmp_path, asked):
     assert "dialogs are written in Llama 2's format; a model that never saw it" in result.stderr
 
 
+def test_with_jsonl_a_prompt_that_is_typed_is_json_too(writer):
+    typed = '{"prompt": [1, 2], "max_new_tokens": 1, "id": "a"}', '"Once"', "Once"
+    result = run("generate", writer, *typed, "--jsonl", *FEW)
+    assert result.exit_code == 2
+    found = {row["index"]: row for row in rows(result)}
+    assert (found[0]["id"], found[0]["prompt"], len(found[0]["tokens"])) == ("a", [1, 2], 1)
+    assert (found[1]["prompt"], len(found[1]["tokens"])) == ("Once", 3)
+    assert found[2]["error"].startswith("prompt 3: no JSON")
+    whole = run("generate", writer, "--jsonl", "--whole", input=b"5")
+    assert whole.exit_code == 2
+    assert "--jsonl reads each line and --whole all as one" in whole.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [("stop_ids", [99_999], ("--stop-id", "99999")), ("logit_bias", {99_999: 1}, None)],
+)
+def test_a_setting_of_a_line_is_named_as_the_line_has_it(writer, name, value, option):
+    line = json.dumps({"prompt": "Once", name: value})
+    result = run("generate", writer, "--jsonl", *FEW, input=line.encode())
+    assert result.exit_code == 1
+    (row,) = rows(result)
+    assert row["error"].startswith(f'stdin, line 1: "{name}" has token 99999')
+    if option is not None:  # the command's own keeps the option's name
+        typed = run("generate", writer, "Once", *option, *FEW)
+        assert typed.exit_code == 2
+        assert "--stop-id has token 99999" in typed.stderr
+
+
 INSISTING = (
     "{% if messages[0].role != 'system' %}{{ raise_exception('first a system message') }}"
     "{% endif %}{% for m in messages %}{{ m.content }};{% endfor %}"
