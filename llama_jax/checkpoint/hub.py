@@ -137,7 +137,7 @@ def _check(
 def pinned(path: Path) -> str | None:
     """What a folder of the Hub's cache is, or a file in one: "hf:ORG/NAME@COMMIT"; or None."""
     for folder in (path, path.parent):
-        *_, repository, snapshots, commit = ("", "", *folder.parts)
+        *_, repository, snapshots, commit = ("", "", "", *folder.parts)  # Path(".") has no part
         kind, _, name = repository.partition("--")
         if kind == "models" and snapshots == "snapshots":
             return str(Repository(name.replace("--", "/"), commit))

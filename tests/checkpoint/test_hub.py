@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import os
+import shutil
 import threading
 from pathlib import Path
 
@@ -198,6 +199,27 @@ def test_a_conversion_keeps_the_revision_and_so_does_what_is_made_of_it(server, 
             assert json.loads(run("inspect", folder, "--json").stdout)["repository"] == pinned
         source = json.loads((made / "checkpoint.json").read_text())["source"]
         assert "/snapshots/" in source["path"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("name", ["{}", "./{}", ".", "../here/{}"])
+def test_a_model_opens_by_its_name_in_the_folder_that_one_is_in(
+    model, tmp_path, monkeypatch, kind, name
+):
+    here = tmp_path / "here"
+    if kind == "folder":
+        shutil.copytree(model[0], here / "Model")
+    else:
+        here.mkdir()
+        (here / "model.gguf").write_bytes(gguf_bytes(*small_model()))
+    monkeypatch.chdir(here / "Model" if (kind, name) == ("folder", ".") else here)
+    given = name.format("Model" if kind == "folder" else "model.gguf")
+    shown = run("inspect", given, "--json")
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["repository"] is None
+    done = run("convert", given, tmp_path / "native")
+    assert done.exit_code == 0, done.output
+    assert hub.pinned(Path(given)) is None
 
 
 def test_a_checkpoint_of_no_repository_names_none(model, tmp_path):
