@@ -36,6 +36,7 @@ def check_files(files: Sequence[Path]) -> int:
     for file in files:
         if file.is_dir():
             raise ValueError(f"{file} is a directory; name the files in it, as in {file}/*.txt")
+        file.stat()  # a file that is not there is no matter of its suffix
         if file.suffix not in SUFFIXES:
             raise ValueError(
                 f"{file} ends in {file.suffix or 'no suffix'!r}; text is read from "

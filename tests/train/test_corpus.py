@@ -147,3 +147,9 @@ def test_progress_ends_at_the_bytes_of_all_files(tmp_path):
     texts(*files, progress=told.append)
     assert told == sorted(told)
     assert told[-1] == check_files(files)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.csv", "nowhere.txt"])
+def test_a_file_that_is_not_there_is_said_so_whatever_its_suffix(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=name):
+        check_files([tmp_path / name])
