@@ -98,8 +98,10 @@ def checked_ids(config: Config, prompt: Sequence[int], index: int) -> list[int]:
             raise TypeError
         ids = [operator.index(id) for id in prompt]
     except TypeError:
+        alone = hasattr(prompt, "__index__") or isinstance(prompt, Mapping)
         raise ValueError(
             f"prompt {index} is {prompt!r}; a prompt is a string or a list of token ids"
+            f"{'; of one alone pass a list: [prompt]' * alone}"
         ) from None
     if not ids:
         raise ValueError(f"prompt {index} has no tokens; begin it with bos, or pass text")
