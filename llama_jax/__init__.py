@@ -41,10 +41,15 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.model.cache import Past as Past
     from llama_jax.model.cache_protocol import Positions as Positions
     from llama_jax.model.int8_cache import Int8KVCache as Int8KVCache
+    from llama_jax.model.int8_cache import Int8Slots as Int8Slots
     from llama_jax.model.transformer import Logits as Logits
     from llama_jax.model.transformer import Tokens as Tokens
     from llama_jax.model.transformer import forward as forward
     from llama_jax.model.transformer import init_params as init_params
+    from llama_jax.ops.attention import NewKeys as NewKeys
+    from llama_jax.ops.attention import Queries as Queries
+    from llama_jax.ops.attention import Slots as Slots
+    from llama_jax.ops.rope import Frequencies as Frequencies
     from llama_jax.rope_scaling import RopeScaling as RopeScaling
     from llama_jax.serve.engine import Engine as Engine
     from llama_jax.serve.stats import Stats as Stats

@@ -24,7 +24,7 @@ from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.pytrees import register_dataclass
 from llama_jax.sharding.specs import CACHE
 
-Stored = tuple[Array, Array, Array, Array]
+Int8Slots = tuple[Array, Array, Array, Array]
 """Keys [batch, kv_heads, slots, head_dim], their scales [batch, kv_heads, slots], and the same of
 values."""
 
@@ -34,12 +34,12 @@ values."""
 class Int8KVLayer:
     """One layer of an `Int8KVCache`."""
 
-    stored: Stored
+    stored: Int8Slots
     fresh: bool = dataclasses.field(metadata={"static": True})
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, Stored]:
+    ) -> tuple[Queries, Int8Slots]:
         """The step's own keys are rounded before they are read, as the next steps will read them.
 
         So it does not matter at which token a text was cut into steps.
@@ -59,7 +59,7 @@ class Int8KVLayer:
 class Int8KVCache:
     """As `KVCache`, with keys and values of 8 bits: `generate(..., cache=Int8KVCache)`."""
 
-    layers: tuple[Stored, ...]
+    layers: tuple[Int8Slots, ...]
     fresh: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @classmethod
@@ -117,7 +117,7 @@ class Int8KVCache:
         """The past of one layer."""
         return Int8KVLayer(self.layers[layer], self.fresh)
 
-    def commit(self, steps: Sequence[Stored], positions: Positions, after: Array) -> Int8KVCache:
+    def commit(self, steps: Sequence[Int8Slots], positions: Positions, after: Array) -> Int8KVCache:
         """Writes a step's keys and values at `positions`; those beyond the slots are dropped."""
         positions = known_after(positions, after)
         layers = jax.tree.map(

@@ -20,7 +20,7 @@ from llama_jax.kernels import paged_attention
 from llama_jax.kernels.paged import Pages, Scales
 from llama_jax.model.cache import known_after
 from llama_jax.model.cache_protocol import Past, Positions, check_sizes
-from llama_jax.model.int8_cache import Stored, decoded, rounded
+from llama_jax.model.int8_cache import Int8Slots, decoded, rounded
 from llama_jax.model.paged import PAGE, Paged
 from llama_jax.ops.attention import NewKeys, Queries
 from llama_jax.pytrees import register_dataclass
@@ -37,7 +37,7 @@ class Int8PagedLayer:
 
     def attend(
         self, q: Queries, k: NewKeys, v: NewKeys, positions: Positions
-    ) -> tuple[Queries, Stored]:
+    ) -> tuple[Queries, Int8Slots]:
         """The step's own keys are rounded before they are read, as the next steps will read them.
 
         So it does not matter at which token a text was cut into steps.
