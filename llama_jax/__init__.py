@@ -12,6 +12,8 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax import distributed as distributed
     from llama_jax.checkpoint import load as load
     from llama_jax.checkpoint import save as save
+    from llama_jax.completions import generate as generate
+    from llama_jax.completions import stream as stream
     from llama_jax.config import Config as Config
     from llama_jax.config import DynamicScaling as DynamicScaling
     from llama_jax.config import LinearScaling as LinearScaling
@@ -21,8 +23,6 @@ with _epy.lazy_api_imports(globals()):
     from llama_jax.generation.chat import chat as chat
     from llama_jax.generation.constraint import Constraint as Constraint
     from llama_jax.generation.constraint import constraint_for as constraint_for
-    from llama_jax.generation.generate import generate as generate
-    from llama_jax.generation.generate import stream as stream
     from llama_jax.generation.grammar import JSONSchema as JSONSchema
     from llama_jax.generation.prompts import Prompt as Prompt
     from llama_jax.generation.results import Completion as Completion

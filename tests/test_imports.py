@@ -64,7 +64,7 @@ def test_the_public_names_are_listed_once_and_each_is_there():
 
 def test_a_star_import_brings_the_public_names_and_no_module_hides_one():
     code = (
-        "import llama_jax.generation.generate, llama_jax.generation.chat, llama_jax\n"
+        "import llama_jax.completions, llama_jax.generation.chat, llama_jax\n"
         "from llama_jax import *\n"
         "assert all(map(callable, (generate, chat, score, load, forward)))"
     )

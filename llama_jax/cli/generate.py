@@ -147,7 +147,7 @@ class _Model:
 
     def finished(self) -> Iterator[tuple[int, Completion]]:
         """Each completion once it has ended."""
-        from llama_jax.generation.finished import as_finished
+        from llama_jax.completions import as_finished
 
         if not self.requests:
             return
@@ -178,7 +178,7 @@ class _Model:
 
     def _prepare(self, shapes: Params) -> Iterator[None]:
         """Compiles for as many rows as there will be."""
-        from llama_jax.generation.generate import prepare
+        from llama_jax.completions import prepare
 
         rows = [one for one in self.requests for _ in range(self.samples)]
         return prepare(

@@ -115,11 +115,17 @@ def _drawn_seeds(settings: Sequence[SamplingSettings]) -> list[int]:
 
 def batches_of(config: Config, place: Placement, rows: Sequence[Row]) -> Iterator[Batch]:
     """The rows in batches of like length, the longest first, so that memory runs out early."""
+    for group in grouped(config, place, rows):
+        yield _batch(config, place, group)
+
+
+def grouped(config: Config, place: Placement, rows: Sequence[Row]) -> Iterator[list[Row]]:
+    """The rows of each batch."""
     waiting = sorted(rows, key=lambda row: (-len(row.prompt), -row.max_new_tokens))
     while waiting:
         longest = max(len(row.prompt) + row.max_new_tokens for row in waiting[:MAX_ROWS])
         size = rows_at_once(config, place, min(bucket(longest), config.max_seq_len))
-        yield _batch(config, place, waiting[:size])
+        yield waiting[:size]
         waiting = waiting[size:]
 
 
@@ -132,6 +138,11 @@ def rows_at_once(config: Config, place: Placement, slots: int) -> int:
             break
         size *= 2
     return size
+
+
+def padded_length(config: Config, rows: Sequence[Row]) -> int:
+    """The prompts' length in a batch of these rows."""
+    return min(bucket(max(len(row.prompt) for row in rows)), config.max_seq_len)
 
 
 def padded_rows(place: Placement, count: int) -> int:
@@ -173,9 +184,8 @@ def batch_settings(config: Config, rows: Sequence[Row], size: int) -> BatchSetti
 
 
 def _batch(config: Config, place: Placement, rows: list[Row]) -> Batch:
-    longest = max(len(row.prompt) for row in rows)
-    slots = initial_slots(longest, config.max_seq_len)
-    time = min(bucket(longest), config.max_seq_len)
+    slots = initial_slots(max(len(row.prompt) for row in rows), config.max_seq_len)
+    time = padded_length(config, rows)
     size = padded_rows(place, len(rows))
     prompts = np.zeros((size, time), np.int32)
     for padded, row in zip(prompts, rows, strict=False):

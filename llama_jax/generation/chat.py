@@ -10,9 +10,9 @@ from typing import Any
 
 from llama_jax.generation.asked import Asked
 from llama_jax.generation.batch import Row, batch_settings, rows_of
+from llama_jax.generation.completed import completed, in_order
 from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow
-from llama_jax.generation.generate import completed, in_order
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import answer_room, initial_slots
 from llama_jax.generation.one_thread import OneThread
@@ -196,8 +196,7 @@ class Conversation:
             # says of its outputs' shardings ahead is not yet what `decode` is compiled for.
             collections.deque(compile_ahead(place, turn), maxlen=0)
             self._compiled.add(cache.slots)
-        with place.use_mesh():
-            return turn.run()
+        return turn.run()
 
 
 def _row(

@@ -66,7 +66,10 @@ class Prefill(NamedTuple):
     tokens_per_read: int
 
     def run(self) -> DecodeState:
-        """Reads the prompts; it gives the cache away."""
+        """Reads the prompts, in a mesh's context: each row then has its first new token.
+
+        It gives the cache away.
+        """
         *arguments, tokens = self
         return runner(prefill, *arguments, tokens_per_read=tokens)(*arguments)
 
@@ -118,12 +121,6 @@ def compile_ahead(place: Placement, first: Prefill) -> Iterator[None]:
     yield
 
 
-def read_prompts(params: Params, place: Placement, batch: Batch) -> DecodeState:
-    """Reads a batch into a cache of its own; each row then has its first new token."""
-    with place.use_mesh():
-        return prefill_of(params, place, batch).run()
-
-
 def decode_rows(
     params: Params,
     place: Placement,
@@ -144,7 +141,8 @@ def decode_rows(
     if not any(writer.row.max_new_tokens for writer in writers):
         yield from ((i, writer.nothing(), None) for i, writer in enumerate(writers))
         return
-    state, program = read(), None
+    with place.use_mesh():
+        state, program = read(), None
     check = _tokens_per_check(place, settings)
     often = tokens_per_round(place.limits, params.nbytes)
     one_by_one = stream or settings.allowed is not None

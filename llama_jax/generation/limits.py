@@ -72,6 +72,9 @@ class Limits:
     requests sooner, and delay those in progress for longer."""
     score_tokens: int
     """Positions whose logits exist at once, over all texts; at least SCORE_TOKENS_A_ROW of each."""
+    most_in_batches: int
+    """Completions of one call that run in batches. More of them run by an engine's turns, where
+    that was measured to be faster (docs/notes/benchmarks.md)."""
     seats: int
     """Requests that a server takes on together. A GPU multiplies 128 rows as fast as one."""
     bytes_per_second: int
@@ -89,6 +92,7 @@ CPU = Limits(
     turn_tokens=64,
     turn_chunks=8,
     score_tokens=0,
+    most_in_batches=MAX_ROWS,
     seats=16,
     bytes_per_second=5 * 10**9,
 )
@@ -99,6 +103,7 @@ ACCELERATOR = Limits(
     turn_tokens=PREFILL_TOKENS_A_ROW,
     turn_chunks=1,
     score_tokens=SCORE_TOKENS_A_ROW * SCORE_TEXTS,
+    most_in_batches=NO_LIMIT,
     seats=128,
     bytes_per_second=10**12,
 )

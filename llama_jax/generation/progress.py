@@ -1,24 +1,21 @@
-"""A progress bar over batches, for who waits at a terminal."""
+"""A progress bar over completions, for who waits at a terminal."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-
-from llama_jax.generation.batch import Batch
+from collections.abc import Callable, Iterator
 
 
-def with_progress(batches: Iterator[Batch], rows: int) -> Iterator[Batch]:
-    """The batches, with a progress bar where there are several and a terminal to show it on."""
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, and what to call as each of `total` completions ends."""
     from rich.console import Console
     from rich.progress import Progress
 
-    console, bar = Console(stderr=True), None
-    with contextlib.ExitStack() as stack:
-        for batch in batches:
-            if bar is None and console.is_terminal and len(batch.rows) < rows:
-                bar = stack.enter_context(Progress(console=console, transient=True))
-                task = bar.add_task("completions", total=rows)
-            yield batch
-            if bar is not None:
-                bar.update(task, advance=len(batch.rows))
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda: None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("completions", total=total)
+        yield lambda: bar.advance(task)

@@ -21,7 +21,7 @@ from llama_jax.serve.inbox import Inbox
 from llama_jax.serve.line import Line
 from llama_jax.serve.pages import Pages
 from llama_jax.serve.programs import Programs
-from llama_jax.serve.rounds import Rounds
+from llama_jax.serve.rounds import ROUNDS_IN_FLIGHT, Rounds
 from llama_jax.serve.scheduler import Scheduler
 from llama_jax.serve.stats import Stats
 from llama_jax.serve.stream import (
@@ -33,9 +33,6 @@ from llama_jax.serve.stream import (
 from llama_jax.serve.writing import Writing
 from llama_jax.tokenizer import Tokenizer
 from llama_jax.weights.params import Params
-
-ROUNDS_IN_FLIGHT = 2
-"""The one that is being dispatched, and the one whose tokens are not known yet."""
 
 
 class Engine:

@@ -35,9 +35,14 @@ never twice the same, and a pool of another size needs programs that no earlier 
 _POOLS: dict[Any, type[Paged]] = {KVCache: Paged, Int8KVCache: Int8Paged}
 
 
+def has_pages(place: Placement) -> bool:
+    """Whether a kind of cache has a form in pages."""
+    return place.cache in _POOLS
+
+
 def pool_kind(place: Placement) -> type[Paged]:
     """The pages that hold what a kind of cache holds. ValueError where none do."""
-    if place.cache not in _POOLS:
+    if not has_pages(place):
         raise ValueError(
             f"cache={place.cache.__name__} has no form in pages, in which an engine keeps keys and "
             "values; pass llama_jax.KVCache or llama_jax.Int8KVCache"

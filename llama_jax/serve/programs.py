@@ -40,6 +40,14 @@ clear_pages = _jit(
     lambda pool, pages: on_seats.laid_out_pool(pool.cleared(pages)), donate_argnames="pool"
 )
 
+empty_seats = jax.jit(on_seats.laid_out_empty, static_argnums=(0, 1))
+empty_pool = jax.jit(
+    lambda config, kind, pages, dtype: on_seats.laid_out_pool(
+        kind.empty(config, pages=pages, rows=1, width=1, dtype=dtype)
+    ),
+    static_argnums=(0, 1, 2, 3),
+)
+
 _COMPILING = {read_chunk: threading.Lock(), decode_rows: threading.Lock()}
 """Whoever compiles a program holds its lock. An engine that is made while `prepare` compiles for it
 then finds the program, and does not compile it a second time."""
@@ -172,13 +180,11 @@ class Programs:
     def _empty(self) -> list[Any]:
         """The programs that make seats and a pool."""
         config, kind = self.params.config, pool_kind(self.place)
-        how = {"pages": self.pages, "rows": 1, "width": 1, "dtype": self.place.cache_dtype}
-        makes = (
-            lambda: on_seats.laid_out_empty(config, self.seats),
-            lambda: on_seats.laid_out_pool(kind.empty(config, **how)),
-        )
         with self.place.use_mesh():
-            return [jax.jit(make).lower().compile() for make in makes]
+            return [
+                empty_seats.lower(config, self.seats).compile(),
+                empty_pool.lower(config, kind, self.pages, self.place.cache_dtype).compile(),
+            ]
 
     @functools.cached_property
     def _state(self) -> list[Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from llama_jax.generation.limits import NO_LIMIT
 from llama_jax.generation.results import Delta
@@ -19,6 +19,9 @@ from llama_jax.serve.scheduler import Read, Scheduler
 from llama_jax.serve.stats import Counts
 from llama_jax.serve.stream import RequestFailedError, Stream, notify
 from llama_jax.serve.writing import Writing
+
+ROUNDS_IN_FLIGHT = 2
+"""The one that is being dispatched, and the one whose tokens are not known yet."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +67,20 @@ class Rounds:
 
     def turn(self) -> None:
         """Takes all on by a round."""
+        self.take(self.dispatch())
+
+    def dispatch(self) -> list[InFlight]:
+        """Dispatches a round of all; returns what the turn before dispatched."""
         before, self._in_flight = self._in_flight, []
         reads = iter(self._scheduler.next_read, None)
         for read in itertools.islice(reads, self._device.chunks):
             self._in_flight.append(self._read(read))
         if lines := self._scheduler.next_decode():
             self._in_flight.append(self._decode([self._writings[line] for line in lines]))
+        return before
+
+    def take(self, before: Sequence[InFlight]) -> None:
+        """Fetches what was dispatched, and tells whose it is."""
         told: list[Stream] = []
         for one in before:
             made = one.made.fetch()

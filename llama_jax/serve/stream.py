@@ -76,11 +76,16 @@ class Stream:
         self._event, self._loop = asyncio.Event(), asyncio.get_running_loop()
         while True:
             self._event.clear()
-            while self._items:
-                yield self._next()
+            for item in self.taken():
+                yield item
             if not self.going and not self._items:
                 return
             await self._event.wait()
+
+    def taken(self) -> Iterator[Delta]:
+        """What is there, without waiting for more."""
+        while self._items:
+            yield self._next()
 
     def completions(self) -> list[Completion]:
         """Waits for all rows; `NaNLogitsError`, with all of them, where some have failed."""

@@ -7,7 +7,7 @@ import llama_jax
 from llama_jax.checkpoint import shapes
 from llama_jax.cli import devices, options
 from llama_jax.cli.loading import load_ahead
-from llama_jax.generation.generate import prepare
+from llama_jax.completions import prepare
 
 PROMPTS = [[1, 2, 3]]
 

@@ -19,7 +19,7 @@ from llama_jax.cli.requests import Request
 from llama_jax.cli.sampling import Sampling
 from llama_jax.cli.text_input import unescaped
 from llama_jax.cli.text_output import in_order
-from llama_jax.generation.finished import as_finished
+from llama_jax.completions import as_finished
 from llama_jax.generation.results import Delta
 from llama_jax.generation.settings import SamplingSettings
 

@@ -8,8 +8,8 @@ import pytest
 from helpers import Letters
 
 import llama_jax
+from llama_jax.completions import generate, stream
 from llama_jax.generation.driver import decode, prefill
-from llama_jax.generation.generate import generate, stream
 from llama_jax.generation.limits import bucket
 from llama_jax.generation.results import Completion
 

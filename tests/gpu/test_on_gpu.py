@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from llama_jax import kernels
+from llama_jax.completions import generate
 from llama_jax.config import Config
-from llama_jax.generation.generate import generate
 from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
 

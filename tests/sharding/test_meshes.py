@@ -12,8 +12,8 @@ from helpers import GOLDEN
 
 import llama_jax
 from llama_jax.checkpoint import shapes
+from llama_jax.completions import generate
 from llama_jax.config import Config
-from llama_jax.generation.generate import generate
 from llama_jax.generation.score import score
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.memory import memory

@@ -1,27 +1,31 @@
-"""Prompts to completions: all at once, or as they come."""
+"""Prompts to completions: all at once, or as they come.
+
+Rows run in batches (`generation/completed.py`), and many rows by an engine's turns where that is
+faster (`serve/many.py`).
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.asked import Asked, rows_asked
-from llama_jax.generation.batch import Row, batches_of
+from llama_jax.generation.completed import (
+    Gains,
+    by_batches,
+    completed,
+    echoed,
+    in_order,
+    prepare_batches,
+)
 from llama_jax.generation.constraint import Form
-from llama_jax.generation.driver import compile_ahead, decode_rows, prefill_of, read_prompts
 from llama_jax.generation.grammar import JSONSchema
-from llama_jax.generation.placement import Placement
-from llama_jax.generation.progress import with_progress
 from llama_jax.generation.prompts import Prompt
-from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
-from llama_jax.generation.row_writer import RowWriter
-from llama_jax.generation.score import has_nan, prompt_logprobs
+from llama_jax.generation.results import Completion, Delta, NaNLogitsError
 from llama_jax.generation.settings import SamplingSettings
 from llama_jax.model.cache import Cache, KVCache
-from llama_jax.tokenizer import Tokenizer, Tools, detokenize
+from llama_jax.serve import many
+from llama_jax.tokenizer import Tokenizer, Tools
 from llama_jax.weights.params import Params
 
 
@@ -84,37 +88,10 @@ def generate(
         n=n,
         truncate=truncate,
     )
-    done = list(completed(params, asked))
+    done = list(completed(params, asked, _gains(params, asked, stream=False)))
     if echo:
-        done = [(row, _echoed(one, row, asked.tokenizer)) for row, one in done]
+        done = [(row, echoed(one, row, asked.tokenizer)) for row, one in done]
     return in_order(done)
-
-
-def in_order(done: Sequence[tuple[Row, Completion]]) -> list[Completion]:
-    """The completions in the order of their rows; NaNLogitsError where some failed."""
-    completions = [one for _, one in sorted(done, key=lambda pair: pair[0].index)]
-    failed = [i for i, one in enumerate(completions) if one.finish_reason == "error"]
-    if failed:
-        raise NaNLogitsError("completion", failed, completions)
-    return completions
-
-
-def completed(params: Params, asked: Asked) -> Iterator[tuple[Row, Completion]]:
-    """Each row's completion as soon as it ends, batch by batch; that of a failed row says so."""
-    rows, place, tokenizer = asked
-    scored = _prompt_logprobs(params, place, rows)
-    for batch in with_progress(batches_of(params.config, place, rows), len(rows)):
-        deltas: list[list[Delta]] = [[] for _ in batch.rows]
-        writers = [RowWriter(row, tokenizer) for row in batch.rows]
-        read = functools.partial(read_prompts, params, place, batch)
-        with contextlib.suppress(NaNLogitsError):  # the deltas say so too
-            for i, delta, _ in decode_rows(
-                params, place, writers, batch.settings, read, stream=False
-            ):
-                deltas[i].append(delta)
-                if delta.finish_reason is not None:
-                    row = batch.rows[i]
-                    yield row, _completion(row, deltas[i], tokenizer, scored[row.index])
 
 
 def stream(
@@ -137,7 +114,7 @@ def stream(
     The texts, tokens and log-probabilities of a row, joined, are those of `generate`; row i is its
     i-th completion. The arguments are the same, and are checked at once, not at the first `next`.
     """
-    rows, place, tokenizer = rows_asked(
+    asked = rows_asked(
         params,
         prompts,
         settings,
@@ -151,21 +128,55 @@ def stream(
     )
 
     def deltas() -> Iterator[Delta]:
-        failed: list[int] = []
-        for batch in batches_of(params.config, place, rows):
-            writers = [RowWriter(row, tokenizer) for row in batch.rows]
-            read = functools.partial(read_prompts, params, place, batch)
-            try:
-                for _, delta, _ in decode_rows(
-                    params, place, writers, batch.settings, read, stream=True
-                ):
-                    yield delta
-            except NaNLogitsError as error:  # the other rows go on
-                failed += error.rows
+        failed = []
+        for row, delta in _gains(params, asked, stream=True):
+            if delta.finish_reason == "error":
+                failed.append(row.index)
+            yield delta
         if failed:
             raise NaNLogitsError("row", failed)
 
     return deltas()
+
+
+def as_finished(
+    params: Params,
+    prompts: Sequence[Prompt],
+    settings: SamplingSettings | Sequence[SamplingSettings] | None = None,
+    *,
+    n: int = 1,
+    tools: Sequence[Tools | None] | None = None,
+    tokenizer: Tokenizer | None = None,
+    cache: type[Cache] = KVCache,
+    json_schema: JSONSchema | None = None,
+    regex: str | None = None,
+    grammar: str | None = None,
+    **changes: Any,
+) -> Iterator[tuple[int, Completion]]:
+    """Each completion of `generate` as soon as it has ended, with its index.
+
+    `tools` are those of each prompt.
+
+    `NaNLogitsError`, once all have ended, where the logits of some were NaN or infinite.
+    """
+    asked = rows_asked(
+        params,
+        prompts,
+        settings,
+        changes,
+        tokenizer=tokenizer,
+        cache=cache,
+        form=Form(json_schema, regex, grammar),
+        tools_of_each=tools,
+        n=n,
+    )
+    failed = []
+    for row, done in completed(params, asked, _gains(params, asked, stream=False)):
+        if done.finish_reason == "error":
+            failed.append(row.index)
+        yield row.index, done
+    if failed:
+        raise NaNLogitsError("completion", failed)
 
 
 def prepare(
@@ -188,7 +199,7 @@ def prepare(
 
     `checkpoint.shapes` makes params of shapes alone, so that this can go on while `load` reads.
     """
-    rows, place, _ = rows_asked(
+    asked = rows_asked(
         params,
         prompts,
         settings,
@@ -198,51 +209,12 @@ def prepare(
         form=Form(json_schema, regex, grammar),
         tools_of_each=tools,
     )
-    batch = next(batches_of(params.config, place, rows))
-    yield from compile_ahead(place, prefill_of(params, place, batch))
+    first = many.prepare if many.suits(params, asked) else prepare_batches
+    yield from first(params, asked)
 
 
-def _completion(
-    row: Row,
-    parts: list[Delta],
-    tokenizer: Tokenizer | None,
-    scored: list[TokenLogprob | None] | None,
-) -> Completion:
-    text = "".join(part.text for part in parts)
-    logprobs = [entry for part in parts for entry in part.logprobs or []]
-    failed = scored is not None and has_nan(entry for entry in scored if entry is not None)
-    return Completion(
-        text=None if tokenizer is None else text,
-        tokens=[token for part in parts for token in part.tokens],
-        finish_reason="error" if failed else parts[-1].finish_reason or "length",
-        logprobs=None if row.settings.logprobs is None else logprobs,
-        prompt_logprobs=scored,
-        stop_token=parts[-1].stop_token,
-        stop_logprob=parts[-1].stop_logprob,
-    )
-
-
-def _echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Completion:
-    tokens = [*row.prompt, *completion.tokens]
-    if tokenizer is None:
-        return dataclasses.replace(completion, tokens=tokens)
-    stopped = len(detokenize(tokenizer, completion.tokens, row.prompt)) - len(completion.text or "")
-    # Both at once: a prompt of ids may end inside a character, which the completion ends.
-    whole = detokenize(tokenizer, tokens)
-    text = whole[: len(whole) - stopped]
-    return dataclasses.replace(completion, text=text, tokens=tokens)
-
-
-def _prompt_logprobs(
-    params: Params, place: Placement, rows: list[Row]
-) -> list[list[TokenLogprob | None] | None]:
-    wanted = [row for row in rows if row.settings.prompt_logprobs is not None]
-    prompts = list(dict.fromkeys(tuple(row.prompt) for row in wanted))  # one for `n` rows
-    scores = dict(
-        zip(prompts, prompt_logprobs(params, place, list(map(list, prompts))), strict=True)
-    )
-    found: list[list[TokenLogprob | None] | None] = [None] * len(rows)
-    for row in wanted:
-        k = row.settings.prompt_logprobs
-        found[row.index] = [None, *(entry.first(k or 0) for entry in scores[tuple(row.prompt)])]
-    return found
+def _gains(params: Params, asked: Asked, *, stream: bool) -> Gains:
+    """What the rows gain, the faster way."""
+    if many.suits(params, asked):
+        return many.by_turns(params, asked)
+    return by_batches(params, asked, stream=stream)
