@@ -58,8 +58,12 @@ def completed(
         for row, delta in gains or by_batches(params, asked, stream=False):
             deltas[row.index].append(delta)
             if delta.finish_reason is not None:
+                spelled, entries = tokenizer is not None, scored[row.index]
                 parts = deltas.pop(row.index)
-                yield row, _completion(row, parts, tokenizer, scored[row.index])
+                done = Completion.of(parts, spelled=spelled, prompt_logprobs=entries)
+                if has_nan(entry for entry in entries or () if entry is not None):
+                    done = dataclasses.replace(done, finish_reason="error")
+                yield row, done
                 one_ended()
 
 
@@ -70,26 +74,6 @@ def in_order(done: Sequence[tuple[Row, Completion]]) -> list[Completion]:
     if failed:
         raise NaNLogitsError("completion", failed, completions)
     return completions
-
-
-def _completion(
-    row: Row,
-    parts: list[Delta],
-    tokenizer: Tokenizer | None,
-    scored: list[TokenLogprob | None] | None,
-) -> Completion:
-    text = "".join(part.text for part in parts)
-    logprobs = [entry for part in parts for entry in part.logprobs or []]
-    failed = scored is not None and has_nan(entry for entry in scored if entry is not None)
-    return Completion(
-        text=None if tokenizer is None else text,
-        tokens=[token for part in parts for token in part.tokens],
-        finish_reason="error" if failed else parts[-1].finish_reason or "length",
-        logprobs=None if row.settings.logprobs is None else logprobs,
-        prompt_logprobs=scored,
-        stop_token=parts[-1].stop_token,
-        stop_logprob=parts[-1].stop_logprob,
-    )
 
 
 def echoed(completion: Completion, row: Row, tokenizer: Tokenizer | None) -> Completion:

@@ -78,6 +78,27 @@ class Completion:
     stop_logprob: TokenLogprob | None = None
     """The log-probability of `stop_token`, if the settings asked for log-probabilities."""
 
+    @classmethod
+    def of(
+        cls,
+        parts: Sequence[Delta],
+        *,
+        spelled: bool,
+        prompt_logprobs: list[TokenLogprob | None] | None,
+    ) -> Completion:
+        """What a row gained, put together. `spelled`: whether a tokenizer made its text."""
+        wanted = any(part.logprobs is not None for part in parts)
+        end = parts[-1] if parts else Delta(0, "", [], None, None)
+        return cls(
+            text="".join(part.text for part in parts) if spelled else None,
+            tokens=[token for part in parts for token in part.tokens],
+            finish_reason=end.finish_reason or "length",
+            logprobs=[x for part in parts for x in part.logprobs or []] if wanted else None,
+            prompt_logprobs=prompt_logprobs,
+            stop_token=end.stop_token,
+            stop_logprob=end.stop_logprob,
+        )
+
 
 @with_field_docs
 @dataclasses.dataclass(frozen=True)

@@ -33,8 +33,6 @@ MAX_NAME_CHARACTERS = 256
 CHARACTERS_A_TOKEN = 64
 """A text with more characters than this for each token of the context is refused unread: it would
 take seconds to encode, and text has about four."""
-THREAD_CHARACTERS = 4096
-"""A longer text is encoded in a thread: it would hold up the streams of others."""
 
 # How long a client may take.
 HEAD_SECONDS = 10.0

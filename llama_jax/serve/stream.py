@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
@@ -92,23 +92,14 @@ class Stream:
         parts: dict[int, list[Delta]] = {row: [] for row in range(self.n)}
         for delta in self:
             parts[delta.row].append(delta)
-        found = [self._completion(deltas) for deltas in parts.values()]
+        scored, spelled = self.prompt_logprobs, self._has_text
+        found = [
+            Completion.of(deltas, spelled=spelled, prompt_logprobs=scored)
+            for deltas in parts.values()
+        ]
         if failed := [i for i, one in enumerate(found) if one.finish_reason == "error"]:
             raise NaNLogitsError("completion", failed, found)
         return found
-
-    def _completion(self, parts: Sequence[Delta]) -> Completion:
-        wants = any(part.logprobs is not None for part in parts)
-        end = parts[-1] if parts else None
-        return Completion(
-            text="".join(part.text for part in parts) if self._has_text else None,
-            tokens=[token for part in parts for token in part.tokens],
-            finish_reason=(end and end.finish_reason) or "length",
-            logprobs=[x for part in parts for x in part.logprobs or []] if wants else None,
-            prompt_logprobs=self.prompt_logprobs,
-            stop_token=end.stop_token if end else None,
-            stop_logprob=end.stop_logprob if end else None,
-        )
 
     def _next(self) -> Delta:
         item = self._items.popleft()
