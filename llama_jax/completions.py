@@ -66,11 +66,12 @@ def generate(
     stop string cut it. It ends ("stop") where nothing may follow. The host looks at every token
     then, and needs the extra `grammar`.
 
-    Prompts of like length run together, at most 32 a batch. Where there are several batches, a
-    terminal shows a progress bar.
+    Prompts of like length run together, at most 32 a batch. More than 32 of unlike lengths run by
+    an engine's turns on a CPU, where that is faster (docs/promises.md). A terminal then shows a
+    progress bar.
 
-    Two programs do the work: one reads prompts, one decodes. Each is compiled once per batch size
-    and length, both rounded up to a power of two. No setting compiles anything.
+    In a batch two programs do the work: one reads prompts, one decodes. Each is compiled once per
+    batch size and length, both rounded up to a power of two. No setting compiles anything.
 
     ValueError where a prompt is empty, has ids that the model does not know, or is longer than
     `params.config.max_seq_len`; with `truncate` it loses its beginning instead. `NaNLogitsError`,
