@@ -1,7 +1,8 @@
 """`python -m tests.fuzz.program_caches --caches N`: damaged folders of kept programs.
 
 Each is used by two processes, children of one that has imported JAX: the first must have the right
-results, and the second must find every program.
+results, and the second must find every program: those that JAX keeps by their text, and those that
+`untraced.py` keeps beside them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 from fuzz.jobs import forked  # noqa: E402
 
+from llama_jax import untraced  # noqa: E402
 from llama_jax.compilation import VARIABLE, keep_programs  # noqa: E402
 
 MISS = "/jax/compilation_cache/cache_misses"
@@ -51,18 +53,28 @@ def _computed(folder: Path) -> dict[str, Any]:
         lambda event, **_: misses.append(event) if event == MISS else None
     )
     keep_programs()
+    untraced.find_untraced()
     x = jnp.linspace(-2.0, 2.0, 256).reshape(16, 16)
     programs = (
         lambda x: jax.nn.log_softmax(x @ x.T),
         lambda x: jnp.sort(x, axis=1),
         lambda x: jax.lax.fori_loop(0, 5, lambda i, y: jnp.tanh(y @ x), x),
     )
-    values = [jax.jit(program)(x).tobytes().hex() for program in programs]
-    return {"values": values, "misses": len(misses)}
+    found = [jax.jit(program)(x) for program in programs]
+    found += [untraced.compiled(jax.jit(program), x)(x) for program in (_turned, _scaled)]
+    return {"values": [value.tobytes().hex() for value in found], "misses": len(misses)}
 
 
-def damage(folder: Path, rng: random.Random) -> str:
-    """Changes some files of a folder of programs, each in one way; says how."""
+def _turned(x: jax.Array) -> jax.Array:
+    return jnp.cumsum(x.T, axis=0)
+
+
+def _scaled(x: jax.Array) -> jax.Array:
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def damage(folder: Path, rng: random.Random) -> list[str]:
+    """Changes some files of a folder of programs, each in one way; says which and how."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
     entries = [file for file in files if file.name.endswith("-cache")]
     done = []
@@ -84,8 +96,8 @@ def damage(folder: Path, rng: random.Random) -> str:
         else:
             file.with_name(file.name.replace("-cache", "-atime")).unlink()
         file.write_bytes(content)
-        done.append(way)
-    return ", ".join(done)
+        done.append(f"{file.name[:12]}: {way}")
+    return done
 
 
 def main() -> None:
@@ -96,7 +108,7 @@ def main() -> None:
     from jax._src import compilation_cache
 
     packed = "zstandard" if getattr(compilation_cache, "zstandard", None) else "zlib"
-    wrong, compiled = 0, 0
+    wrong = compiled = programs = untraced_ones = 0
     with tempfile.TemporaryDirectory() as root:
         sound = Path(root) / "sound"
         sound.mkdir(mode=0o700)
@@ -108,16 +120,19 @@ def main() -> None:
             shutil.copytree(sound, folder)
             how = damage(folder, random.Random(number))
             next_run, after = use(folder), use(folder)
+            programs += len(how)
+            untraced_ones += sum(one.startswith("untraced-") for one in how)
             compiled += next_run.get("misses", 0)
             fine = next_run.get("values") == first["values"] and after == {**first, "misses": 0}
             if not fine:
                 wrong += 1
                 shown = [{**one, "values": "..."} for one in (next_run, after)]
-                print(f"{number} ({how}): {shown}")
+                print(f"{number} ({', '.join(how)}): {shown}")
             shutil.rmtree(folder)
     print(
         f"{packed}: {given.caches - wrong} of {given.caches} damaged caches gave right results, "
-        f"and every program in the run after; {compiled} programs were compiled anew"
+        f"and every program in the run after; {programs} programs were damaged, {untraced_ones} of "
+        f"them untraced, and {compiled} compiled anew"
     )
     raise SystemExit(1 if wrong else 0)
 
