@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from fuzz.watchdog import own_seconds
 from helpers import ROOT
 
 PROGRAM = """
@@ -30,6 +31,14 @@ def begun(beats, waits):
     job = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, **pipes)
     assert job.stdout.readline() == "begun\n"
     return job
+
+
+@pytest.mark.parametrize(
+    ("states", "used", "own"),
+    [("S", 0.0, 1.0), ("SS", 0.3, 1.0), ("RS", 0.01, 0.01), ("SR", 1.7, 1.0), ("TT", 0.2, 0.0)],
+)
+def test_a_second_without_a_processor_is_not_a_process_s_own(states, used, own):
+    assert own_seconds(states, used) == own
 
 
 @pytest.mark.slow

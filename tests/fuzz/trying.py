@@ -65,13 +65,14 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
     report, until = Report(next=first), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as root, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        seeds = make(Path(root))
+        seeds = make(Path(root)) if {*formats} - {"template"} else {}
         if {"native", NATIVE_KINDS} & {*formats}:
             seeds = without_sums(seeds, Path(root))
         shutil.rmtree(keep / "now", ignore_errors=True)
         keep.mkdir(parents=True, exist_ok=True)
         for seed in seeds.values():  # sound as they are
             seed.read(seed.folder)
+        beat()
         with contextlib.suppress(KeyboardInterrupt):
             _try_all(until, seeds, formats, keep, report, beat)
     end()

@@ -1,11 +1,12 @@
 """A process that ends another which hangs: in a wait, in a loop, or in a library that holds Python.
 
-It counts seconds of its own, and none in which the other is stopped, as by a job control or by
-whoever measures on a quiet machine: a clock on the wall would count those.
+It counts the processor's seconds while the other works and the wall's while it waits, so none in
+which it is stopped or other programs have the processor, as on a busy machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import mmap
 import os
@@ -43,19 +44,38 @@ def watched(seconds: int) -> tuple[Callable[[], None], Callable[[], None]]:
 def _watch(process: int, beats: mmap.mmap, seconds: int) -> None:
     for ends in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ends, signal.SIG_IGN)  # the other says when this one ends
-    waited, last = 0, beats[0]
+    hung, last, used = 0.0, beats[0], 0.0
     while os.getppid() == process:
         time.sleep(1)
-        waited = 0 if beats[0] != last else waited + (not _is_stopped(process))
+        states, before, used = *_threads(process), used
+        hung = 0.0 if beats[0] != last else hung + own_seconds(states, used - before)
         last = beats[0]
-        if waited > seconds:
+        if hung > seconds:
             os.kill(process, signal.SIGABRT)  # faulthandler prints where it was
             break
     os._exit(0)
 
 
-def _is_stopped(process: int) -> bool:
+def own_seconds(states: str, used: float) -> float:
+    """How much of a second is a process's own, by its threads' states and processor time."""
+    if states.strip("Tt") == "":
+        return 0.0
+    return min(used, 1.0) if "R" in states else 1.0
+
+
+def _threads(process: int) -> tuple[str, float]:
+    """The state of each thread, and the processor's seconds that all took, ended ones too."""
+    folder, states = Path(f"/proc/{process}"), ""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    except OSError:
-        return False
+        for file in folder.glob("task/*/stat"):
+            with contextlib.suppress(OSError):  # this thread ended meanwhile
+                states += _fields(file)[0]
+        ticks = sum(map(int, _fields(folder / "stat")[11:13]))
+    except OSError:  # the process did
+        return "", 0.0
+    return states, ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _fields(stat: Path) -> list[str]:
+    """The fields after a program's name, which may have spaces and brackets."""
+    return stat.read_text().rpartition(")")[2].split()
