@@ -7,30 +7,34 @@ computed before they hold: Jinja would fold constants when it compiles.
 
 from __future__ import annotations
 
-import datetime
 import functools
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NoReturn
+from typing import Any
 
 from jinja2 import Template, meta, nodes, pass_context
-from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Context, markup_join, str_join
+from jinja2.runtime import Context, LoopContext, markup_join, str_join
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from llama_jax.tokenizer import template_budget
 from llama_jax.tokenizer.foreign import in_words
 from llama_jax.tokenizer.template_budget import budget
-from llama_jax.tokenizer.template_filters import NO_FILTERS, OF_FILTERS, to_json
+from llama_jax.tokenizer.template_filters import NO_FILTERS, OF_FILTERS, items_of, to_json
+from llama_jax.tokenizer.template_globals import GLOBALS
 from llama_jax.tokenizer.template_tree import CONCAT, COUNTED, MADE, TICKED, check_source, measured
 from llama_jax.tokenizer.template_values import check_format, check_method, check_operation
 
-MAX_CHARACTERS = 50_000_000
-"""The limit on one rendering."""
-MAX_DATE_FORM = 1_000
+MAX_CHARACTERS, MAX_TIMES = 500_000, 8
+"""One rendering writes at most so many characters, and so many times what the dialog has.
+
+A tokenizer takes two microseconds and 400 bytes for each.
+"""
+_OF_VALUE = 100
+"""Characters that are granted for each value of a dialog: a template writes marks around it."""
 
 ANSWER = "_answer_begins", "_answer_ends"
 """Variables that `{% generation %}` writes before and after its part."""
@@ -62,6 +66,8 @@ def variables_of(source: str) -> set[str]:
 def render(template: Template, variables: Mapping[str, Any]) -> str:
     """What the template writes; ValueError where it refuses, fails or does not come to an end."""
     parts, length = [], 0
+    given = [variables.get("messages"), variables.get("tools")]
+    limit = MAX_CHARACTERS + MAX_TIMES * _characters(given)
     begun = template_budget.begin()
     try:
         # A template can fail in any way that Python can.
@@ -72,13 +78,22 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
             for part in template.generate(variables):
                 parts.append(part)
                 length += len(part)
-                if length > MAX_CHARACTERS:
-                    raise SecurityError(f"it writes more than {MAX_CHARACTERS:,} characters")
+                if length > limit:
+                    raise SecurityError(f"it writes more than {limit:,} characters")
             text = "".join(parts)
             text.encode()
     finally:
         template_budget.end(begun)
     return text
+
+
+def _characters(value: Any) -> int:
+    """The characters of a dialog's texts, and those that are granted for its values."""
+    if isinstance(value, str):
+        return len(value) + _OF_VALUE
+    if isinstance(value, Mapping):
+        return sum(len(key) + _characters(one) for key, one in value.items())
+    return sum(map(_characters, value)) if isinstance(value, list) else _OF_VALUE
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -94,17 +109,14 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
         self.filters["tojson"] = to_json
         self.filters = {
-            name: _bounded(run, OF_FILTERS.get(name))
+            name: _bounded(run, name)
             for name, run in self.filters.items()
             if name not in NO_FILTERS
         }
         self.filters |= {COUNTED: _counted, MADE: _made, TICKED: _ticked, CONCAT: _concat}
         self.tests = {name: _bounded(run) for name, run in self.tests.items()}
         del self.globals["lipsum"]
-        self.globals["raise_exception"] = _raise
-        self.globals["strftime_now"] = _now
-        self.globals["dict"] = _dict
-        self.globals["namespace"] = _Namespace
+        self.globals |= GLOBALS
 
     @staticmethod
     def concat(parts: Iterable[str]) -> str:
@@ -118,6 +130,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Context, __callable: Any, *args: Any, **named: Any) -> Any:
         budget().step()
+        budget().pay(sys.getsizeof(args) + sys.getsizeof(named))
+        if isinstance(__callable, LoopContext):  # a recursive loop's items
+            args = tuple(map(budget().turns, args))
+            if "iterable" in named:
+                named["iterable"] = budget().turns(named["iterable"])
         if isinstance(__callable, types.BuiltinMethodType | types.MethodType):
             owner = __callable.__self__
             if isinstance(owner, _VALUES):
@@ -158,22 +175,12 @@ class _Generation(Extension):
         return [begin, *parser.parse_statements(("name:endgeneration",), drop_needle=True), end]
 
 
-class _Namespace(Namespace):
-    def __getattribute__(self, name: str) -> Any:
-        # A template's own `__call__` would be called past the sandbox's check.
-        if name.startswith("_"):
-            return object.__getattribute__(self, name)
-        return super().__getattribute__(name)
-
-    def __repr__(self) -> str:  # what it holds may change after it was measured, and grow
-        return "<Namespace>"
-
-
-def _bounded(run: Any, check: Callable[..., Any] | None = None) -> Any:
-    """A filter or a test that looks at the clock, and pays for what it makes.
+def _bounded(run: Any, name: str = "") -> Any:
+    """A filter of that name, or a test, that looks at the clock, and pays for what it makes.
 
     It asks for the context, whatever `run` asks for: Jinja then computes it in no compilation.
     """
+    check = OF_FILTERS.get(name)
     wanted = getattr(getattr(run, "jinja_pass_arg", None), "name", None)
 
     @pass_context
@@ -182,6 +189,7 @@ def _bounded(run: Any, check: Callable[..., Any] | None = None) -> Any:
         if check is not None:
             checked = check(value, *args, **named)
             value = value if checked is None else checked
+        value = items_of(name, value, args, named)
         if wanted is None:
             return _paid(run(value, *args, **named))
         first = context if wanted == "context" else getattr(context, _OF_CONTEXT[wanted])
@@ -228,18 +236,3 @@ def _written(context: Context, value: Any) -> Any:
         return value
     budget().allow(budget().size(value))
     return budget().made(str(value))
-
-
-def _dict(items: Any = (), **named: Any) -> dict[Any, Any]:
-    # The class itself would lend its other methods, and be filled without a look at the clock.
-    return dict(items if isinstance(items, Mapping) else budget().turns(items), **named)
-
-
-def _now(form: str) -> str:
-    if len(form) > MAX_DATE_FORM:
-        raise SecurityError(f"a form of a date has at most {MAX_DATE_FORM:,} characters")
-    return datetime.datetime.now().strftime(form)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)

@@ -18,6 +18,8 @@ MAX_VALUE = 32 * 2**20
 """Bytes of one value, with all that it holds."""
 MAX_MADE = 256 * 2**20
 """Bytes of all values that it makes, whatever becomes of them."""
+MAX_BITS = 10_000
+"""Of an integer: a loop could double its length at every turn, and each copy would have it."""
 
 T = TypeVar("T")
 _HOLDERS: tuple[type, ...] = (
@@ -51,10 +53,10 @@ class Budget:
                 raise SecurityError(f"it takes more than {MAX_SECONDS:g} seconds")
             self._until = time.monotonic() + MAX_SECONDS - used
 
-    def turns(self, items: Iterable[T]) -> Iterator[T]:
+    def turns(self, items: Iterable[T], each: int = 1) -> Iterator[T]:
         """The items, each paid for as it is taken."""
         for item in items:
-            self.step()
+            self.step(each)
             yield item
 
     def allow(self, size: int) -> None:
@@ -75,15 +77,21 @@ class Budget:
             self.allow(cost)
         elif isinstance(value, list | tuple | dict):
             self.size(value)
-            cost = _OBJECT + _EACH * len(value)
+            cost = sys.getsizeof(value)
             if fresh and not isinstance(value, dict):
                 cost += sum(sys.getsizeof(one) for one in value if isinstance(one, str))
         else:
+            if isinstance(value, int) and value.bit_length() > MAX_BITS:
+                raise SecurityError(f"it makes a number beyond {MAX_BITS:,} bits")
             return value
+        self.pay(cost)
+        return value
+
+    def pay(self, cost: int) -> None:
+        """Pays for bytes."""
         self._left -= cost
         if self._left < 0:
             raise SecurityError(f"it makes more than {MAX_MADE >> 20} MiB of values")
-        return value
 
     def size(self, value: Any) -> int:
         """The bytes of a value and of all that it holds, each time that it holds it."""

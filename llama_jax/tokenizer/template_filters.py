@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-from llama_jax.tokenizer.template_budget import budget
+from llama_jax.tokenizer.template_budget import MAX_BITS, budget
 from llama_jax.tokenizer.template_values import (
     MAX_FACTOR,
+    check_lines,
     check_percent,
     check_replace,
     check_search,
-    check_split,
     check_width,
+    check_words,
 )
 
 MAX_INDENT = 32
@@ -28,8 +30,7 @@ NO_FILTERS = frozenset(
 
 def _check_indent(text: Any, width: Any = 4, *_: Any, **named: Any) -> None:
     width = named.get("width", width)
-    each = width if isinstance(width, int) else len(width)
-    budget().allow(budget().size(text) + each * (str(text).count("\n") + 2))
+    check_lines(str(text), width if isinstance(width, int) else len(width))
 
 
 def _check_round(value: Any, precision: Any = 0, *_: Any, **named: Any) -> None:
@@ -67,8 +68,13 @@ def _check_sum(value: Any, attribute: Any = None, start: Any = 0, **named: Any) 
         raise SecurityError("sum takes numbers; it would copy lists at every addition")
 
 
-def _check_words(value: Any, *_: Any, **__: Any) -> None:
-    check_split(str(value))
+def _check_int(value: Any, *_: Any, **__: Any) -> None:
+    if isinstance(value, str) and len(value) > MAX_BITS:
+        raise SecurityError(f"int takes at most {MAX_BITS:,} characters")
+
+
+def _check_dictsort(value: Any, *_: Any, **__: Any) -> None:
+    budget().step(len(value))
 
 
 def _check_filter_format(value: Any, *given: Any, **named: Any) -> None:
@@ -78,17 +84,59 @@ def _check_filter_format(value: Any, *given: Any, **named: Any) -> None:
 OF_FILTERS: dict[str, Callable[..., Any]] = {
     "batch": _check_count,
     "center": _check_center,
+    "dictsort": _check_dictsort,
     "format": _check_filter_format,
     "indent": _check_indent,
+    "int": _check_int,
     "join": _check_join,
     "replace": _check_filter_replace,
     "round": _check_round,
     "slice": _check_count,
     "sum": _check_sum,
     "trim": _check_trim,
-    "wordcount": _check_words,
+    **dict.fromkeys(("title", "urlencode", "wordcount"), check_words),
 }
 """What is asked of a filter's arguments before it runs; the value it is then given, or None."""
+
+
+def _no_path(*_: Any, **__: Any) -> Iterable[Any]:
+    return ()
+
+
+def _any_path(*given: Any, **named: Any) -> Iterable[Any]:
+    return *given, *named.values()
+
+
+def _first_path(*given: Any, **_: Any) -> Iterable[Any]:
+    return given[:1]
+
+
+def _named_path(*_: Any, attribute: Any = None, **__: Any) -> Iterable[Any]:
+    return (attribute,)
+
+
+_TAKE_ITEMS: dict[str, Callable[..., Iterable[Any]]] = {
+    **dict.fromkeys(("batch", "list", "reject", "select", "slice"), _no_path),
+    **dict.fromkeys(("groupby", "max", "min", "sort", "sum", "unique"), _any_path),
+    **dict.fromkeys(("rejectattr", "selectattr"), _first_path),
+    "map": _named_path,
+}
+"""The filters that take item after item, and the arguments that can be paths to an attribute."""
+
+
+def items_of(name: str, value: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The value that a filter takes, its items paid for as a loop's are.
+
+    Of a path such as `a.b` each step is one more turn: Jinja looks it up for every item.
+    """
+    if name not in _TAKE_ITEMS or not value:  # of no value at all some filters make nothing
+        return value
+    paths = [one for one in _TAKE_ITEMS[name](*given, **named) if isinstance(one, str)]
+    each = 1 + sum(path.count(".") + path.count(",") for path in paths)
+    if each == 1 and isinstance(value, types.GeneratorType):  # another filter's, paid for already
+        return value
+    budget().step(each)
+    return budget().turns(value, each)
 
 
 def to_json(

@@ -40,6 +40,21 @@ class _Measured(NodeTransformer):
         node.iter = _through(COUNTED, node.iter)
         return node
 
+    def visit_Call(self, node: nodes.Call) -> nodes.Node:
+        return self._given(node)
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:
+        return self._given(node)
+
+    def visit_Test(self, node: nodes.Test) -> nodes.Node:
+        return self._given(node)
+
+    def _given(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        if node.dyn_args is not None:  # `f(*items)` takes them before anybody asks f
+            node.dyn_args = _through(COUNTED, node.dyn_args)
+        return node
+
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _through(CONCAT, nodes.List(node.nodes, lineno=node.lineno))

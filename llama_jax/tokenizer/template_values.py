@@ -11,12 +11,10 @@ from typing import Any
 
 from jinja2.exceptions import SecurityError
 
-from llama_jax.tokenizer.template_budget import budget
+from llama_jax.tokenizer.template_budget import MAX_BITS, budget
 
 MAX_FACTOR = 1_000
 """What `'a' * n` and `a ** n` take."""
-MAX_BITS = 10_000
-"""The limit on a product of two integers, whose length a loop could double at every turn."""
 MAX_CALLS = 10_000
 """The limit on the braces of one `str.format`."""
 
@@ -40,6 +38,7 @@ METHODS: dict[type, frozenset[str]] = {
 }
 """The methods of Python's own types that a template may call."""
 _SPACES = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
+_LINES = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 _PART, _SHORT = 80, 2**17
 """Bytes of a part of a text that is cut, and the characters that make few enough of them."""
 _DIGITS = re.compile(r"\d+")
@@ -142,6 +141,17 @@ def check_split(text: str, sep: Any = None, *_: Any, **__: Any) -> None:
     if len(text) > _SHORT:
         marks = [sep] if isinstance(sep, str) and sep else _SPACES
         budget().allow(sum(map(text.count, marks)) * _PART + len(text))
+
+
+def check_lines(text: str, each: int) -> None:
+    """Refuses a text of very many lines, to each of which so many characters are added."""
+    lines = sum(map(text.count, _LINES))
+    budget().allow(budget().size(text) + (each + _PART) * (lines + 2))
+
+
+def check_words(value: Any, *_: Any, **__: Any) -> None:
+    """Refuses a text that a filter written in Python would cut into very many words."""
+    budget().allow(budget().size(value) * _PART // 2)
 
 
 def _check_rsplit(text: str, sep: Any = None, *_: Any, **__: Any) -> None:

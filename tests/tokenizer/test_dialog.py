@@ -685,6 +685,7 @@ def test_the_control_token_that_ends_an_answer_is_read_from_the_template(source,
     assert turn_end(template, [user("a<s></s>")], special=special) == end
 
 
+_LONG = "{% set x = ('a' * 1000) * 400 %}"
 HOSTILE = {
     "no Jinja": ("{% if %}", "is not Jinja"),
     "a break outside a loop": ("{% break %}", "is not Jinja .*outside loop"),
@@ -711,8 +712,8 @@ HOSTILE = {
         "more than 300,000 turns",
     ),
     "long output": (
-        "{% set x = 'a' * 1000 %}{% for i in range(60000) %}{{ x }}{% endfor %}",
-        "more than 50,000,000 characters",
+        "{% set x = 'a' * 1000 %}{% for i in range(600) %}{{ x }}{% endfor %}",
+        "more than 50[0-9],[0-9]{3} characters",
     ),
     "long text": ("{{ 'a' * 10 ** 11 }}", "takes nothing beyond 1,000"),
     "large number": ("{{ 10 ** 10 ** 10 }}", "takes nothing beyond 1,000"),
@@ -778,6 +779,56 @@ HOSTILE = {
         "{{ raise_exception('\x1b[31m' ~ 'a' * 1000 ~ 'the end') }}",
         r"this dialog: \\x1b\[31ma{100,200} \.\.\. a+the end; change",
     ),
+    **{
+        f"a text taken by {part}": (f"{_LONG}{{{{ x | {part} }}}}", "more than 300,000 turns")
+        for part in (
+            *("list", "sort", "slice(2) | list", "batch(999999) | list", "max", "unique | list"),
+            *("reject | list", "select('sameas', 1) | list", "groupby(0)", "map('upper') | list"),
+        )
+    },
+    "a text as arguments": (f"{_LONG}{{{{ cycler(*x) }}}}", "more than 300,000 turns"),
+    "a text as a filter's": (f"{_LONG}{{{{ '%s' | format(*x) }}}}", "more than 300,000 turns"),
+    "a text of a loop that calls itself": (
+        f"{_LONG}{{% for a in [x] recursive %}}{{% if not loop.depth0 %}}{{{{ loop(a) }}}}"
+        "{% endif %}{% endfor %}",
+        "more than 300,000 turns",
+    ),
+    "a text of a loop that names it": (
+        f"{_LONG}{{% for a in [x] recursive %}}{{% if not loop.depth0 %}}"
+        "{{ loop(iterable=a) }}{% endif %}{% endfor %}",
+        "more than 300,000 turns",
+    ),
+    "a long path": ("{{ [1] | sort(attribute=('a.' * 500) * 700) }}", "more than 300,000 turns"),
+    "a long path for each": (
+        "{{ range(1000) | map(attribute='real.' * 199 ~ 'real.' * 199) | list }}",
+        "more than 300,000 turns",
+    ),
+    "a dict sorted again and again": (
+        "{% set d = dict(range(90000) | batch(2)) %}"
+        "{% for i in range(9) %}{% set x = d | dictsort %}{% endfor %}",
+        "more than 300,000 turns",
+    ),
+    "colliding names": (
+        "{% set m = 2 ** 61 - 1 %}{{ namespace(range(0, m * 99999, m) | batch(2) | list) }}",
+        "more than 0.2 seconds",
+    ),
+    "colliding items that come again": (
+        "{% set m = 2 ** 61 - 1 %}{% set n = namespace(x=[m * 2999] * 1000) %}"
+        "{% for i in range(7) %}{% set n.x = n.x + n.x %}{% endfor %}"
+        "{{ (range(0, m * 3000, m) | list + n.x) | unique | list }}",
+        "more than 0.2 seconds",
+    ),
+    **{
+        f"many parts for {part}": (f"{{{{ {text} | {part} }}}}", "more than 32 MiB")
+        for part, text in (
+            ("title", "(('aa-' * 333) * 1000)"),
+            ("wordcount", "(('aa.' * 333) * 1000)"),
+            ("urlencode", "(('%' * 999) * 1000)"),
+            ("indent(1)", "(('a\n' * 499) * 999)"),
+        )
+    },
+    "a long hexadecimal number": ("{{ (('f' * 999) * 99) | int(base=16) }}", "int takes at most"),
+    "a long number's opposite": ("{{ 0x" + "f" * 3000 + " | abs }}", "number beyond 10,000 bits"),
     "a class": ("{{ ''.__class__.__mro__ }}", "'__class__' of 'str' object is unsafe"),
     "a module": ("{{ cycler.__init__.__globals__ }}", "'__init__' of 'type' object is unsafe"),
     "a formatted class": ("{{ '{0.__class__.__mro__}'.format(1) }}", "is unsafe"),
@@ -813,13 +864,24 @@ def test_measuring_its_values_changes_nothing_of_them():
         "{{ 'a\nb' | indent(2) }}|{{ 2.567 | round(1) }}|{{ {'a': [1]} | tojson(indent=1) }}|"
         "{% set b %}<{{ s }}>{% endset %}{{ b | trim }}|{{ [1] if s in ['a'] else [2] }}|"
         "{{ messages | selectattr('role', 'equalto', 'user') | list | length }}|"
-        "{{ '-'.join(s | list) }}|{{ dict([['k', 1]], z=2) }}|{{ loop is defined }}"
+        "{{ '-'.join(s | list) }}|{{ dict([['k', 1]], z=2) }}|{{ loop is defined }}|"
+        "{{ tools | selectattr('type') | list }}{{ nothing | map('upper') | list }}|"
+        "{{ dict(items=[1])['items'] }}{{ namespace(items=[2])['items'] }}|"
+        "{{ [{'a': {'b': 2}}, {'a': {'b': 1}}] | map(attribute='a.b') | sort | list }}|"
+        "{{ [3, 4] | max }}{{ {'b': 1, 'a': 2} | dictsort }}{{ cycler(*[7, 8]).next() }}|"
+        "{{ [{'k': 1, 'v': 2}] | groupby('k') }}{{ 'a b' | title }}{{ 'f' | int(base=16) }}"
     )
     assert ChatTemplate(source, {}).render([user("abc")]) == (
         "bca['abc', 1]{'k': ('abc', None)}|abc-7|abc/2|OOBC|1-2-3|3.5|['a', 'b', 'c']|"
         '[[1, 2], [3]]|XY|a\n  b|2.6|{\n "a": [\n  1\n ]\n}|<abc>|[2]|1|a-b-c|'
-        "{'k': 1, 'z': 2}|False"
+        "{'k': 1, 'z': 2}|False|[][]|[1][2]|[1, 2]|4[('a', 2), ('b', 1)]7|"
+        "[(1, [{'k': 1, 'v': 2}])]A B15"
     )
+
+
+def test_a_long_dialog_may_be_written_several_times():
+    template = ChatTemplate("{% for i in range(8) %}{{ messages[0].content }}{% endfor %}", {})
+    assert len(template.render([user("a" * 500_000)])) == 4_000_000
 
 
 def test_a_busy_processor_refuses_no_template(monkeypatch):
