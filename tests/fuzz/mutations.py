@@ -25,6 +25,11 @@ TEMPLATE_PARTS = (
     *("{{ ''.__class__.__mro__ }}", "{{ '%99999999d' % 1 }}", "{{ '{:99999999}'.format(1) }}"),
     *("{% include 'a' %}", "{{ cycler.__init__.__globals__ }}", "{{ raise_exception('no') }}"),
     *("{% generation %}", "{% endgeneration %}", "{{ bos_token + 'x' }}", "\\n", "{#", "#}"),
+    *("{% set x = ('a\u0100-' * 333) * 999 %}", "{{ x | list | length }}", "{{ x | title }}"),
+    *("{{ x | sort | first }}", "{{ cycler(*x) }}", "{{ x | unique | list }}", "{{ x.upper() }}"),
+    *("{% for a in [x] recursive %}", "{{ loop(a) }}", "{{ x | indent(1) | wordcount }}"),
+    *("{% set ns.x = namespace(a=ns.x, b=x | batch(9)) %}", "{{ (x | e | tojson) * 9 }}"),
+    *("{{ dict(range(0, 2 ** 61 * 9999, 2 ** 61 - 1) | batch(2)) }}", "{{ -9 ** 999 | abs }}"),
 )
 
 
