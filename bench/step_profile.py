@@ -33,7 +33,7 @@ PARTS = (
     ("keys and values written", r"jit\(_write\)"),
     ("attention", r"jit\(_over_spans\)"),
     ("products of attention's weights", r"attention/jit\(linear\)"),
-    ("products of the feed-forward's weights", r"feed_forward/jit\(linear\)"),
+    ("products of the feed-forward's weights", r"feed_forward/jit\((linear|feed_forward)\)"),
     ("product of the output", r"transformer/jit\(linear(_transposed)?\)"),
     ("norms, rotations, swiglu, residual", r"transformer"),
     ("sampling, stops and the loop", r""),

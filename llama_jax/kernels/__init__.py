@@ -31,6 +31,7 @@ from llama_jax.kernels.platforms import (
 )
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries
+from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding.arrays import cuts_evenly, per_device
 from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
 from llama_jax.weights.by_outputs import ByOutputs
@@ -49,6 +50,7 @@ __all__ = [
     "devices_can_be_made",
     "embed",
     "flash_attends",
+    "gated",
     "keeps_collective_order",
     "linear",
     "linear_transposed",
@@ -91,6 +93,14 @@ PRODUCTS: dict[type, Callable[[Array, Any], Array]] = {
 }
 """`x @ w` for the kinds of weight that have a faster form than their own `matmul`, and for those
 that hold a weight of such a kind."""
+
+
+def gated(x: Float[Array, "*batch dim"], w1: Any, w3: Any, w2: Any) -> Float[Array, "*batch dim"]:
+    """`swiglu(x @ w1, x @ w3) @ w2`: on one device quantized weights have a form of all three."""
+    ours = all(isinstance(w, quantized.QUANTIZED) for w in (w1, w3, w2))
+    if ours and jax.sharding.get_abstract_mesh().empty:
+        return quantized.feed_forward(x, w1, w3, w2)
+    return linear(swiglu(linear(x, w1), linear(x, w3)), w2)
 
 
 def embed(

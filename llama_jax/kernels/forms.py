@@ -11,7 +11,15 @@ from typing import Any
 
 import jax
 
-from llama_jax.kernels import cpu, gpu, largest, quantized_cpu, quantized_gpu, select
+from llama_jax.kernels import (
+    cpu,
+    gpu,
+    largest,
+    quantized_cpu,
+    quantized_feed_forward,
+    quantized_gpu,
+    select,
+)
 from llama_jax.ops import embedding
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -27,6 +35,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "quantized_transposed": {
         "cpu": quantized_cpu.product_transposed,
         "default": quantized_gpu.product_transposed,
+    },
+    "quantized_feed_forward": {
+        "cpu": quantized_feed_forward.feed_forward,
+        "default": quantized_gpu.feed_forward,
     },
     "embed": {"cpu": cpu.widen_late, "default": embedding.embed},
     "max_and_argmax": {"cpu": cpu.max_and_argmax, "default": largest.max_and_argmax},

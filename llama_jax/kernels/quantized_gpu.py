@@ -16,6 +16,7 @@ from jaxtyping import Array
 
 from llama_jax.kernels.rows import in_pairs
 from llama_jax.ops.linear import dot
+from llama_jax.ops.swiglu import swiglu
 from llama_jax.weights.int4 import MIDDLE, NIBBLES, WORDS, Int4
 from llama_jax.weights.weight import Weight
 
@@ -38,6 +39,11 @@ def product_transposed(x: Array, w: Weight) -> Array:
     if w.parts()["scale"].ndim == 1:
         return _per_channel(x, w, over=1)
     return in_pairs(x, lambda rows: dot(rows, w.dense().astype(x.dtype), over=1)).astype(x.dtype)
+
+
+def feed_forward(x: Array, w1: Weight, w3: Weight, w2: Weight) -> Array:
+    """`swiglu(x @ w1, x @ w3) @ w2` of rows [n, dim]."""
+    return product(swiglu(product(x, w1), product(x, w3)), w2)
 
 
 def _per_channel(x: Array, w: Any, over: int) -> Array:

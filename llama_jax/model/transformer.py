@@ -6,8 +6,8 @@
     logits [batch, time, vocab] = output(x), which is a norm and a product
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
-`linear` and `embed`, and the cache computes attention and stores keys and values. So the model
-never asks whether a weight is quantized, a cache paged, or an array sharded.
+`linear`, `gated` and `embed`, and the cache computes attention and stores keys and values. So the
+model never asks whether a weight is quantized, a cache paged, or an array sharded.
 
 The same model as a Flax module, `Transformer`, is `model/module.py`: a file of its own, because a
 class of Flax's cannot be stated before Flax is imported, and `forward` need not wait for that.
@@ -24,7 +24,7 @@ from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
 from llama_jax.config import Config
 from llama_jax.jax_settings import AS_TRACED, as_written
-from llama_jax.kernels import embed, linear, linear_transposed, rotations
+from llama_jax.kernels import embed, gated, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.model.inputs import check_inputs, checked_positions
 from llama_jax.ops import rope
@@ -147,6 +147,8 @@ def attention(
 @jax.named_scope("feed_forward")
 def feed_forward(w: Weights, x: Hidden) -> Hidden:
     """`w2(swiglu(w1(x), w3(x)))`, through a width of `hidden_dim`."""
+    if "b1" not in w:
+        return gated(x, w["w1"], w["w3"], w["w2"])
     h = swiglu(_plus(linear(x, w["w1"]), w, "b1"), _plus(linear(x, w["w3"]), w, "b3"))
     return _plus(linear(h, w["w2"]), w, "b2")
 

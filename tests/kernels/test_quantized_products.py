@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from llama_jax import kernels
-from llama_jax.kernels import quantized_blocks, quantized_cpu, quantized_gpu
+from llama_jax.kernels import quantized_blocks, quantized_cpu, quantized_feed_forward, quantized_gpu
+from llama_jax.ops.swiglu import swiglu
 from llama_jax.weights.fp8 import Fp8
 from llama_jax.weights.int4 import Int4
 from llama_jax.weights.int8 import Int8
@@ -107,3 +108,57 @@ def test_more_weights_need_no_more_memory_for_a_prompt(kind, door):
         return lowered.compile(kernels.COMPILER_OPTIONS).memory_analysis().temp_size_in_bytes
 
     assert temporaries(6) < temporaries(2) + 4 * rows * width
+
+
+def three_of(kinds, dim=256, hidden=512):
+    """w1, w3 and w2 of a feed-forward layer, each of the kind named."""
+    shapes = [(dim, hidden), (dim, hidden), (hidden, dim)]
+    arrays = [RNG.normal(size=shape).astype(np.float32) * shape[0] ** -0.5 for shape in shapes]
+    return [ROUNDED[kind](array) for kind, array in zip(kinds, arrays, strict=True)]
+
+
+MIXED = ("int4", "int8", "fp8"), ("int8_channel", "fp8", "int4"), ("int4", "int4", "int8_channel")
+LAYERS = [*((kind,) * 3 for kind in ("int8", "int8_channel", "int4", "fp8")), *MIXED]
+
+
+@pytest.mark.parametrize("kinds", LAYERS, ids=" ".join)
+@pytest.mark.parametrize("rows", [3, quantized_cpu.MANY + 1])
+def test_a_feed_forward_layer_is_its_three_products(kinds, rows):
+    weights, x = three_of(kinds), rows_of(rows, 256).reshape(1, rows, 256)
+    assert quantized_feed_forward.width_of_block(*weights) == 256
+    dense = [np.asarray(w.dense()) for w in weights]
+
+    def exact(x):
+        return swiglu(x @ dense[0], x @ dense[1]) @ dense[2]
+
+    np.testing.assert_allclose(kernels.gated(x, *weights), exact(x), rtol=1e-4, atol=1e-4)
+    found, wanted = (
+        jax.grad(lambda x, of=of: jnp.square(of(x)).sum())(x)
+        for of in (lambda x: kernels.gated(x, *weights), exact)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-2)
+
+
+def test_a_feed_forward_layer_without_a_fitting_block_is_still_its_products():
+    weights = three_of(("int8",) * 3, hidden=160)
+    with_minimum = dataclasses.replace(
+        three_of(("int8_channel",) * 3)[0], minimum=jnp.ones(512, jnp.float32)
+    )
+    assert quantized_feed_forward.width_of_block(*weights) == 0
+    assert quantized_feed_forward.width_of_block(with_minimum, *three_of(("int8",) * 3)[1:]) == 0
+    x = rows_of(quantized_cpu.MANY, 256)
+    dense = [np.asarray(w.dense()) for w in weights]
+    exact = swiglu(x @ dense[0], x @ dense[1]) @ dense[2]
+    np.testing.assert_allclose(kernels.gated(x, *weights), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int8_channel", "int4", "fp8"])
+def test_a_feed_forward_layer_of_a_prompt_holds_no_hidden_activations(kind):
+    rows, dim, hidden = 2 * quantized_cpu.MANY, 256, 4096
+    shapes = [(dim, hidden), (dim, hidden), (hidden, dim)]
+    shaped = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    weights = [jax.eval_shape(ROUNDED[kind], shape) for shape in shaped]
+    x = jax.ShapeDtypeStruct((rows, dim), jnp.float32)
+    lowered = jax.jit(kernels.gated).lower(x, *weights)
+    memory = lowered.compile(kernels.COMPILER_OPTIONS).memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * rows * hidden
