@@ -27,6 +27,8 @@ from llama_jax.kernels.platforms import (
     flash_attends,
     keeps_collective_order,
     multiplies_by_outputs,
+    on_platform,
+    tokens_in_cache,
     weight_dtype,
 )
 from llama_jax.ops import embedding, rope
@@ -56,8 +58,10 @@ __all__ = [
     "linear_transposed",
     "max_and_argmax",
     "multiplies_by_outputs",
+    "on_platform",
     "paged_attention",
     "rotations",
+    "tokens_in_cache",
     "top_k",
     "top_k_keeps",
     "top_p_keeps",

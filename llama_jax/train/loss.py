@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Int
 
+from llama_jax.kernels import on_platform, tokens_in_cache
 from llama_jax.ops.linear import dot, product_precision
 from llama_jax.sharding.arrays import axis_parts, constrain
 from llama_jax.weights.table import BATCH, TENSOR
@@ -53,9 +54,10 @@ def cross_entropy(
         x, targets, weights = chunk
         return total + _of_logits(product(x), targets, weights, z_loss)[0], None
 
-    return jax.lax.scan(
-        add, jnp.zeros((), jnp.float32), _chunks(w.shape[1 - over], x, targets, weights)
-    )[0]
+    def of(*chunks: Array) -> Array:
+        return jax.lax.scan(add, jnp.zeros((), jnp.float32), chunks)[0]
+
+    return _in_chunks(of, w.shape[1 - over], x, targets, weights)
 
 
 def _forward(
@@ -72,14 +74,16 @@ def _forward(
         d_x = dot(d_logits, narrow, 1 - over, preferred_element_type=jnp.float32)
         return (total + loss, d_w + _outer(over, x, d_logits)), d_x.astype(x.dtype)
 
-    chunks = _chunks(w.shape[1 - over], x, targets, weights)
-    # Devices with different rows keep sums of their own, which are added once, after the loop.
-    parts = chunks[0].shape[1]
-    d_w = constrain(jnp.zeros((parts, *w.shape), jnp.float32), P(BATCH, *_vocab_spec(over)))
-    (total, d_w), d_x = jax.lax.scan(add, (jnp.zeros((), jnp.float32), d_w), chunks)
-    # [chunks, parts, batch, time, dim] -> [batch, time, dim]
-    d_x = jnp.moveaxis(d_x, 0, 2).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
-    return total, (d_x, jnp.sum(d_w, axis=0).astype(w.dtype))
+    def of(*chunks: Array) -> Any:
+        # Devices with different rows keep sums of their own, which are added once, after the loop.
+        d_w = jnp.zeros((chunks[0].shape[1], *w.shape), jnp.float32)
+        d_w = constrain(d_w, P(BATCH, *_vocab_spec(over)))
+        (total, d_w), d_x = jax.lax.scan(add, (jnp.zeros((), jnp.float32), d_w), chunks)
+        # [chunks, parts, batch, time, dim] -> [batch, time, dim]
+        d_x = jnp.moveaxis(d_x, 0, 2).reshape(x.shape[0], -1, x.shape[2])[:, : x.shape[1]]
+        return total, (d_x, jnp.sum(d_w, axis=0).astype(w.dtype))
+
+    return _in_chunks(of, w.shape[1 - over], x, targets, weights)
 
 
 def _backward(
@@ -92,9 +96,10 @@ def _backward(
 cross_entropy.defvjp(_forward, _backward)
 
 
-def tile_tokens(time: int, rows: int, vocab: int) -> int:
+def tile_tokens(time: int, rows: int, vocab: int, platform: str) -> int:
     """Tokens whose logits a device holds at once, of its `rows` and its part of the vocabulary."""
-    return rows * min(time, max(1, CHUNK_LOGITS // vocab // rows))
+    most = min(CHUNK_LOGITS // vocab, tokens_in_cache(platform, vocab) or CHUNK_LOGITS)
+    return rows * min(time, max(1, most // rows))
 
 
 def _narrow(over: int, x: Hidden, w: Array) -> Array:
@@ -148,18 +153,26 @@ def _outer(over: int, x: Array, d_logits: Array) -> Array:
     return jax.vmap(outer)(one, other)
 
 
-def _chunks(vocab: int, x: Array, targets: Array, weights: Array) -> tuple[Array, ...]:
+def _in_chunks(of: Any, vocab: int, *arrays: Array) -> Any:
+    """`of` each array's chunks, as large as they are to be where the program will run."""
+    return on_platform(lambda platform, *arrays: of(*_chunks(platform, vocab, *arrays)), *arrays)
+
+
+def _chunks(
+    platform: str, vocab: int, x: Array, targets: Array, weights: Array
+) -> tuple[Array, ...]:
     """Each array as [chunks, parts, batch, time, ...]: `parts` are devices with rows of their own.
 
     Cut along time, so that rows stay on their devices. Padding has the weight 0.
     """
     parts = axis_parts(BATCH)
     batch, time = targets.shape
-    size = tile_tokens(time, batch // parts, vocab // axis_parts(TENSOR)) // (batch // parts)
+    rows = batch // parts
+    size = tile_tokens(time, rows, vocab // axis_parts(TENSOR), platform) // rows
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, [(0, 0), (0, -time % size)] + [(0, 0)] * (x.ndim - 2))
-        by_chunk = padded.reshape(parts, batch // parts, -1, size, *x.shape[2:])
+        by_chunk = padded.reshape(parts, rows, -1, size, *x.shape[2:])
         return constrain(jnp.moveaxis(by_chunk, 2, 0), P(None, BATCH))
 
     return cut(x), cut(targets), cut(weights)

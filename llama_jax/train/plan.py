@@ -102,7 +102,7 @@ def _moments(
     kept = _kept(s, m, c, rows, platform)
     again = kept["none"] - kept[remat] + _at_work(s, m, c, rows, platform)
     vocabulary = c.dim * c.vocab_size // m.tensor
-    tile = tile_tokens(s.context, rows, c.vocab_size // m.tensor)
+    tile = tile_tokens(s.context, rows, c.vocab_size // m.tensor, platform)
     # Of one tile, the logits are gone when the output's gradient is there.
     summed = 4 if tile < tokens else 0
     all_trained = sum(trained.values())
