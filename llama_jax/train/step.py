@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Bool, Float32
 
 from llama_jax.jax_settings import AS_TRACED, as_written
+from llama_jax.kernels import COMPILER_OPTIONS
 from llama_jax.model.cache import Packed, Uncached
 from llama_jax.ops.norm import rms_norm
 from llama_jax.sharding.arrays import constrain_weights, use_mesh_of
@@ -35,6 +36,8 @@ from llama_jax.weights.lora import Lora
 from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.table import EMBEDDING, NORM, OUTPUT
 from llama_jax.weights.weight import is_value
+
+_jit = functools.partial(jax.jit, donate_argnums=0, compiler_options=COMPILER_OPTIONS)
 
 
 class Metrics(NamedTuple):
@@ -87,9 +90,9 @@ def jitted_step(recipe: Recipe) -> Callable[[TrainState, Batch], tuple[TrainStat
     Frozen weights are not: they stay where they are, and each state shares them.
     """
     if recipe.lora is None:
-        return jax.jit(functools.partial(train_step, recipe), donate_argnums=0)
+        return _jit(functools.partial(train_step, recipe))
 
-    @functools.partial(jax.jit, donate_argnums=0)
+    @_jit
     def compiled(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         after, metrics = train_step(recipe, with_frozen(state, frozen), batch)
         return without_frozen(after), metrics
