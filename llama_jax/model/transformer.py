@@ -147,7 +147,7 @@ def attention(
 @jax.named_scope("feed_forward")
 def feed_forward(w: Weights, x: Hidden) -> Hidden:
     """`w2(swiglu(w1(x), w3(x)))`, through a width of `hidden_dim`."""
-    if "b1" not in w:
+    if "b1" not in w:  # all of LLaMA's own: the same three products, of which a kernel may make one
         return gated(x, w["w1"], w["w3"], w["w2"])
     h = swiglu(_plus(linear(x, w["w1"]), w, "b1"), _plus(linear(x, w["w3"]), w, "b3"))
     return _plus(linear(h, w["w2"]), w, "b2")

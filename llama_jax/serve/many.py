@@ -53,7 +53,7 @@ def suits(params: Params, asked: Asked) -> bool:
         and has_pages(place)
         and all(row.constraint is None for row in rows)
         and _pages_needed(asked) <= _most_pages(params, asked)
-        and _places_in_batches(params.config, asked) >= SAVED * _places_in_turns(asked)
+        and places_in_batches(params.config, asked) >= SAVED * places_in_turns(asked)
     )
 
 
@@ -118,7 +118,7 @@ def _programs(params: Params, asked: Asked) -> Programs:
     return Programs(params, asked.place, seats=asked.place.limits.seats, pages=pages, exact=True)
 
 
-def _places_in_batches(config: Config, asked: Asked) -> int:
+def places_in_batches(config: Config, asked: Asked) -> int:
     """The positions that batches compute, padding and rows that have ended among them."""
     return sum(
         padded_rows(asked.place, len(group))
@@ -127,7 +127,7 @@ def _places_in_batches(config: Config, asked: Asked) -> int:
     )
 
 
-def _places_in_turns(asked: Asked) -> int:
+def places_in_turns(asked: Asked) -> int:
     """The positions that turns compute, the ends of chunks among them."""
     chunk = asked.place.limits.turn_tokens
     return sum(-(-len(row.prompt) // chunk) * chunk + row.max_new_tokens for row in asked.rows)

@@ -17,10 +17,10 @@ from helpers import ROOT, run
 from meta_folder import small_1b
 
 import llama_jax
+from llama_jax import completions
 from llama_jax.checkpoint import native as native_format
 from llama_jax.cli import main
 from llama_jax.cli.prompts import Reading
-from llama_jax.generation import finished
 from llama_jax.generation.results import Completion, TokenLogprob
 
 LLAMA3 = ROOT / "tests/golden/meta/llama3.1"
@@ -199,7 +199,7 @@ def test_generate_prints_one_json_object_a_prompt(native):
 def test_json_has_no_nan_and_no_infinity(native, monkeypatch):
     unlikely = TokenLogprob(5, -math.inf, {7: -0.5, 5: -math.inf})
     done = Completion(None, [5], "length", logprobs=[unlikely])
-    monkeypatch.setattr(finished, "as_finished", lambda *_, **__: iter([(0, done)]))
+    monkeypatch.setattr(completions, "as_finished", lambda *_, **__: iter([(0, done)]))
     result = run("generate", native, "--ids", "46", "-n", 1, "-t", 0, "--json", "--logprobs", 2)
     (found,) = json.loads(result.stdout, parse_constant=pytest.fail)["logprobs"]
     assert found == {"token": 5, "logprob": None, "top": {"7": -0.5, "5": None}}

@@ -147,7 +147,7 @@ def test_as_many_alternatives_come_as_were_asked_for(params):
 
 
 def test_the_completions_of_a_prompt_share_its_scores(params, monkeypatch):
-    module, scored = sys.modules["llama_jax.generation.generate"], []
+    module, scored = sys.modules["llama_jax.generation.completed"], []
     found = module.prompt_logprobs
     spy = lambda params, place, ids: scored.extend(ids) or found(params, place, ids)  # noqa: E731
     monkeypatch.setattr(module, "prompt_logprobs", spy)

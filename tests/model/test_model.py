@@ -10,10 +10,10 @@ import pytest
 
 import llama_jax
 from llama_jax.config import Config
+from llama_jax.kernels import gated
 from llama_jax.model import transformer as model
 from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
-from llama_jax.ops.swiglu import swiglu
 from llama_jax.weights.params import Params
 
 jitted = jax.jit(forward)
@@ -199,7 +199,7 @@ def test_decode_never_copies_the_cache(params, config):
 
 def test_a_layer_is_traced_and_lowered_once_however_many_there_are(config, monkeypatch):
     traced = []
-    monkeypatch.setattr(model, "swiglu", lambda *x: traced.append(x) or swiglu(*x))
+    monkeypatch.setattr(model, "gated", lambda *x: traced.append(x) or gated(*x))
     twelve = config.replace(n_layers=12, norm_eps=1e-4)  # of its own: no test traced it before
     shapes = jax.eval_shape(init_params, jax.random.key(0), twelve)
     del traced[:]

@@ -141,8 +141,8 @@ def test_places_are_what_either_way_computes(model):
     settings = [SamplingSettings(max_new_tokens=new) for new in [30, *[4] * 33]]
     asked = asked_of(model, [[3] * 100, *[[3] * 20] * 33], settings)
     # A batch of 32 rows padded to 128 tokens, of which one wants 30; then one of 2 rows.
-    assert many._places_in_batches(model.config, asked) == 32 * (128 + 30) + 2 * (32 + 4)
-    assert many._places_in_turns(asked) == 128 + 30 + 33 * (64 + 4)
+    assert many.places_in_batches(model.config, asked) == 32 * (128 + 30) + 2 * (32 + 4)
+    assert many.places_in_turns(asked) == 128 + 30 + 33 * (64 + 4)
 
 
 def test_the_longest_rows_of_all_seats_must_fit_where_a_batch_would(model, monkeypatch):
