@@ -43,10 +43,10 @@ def on_platform(of: Callable[..., Any], *arrays: Any) -> Any:
 
 
 def tokens_in_cache(platform: str, vocab: int) -> int | None:
-    """Of how many tokens the logits stay in a cache, at least 512; None where no cache holds any.
+    """How many tokens' logits a CPU's cache holds, but at least 512; None on other platforms.
 
-    A CPU's cores wait for memory where logits are written to it: 2,048 words' of 3,072 tokens took
-    1.1 times as long a step. Of fewer than 512 tokens, reading the output weight takes longer.
+    Larger arrays of logits go through memory: with 3,072 tokens and 2,048 words a step took 1.1
+    times as long. With fewer than 512 tokens, reading the output weight takes longer.
     """
     return max(512, 2**20 // vocab) if platform == "cpu" else None
 

@@ -19,7 +19,7 @@ MAX_VALUE = 32 * 2**20
 MAX_MADE = 256 * 2**20
 """Bytes of all values that it makes, whatever becomes of them."""
 MAX_BITS = 10_000
-"""Of an integer: a loop could double its length at every turn, and each copy would have it."""
+"""Bits of one integer. Without a bound, a loop could double its length at every turn."""
 
 T = TypeVar("T")
 _HOLDERS: tuple[type, ...] = (
