@@ -23,6 +23,9 @@ _MAX_BYTES = 16 * 2**20
 MAX_TOKENIZER_BYTES = 64 * 2**20
 """The size limit of a tokenizer's own file. Llama 3.3's tokenizer.json has 17 MB."""
 _MAX_TEMPLATES = 64
+_MAX_BRACKETS = 1_000_000
+"""Objects and lists of a JSON file: one of seven bytes takes 200 of memory. 600,000 merges, each a
+pair, are the most that a tokenizer has."""
 
 
 def given_path(path: str | os.PathLike[str]) -> Path:
@@ -110,11 +113,25 @@ def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
     return found
 
 
+def check_brackets(text: bytes) -> None:
+    """ValueError where a JSON file has more objects and lists than any tokenizer's."""
+    count = text.count(b"{") + text.count(b"[")
+    if count > _MAX_BRACKETS:
+        raise ValueError(
+            f"it has {count:,} objects and lists, and at most {_MAX_BRACKETS:,} are read; "
+            "download it again"
+        )
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a stranger's; an empty one where there is no file."""
     if not file.is_file():
         return {}
     text = read_bounded(file)
+    try:
+        check_brackets(text)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from llama_jax.tokenizer.added import check_added, check_vocabulary
+from llama_jax.tokenizer.folder import check_brackets
 
 MAX_GROWTH = 64
 """The most that a chain of steps may make of one character; Llama's make up to 4 bytes of one."""
@@ -32,8 +33,9 @@ def read_bounded_json(file: bytes) -> dict[str, Any]:
     """What a tokenizer.json says, without its merges, which are large.
 
     It is an empty object where the file holds none, for the library to refuse. ValueError where it
-    lengthens a text beyond all use, or has more tokens than any model's.
+    lengthens a text beyond all use, or has more tokens or values than any model's.
     """
+    check_brackets(file)
     try:
         said = _parsed(file)
     except (ValueError, RecursionError):

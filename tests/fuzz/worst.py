@@ -72,6 +72,10 @@ def objects(size: int) -> bytes:
     return b"[" + b'{"":0},' * (size // 7 - 1) + b"0]"
 
 
+def lists(size: int) -> bytes:
+    return b"[" + b"[0]," * (size // 4 - 1) + b"0]"
+
+
 def deep(size: int) -> bytes:
     return b"[" * (size // 2) + b"]" * (size // 2)
 
@@ -80,5 +84,5 @@ def dots(size: int) -> bytes:
     return b'"' + b"a." * (size // 2 - 2) + b'"'
 
 
-OF_JSON = {"objects": objects, "depth": deep, "a text": dots}
+OF_JSON = {"objects": objects, "lists": lists, "depth": deep, "a text": dots}
 """What any JSON file may be full of."""

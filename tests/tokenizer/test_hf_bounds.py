@@ -101,6 +101,8 @@ def added(count, length):
         ({"model": {"vocab": {}, "merges": ["a b"] * 600_001}}, "has 600,001 merges"),
         (added(80_001, 5), "80,001 tokens of 400,005 characters are added, and at most 80,000"),
         (added(1, 750_001), "1 tokens of 750,001 characters are added"),
+        ({"x": [{"": 0}] * 1_000_000}, "1,000,002 objects and lists, and at most 1,000,000"),
+        ({"x": [[0]] * 999_999}, "1,000,001 objects and lists"),
     ],
 )
 def test_what_would_take_the_library_long_is_refused(said, message):
@@ -111,6 +113,7 @@ def test_what_would_take_the_library_long_is_refused(said, message):
 def test_as_much_as_models_have_is_read():
     check_growth(added(66_000, 10))
     check_growth({"model": {"vocab": dict.fromkeys(map(str, range(256_000)), 0), "merges": []}})
+    check_growth({"model": {"vocab": {}, "merges": [["a", "b"]] * 600_000}})
     check_growth({"pre_tokenizer": LLAMA_3, "added_tokens": "none", "model": []})
 
 

@@ -12,6 +12,8 @@ from llama_jax.checkpoint.files.mapped import still_whole
 from llama_jax.checkpoint.huggingface.packed import Tensors
 
 _STATE = "weight.quant_state.bitsandbytes__"
+_MAX_STATE = 2**16
+"""Bytes of the JSON beside a matrix; bitsandbytes writes about 150."""
 
 
 def nf4(t: Tensors, shape: tuple[int, int]) -> Callable[[], np.ndarray]:
@@ -46,6 +48,8 @@ def _state(t: Tensors) -> Mapping[str, Any]:
     """The JSON that lies beside the weight as bytes."""
     for kind in ("nf4", "fp4"):
         if (raw := t.get(_STATE + kind)) is not None:
+            if raw.size > _MAX_STATE:
+                break
             try:
                 found = json.loads(np.ravel(raw).astype(np.uint8).tobytes())
             except (ValueError, RecursionError):
