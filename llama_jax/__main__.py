@@ -2,16 +2,18 @@
 
 import sys
 
-from llama_jax.cli.huge_pages import begin_with_huge_pages
-
 
 def main() -> None:
     """Runs the command that `sys.argv` names."""
-    if sys.argv[1:2] == ["train"]:
-        begin_with_huge_pages()
-    from llama_jax.cli import main
+    try:  # imports take long enough for Ctrl-C
+        from llama_jax.cli import main
+        from llama_jax.cli.huge_pages import begin_with_huge_pages
 
-    main()
+        if sys.argv[1:2] == ["train"]:
+            begin_with_huge_pages()
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from llama_jax.cli.chat import chat
 from llama_jax.cli.console import FAILED, USAGE, print_error
 from llama_jax.cli.convert import convert
 from llama_jax.cli.download import download
-from llama_jax.cli.errors import INTERRUPTED, in_plain_words, leave_at_once
+from llama_jax.cli.errors import ended_by_ctrl_c, in_plain_words
 from llama_jax.cli.export import export
 from llama_jax.cli.generate import generate
 from llama_jax.cli.help import EXIT_CODES, Command
@@ -91,12 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_streams()
     try:
         try:
-            with _seldom_collected():
+            with _seldom_collected(), ended_by_ctrl_c():
                 app(args=arguments, prog_name=_program(arguments))
-        except SystemExit as ended:
-            if ended.code == INTERRUPTED:
-                leave_at_once(INTERRUPTED)
-            raise
         finally:
             sys.stdout.flush()  # Python would only say at its end that an error was ignored
     except BrokenPipeError:  # `llama-jax generate ... | head`: whoever read has read enough

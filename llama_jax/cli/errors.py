@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import typer
@@ -46,8 +46,34 @@ def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Cal
     return run
 
 
+@contextlib.contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """A context that Ctrl-C ends with the process.
+
+    Typer makes it a `SystemExit`, and a library whose import it breaks off an `ImportError`.
+    """
+    try:
+        yield
+    except BaseException as error:
+        typers = isinstance(error, SystemExit) and error.code == INTERRUPTED
+        if typers or any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+            leave_at_once(INTERRUPTED)
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
 def leave_at_once(code: int) -> NoReturn:
-    """Ends the process as it is: XLA may be at work in a thread, under which Python crashes."""
+    """Ends the process as it is.
+
+    Otherwise Python could crash: XLA may be at work in a thread, and what an interrupted lowering
+    leaves may not be collected.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
