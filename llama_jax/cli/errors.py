@@ -8,8 +8,12 @@ import functools
 import inspect
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import ExtensionFileLoader
+from types import FrameType
 from typing import Any, NoReturn
 
 import typer
@@ -19,6 +23,10 @@ from llama_jax.cli.console import FAILED, USAGE, UsageError, plain_errors, said
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as Typer has it."""
 
+_LOADING = {
+    ExtensionFileLoader.create_module.__code__,
+    ExtensionFileLoader.exec_module.__code__,
+}
 _NAMED = re.compile(r"\b([a-z_]+)=('[^']*'|[^\s,;:()]+)?")
 
 
@@ -48,24 +56,35 @@ def in_plain_words(command: Callable[..., None], exit_code: int = FAILED) -> Cal
 
 @contextlib.contextmanager
 def ended_by_ctrl_c() -> Iterator[None]:
-    """A context that Ctrl-C ends with the process.
-
-    Typer makes it a `SystemExit`, and a library whose import it breaks off an `ImportError`.
-    """
+    """A context that Ctrl-C ends with the process. Typer makes a `SystemExit` of it."""
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual &= threading.current_thread() is threading.main_thread()  # which alone hears signals
+    if usual:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         yield
     except BaseException as error:
         typers = isinstance(error, SystemExit) and error.code == INTERRUPTED
-        if typers or any(isinstance(one, KeyboardInterrupt) for one in _causes(error)):
+        if typers or isinstance(error, KeyboardInterrupt):
             leave_at_once(INTERRUPTED)
         raise
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, what it was raised from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """What Python does at Ctrl-C, once no extension module is being loaded.
+
+    There it would become another error, or end in C++ with an abort and a dump.
+    """
+    while frame is not None and frame.f_code not in _LOADING:
+        frame = frame.f_back
+    if frame is None:
+        raise KeyboardInterrupt
+    again = threading.Timer(0.02, signal.raise_signal, [number])
+    again.daemon = True
+    again.start()
 
 
 def leave_at_once(code: int) -> NoReturn:
