@@ -23,6 +23,12 @@ def check_inputs(params: Any, tokens: Any, cache: Any, at: Any) -> None:
     _check_ids("tokens", tokens, "jnp.array([ids])")
     if isinstance(cache, Checked):
         cache.check(params.config, tokens.shape[0])
+    slots = getattr(cache, "slots", None)
+    if isinstance(slots, int) and tokens.shape[1] > slots:
+        raise ValueError(
+            f"tokens of shape {list(tokens.shape)} have no room in a cache of {slots} slots a row; "
+            f"make it with slots={tokens.shape[1]} or more, or pass fewer tokens at a time"
+        )
     if at is not None:
         _check_ids("at", at, "jnp.array([[time - 1]])")
         if at.shape[0] != tokens.shape[0]:

@@ -161,6 +161,18 @@ def test_a_cache_of_another_model_or_batch_is_refused_in_words(params, config, k
             forward(params, tokens, tokens, cache_for(config, kind, rows=2))
 
 
+@pytest.mark.parametrize("kind", [KVCache, llama_jax.Int8KVCache, Paged, Int8Paged])
+def test_more_tokens_than_a_cache_has_slots_are_refused(params, config, kind):
+    cache = cache_for(config, kind)
+    tokens = jnp.zeros((1, cache.slots), int)
+    positions = jnp.arange(cache.slots)[None]
+    assert llama_jax.forward(params, tokens, positions, cache)[1]
+    tokens, positions = (jnp.pad(array, ((0, 0), (0, 1))) for array in (tokens, positions))
+    for forward in (llama_jax.forward, jax.jit(llama_jax.forward)):
+        with pytest.raises(ValueError, match=rf"no room in a cache of {cache.slots} slots"):
+            forward(params, tokens, positions, cache)
+
+
 def test_a_cache_need_not_check_what_it_is_given_to(config):
     """`Stacked` has no `check`, which the other tests of it never miss."""
     kinds = [KVCache, llama_jax.Int8KVCache, Paged, Int8Paged, Stacked]
