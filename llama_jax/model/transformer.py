@@ -62,7 +62,7 @@ def forward(
     indices whose logits are returned: a prompt's last, say.
 
     Pure and not jitted: wrap it in `jax.jit`, and donate the cache. ValueError where an argument is
-    no array of such a shape, or there are no positions.
+    no array of such a shape, there are no positions, or the cache has too few slots.
     """
     check_inputs(params, tokens, cache, at)
     positions = checked_positions(positions, tokens)
