@@ -113,12 +113,12 @@ def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
     return found
 
 
-def check_brackets(text: bytes) -> None:
+def check_brackets(text: bytes, name: str = "it") -> None:
     """ValueError where a JSON file has more objects and lists than any tokenizer's."""
     count = text.count(b"{") + text.count(b"[")
     if count > _MAX_BRACKETS:
         raise ValueError(
-            f"it has {count:,} objects and lists, and at most {_MAX_BRACKETS:,} are read; "
+            f"{name} has {count:,} objects and lists, and at most {_MAX_BRACKETS:,} are read; "
             "download it again"
         )
 
@@ -128,10 +128,7 @@ def read_object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     text = read_bounded(file)
-    try:
-        check_brackets(text)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+    check_brackets(text, str(file))
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:

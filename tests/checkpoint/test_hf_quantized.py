@@ -46,6 +46,26 @@ def test_a_quantized_folder_is_loaded_as_it_is_stored(tmp_path, name):
     np.testing.assert_array_equal(weight.dense() if is_value(weight) else weight, want)
 
 
+@pytest.mark.parametrize(("more", "read"), [(60_000, True), (70_000, False)])
+def test_bitsandbytes_words_on_a_matrix_are_short(tmp_path, more, read):
+    """A stranger's could be as long as the file, and what they hold would be made in Python."""
+
+    def made(rng, outputs, inputs):
+        parts, dense = FORMATS["bnb-nf4"][0](rng, outputs, inputs)
+        name = "weight.quant_state.bitsandbytes__nf4"
+        parts[name] = np.append(parts[name], np.full(more, ord(" "), np.uint8))
+        return parts, dense
+
+    folder, plain = written(tmp_path, made, FORMATS["bnb-nf4"][1])
+    if not read:
+        with pytest.raises(ValueError, match="quant_state is missing, no JSON or too long"):
+            open_checkpoint(folder)
+        return
+    path = ("layers_0", "attention", "wk")
+    found, want = (open_checkpoint(one).tensors[path][...] for one in (folder, plain))
+    np.testing.assert_array_equal(found, want)
+
+
 def test_matrices_that_stay_plain_are_read_so_and_zero_biases_are_none(tmp_path):
     def made(rng, outputs, inputs):
         parts, dense = gptq(rng, outputs, inputs)

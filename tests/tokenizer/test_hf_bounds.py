@@ -127,3 +127,13 @@ def test_a_tokenizer_whose_normalizer_doubles_is_not_opened(shared, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(said))
     with pytest.raises(ValueError, match=r"tokenizer\.json .*its normalizer makes a text over 64"):
         llama_jax.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_file_beside_a_tokenizer_of_too_many_lists_is_named(shared, tmp_path, name):
+    folder = shared / "models/tinystories656K-hf"
+    for file in ("tokenizer.json", "config.json"):
+        (tmp_path / file).write_text((folder / file).read_text())
+    (tmp_path / name).write_text('{"x": [' + "[]," * 1_000_000 + "0]}")
+    with pytest.raises(ValueError, match=rf"{name} has 1,000,002 objects and lists"):
+        llama_jax.load_tokenizer(tmp_path)

@@ -56,7 +56,7 @@ def _state(t: Tensors) -> Mapping[str, Any]:
                 break
             if isinstance(found, dict):
                 return found
-    raise ValueError("its quant_state is missing or no JSON, so its blocks are unknown")
+    raise ValueError("its quant_state is missing, no JSON or too long, so its blocks are unknown")
 
 
 def _scales(t: Tensors, scales: np.ndarray, state: Mapping[str, Any]) -> Callable[[], np.ndarray]:
