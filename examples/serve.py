@@ -9,19 +9,16 @@ Python. OpenAI's own is given base_url=f"{url}/v1" and any api_key.
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-with socket.create_server(("127.0.0.1", 0)) as free:
-    port = free.getsockname()[1]
-url = f"http://127.0.0.1:{port}"
-command = [sys.executable, "-m", "llama_jax", "serve", *sys.argv[1:2], "--port", str(port)]
-server = subprocess.Popen([*command, "--rows", "2"], stderr=subprocess.DEVNULL)
+command = [sys.executable, "-m", "llama_jax", "serve", *sys.argv[1:2], "--port", "0", "--rows", "2"]
+server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+said = server.stdout.readline()  # once it is compiled: "stories answers at http://127.0.0.1:41234"
+print(said, end="")
+url = said.split()[-1] if said else sys.exit("the server ended before it could be asked")
 
 
 def asked(path, body=None):
@@ -32,16 +29,7 @@ def asked(path, body=None):
         yield from answer
 
 
-def is_ready():
-    try:
-        return b"ready" in b"".join(asked("/ready"))
-    except urllib.error.URLError:  # no server yet, or 503: it compiles
-        return False
-
-
 try:
-    while server.poll() is None and not is_ready():
-        time.sleep(0.2)
     (models,) = asked("/v1/models")
     print("serving", json.loads(models)["data"][0]["id"])
 
