@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import warnings
 from pathlib import Path
@@ -18,6 +19,8 @@ VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
 MAX_BYTES = 512 << 20
 """The size limit of the cache: the least recently used go first. An 8B program has a megabyte."""
+_UNMAPPED = 65534
+"""The user that Linux shows for those whom a container's user namespace lacks, root among them."""
 DIRECTORY = "jax_compilation_cache_dir"
 SETTINGS = {  # of JAX: its default, which stands for "nobody asked", and what we set in its place
     "jax_compilation_cache_max_size": (-1, MAX_BYTES),
@@ -87,13 +90,15 @@ def _prepare(folder: Path, *, private: bool) -> None:
     """Makes the folder, and mends what a process left that died as it wrote; OSError if in vain."""
     import filelock  # JAX's own lock, without which it refuses to bound its cache
 
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for missing in [one for one in (folder, *folder.parents) if not one.exists()][::-1]:
+        missing.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid"):
         found = folder.stat()
         # A group may share a folder that somebody names; nobody shares this user's own.
         if found.st_uid != os.getuid() or found.st_mode & (0o022 if private else 0o002):
             # Whoever writes there runs code here.
             raise PermissionError(f"others than this user can write {folder}")
+        _check_way(folder, private=private)
     if shutil.disk_usage(folder).free < MAX_BYTES // 8:
         raise OSError(f"the disk of {folder} is full")
     try:
@@ -102,6 +107,26 @@ def _prepare(folder: Path, *, private: bool) -> None:
             _remove_halves(folder)
     except filelock.Timeout:
         pass  # somebody is at work there, so it can be written
+
+
+def _check_way(folder: Path, *, private: bool, links: int = 40) -> None:
+    """PermissionError where others could put a folder of theirs in the place of this one.
+
+    Who can write a folder can rename what lies in it: so each folder above counts, and each link
+    and the folders above what it points to. In a sticky folder, as /tmp is, only an entry's owner
+    renames it. A named folder may lie in one of another user, or of a group.
+    """
+    trusted, sticky = (0, _UNMAPPED, os.getuid()), False
+    for one in (*reversed(folder.parents), folder):
+        found = one.lstat()
+        link = stat.S_ISLNK(found.st_mode)
+        theirs = found.st_uid not in trusted and (private or sticky)
+        sticky = bool(one.stat().st_mode & stat.S_ISVTX)
+        shared = 0o022 if private and found.st_gid != os.getgid() else 0o002
+        if theirs or (not (link or sticky) and found.st_mode & shared):
+            raise PermissionError(f"others than this user can write {one}, on the way to {folder}")
+        if link and links:
+            _check_way(one.parent / os.readlink(one), private=private, links=links - 1)
 
 
 def _remove_halves(folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import pytest
@@ -287,6 +288,73 @@ def test_a_named_folder_that_everybody_can_write_is_not_used(tmp_path, monkeypat
     with pytest.warns(UserWarning, match="others than this user can write"):
         compilation.keep_programs()
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def a_writable_folder(above):
+    above.mkdir()
+    above.chmod(0o777)
+    return above / "cache"
+
+
+def a_folder_behind_a_link(above):
+    (above / "real").mkdir(parents=True)
+    above.chmod(0o777)
+    (above.parent / "link").symlink_to(above / "real")
+    return above.parent / "link"
+
+
+def a_link_of_somebody_elses_in_a_sticky_folder(above):
+    above.mkdir()
+    above.chmod(0o1777)
+    (above / "link").symlink_to(above.parent)
+    os.chown(above / "link", 1234, 1234, follow_symlinks=False)
+    return above / "link"
+
+
+def a_folder_of_somebody_elses(above):
+    above.mkdir()
+    os.chown(above, 1234, 1234)
+    return above / "cache"
+
+
+ABOVE = [
+    a_writable_folder,
+    a_folder_behind_a_link,
+    a_link_of_somebody_elses_in_a_sticky_folder,
+    a_folder_of_somebody_elses,
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
+@pytest.mark.parametrize("make", ABOVE)
+def test_a_folder_whose_way_others_can_change_is_not_used(tmp_path, monkeypatch, keeps_none, make):
+    if os.getuid() and make in ABOVE[2:]:
+        pytest.skip("only root gives files away")
+    monkeypatch.delenv(compilation.VARIABLE, raising=False)
+    place = make(tmp_path / "above")
+    monkeypatch.setattr(compilation, "cache_folder", lambda: place / "llama_jax")
+    with pytest.warns(UserWarning, match=r"others than this user can write \S+, on the way to"):
+        compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    if make is a_folder_of_somebody_elses:
+        return  # who names a folder there trusts that user
+    monkeypatch.setenv(compilation.VARIABLE, str(place / "named"))
+    with pytest.warns(UserWarning, match="others than this user can write"):
+        compilation.keep_programs()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
+def test_a_sticky_folder_and_a_link_of_ones_own_are_no_reason(tmp_path, monkeypatch, keeps_none):
+    (tmp_path / "sticky").mkdir()
+    (tmp_path / "sticky").chmod(0o1777)
+    (tmp_path / "sticky" / "link").symlink_to("../real")
+    (tmp_path / "real").mkdir()
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / "sticky" / "link" / "a" / "b"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compilation.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "sticky" / "link" / "a" / "b")
+    assert (tmp_path / "real" / "a").stat().st_mode & 0o777 == 0o700
 
 
 def test_processes_at_once_share_one_folder(tmp_path):
