@@ -494,7 +494,8 @@ def test_a_kill_halfway_leaves_nothing_that_loads_and_running_again_repairs_it(t
 
 
 def test_a_full_disk_is_refused_beforehand(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    usage = type("Usage", (), {"total": 2000, "free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"needs 266.9 kB .* has 1.0 kB free; make room"):
         export(GOLDEN_META / "llama1", tmp_path / "out", format="hf")
     assert entries(tmp_path) == []

@@ -1,6 +1,7 @@
 """The lock of a directory that is being written: a failure at its very start holds nothing."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,23 @@ def test_a_call_that_fails_at_the_start_leaves_nothing_and_holds_no_lock(
     written(to, "second")  # in the same process, which would wait for itself
     assert (to / "file").read_text() == "second"
     assert [one.name for one in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_vanishes_meanwhile_is_an_error(tmp_path, monkeypatch):
+    real = os.mkdir
+
+    def mkdir(path, *more):
+        if str(path).endswith(".partial"):
+            os.rmdir(tmp_path / "above")
+        real(path, *more)
+
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    with pytest.raises(FileNotFoundError, match=r"\.model\.partial"):
+        written(tmp_path / "above" / "model", "first")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="this system has no /proc")
+def test_a_file_system_that_makes_no_folders_is_an_error():
+    with pytest.raises(OSError, match=r"/proc/\.model\.partial"):
+        written(Path("/proc/model"), "first")

@@ -46,8 +46,8 @@ def whole_directory(dst: Path) -> Iterator[Path]:
 def _lock(partial: Path, dst: Path) -> int:
     """Creates `partial` and locks a file in it: a lock ends with its process, however that ends."""
     while True:
+        _make(partial)
         try:
-            _make(partial)
             lock = os.open(partial / LOCK, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue  # the one who held it has just renamed or removed it
@@ -99,7 +99,8 @@ def _make(partial: Path) -> None:
     try:
         partial.mkdir()
     except FileExistsError:
-        _check_ours(partial)
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile, as whoever opens it sees
+            _check_ours(partial)
 
 
 def _check_ours(directory: Path) -> None:

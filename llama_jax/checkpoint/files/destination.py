@@ -74,10 +74,10 @@ def _size(content: Path | bytes) -> int:
 def _check_space(dst: Path, needed: int) -> None:
     """Refuses beforehand what the disk has no room for."""
     there = next(parent for parent in dst.parents if parent.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed:
+    disk = shutil.disk_usage(there)
+    if disk.free < needed and disk.total:  # /proc and its like have no size
         raise OSError(
-            f"{dst} needs {in_units(needed)} and {there} has {in_units(free)} free; "
+            f"{dst} needs {in_units(needed)} and {there} has {in_units(disk.free)} free; "
             "make room, or write elsewhere"
         )
 
