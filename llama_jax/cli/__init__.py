@@ -18,7 +18,7 @@ import typer
 import llama_jax
 from llama_jax import distributed
 from llama_jax.cli.chat import chat
-from llama_jax.cli.console import FAILED, USAGE, print_error
+from llama_jax.cli.console import FAILED, USAGE, discard_output, print_error
 from llama_jax.cli.convert import convert
 from llama_jax.cli.download import download
 from llama_jax.cli.errors import ended_by_ctrl_c, in_plain_words
@@ -30,7 +30,7 @@ from llama_jax.cli.merge import merge
 from llama_jax.cli.perplexity import perplexity
 from llama_jax.cli.plot import plot
 from llama_jax.cli.serve import serve
-from llama_jax.cli.text_input import discard_output, prepare_streams
+from llama_jax.cli.text_input import prepare_streams
 from llama_jax.cli.tokenize import tokenize
 from llama_jax.cli.train import train
 from llama_jax.cli.train_tokenizer import train_tokenizer

@@ -6,7 +6,10 @@ import contextlib
 import errno
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -106,6 +109,25 @@ def plain_errors(
         raise typer.Exit(exit_code(error)) from error
 
 
+def discard_output() -> None:
+    """Lets stdout lead nowhere: what it still holds can be written no more."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def telling_of(place: Path) -> Iterator[None]:
+    """A context that prints what was written. An output that fails does not hide that it was."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        discard_output()
+        raise OSError(f"{place} is written, but the output is not: {said(error)}") from error
+
+
 @contextlib.contextmanager
 def typed() -> Iterator[None]:
     """What is refused here was typed: a ValueError becomes a UsageError."""
@@ -125,6 +147,8 @@ def said(error: Exception) -> str:
     if not (isinstance(error, OSError) and error.strerror):
         return str(error)
     if error.filename is None:
+        if error.errno == errno.ENOENT:  # of all calls without a name, that for this directory
+            return "the directory that this runs in was removed; change to another"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"{'what is written has no room: ' * full}{error.strerror}"
     name = error.filename

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import print_warnings, progress_bar
+from llama_jax.cli.console import print_warnings, progress_bar, telling_of
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def convert(
             overwrite=overwrite,
             progress=update,
         )
-    _report(done, destination)
+    with telling_of(destination):
+        _report(done, destination)
     if verify:
         from llama_jax.checkpoint.reading import open_checkpoint
         from llama_jax.cli.verify import verify_same

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llama_jax.cli.console import UsageError, typed
+from llama_jax.cli.console import UsageError, telling_of, typed
 from llama_jax.cli.description import print_rows
 
 
@@ -54,12 +54,14 @@ def download(
     folder = hub.download(asked, only or ())
     files = [file for file in folder.iterdir() if file.is_file()]
     size = sum(file.stat().st_size for file in files)
+    use = f"llama-jax generate {asked} PROMPT"
     pinned = hub.pinned(folder) or str(asked)
-    print_rows(
-        {
-            "files": f"{len(files)}, {in_units(size)}",
-            "folder": str(folder),
-            "revision": pinned.partition("@")[2],
-            "use it as": f"llama-jax generate {asked} PROMPT, or {pinned} for just this revision",
-        }
-    )
+    with telling_of(folder):
+        print_rows(
+            {
+                "files": f"{len(files)}, {in_units(size)}",
+                "folder": str(folder),
+                "revision": pinned.partition("@")[2],
+                "use it as": f"{use}, or {pinned} for just this revision",
+            }
+        )

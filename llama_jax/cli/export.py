@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import print_warnings, progress_bar
+from llama_jax.cli.console import print_warnings, progress_bar, telling_of
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 from llama_jax.cli.groups import grouped
 
@@ -103,6 +103,7 @@ def export(
     count = f"{len(done.files)} file{'s' if len(done.files) != 1 else ''}"
     size = f"{in_units(done.bytes)} in {count} in {done.seconds:.1f} s"
     rows = {"dtype": " and ".join(done.dtypes), "written": f"{size} to {destination}"}
-    print_rows({**model_rows(done.source.config), **rows})
-    print_notes((*done.source.notes, *done.notes))
-    print_warnings(done.warnings)
+    with telling_of(destination):
+        print_rows({**model_rows(done.source.config), **rows})
+        print_notes((*done.source.notes, *done.notes))
+        print_warnings(done.warnings)

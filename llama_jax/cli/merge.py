@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import print_warnings, progress_bar
+from llama_jax.cli.console import print_warnings, progress_bar, telling_of
 from llama_jax.cli.description import model_rows, print_notes, print_rows
 
 
@@ -43,6 +43,7 @@ def merge(
         "merged": f"adapters of {done.adapted} weights; {done.rounding}",
         "written": f"{in_units(written.bytes)} in {written.seconds:.1f} s to {destination}",
     }
-    print_rows({**model_rows(done.source.config), **rows})
-    print_notes(done.source.notes)
-    print_warnings([*done.source.warnings, *written.warnings])
+    with telling_of(destination):
+        print_rows({**model_rows(done.source.config), **rows})
+        print_notes(done.source.notes)
+        print_warnings([*done.source.warnings, *written.warnings])

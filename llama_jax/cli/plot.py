@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from llama_jax.cli.console import telling_of
+
 
 def plot(
     run: Annotated[
@@ -26,4 +28,6 @@ def plot(
     """
     from llama_jax.train.curves import plot
 
-    print(plot(run, out or run / "curves.png"))
+    written = plot(run, out or run / "curves.png")
+    with telling_of(written):
+        print(written)

@@ -7,7 +7,6 @@ A byte order mark is dropped, and a file that begins with UTF-16's is read as th
 from __future__ import annotations
 
 import codecs
-import contextlib
 import dataclasses
 import io
 import os
@@ -132,12 +131,6 @@ def unescaped(text: str, where: str) -> str:
 def given_separator(text: str | None) -> str | None:
     """What --separator means; None where it is not given."""
     return None if text is None else unescaped(argument(text, "--separator"), "--separator")
-
-
-def discard_output() -> None:
-    """Lets stdout lead nowhere: what it still holds can be written no more."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def prepare_streams() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import UsageError, progress_bar
+from llama_jax.cli.console import UsageError, progress_bar, telling_of
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.text_input import argument, given_separator
@@ -128,7 +128,8 @@ def _report(done: Tokenized, left_out: tuple[str, str], out: Path) -> None:
         what, why = left_out
         rows["left out"] = f"{done.left_out:,} {what}{'s' * (done.left_out != 1)} {why}"
     size = sum(shard["bytes"] for split in done.splits.values() for shard in split["shards"])
-    print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
+    with telling_of(out):
+        print_rows({**rows, "written": f"{in_units(size)} in {done.seconds:.1f} s to {out}"})
 
 
 def _are_dialogs(texts: Texts, dialogs: Dialogs) -> bool:

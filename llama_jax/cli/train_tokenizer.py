@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_jax.cli import options
-from llama_jax.cli.console import progress_bar
+from llama_jax.cli.console import progress_bar, telling_of
 from llama_jax.cli.description import print_rows
 from llama_jax.cli.text_input import argument, given_separator
 
@@ -60,9 +60,10 @@ def train_tokenizer(
         )
     lines = "all lines" if done.sampled == 1 else f"{done.sampled:.1%} of the lines"
     size = in_units(out.stat().st_size)
-    print_rows(
-        {
-            "vocabulary": f"{done.vocab_size:,} tokens, from {lines}",
-            "written": f"{size} in {done.seconds:.1f} s to {out}",
-        }
-    )
+    with telling_of(out):
+        print_rows(
+            {
+                "vocabulary": f"{done.vocab_size:,} tokens, from {lines}",
+                "written": f"{size} in {done.seconds:.1f} s to {out}",
+            }
+        )

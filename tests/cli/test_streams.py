@@ -16,6 +16,28 @@ RUNS = {
 }
 
 
+WRITING = {
+    "convert": "convert tests/golden/meta/llama3 {}",
+    "export": "export tests/golden/hf/llama2 {} --format meta",
+    "train-tokenizer": "train-tokenizer README.md --vocab-size 400 --out {}",
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", WRITING.values(), ids=WRITING)
+def test_what_was_written_is_said_to_be_though_the_output_is_full(tmp_path, command):
+    out = tmp_path / "out"
+    line = f"{sys.executable} -m llama_jax {command.format(out)} >/dev/full"
+    clean = {**os.environ, "JAX_PLATFORMS": "cpu", "LLAMA_JAX_CACHE": "off"}
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=ROOT, env=clean, capture_output=True, text=True, timeout=120
+    )
+    said = f"error: {out} is written, but the output is not: "
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(said), done.stderr
+    assert out.exists()
+
+
 @pytest.mark.parametrize(("command", "streams", "code", "lines"), RUNS.values(), ids=RUNS)
 def test_a_stream_that_fails_ends_in_a_line(command, streams, code, lines):
     line = f"{sys.executable} -m llama_jax {command} {streams}"
