@@ -409,7 +409,7 @@ def test_a_directory_that_appears_meanwhile_is_not_replaced(tmp_path, small, ten
 
 
 def test_a_full_disk_is_refused_beforehand_with_both_numbers(tmp_path, small, tensors, monkeypatch):
-    usage = type("Usage", (), {"free": 10_000_000})
+    usage = type("Usage", (), {"total": 20_000_000, "free": 10_000_000})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     native.write(tmp_path / "fits", small, tensors)
     usage.free = 1000
@@ -635,13 +635,37 @@ def test_a_changed_file_is_named_with_the_way_out_and_a_lost_one_is_missing(tmp_
     shutil.copytree(whole, tmp_path / "m")
     config = tmp_path / "m" / "config.json"
     config.write_text(config.read_text().replace('"max_seq_len": ', '"max_seq_len": 1'))
-    way_out = r'config\.json .* changed it yourself, take "sha256" and "own_sha256" out'
+    way_out = r'config\.json .* that was you, take "sha256" and "own_sha256" out'
     with pytest.raises(ValueError, match=way_out):
         native.read_config(tmp_path / "m")
     shutil.copyfile(whole / "config.json", config)
     (tmp_path / "m" / "tokenizer.model").unlink()
     with pytest.raises(ValueError, match=r'checksum of "tokenizer\.model", which is missing'):
         native.read_config(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("chat_template.jinja", "added_tokens.json", "tokenizer.json", "params.json"),
+        "additional_chat_templates/rag.jinja",
+    ],
+)
+def test_a_file_that_was_added_to_the_tokenizers_is_refused(tmp_path, whole, name):
+    shutil.copytree(whole, tmp_path / "m")
+    (tmp_path / "m" / "README.md").write_text("read by people alone")
+    read_whole(tmp_path / "m")
+    (tmp_path / "m" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "m" / name).write_text("{}")
+    said = rf"m/{re.escape(name)} would be read, and checkpoint\.json states no .* remove it"
+    with pytest.raises(ValueError, match=said):
+        native.read_config(tmp_path / "m")
+
+
+def test_to_a_checkpoint_without_a_tokenizer_a_person_may_add_one(written):
+    (written / "tokenizer.model").write_bytes(b"pieces")
+    (written / "tokenizer_config.json").write_text("{}")
+    read_whole(written)
 
 
 @pytest.mark.parametrize("name", ["weights/../config.json", "./config.json", "/etc/passwd", ""])

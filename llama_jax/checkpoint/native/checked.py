@@ -17,6 +17,7 @@ from llama_jax.checkpoint.files.atomic import LOCK
 from llama_jax.checkpoint.files.digests import sha256_of
 from llama_jax.checkpoint.files.json_file import shown
 from llama_jax.checkpoint.files.safe_paths import checker_of
+from llama_jax.tokenizer.folder import READ
 
 FILES, OWN = "sha256", "own_sha256"
 _MAX_BYTES = 64 * 2**20
@@ -66,9 +67,25 @@ def check_files(folder: Path, manifest: Path, info: Mapping[str, Any]) -> None:
                 f"{file} does not have the checksum that {manifest.name} states, so it is damaged: "
                 f"copy or write the checkpoint again{_BY_HAND}"
             )
+    if sums and info.get("tokenizer"):  # to one without, a person may add theirs
+        _check_no_more(folder, manifest, sums)
 
 
-_BY_HAND = f'; if you changed it yourself, take "{FILES}" and "{OWN}" out of checkpoint.json'
+def _check_no_more(folder: Path, manifest: Path, sums: Mapping[str, Any]) -> None:
+    """ValueError where a file was added that would be read with the tokenizer."""
+    for name in READ:
+        place = folder / name
+        found = sorted(place.iterdir()) if place.is_dir() else [place]
+        for file in found:
+            name = file.relative_to(folder).as_posix()
+            if os.path.lexists(file) and name not in sums:
+                raise ValueError(
+                    f"{file} would be read, and {manifest.name} states no checksum of it, so it is "
+                    f"not what was written: remove it{_BY_HAND}"
+                )
+
+
+_BY_HAND = f'; if that was you, take "{FILES}" and "{OWN}" out of checkpoint.json'
 
 
 def _is_chunk(name: str) -> bool:
