@@ -92,7 +92,7 @@ def open_source(
 
 
 def _holds_one(folder: Path) -> bool:
-    with contextlib.suppress(OSError):  # one that may not be looked into
+    with contextlib.suppress(OSError, ValueError):  # one that may not be looked into
         return folder.is_dir() and (native.is_native(folder) or is_meta(folder) or is_hf(folder))
     return False
 

@@ -14,6 +14,7 @@ from llama_jax.tokenizer.folder import (
     MAX_TOKENIZER_BYTES,
     given_path,
     has_metas_weights,
+    is_there,
     read_bounded,
     tokenizer_above,
     tokenizer_state,
@@ -59,7 +60,7 @@ def find_tokenizer(path: str | PathLike[str]) -> Path | None:
     path = given_path(path)
     if path.is_file():
         return path
-    return next((file for file in _places(path) if file.is_file()), None)
+    return next((file for file in _places(path) if is_there(file)), None)
 
 
 def tokenizer_files(file: Path) -> dict[str, Path | bytes]:
@@ -95,8 +96,7 @@ def load_tokenizer(path: str | PathLike[str]) -> Tokenizer:
     kind = _kind_of(content)
     if kind is None:
         raise ValueError(f"{file} is not a tokenizer: {_what_else(content)}")
-    with in_words(f"{file} is a broken tokenizer: ", limit=MAX_ERROR, but=(OSError,)):
-        return _open(kind, content, file)
+    return _open(kind, content, file)
 
 
 def shared_tokenizer(file: Path) -> Tokenizer:
@@ -110,10 +110,13 @@ def _loaded(file: Path, state: tuple[Any, ...]) -> Tokenizer:
 
 
 def _open(kind: Any, content: bytes, file: Path) -> Tokenizer:
-    template = read_chat_template(file)
-    spelled = template.source + (template.tool_source or "") if template else ""
-    tokenizer = kind(content, read_stated(file, spelled), template)
-    tokenizer.notes += tokenizer.template_notes()
+    with in_words("", limit=MAX_ERROR, but=(OSError,)):  # which name the file themselves
+        template = read_chat_template(file)
+        spelled = template.source + (template.tool_source or "") if template else ""
+        stated = read_stated(file, spelled)
+    with in_words(f"{file} is a broken tokenizer: ", limit=MAX_ERROR, but=(OSError,)):
+        tokenizer = kind(content, stated, template)
+        tokenizer.notes += tokenizer.template_notes()
     return tokenizer
 
 
@@ -138,7 +141,7 @@ def _places(folder: Path) -> list[Path]:
     if has_metas_weights(folder):
         return [folder / _NAME, folder / _HF_NAME, tokenizer_above(folder, _NAME)]
     found = [folder / _HF_NAME, folder / _NAME]
-    gguf = [] if any(file.is_file() for file in found) else [gguf_in(folder)]
+    gguf = [] if any(is_there(file) for file in found) else [gguf_in(folder)]
     return [*found, *(file for file in gguf if file is not None)]
 
 

@@ -19,6 +19,8 @@ MAX_ADDED, MAX_ADDED_TEXT = 80_000, 750_000
 """How many tokens a folder may add, and of how many characters together. Models that speak add up
 to 66,000 for sounds, of 0.7 million characters. A search for all takes a second to make for each
 million characters."""
+_DECODER = "added_tokens_decoder in tokenizer_config.json"
+_BOTH = "tokenizer_config.json or added_tokens.json"
 _MAX_NOTES = 20
 """How many additions are told of one by one."""
 
@@ -46,19 +48,19 @@ def read_added_tokens(
     The second says nothing but ids: there, a token is a control token where `controls` says so.
     """
     if decoder is not None and not isinstance(decoder, Mapping):
-        raise ValueError("added_tokens_decoder must be an object of ids and tokens")
-    check_added([*(decoder or {}), *by_text])  # before anything is made of so many
+        raise ValueError(f"{_DECODER} must be an object of ids and tokens")
+    check_added([*(decoder or {}), *by_text], _BOTH)  # before anything is made of so many
     found: dict[int, AddedToken] = {}
     for id, fields in (decoder or {}).items():
         fields = {"content": fields} if isinstance(fields, str) else fields
         if not isinstance(fields, Mapping) or not str(id).isdecimal():
-            raise ValueError(f"added_tokens_decoder has {id!r}: {fields!r:.60}, no id and token")
+            raise ValueError(f"{_DECODER} has {id!r}: {fields!r:.60}, no id and token")
         flags = {
             name: fields.get(name) is True
             for name in ("special", "lstrip", "rstrip", "single_word")
         }
         token = AddedToken(int(id), fields.get("content"), **flags)  # type: ignore[arg-type]
-        _check(token, "added_tokens_decoder")
+        _check(token, _DECODER)
         found[token.id] = token
     ids, notes = {token.text: token.id for token in found.values()}, []
     for text, id in by_text.items():
@@ -66,22 +68,21 @@ def read_added_tokens(
         _check(token, "added_tokens.json")
         if ids.get(text, id) != id or (id in found and found[id].text != text):
             notes.append(
-                f"added_tokens.json gives {text!r} id {id}, against added_tokens_decoder in "
-                "tokenizer_config.json, which is followed"
+                f"added_tokens.json gives {text!r} id {id}, against {_DECODER}, which is followed"
             )
         else:
             found.setdefault(id, token)
-    check_added([token.text for token in found.values()])
+    check_added([token.text for token in found.values()], _BOTH)
     return [found[id] for id in sorted(found)], few(notes)
 
 
-def check_added(texts: Collection[str]) -> None:
+def check_added(texts: Collection[str], where: str) -> None:
     """ValueError where there are more added tokens, or longer ones, than any model has."""
     length = sum(map(len, texts))
     if len(texts) > MAX_ADDED or length > MAX_ADDED_TEXT:
         raise ValueError(
-            f"{len(texts):,} tokens of {length:,} characters are added, and at most "
-            f"{MAX_ADDED:,} of {MAX_ADDED_TEXT:,} characters are read; download the files again"
+            f"{where} adds {len(texts):,} token{'s' * (len(texts) != 1)} of {length:,} characters, and at most "
+            f"{MAX_ADDED:,} of {MAX_ADDED_TEXT:,} characters are read; download it again"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.tokenizer.added import MAX_ID, AddedToken, check_added, few, read_added_tokens
-from llama_jax.tokenizer.folder import MODEL_CONFIG, beside, read_object
+from llama_jax.tokenizer.folder import MODEL_CONFIG, beside, is_there, read_object
 
 _OBJECTS = (
     *("tokenizer_config.json", "special_tokens_map.json"),
@@ -103,12 +103,12 @@ def read_stated(file: Path, template: str = "") -> Stated:
     """
     copied = beside(file, MODEL_CONFIG)
     objects = {name: read_object(beside(file, name)) for name in (*_OBJECTS, "params.json")}
-    config = copied if copied.is_file() else beside(file, "config.json")
+    config = copied if is_there(copied) else beside(file, "config.json")
     objects["config.json"] = read_object(config)
     try:
         return stated_in(objects, template)
     except ValueError as error:
-        raise ValueError(f"the files beside it in {file.parent}: {error}") from error
+        raise ValueError(f"in {file.parent}, {error}") from error
 
 
 def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stated:
@@ -122,7 +122,7 @@ def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stat
         ids = _ids(generation, f"{key}_id") + _ids(model, f"{key}_id")
         return (*(name for name in names if name is not None), *ids)
 
-    controls = {**_named(legacy), **_named(tokenizer)}
+    controls = {**_named(legacy, _OBJECTS[1]), **_named(tokenizer, _OBJECTS[0])}
     added, notes = read_added_tokens(
         tokenizer.get("added_tokens_decoder"),
         by_text,
@@ -149,12 +149,12 @@ def stated_in(objects: Mapping[str, dict[str, Any]], template: str = "") -> Stat
     )
 
 
-def _named(source: Mapping[str, Any]) -> dict[str, str]:
+def _named(source: Mapping[str, Any], name: str) -> dict[str, str]:
     """The control tokens that a file names: "bos_token" and its like, and the additional ones."""
     found = {key: _content(token) for key, token in source.items() if key.endswith("_token")}
     more = source.get("additional_special_tokens")
     several = [_content(token) for token in (more if isinstance(more, list) else ())]
-    check_added([text for text in (*found.values(), *several) if text])
+    check_added([text for text in (*found.values(), *several) if text], name)
     found |= {f"additional_special_tokens[{n}]": text for n, text in enumerate(several)}
     return {key: text for key, text in found.items() if text}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llama_jax.tokenizer.folder import beside, read_bounded, read_object, templates_beside
+from llama_jax.tokenizer.folder import beside, is_there, read_bounded, read_object, templates_beside
 from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
 from llama_jax.tokenizer.messages import checked_messages, checked_tools, rebuilt
 from llama_jax.tokenizer.protocol import Message, Tools
@@ -107,7 +107,7 @@ def read_chat_template(file: Path) -> ChatTemplate | None:
     where, own = beside(file, "tokenizer_config.json"), beside(file, "chat_template.jinja")
     config, legacy = read_object(where), read_object(beside(file, "special_tokens_map.json"))
     named = {name: _read_text(one) for name, one in templates_beside(file).items()}
-    if own.is_file():
+    if is_there(own):
         named["default"], where = _read_text(own), own
     if named:
         several = [{"name": name, "template": text} for name, text in named.items()]

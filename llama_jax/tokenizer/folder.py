@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -19,10 +20,13 @@ _NAMES = (
 )
 FILES = (*_NAMES, TEMPLATES)
 """What may lie beside a tokenizer's file, by the names that a copy has."""
+READ = (*FILES, "tokenizer.json", "config.json", "params.json")
+"""What is read in a tokenizer's folder."""
 _MAX_BYTES = 16 * 2**20
 MAX_TOKENIZER_BYTES = 64 * 2**20
 """The size limit of a tokenizer's own file. Llama 3.3's tokenizer.json has 17 MB."""
 _MAX_TEMPLATES = 64
+_AGAIN = "copy or download it again"
 _MAX_BRACKETS = 1_000_000
 """Objects and lists of a JSON file: one of seven bytes takes 200 of memory. 600,000 merges, each a
 pair, are the most that a tokenizer has."""
@@ -44,7 +48,26 @@ def path_text(path: str | os.PathLike[str]) -> str:
 
 def has_metas_weights(folder: Path) -> bool:
     """Whether a folder is one of Meta's downloads."""
-    return (folder / "params.json").is_file() or any(folder.glob("consolidated.*.pth"))
+    return is_there(folder / "params.json") or any(folder.glob("consolidated.*.pth"))
+
+
+def is_there(file: Path) -> bool:
+    """Whether a regular file is there, itself or behind a link; False where nothing is.
+
+    ValueError names what is there instead: to pass over it would be to read another model.
+    """
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            return True
+    except (FileNotFoundError, NotADirectoryError):
+        if not file.is_symlink():
+            return False
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+    if file.is_symlink() and not file.exists():
+        raise ValueError(f"{file} is a link to a file that is not there; {_AGAIN}")
+    raise ValueError(f"{file} is a folder, a pipe, a socket or a device, not a file; {_AGAIN}")
 
 
 def tokenizer_above(folder: Path, name: str) -> Path:
@@ -62,7 +85,7 @@ def beside(file: Path, name: str) -> Path:
     It is the model's own folder where that has it, and the tokenizer's file lies above.
     """
     model = file.parent.parent
-    if file.parent.name == ".." and has_metas_weights(model) and (model / name).exists():
+    if file.parent.name == ".." and has_metas_weights(model) and os.path.lexists(model / name):
         return model / name
     return file.with_name(name)
 
@@ -70,7 +93,9 @@ def beside(file: Path, name: str) -> Path:
 def templates_beside(file: Path) -> dict[str, Path]:
     """The chat templates that have a file of their own, by name: {"rag": .../rag.jinja}."""
     folder = beside(file, TEMPLATES)
-    found = sorted(folder.glob("*.jinja")) if folder.is_dir() else []
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"{folder} is no folder of chat templates; {_AGAIN}")
+    found = sorted(folder.glob("*.jinja"))
     if len(found) > _MAX_TEMPLATES:
         raise ValueError(
             f"{folder} holds {len(found)} templates; at most {_MAX_TEMPLATES} are read"
@@ -80,7 +105,7 @@ def templates_beside(file: Path) -> dict[str, Path]:
 
 def tokenizer_files(file: Path) -> dict[str, Path]:
     """A tokenizer's file and all that it needs of its folder, by the names a copy gives them."""
-    found = {name: beside(file, name) for name in _NAMES if beside(file, name).is_file()}
+    found = {name: beside(file, name) for name in _NAMES if is_there(beside(file, name))}
     found |= {f"{TEMPLATES}/{one.name}": one for one in templates_beside(file).values()}
     config = beside(file, "config.json")
     if MODEL_CONFIG not in found and _is_models(config):
@@ -104,8 +129,7 @@ def tokenizer_state(file: Path) -> tuple[Any, ...]:
 
 def read_bounded(file: Path, at_most: int = _MAX_BYTES) -> bytes:
     """A stranger's regular file of at most so many bytes; ValueError otherwise."""
-    if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe may be to wait for ever
-        raise ValueError(f"{file} is no regular file; copy or download it again")
+    is_there(file)  # or an error says what else is: to open a pipe may be to wait for ever
     with file.open("rb") as opened:
         found = opened.read(at_most + 1)
     if len(found) > at_most:
@@ -125,7 +149,7 @@ def check_brackets(text: bytes, name: str = "it") -> None:
 
 def read_object(file: Path) -> dict[str, Any]:
     """The object in a JSON file of a stranger's; an empty one where there is no file."""
-    if not file.is_file():
+    if not is_there(file):
         return {}
     text = read_bounded(file)
     check_brackets(text, str(file))

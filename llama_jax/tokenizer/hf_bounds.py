@@ -50,7 +50,7 @@ def read_bounded_json(file: bytes) -> dict[str, Any]:
     added = said.get("added_tokens")
     tokens = added if isinstance(added, list) else []
     texts = [token.get("content") for token in tokens if isinstance(token, dict)]
-    check_added([text for text in texts if isinstance(text, str)])
+    check_added([text for text in texts if isinstance(text, str)], "it")
     if isinstance(model, dict):
         model.pop("merges", None)
     return said

@@ -18,6 +18,7 @@ import numpy as np
 from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.tokenizer import Tokenizer, find_tokenizer
+from llama_jax.tokenizer.folder import is_there
 from llama_jax.tokenizer.foreign import in_words
 from llama_jax.train.foreign import foreign_shards
 from llama_jax.train.token_split import Packed, TokenSplit
@@ -60,7 +61,7 @@ def open_tokens(
     path = Path(path)
     if tokenizer is not None and vocab_size is None:
         vocab_size = tokenizer.vocab_size
-    if not (path / MANIFEST).is_file():
+    if not is_there(path / MANIFEST):
         splits = {
             name: TokenSplit(name, shards, None, None, vocab_size)
             for name, shards in foreign_shards(path).items()
@@ -180,7 +181,7 @@ def _read_starts(file: Path) -> np.ndarray:
 
 def _check_file(path: Path, stated: Mapping[str, Any], check_hashes: bool) -> None:
     file = path / stated["file"]
-    if not file.is_file():
+    if not is_there(file):
         raise ValueError(f"{file} is missing; {_AGAIN}")
     check_inside(path, file)
     if (size := file.stat().st_size) != stated["bytes"]:

@@ -490,7 +490,7 @@ def test_an_index_naming_a_file_that_is_not_there_is_told(indexed):
     with pytest.raises(FileNotFoundError, match=f"{gone} is not there, and {INDEX} names it"):
         open_source(folder)
     gone.mkdir()
-    with pytest.raises(FileNotFoundError, match="is not there"):
+    with pytest.raises(ValueError, match=f"{gone} is a folder, .* not a file"):
         open_source(folder)
 
 

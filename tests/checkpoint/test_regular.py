@@ -1,14 +1,19 @@
 """A pipe, or a folder, in place of a file is refused at once, by whatever reads such a file."""
 
 import os
+import re
+import shutil
 import signal
 import socket
+from pathlib import Path
 
 import pytest
+from small_tokenizers import sentencepiece_file
 
 import llama_jax
 from llama_jax.checkpoint.files import regular, torch_archive, torch_file
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
+from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.tokenizer import folder
 
 READERS = {
@@ -54,11 +59,65 @@ def test_a_pipe_that_takes_a_files_place_meanwhile_is_not_waited_for(
     regular.open_regular(tmp_path / "file").close()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-def test_a_tokenizer_is_no_pipe_whatever_it_is_called(tmp_path, name, at_once):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(FileNotFoundError, match="no tokenizer"):
+def a_pipe(place):
+    os.mkfifo(place)
+
+
+def a_folder(place):
+    place.mkdir()
+
+
+def a_device(place):
+    place.symlink_to("/dev/null")
+
+
+def a_link_to_nothing(place):
+    place.symlink_to("gone")
+
+
+def a_link_to_itself(place):
+    place.symlink_to(place.name)
+
+
+IN_PLACE = [a_pipe, a_folder, a_device, a_link_to_nothing, a_link_to_itself]
+
+
+@pytest.mark.parametrize("put", IN_PLACE)
+@pytest.mark.parametrize("name", ["tokenizer.json", *folder.FILES])
+def test_what_is_no_file_of_a_tokenizer_is_named(tmp_path, name, put, at_once):
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_file())
+    (tmp_path / name).unlink(missing_ok=True)
+    if name == folder.TEMPLATES and put is a_folder:
+        a_folder(tmp_path / name)
+        name += "/rag.jinja"
+    put(tmp_path / name)
+    said = rf"{re.escape(name)} is (a folder, a pipe|a link to a file|no folder of chat)"
+    with pytest.raises(ValueError, match=said):
         llama_jax.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("put", IN_PLACE)
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("golden/hf/llama2", "config.json"),
+        ("golden/meta/llama3", "params.json"),
+        ("native", "checkpoint.json"),
+        ("golden/hf/llama2", "generation_config.json"),
+        ("golden/hf/llama2", "tokenizer.json"),
+    ],
+)
+def test_what_is_no_file_of_a_checkpoint_is_named(tmp_path, folder, name, put, at_once):
+    if folder == "native":
+        (tmp_path / "m" / "weights").mkdir(parents=True)
+    else:
+        shutil.copytree(Path(__file__).parents[1] / folder, tmp_path / "m")
+        (tmp_path / "m" / "tokenizer.model").write_bytes(sentencepiece_file())
+    (tmp_path / "m" / name).unlink(missing_ok=True)
+    put(tmp_path / "m" / name)
+    said = rf"{re.escape(name)} is (a folder, a pipe|a link to a file that is not)"
+    with pytest.raises(ValueError, match=said):
+        open_checkpoint(tmp_path / "m")
 
 
 def test_a_socket_is_no_model(tmp_path, monkeypatch):

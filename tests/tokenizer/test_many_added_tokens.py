@@ -94,10 +94,10 @@ def test_comments_of_a_template_are_left_out_in_one_pass():
 
 
 def test_a_folder_adds_so_many_tokens_at_most():
-    with pytest.raises(ValueError, match=r"80,001 tokens of .* are added, and at most 80,000"):
+    with pytest.raises(ValueError, match=r"json adds 80,001 tokens of .*, and at most 80,000"):
         read_added_tokens(None, {str(n): n for n in range(MAX_ADDED + 1)}, lambda text: False)
     decoder = {str(n): {"content": "x" * 500 + str(n)} for n in range(2000)}
-    with pytest.raises(ValueError, match="2,000 tokens of 1,006,890 characters are added"):
+    with pytest.raises(ValueError, match="adds 2,000 tokens of 1,006,890 characters"):
         read_added_tokens(decoder, {}, lambda text: False)
 
 

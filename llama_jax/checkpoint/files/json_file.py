@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax.checkpoint.files.messages import FETCH_AGAIN
+from llama_jax.tokenizer.folder import is_there
 
 _MAX_BYTES = 4 * 2**20
 
 
 def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in `file`; every error is a ValueError that names it."""
-    if file.exists() and not file.is_file():
-        raise ValueError(f"{file} is no file; {FETCH_AGAIN}")
+    is_there(file)  # or an error says what else is
     with file.open("rb") as opened:
         text = opened.read(_MAX_BYTES + 1)
     if len(text) > _MAX_BYTES:

@@ -21,6 +21,7 @@ from llama_jax.checkpoint.gguf.types import F32
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.source import Source, StoredTensor
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
 from llama_jax.tokenizer.gguf_header import SET, read_header
 
 _EMBEDDING, _FREQS = "token_embd.weight", "rope_freqs.weight"
@@ -68,7 +69,7 @@ def _files(path: Path) -> list[Path]:
     if not 1 <= count <= 1000:
         raise ValueError(f"{path} is one of {count} files by its name; {FETCH_AGAIN}")
     files = [path.with_name(f"{head}-{n:05}-of-{rest}") for n in range(1, count + 1)]
-    if missing := [file.name for file in files if not file.is_file()]:
+    if missing := [file.name for file in files if not is_there(file)]:
         raise FileNotFoundError(
             f"{path} is one of a set of {len(files)} files, which lacks {listed(missing)}; "
             "download them beside it"

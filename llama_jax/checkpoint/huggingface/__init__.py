@@ -18,6 +18,7 @@ from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
 
 _EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 # Constants that transformers used to register as buffers; the model computes its own.
@@ -44,7 +45,7 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     stands in for `max_position_embeddings`.
     """
     path = Path(path)
-    if not (path / "config.json").is_file():
+    if not is_there(path / "config.json"):
         raise ValueError(f"{path} has no config.json; copy it from where the weights came from")
     check_inside(path, path / "config.json")
     said = read_hf_config(path / "config.json", max_seq_len)

@@ -14,6 +14,7 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.safetensors_file import read_safetensors
 from llama_jax.checkpoint.files.torch_file import is_torch_file, read_state_dict
 from llama_jax.checkpoint.foreign import plain_names
+from llama_jax.tokenizer.folder import is_there
 
 # The order in which transformers looks for them.
 WEIGHTS = (
@@ -181,7 +182,7 @@ def _is_plain(name: str) -> bool:
 
 def _file(folder: Path, name: str, of: str) -> Path:
     file = folder / name
-    if not file.is_file():
+    if not is_there(file):
         raise FileNotFoundError(f"{file} is not there, and {of} names it; {FETCH_AGAIN}")
     check_inside(folder, file)
     return file

@@ -32,6 +32,7 @@ from llama_jax.checkpoint.published import matching
 from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
 from llama_jax.weights.table import EMBEDDING, OUTPUT, WeightPath
 
 
@@ -41,7 +42,7 @@ def is_meta(path: str | Path) -> bool:
     if any(path.glob("consolidated.*.pth")):
         return True
     # Mistral's params.json lies beside whole folders of Hugging Face's: the weights tell.
-    return (path / "params.json").is_file() and not has_weights(path)
+    return is_there(path / "params.json") and not has_weights(path)
 
 
 def open_meta(
@@ -54,7 +55,7 @@ def open_meta(
     are supplied, the notes say so, and an argument wins. A `rope_factor` of 1 leaves RoPE as is.
     """
     path = Path(path)
-    if not (path / "params.json").is_file():
+    if not is_there(path / "params.json"):
         raise ValueError(f"{path} has no params.json; copy it from where the weights came from")
     check_inside(path, path / "params.json")
     params = read_params(path / "params.json")

@@ -20,6 +20,7 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.files.torch_file import read_state_dict
 from llama_jax.checkpoint.meta.shards import Shards
 from llama_jax.checkpoint.names import WeightNames
+from llama_jax.tokenizer.folder import is_there
 
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 _FLOATS = "get the model's bfloat16 files"
@@ -33,7 +34,7 @@ def read_fp8(
     ValueError names the matrix, or the file of scales, that is not whole.
     """
     folder, ranks = shards.files[0].parent, range(len(shards.files))
-    if not any(_is_fp8(shards, row) for row in rows) and not _scales_file(folder, 0).is_file():
+    if not any(_is_fp8(shards, row) for row in rows) and not is_there(_scales_file(folder, 0)):
         return shards, {}, []
     scales = [_scales_of(folder, rank) for rank in ranks]
     values: dict[str, Stored] = {}
@@ -66,7 +67,7 @@ def _scales_file(folder: Path, rank: int) -> Path:
 
 def _scales_of(folder: Path, rank: int) -> Mapping[str, np.ndarray]:
     file = _scales_file(folder, rank)
-    if not file.is_file():
+    if not is_there(file):
         raise ValueError(
             f"{folder} has float8 weights and no {file.name}, which holds their scales; download "
             "it beside them"

@@ -13,7 +13,7 @@ from llama_jax.checkpoint.files.json_file import read_object, shown, write_json
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.native.checked import check_files, check_own, stated
 from llama_jax.config import Config
-from llama_jax.tokenizer.folder import FILES
+from llama_jax.tokenizer.folder import FILES, is_there
 from llama_jax.tokenizer.foreign import in_short
 
 FORMAT = "llama_jax"
@@ -30,7 +30,7 @@ def is_native(path: str | os.PathLike[str]) -> bool:
     A file of the name that says another format, beside no `weights/`, is somebody else's.
     """
     path = Path(path)
-    if not (path / INFO).is_file():
+    if not is_there(path / INFO):
         return False
     with contextlib.suppress(OSError, ValueError):
         return (path / WEIGHTS).is_dir() or _json(path / INFO).get("format") == FORMAT

@@ -22,6 +22,7 @@ from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.peft.config import CONFIG, PeftConfig, read_peft_config
 from llama_jax.checkpoint.source import StoredTensor
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
 from llama_jax.tokenizer.foreign import in_short
 from llama_jax.weights.lora import Adapter
 from llama_jax.weights.table import EMBEDDING, WeightPath
@@ -66,8 +67,8 @@ def open_folder(path: Path) -> tuple[PeftConfig, Mapping[str, np.ndarray]]:
     if not path.is_dir():
         what = "is a file" if path.exists() else "does not exist"
         raise FileNotFoundError(f"{path} {what}; pass the folder that peft saved an adapter in")
-    for name in (CONFIG, TENSORS if (path / TENSORS).is_file() else TORCH):
-        if not (path / name).is_file():
+    for name in (CONFIG, TENSORS if is_there(path / TENSORS) else TORCH):
+        if not is_there(path / name):
             raise FileNotFoundError(
                 f"{path} has no {name if name == CONFIG else TENSORS}; it is no folder in which "
                 "peft saved an adapter"
@@ -90,7 +91,7 @@ def _may_be_adapted(row: WeightNames) -> bool:
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
-    if (path / TENSORS).is_file():
+    if is_there(path / TENSORS):
         return read_safetensors(path / TENSORS)
     return read_state_dict(path / TORCH)
 
