@@ -80,10 +80,9 @@ def check_added(texts: Collection[str], where: str) -> None:
     """ValueError where there are more added tokens, or longer ones, than any model has."""
     length = sum(map(len, texts))
     if len(texts) > MAX_ADDED or length > MAX_ADDED_TEXT:
-        raise ValueError(
-            f"{where} adds {len(texts):,} token{'s' * (len(texts) != 1)} of {length:,} characters, and at most "
-            f"{MAX_ADDED:,} of {MAX_ADDED_TEXT:,} characters are read; download it again"
-        )
+        tokens = f"{len(texts):,} token{'s' * (len(texts) != 1)} of {length:,} characters"
+        most = f"{MAX_ADDED:,} of {MAX_ADDED_TEXT:,} characters"
+        raise ValueError(f"{where} adds {tokens}, and at most {most} are read; download it again")
 
 
 def check_vocabulary(tokens: int, merges: int = 0) -> None:
