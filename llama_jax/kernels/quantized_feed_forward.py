@@ -22,7 +22,8 @@ from llama_jax.weights.weight import Weight
 
 PANELS, WIDEST = 128, 512
 """A block is a multiple of the one wide, since XLA's library deals out 64 columns at a time and two
-cores are to get as many, and at most as wide as the other: wider blocks were slower."""
+cores are to get as many, and at most as wide as the other: wider blocks were slower. Of `Int4`,
+whose inputs are copied into another order, half as wide: it takes no longer and 7 MB less."""
 
 
 def feed_forward(x: Array, w1: Weight, w3: Weight, w2: Weight) -> Array:
@@ -39,7 +40,8 @@ def width_of_block(w1: Weight, w3: Weight, w2: Weight) -> int:
         return 0  # these are added to a whole sum of inputs
     hidden, outputs = w2.shape
     group = GROUP if isinstance(w2, Int4) else group_of(w2.parts()["scale"], hidden) or 1
-    most = min(hidden // 2, WIDEST, max(PANELS, NUMBERS // max(w1.shape[0], outputs)))
+    widest = WIDEST // 2 if isinstance(w2, Int4) else WIDEST
+    most = min(hidden // 2, widest, max(PANELS, NUMBERS // max(w1.shape[0], outputs)))
     sizes = range(most // PANELS * PANELS, 0, -PANELS)
     return next((size for size in sizes if hidden % size == 0 and size % group == 0), 0)
 
