@@ -17,7 +17,12 @@ from serving import NAME, served
 from llama_jax.serve import limits
 from llama_jax.serve.http import App
 from llama_jax.serve.openai.served import Served
-from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+from llama_jax.serve.stream import (
+    EngineClosedError,
+    QueueFullError,
+    RequestFailedError,
+    UnfollowableError,
+)
 
 ASKED = {"model": NAME, "prompt": "ab", "max_tokens": 4}
 
@@ -184,6 +189,19 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(engine, url):
         found += opened.recv(1 << 16)
     assert b"request_failed" in found
     assert b"[DONE]" not in found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_cannot_be_followed_is_the_clients_and_says_why(engine, url, stream):
+    def play():
+        engine.say(engine.wait_for_stream(), error=UnfollowableError("make it simpler"))
+
+    threading.Thread(target=play).start()
+    with pytest.raises(openai.APIError, match="make it simpler") as raised:
+        list(client_of(url, max_retries=1).completions.create(**ASKED, stream=stream))
+    assert raised.value.code == "unfollowable"
+    assert isinstance(raised.value, openai.BadRequestError) is not stream
+    assert len(engine.asked) == 1
 
 
 def test_a_silent_stream_sends_comments(engine, url, monkeypatch):
