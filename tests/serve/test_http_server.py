@@ -421,12 +421,22 @@ def test_metrics_are_prometheus_text(engine, url):
     assert all(line.startswith(("# ", "llama_jax_")) for line in lines)
 
 
-def test_the_description_says_what_an_event_is(url):
+@pytest.mark.parametrize(
+    ("path", "chunk", "whole"),
+    [
+        ("/v1/chat/completions", "ChatChunk", "Chat"),
+        ("/v1/completions", "Completions", "Completions"),
+    ],
+)
+def test_the_description_says_what_an_event_is(url, path, chunk, whole):
     _, _, said = ask(url, path="/openapi.json")
-    answers = said["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    answers = said["paths"][path]["post"]["responses"]["200"]["content"]
     data = answers["text/event-stream"]["itemSchema"]["properties"]["data"]
-    assert data["contentSchema"] == {"$ref": "#/components/schemas/ChatChunk"}
-    assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/Chat"}
+    json_of_an_event, last = data["anyOf"]
+    named = [f"#/components/schemas/{name}" for name in (chunk, "Error")]
+    assert json_of_an_event["contentSchema"] == {"anyOf": [{"$ref": name} for name in named]}
+    assert last == {"const": "[DONE]"}  # no JSON
+    assert answers["application/json"]["schema"] == {"$ref": f"#/components/schemas/{whole}"}
 
 
 def test_wrong_paths_and_methods_are_told(url):
