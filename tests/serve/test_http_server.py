@@ -401,6 +401,23 @@ def test_health_is_the_engines_and_ready_says_when_to_come(engine, url):
     assert ask(url)[2]["error"]["code"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "status", "refused"),
+    [
+        ("/ready", "localhost", 503, []),
+        ("/health", "localhost", 503, []),
+        ("/health", "evil.example", 403, ["wrong_host"]),
+        ("/v1/models/other", "localhost", 404, ["model_not_found"]),
+    ],
+)
+def test_a_probe_that_is_told_no_is_not_refused(engine, url, path, host, status, refused):
+    engine.failure = RuntimeError("x")
+    assert ask(url, path=path, Host=host)[0] == status
+    lines = ask(url, path="/metrics")[2].decode().splitlines()
+    counted = [line for line in lines if line.startswith("llama_jax_refused_total{")]
+    assert counted == [f'llama_jax_refused_total{{reason="{reason}"}} 1' for reason in refused]
+
+
 def test_metrics_are_prometheus_text(engine, url):
     opened = post(url)
     engine.say(engine.wait_for_stream(), delta("x"), delta("y", "length"))
