@@ -6,8 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from llama_jax.serve import limits
-from llama_jax.serve.openai.errors import ApiError
-from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+from llama_jax.serve.openai.errors import ApiError, bad
+from llama_jax.serve.stream import (
+    EngineClosedError,
+    QueueFullError,
+    RequestFailedError,
+    UnfollowableError,
+)
 
 if TYPE_CHECKING:
     from llama_jax.serve.engine import Engine
@@ -27,6 +32,8 @@ def known(error: BaseException) -> ApiError:
         case asyncio.CancelledError():  # the server waits no longer, as `Server.shutdown` has it
             said = "the server ended before this was answered; ask again"
             return ApiError(503, said, code="draining")
+        case UnfollowableError():
+            return bad(f"the answer cannot go on: {error}", code="unfollowable")
         case RequestFailedError():
             return ApiError(500, "the engine failed at this request", code="request_failed")
     return ApiError(500, "the server failed at this request; its log says why", code="internal")

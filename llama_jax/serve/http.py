@@ -95,7 +95,8 @@ class App:
             told = known(error)
             if told.status == 500:
                 logger.error("request %s failed", exchange.id, exc_info=error)
-            self.metrics.refused.add(told.code or str(told.status))
+            if told.status != 503 or route not in OPEN:  # a probe that asks is answered
+                self.metrics.refused.add(told.code or str(told.status))
             await exchange.error(told)
         finally:
             self._log(route, exchange)

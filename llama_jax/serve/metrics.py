@@ -121,7 +121,7 @@ class Metrics:
 def _of_engine(engine: Engine) -> Iterable[Counter]:
     stats = engine.stats()
     gauges = {
-        "requests_running": (stats.running, "Requests at work. vllm:num_requests_running"),
+        "requests_running": (stats.running, "Completions at work. vllm:num_requests_running"),
         "requests_waiting": (stats.waiting, "Requests in the queue. vllm:num_requests_waiting"),
         "cache_usage_ratio": (
             stats.used_pages / max(stats.pages, 1),
@@ -131,10 +131,13 @@ def _of_engine(engine: Engine) -> Iterable[Counter]:
         "ready": (float(engine.ready), "Whether the first programs are compiled."),
     }
     totals = {
-        "prompt_tokens_total": (stats.prompt_tokens, "Of prompts. vllm:prompt_tokens_total"),
+        "prompt_tokens_total": (
+            stats.prompt_tokens,
+            "Of prompts, once for each completion. vllm:prompt_tokens_total",
+        ),
         "cached_tokens_total": (
             stats.cached_tokens,
-            "Of prompts, found in the cache. vllm:prefix_cache_hits",
+            "Of those, found in the cache. vllm:prefix_cache_hits_total",
         ),
         "new_tokens_total": (stats.new_tokens, "Written. vllm:generation_tokens_total"),
         "preemptions_total": (stats.preemptions, "Rows that gave way. vllm:num_preemptions_total"),

@@ -17,7 +17,7 @@ from llama_jax.serve.device import Device, Round
 from llama_jax.serve.line import Line
 from llama_jax.serve.scheduler import Read, Scheduler
 from llama_jax.serve.stats import Counts
-from llama_jax.serve.stream import RequestFailedError, Stream, notify
+from llama_jax.serve.stream import RequestFailedError, Stream, UnfollowableError, notify
 from llama_jax.serve.writing import Writing
 
 ROUNDS_IN_FLIGHT = 2
@@ -161,9 +161,11 @@ class Rounds:
             else:
                 done = line.max_new_tokens == 0 and one.read is not None and one.read.last
                 delta = writing.ended_without_tokens(failed) if done or failed else None
-        except (RuntimeError, ValueError) as error:
-            # An exact engine drew another token than before, or a constraint cannot go on.
+        except RuntimeError as error:  # an exact engine drew another token than before
             self.end([writing.stream], RequestFailedError(str(error)))
+            return None
+        except ValueError as error:
+            self.end([writing.stream], UnfollowableError(str(error)))
             return None
         self.counts.new_tokens += len(new)
         self.counts.nan_rows += failed

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import Any
 
+from llama_jax.generation.limits import GRAMMAR_REQUEST_SECONDS, GRAMMAR_TOKEN_SECONDS
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError, TokenLogprob
 
 
@@ -17,6 +18,10 @@ class EngineClosedError(RuntimeError):
 
 class RequestFailedError(RuntimeError):
     """A step of the engine failed, and this request with it."""
+
+
+class UnfollowableError(RequestFailedError):
+    """No text goes on as the request's schema, regex or grammar asks, or too much work finds it."""
 
 
 class QueueFullError(RuntimeError):
@@ -52,6 +57,7 @@ class Stream:
         first. There with the first item."""
         self._cancel, self._has_text = cancel, text
         self.n = n
+        self._seconds = GRAMMAR_REQUEST_SECONDS
         self.going = n
         """Completions that have not ended."""
         self._items: deque[Delta | BaseException] = deque()
@@ -114,6 +120,17 @@ class Stream:
         self._items.append(item)
         if item.finish_reason is not None:
             self.going -= 1
+
+    def spend(self, seconds: float, tokens: int) -> None:
+        """Its constraint took so long to look at so many tokens; ValueError once that is too much.
+
+        All requests wait meanwhile, so a request has a budget, which its completions share.
+        """
+        self._seconds += tokens * GRAMMAR_TOKEN_SECONDS - seconds
+        if self._seconds < 0:
+            raise ValueError(
+                "the schema, regex or grammar takes too much time to follow; make it simpler"
+            )
 
     def end(self, error: BaseException | None = None) -> None:
         """No item follows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -37,15 +38,19 @@ class Writing:
     def take(self, buffer: TokenBuffer, i: int, given: list[int], new: list[int]) -> Delta | None:
         """What the completion gained by row `i` of a buffer, which gave it some tokens.
 
-        The last of them are `new`. The others were there before and are drawn again.
+        The last of them are `new`. The others were there before and are drawn again. ValueError
+        where its constraint cannot go on, or takes too long.
         """
+        began = time.thread_time()
         if self._guide is not None and self._guide is not self.writer.guide:
             self._guide.take(given)
-        if not (new or buffer.stopped[i]):
-            return None
-        if again := len(given) - len(new):
-            buffer = _without_first(buffer, again)
-        return self.writer.take(buffer, i)
+        delta = None
+        if new or buffer.stopped[i]:
+            again = len(given) - len(new)
+            delta = self.writer.take(_without_first(buffer, again) if again else buffer, i)
+        if self._guide is not None and (delta is None or delta.finish_reason is None):
+            self.stream.spend(time.thread_time() - began, len(given))
+        return delta
 
     def take_echo(self, echo: Echo, read: Read) -> None:
         """The log-probabilities of the prompt's tokens that follow those of a chunk."""

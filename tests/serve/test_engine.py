@@ -24,7 +24,13 @@ from llama_jax.serve import programs
 from llama_jax.serve.engine import Engine
 from llama_jax.serve.few_rows import for_few_rows
 from llama_jax.serve.programs import sizes_of
-from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+from llama_jax.serve.stream import (
+    EngineClosedError,
+    QueueFullError,
+    RequestFailedError,
+    Stream,
+    UnfollowableError,
+)
 from llama_jax.sharding.arrays import shard_params
 from llama_jax.sharding.mesh import make_mesh
 
@@ -159,6 +165,37 @@ def test_a_constraint_that_cannot_go_on_ends_its_request_alone(model):
             engine.submit([3], constraint=Stuck()).completions()
         assert len(other.completions()[0].tokens) == 60
         assert engine.stats().used_pages == 0
+
+
+AMBIGUOUS = 'start: e\ne: e e e | e e | "a" | '
+
+
+@pytest.mark.parametrize("grammar", [AMBIGUOUS, "start: /[ab]{200}/"])
+def test_a_constraint_has_so_much_of_the_engines_time(model, monkeypatch, grammar):
+    pytest.importorskip("llguidance")
+    monkeypatch.setattr("llama_jax.serve.stream.GRAMMAR_REQUEST_SECONDS", 0.5)
+    letters, new = Letters(), 200
+    constraint = constraint_for(letters, 256, grammar=grammar, stop_ids=())
+    with Engine(model, tokenizer=letters, **FEW) as engine:
+        other = engine.submit([3] * 40, max_new_tokens=new, stop_ids=())
+        asked = {"n": 2, "max_new_tokens": new, "stop_ids": (), "constraint": constraint}
+        bound = engine.submit([3], **asked)
+        if grammar == AMBIGUOUS:
+            with pytest.raises(UnfollowableError, match="too much time to follow"):
+                bound.completions()
+        else:
+            assert [len(one.tokens) for one in bound.completions()] == [new, new]
+        assert len(other.completions()[0].tokens) == new
+        assert engine.stats().used_pages == 0
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(1, 30), (3, 10)])
+def test_completions_of_one_request_share_its_time(rows, tokens):
+    bound = Stream([3], rows, lambda _: None)
+    for _ in range(rows * tokens):
+        bound.spend(0.07, 1)
+    with pytest.raises(ValueError, match="make it simpler"):
+        bound.spend(0.3, 1)
 
 
 def logprobs_of(stream):

@@ -217,6 +217,20 @@ def test_content_in_parts_and_the_developers_role_are_understood(client):
     assert longer.usage.prompt_tokens > one.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("empty", [{"annotations": [], "refusal": None}, {"tool_calls": []}])
+def test_an_answer_is_sent_back_as_it_came(client, empty):
+    given = {"model": NAME, "max_tokens": 3, "temperature": 0}
+
+    def answer(**fields):
+        said = {"role": "assistant", "content": "Well.", **fields}
+        got = client.chat.completions.create(messages=[*DIALOG, said, *DIALOG], **given)
+        return got.choices[0].message, got.usage.prompt_tokens
+
+    assert answer(**empty) == answer()
+    with pytest.raises(openai.BadRequestError, match="message 1 has"):
+        answer(**{name: [{"type": "citation"}] for name in empty})
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "said"),
     [

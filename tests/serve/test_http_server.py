@@ -17,7 +17,12 @@ from serving import NAME, served
 from llama_jax.serve import limits
 from llama_jax.serve.http import App
 from llama_jax.serve.openai.served import Served
-from llama_jax.serve.stream import EngineClosedError, QueueFullError, RequestFailedError
+from llama_jax.serve.stream import (
+    EngineClosedError,
+    QueueFullError,
+    RequestFailedError,
+    UnfollowableError,
+)
 
 ASKED = {"model": NAME, "prompt": "ab", "max_tokens": 4}
 
@@ -184,6 +189,19 @@ def test_an_error_in_the_middle_of_a_stream_is_its_last_event(engine, url):
         found += opened.recv(1 << 16)
     assert b"request_failed" in found
     assert b"[DONE]" not in found
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_that_cannot_be_followed_is_the_clients_and_says_why(engine, url, stream):
+    def play():
+        engine.say(engine.wait_for_stream(), error=UnfollowableError("make it simpler"))
+
+    threading.Thread(target=play).start()
+    with pytest.raises(openai.APIError, match="make it simpler") as raised:
+        list(client_of(url, max_retries=1).completions.create(**ASKED, stream=stream))
+    assert raised.value.code == "unfollowable"
+    assert isinstance(raised.value, openai.BadRequestError) is not stream
+    assert len(engine.asked) == 1
 
 
 def test_a_silent_stream_sends_comments(engine, url, monkeypatch):
@@ -383,6 +401,23 @@ def test_health_is_the_engines_and_ready_says_when_to_come(engine, url):
     assert ask(url)[2]["error"]["code"] == "failed"
 
 
+@pytest.mark.parametrize(
+    ("path", "host", "status", "refused"),
+    [
+        ("/ready", "localhost", 503, []),
+        ("/health", "localhost", 503, []),
+        ("/health", "evil.example", 403, ["wrong_host"]),
+        ("/v1/models/other", "localhost", 404, ["model_not_found"]),
+    ],
+)
+def test_a_probe_that_is_told_no_is_not_refused(engine, url, path, host, status, refused):
+    engine.failure = RuntimeError("x")
+    assert ask(url, path=path, Host=host)[0] == status
+    lines = ask(url, path="/metrics")[2].decode().splitlines()
+    counted = [line for line in lines if line.startswith("llama_jax_refused_total{")]
+    assert counted == [f'llama_jax_refused_total{{reason="{reason}"}} 1' for reason in refused]
+
+
 def test_metrics_are_prometheus_text(engine, url):
     opened = post(url)
     engine.say(engine.wait_for_stream(), delta("x"), delta("y", "length"))
@@ -403,12 +438,22 @@ def test_metrics_are_prometheus_text(engine, url):
     assert all(line.startswith(("# ", "llama_jax_")) for line in lines)
 
 
-def test_the_description_says_what_an_event_is(url):
+@pytest.mark.parametrize(
+    ("path", "chunk", "whole"),
+    [
+        ("/v1/chat/completions", "ChatChunk", "Chat"),
+        ("/v1/completions", "Completions", "Completions"),
+    ],
+)
+def test_the_description_says_what_an_event_is(url, path, chunk, whole):
     _, _, said = ask(url, path="/openapi.json")
-    answers = said["paths"]["/v1/chat/completions"]["post"]["responses"]["200"]["content"]
+    answers = said["paths"][path]["post"]["responses"]["200"]["content"]
     data = answers["text/event-stream"]["itemSchema"]["properties"]["data"]
-    assert data["contentSchema"] == {"$ref": "#/components/schemas/ChatChunk"}
-    assert answers["application/json"]["schema"] == {"$ref": "#/components/schemas/Chat"}
+    json_of_an_event, last = data["anyOf"]
+    named = [f"#/components/schemas/{name}" for name in (chunk, "Error")]
+    assert json_of_an_event["contentSchema"] == {"anyOf": [{"$ref": name} for name in named]}
+    assert last == {"const": "[DONE]"}  # no JSON
+    assert answers["application/json"]["schema"] == {"$ref": f"#/components/schemas/{whole}"}
 
 
 def test_wrong_paths_and_methods_are_told(url):

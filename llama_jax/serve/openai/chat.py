@@ -97,8 +97,16 @@ def _turn_end(served: Served, messages: Messages, tools: Tools | None) -> int | 
 
 
 def _message(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of calls are objects here, and not a text with their JSON."""
-    said = {name: value for name, value in given.items() if value is not None}
+    """Arguments of calls are objects here, and not a text with their JSON.
+
+    A field that is null or an empty list says nothing: OpenAI's answers have such fields, and
+    clients send an answer back as it came.
+    """
+    said = {
+        name: value
+        for name, value in given.items()
+        if value is not None and (value != [] or name == "content")
+    }
     if said.get("role") == "developer":
         said["role"] = "system"
     if calls := said.get("tool_calls"):

@@ -72,7 +72,8 @@ def _operation(path: str, said: str, asked: Any, answered: Any, schemas: Any) ->
 
     good: dict[str, Any] = {"application/json": of(answered)} if answered else {"text/plain": {}}
     if path in _STREAMED:
-        good["text/event-stream"] = {"itemSchema": _event(of(_STREAMED[path])["schema"])}
+        told = [of(kind)["schema"] for kind in (_STREAMED[path], answers.Error)]
+        good["text/event-stream"] = {"itemSchema": _event(told)}
     wrong = {"application/json": of(answers.Error)}
     found: dict[str, Any] = {
         "summary": said,
@@ -91,9 +92,17 @@ def _operation(path: str, said: str, asked: Any, answered: Any, schemas: Any) ->
     return found
 
 
-def _event(chunk: Any) -> dict[str, Any]:
-    """The schema of a server-sent event, as OpenAPI 3.2 has it."""
-    said = "A chunk; an error, which ends the stream; or [DONE], the last"
-    data = {"type": "string", "description": said, "contentMediaType": "application/json"}
-    data["contentSchema"] = chunk
+def _event(told: list[Any]) -> dict[str, Any]:
+    """The schema of a server-sent event, as OpenAPI 3.2 has it; `told` are those of its JSON."""
+    data = {
+        "description": "A chunk; an error, which ends the stream; or [DONE], the last",
+        "anyOf": [
+            {
+                "type": "string",
+                "contentMediaType": "application/json",
+                "contentSchema": {"anyOf": told},
+            },
+            {"const": "[DONE]"},
+        ],
+    }
     return {"type": "object", "required": ["data"], "properties": {"data": data}}
