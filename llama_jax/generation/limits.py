@@ -58,7 +58,7 @@ MAX_LEXER_STATES = 100_000
 
 GRAMMAR_REQUEST_SECONDS = 2.0
 """The processor time that an engine spends on what one request's completions may be, and"""
-GRAMMAR_TOKEN_SECONDS = 0.005
+GRAMMAR_TOKEN_SECONDS = 0.01
 """so much more for each of their tokens: all requests wait meanwhile. With Llama 3's vocabulary a
 schema of 100 objects takes 2 ms a token, an ambiguous grammar of one line 640 ms at its 60th."""
 
