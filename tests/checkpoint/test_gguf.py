@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import struct
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,9 +24,10 @@ from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops.rope import frequencies
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.weights.params import weight_at
-from llama_jax.weights.weight import is_value
+from llama_jax.weights.weight import is_value, stored_bytes
 
 Q4_1, Q6_K = 3, 14
+GUIDES = Path(__file__).parents[2] / "docs/guides"
 
 
 def written(folder, metadata, tensors, name="model.gguf", **how):
@@ -116,6 +119,20 @@ def test_a_quantized_weight_becomes_a_value_without_another_rounding(tmp_path, n
     np.testing.assert_array_equal(value.dense(), want)
     again = llama_jax.load(file, quantize="none").weights["layers_0"]["feed_forward"]["w3"]
     np.testing.assert_array_equal(again, want)
+
+
+@pytest.mark.parametrize("number", [n for n, kind in TYPES.items() if kind.unpack])
+def test_the_guide_says_how_many_bits_a_number_takes(tmp_path, number):
+    kind, guide = TYPES[number], (GUIDES / "convert.md").read_text()
+    (row,) = re.findall(rf"^\| ((?:\w+, )*{kind.name}(?:, \w+)*) \| ([\d., ]+) \|$", guide, re.M)
+    names, bits = (cell.split(", ") for cell in row)
+    metadata, tensors = small_model(dim=512, heads=8, hidden=96, layers=1)
+    raw = bytes(96 * 512 // kind.block * kind.nbytes)
+    tensors["blk.0.ffn_up.weight"] = (number, (96, 512), raw)
+    file = written(tmp_path, metadata, tensors)
+    value = llama_jax.load(file).weights["layers_0"]["feed_forward"]["w3"]
+    stated = float((bits * len(names))[names.index(kind.name)])
+    assert stored_bytes(value, value.shape) * 8 == stated * 96 * 512
 
 
 def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
