@@ -6,6 +6,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import struct
 import time
 from pathlib import Path
@@ -166,6 +167,32 @@ def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
     assert plain.written.dtypes == ("bfloat16",)
     origin = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
     assert origin["format"] == "gguf"
+
+
+@pytest.mark.parametrize("changes", [{"ggml.pre": "tekken"}, {"ggml.model": "t5"}])
+def test_a_tokenizer_that_is_not_read_may_be_put_where_the_error_says(tmp_path, changes):
+    own, other = (bpe_metadata(tiktoken_file(), **each) for each in ({}, changes))
+    metadata, tensors = small_model(layers=1, vocab=len(own["tokenizer.ggml.tokens"]))
+    convert(written(tmp_path, metadata | own, tensors, "own.gguf"), tmp_path / "own")
+    file = written(tmp_path, metadata | other, tensors)
+    with pytest.raises(ValueError, match="into the folder that `llama-jax convert` writes") as told:
+        load_tokenizer(file)
+    done = convert(file, tmp_path / "native")
+    assert done.source.warnings == (str(told.value),)
+    assert open_checkpoint(tmp_path / "native").tokenizer is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "own" / name, tmp_path / "native")
+    found = open_checkpoint(tmp_path / "native").tokenizer
+    want = load_tokenizer(tmp_path / "own/tokenizer.json").encode("the llama", bos=False, eos=False)
+    assert load_tokenizer(found).encode("the llama", bos=False, eos=False) == want
+
+
+def test_a_damaged_tokenizer_is_not_left_out(tmp_path):
+    tokens = bpe_metadata(tiktoken_file(), **{"ggml.merges": "no"})
+    metadata, tensors = small_model(layers=1, vocab=len(tokens["tokenizer.ggml.tokens"]))
+    file = written(tmp_path, metadata | tokens, tensors)
+    with pytest.raises(ValueError, match="merges is no list"):
+        convert(file, tmp_path / "native")
 
 
 def test_a_set_of_files_is_one_model_whichever_is_named(tmp_path):
