@@ -18,6 +18,7 @@ from llama_jax.checkpoint.source import Source
 from llama_jax.distributed import from_first
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.tokenizer.folder import given_path
+from llama_jax.tokenizer.gguf_header import UnreadTokenizer
 from llama_jax.weights.quantize import Rule
 from llama_jax.weights.table import WeightPath
 
@@ -85,6 +86,14 @@ def _written(told: dict[str, Any]) -> native.Written:
 
 
 def _with_its_tokenizer(source: Source) -> Source:
-    """The source, once its tokenizer is known to be one, with what is to be said of that."""
-    tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    """The source, once its tokenizer is known to be one, with what is to be said of that.
+
+    A GGUF file's of a kind that is not read is left out, with a warning that says what to put in
+    its place.
+    """
+    try:
+        tokenizer = None if source.tokenizer is None else load_tokenizer(source.tokenizer)
+    except UnreadTokenizer as error:
+        warnings = (*source.warnings, str(error))
+        return dataclasses.replace(source, tokenizer=None, warnings=warnings)
     return dataclasses.replace(source, notes=source.notes_with(tokenizer))

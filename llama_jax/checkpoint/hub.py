@@ -24,6 +24,7 @@ CONFIGS = ("config.json", "params.json")
 BESIDE = (
     *CONFIGS,
     "generation_config.json",
+    *("quantize_config.json", "quant_config.json"),
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",

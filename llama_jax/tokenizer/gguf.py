@@ -18,7 +18,7 @@ import numpy as np
 from llama_jax.tokenizer.added import check_vocabulary
 from llama_jax.tokenizer.foreign import MAX_ERROR, in_words
 from llama_jax.tokenizer.gguf_bpe import tokenizer_json
-from llama_jax.tokenizer.gguf_header import read_header
+from llama_jax.tokenizer.gguf_header import UnreadTokenizer, read_header
 from llama_jax.tokenizer.gguf_sentencepiece import tokenizer_model
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
@@ -41,10 +41,17 @@ class MadeFiles:
 
 
 def gguf_tokenizer(path: Path) -> MadeFiles:
-    """The files for the tokenizer in a GGUF file; ValueError names the file and what is wrong."""
+    """The files for the tokenizer in a GGUF file; ValueError names the file and what is wrong.
+
+    An `UnreadTokenizer` where nothing is wrong, but its kind is not read.
+    """
     metadata = read_header(path).metadata
-    with in_words(f"the tokenizer in {path}: ", limit=MAX_ERROR):
-        return _made(metadata)
+    before = f"the tokenizer in {path}: "
+    try:
+        with in_words(before, limit=MAX_ERROR, but=(UnreadTokenizer,)):
+            return _made(metadata)
+    except UnreadTokenizer as error:
+        raise UnreadTokenizer(f"{before}{error}") from None
 
 
 def _made(metadata: Mapping[str, Any]) -> MadeFiles:
@@ -57,10 +64,10 @@ def _made(metadata: Mapping[str, Any]) -> MadeFiles:
         name = "tokenizer.json"
         content, notes = tokenizer_json(said, metadata.get("tokenizer.ggml.merges"))
     else:
-        raise ValueError(
+        raise UnreadTokenizer(
             f"tokenizer.ggml.model is {kind!r:.80}, and llama (SentencePiece) and gpt2 (byte-level "
-            "BPE) are read; put the model's tokenizer.json or tokenizer.model into the folder that "
-            "`llama-jax convert` writes"
+            "BPE) are read; put the model's tokenizer.json or tokenizer.model, and its "
+            "tokenizer_config.json, into the folder that `llama-jax convert` writes"
         )
     written = {name: content, _CONFIG: _json(said.config), _GENERATION: _json(said.generation)}
     return MadeFiles(name, written, notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from llama_jax.tokenizer.gguf_header import UnreadTokenizer
 from llama_jax.tokenizer.tiktoken import WORDS
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ WORD_CUTS: dict[str, dict[str, Any]] = {
 def tokenizer_json(said: Vocabulary, merges: Any) -> tuple[bytes, tuple[str, ...]]:
     """The file, and notes for a person."""
     if said.pre not in WORD_CUTS:
-        raise ValueError(
+        raise UnreadTokenizer(
             f"tokenizer.ggml.pre is {said.pre!r:.80}, and {', '.join(WORD_CUTS)} are read; put the "
-            "model's tokenizer.json into the folder that `llama-jax convert` writes"
+            "model's tokenizer.json and tokenizer_config.json into the folder that `llama-jax "
+            "convert` writes"
         )
     if not isinstance(merges, list):
         raise ValueError("tokenizer.ggml.merges is no list of merges; the file has none")

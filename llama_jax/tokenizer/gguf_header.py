@@ -41,6 +41,10 @@ class BrokenGGUF(ValueError):
     """What is wrong with a file, in words for a person, who still has to be told which file."""
 
 
+class UnreadTokenizer(ValueError):
+    """The file's tokenizer is whole, of a kind that is not read; its weights may be read."""
+
+
 @dataclasses.dataclass(frozen=True)
 class GGUFHeader:
     """What a GGUF file says of its model."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from llama_jax.ops.linear import linear, linear_transposed
 from llama_jax.pytrees import register_dataclass
 from llama_jax.weights.rounding import LEAST, rounded_int8
 from llama_jax.weights.weight import Layout, PartAxis, register_weight
@@ -23,9 +24,9 @@ class Int8Dynamic:
     """A weight [in, out] of int8 `values` [out, in] and scales [out], for rounded activations.
 
     A product rounds each row of its activations to integers from -127 to 127 and one scale. Sums of
-    integers are exact, so a row's result is the same to the bit beside any other rows. No gradient
-    flows through the rounding: train above `Int8`. `values` lie by outputs, as a CPU's product of
-    integers reads them.
+    integers are exact, so a row's result is the same to the bit beside any other rows. A gradient
+    passes the rounding by, as if activations were multiplied as they are. `values` lie by outputs,
+    as a CPU's product of integers reads them.
     """
 
     kind: ClassVar[str] = "int8_dynamic"
@@ -46,16 +47,10 @@ class Int8Dynamic:
         return (self.values.shape[1], self.values.shape[0])
 
     def matmul(self, x: Array) -> Array:
-        rows, scale = _rounded_rows(x.reshape(-1, x.shape[-1]).astype(jnp.float32))
-        sums = _integer_dot(self.values, rows, over=1)
-        out = (sums * scale * self._scale()).astype(x.dtype)
-        return out.reshape(*x.shape[:-1], self.shape[1])
+        return _product(x, self)
 
     def matmul_transposed(self, x: Array) -> Array:
-        scaled = x.reshape(-1, x.shape[-1]).astype(jnp.float32) * self._scale()
-        rows, scale = _rounded_rows(scaled)
-        out = (_integer_dot(self.values, rows, over=0) * scale).astype(x.dtype)
-        return out.reshape(*x.shape[:-1], self.shape[0])
+        return _product_transposed(x, self)
 
     def rows(self, ids: Array) -> Array:
         rows = jnp.moveaxis(jnp.asarray(self.values)[:, ids], 0, -1).astype(jnp.float32)
@@ -89,6 +84,31 @@ class Int8Dynamic:
                 f"constants={dict(constants)} should be none"
             )
         return cls(values, scale, np.dtype(dtype))
+
+
+@jax.custom_vjp
+def _product(x: Array, w: Int8Dynamic) -> Array:
+    rows, scale = _rounded_rows(x.reshape(-1, x.shape[-1]).astype(jnp.float32))
+    sums = _integer_dot(w.values, rows, over=1)
+    out = (sums * scale * w._scale()).astype(x.dtype)
+    return out.reshape(*x.shape[:-1], w.shape[1])
+
+
+@jax.custom_vjp
+def _product_transposed(x: Array, w: Int8Dynamic) -> Array:
+    scaled = x.reshape(-1, x.shape[-1]).astype(jnp.float32) * w._scale()
+    rows, scale = _rounded_rows(scaled)
+    out = (_integer_dot(w.values, rows, over=0) * scale).astype(x.dtype)
+    return out.reshape(*x.shape[:-1], w.shape[0])
+
+
+# Of rounding itself the gradient is 0, and what lies before this weight would learn nothing.
+_product.defvjp(
+    lambda x, w: (_product(x, w), w), lambda w, g: (linear_transposed(g, w.dense()), None)
+)
+_product_transposed.defvjp(
+    lambda x, w: (_product_transposed(x, w), w), lambda w, g: (linear(g, w.dense()), None)
+)
 
 
 def _rounded_rows(x: Array) -> tuple[Array, Array]:

@@ -88,7 +88,8 @@ def rounded_weight(array: Any, kind: str, path: WeightPath, dtype: Any = None) -
     name = ".".join(path)
     if is_value(array):
         raise ValueError(
-            f"{name} is {array.kind} already; quantize the model that it was made from"
+            f"{name} is {array.kind} already; quantize the model that it was made from, or round a "
+            "second time what `llama-jax convert --quantize none` makes of this one"
         )
     of = ROUNDED[kind]
     value = jax.eval_shape(of, array) if isinstance(array, jax.ShapeDtypeStruct) else of(array)

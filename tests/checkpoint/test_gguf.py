@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
+import shutil
 import struct
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,9 +25,10 @@ from llama_jax.config import LinearScaling, Llama3Scaling, YarnScaling
 from llama_jax.ops.rope import frequencies
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.weights.params import weight_at
-from llama_jax.weights.weight import is_value
+from llama_jax.weights.weight import is_value, stored_bytes
 
 Q4_1, Q6_K = 3, 14
+GUIDES = Path(__file__).parents[2] / "docs/guides"
 
 
 def written(folder, metadata, tensors, name="model.gguf", **how):
@@ -118,6 +122,20 @@ def test_a_quantized_weight_becomes_a_value_without_another_rounding(tmp_path, n
     np.testing.assert_array_equal(again, want)
 
 
+@pytest.mark.parametrize("number", [n for n, kind in TYPES.items() if kind.unpack])
+def test_the_guide_says_how_many_bits_a_number_takes(tmp_path, number):
+    kind, guide = TYPES[number], (GUIDES / "convert.md").read_text()
+    (row,) = re.findall(rf"^\| ((?:\w+, )*{kind.name}(?:, \w+)*) \| ([\d., ]+) \|$", guide, re.M)
+    names, bits = (cell.split(", ") for cell in row)
+    metadata, tensors = small_model(dim=512, heads=8, hidden=96, layers=1)
+    raw = bytes(96 * 512 // kind.block * kind.nbytes)
+    tensors["blk.0.ffn_up.weight"] = (number, (96, 512), raw)
+    file = written(tmp_path, metadata, tensors)
+    value = llama_jax.load(file).weights["layers_0"]["feed_forward"]["w3"]
+    stated = float((bits * len(names))[names.index(kind.name)])
+    assert stored_bytes(value, value.shape) * 8 == stated * 96 * 512
+
+
 def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
     metadata, tensors = small_model(dim=256, heads=8, hidden=256, layers=1)
     rng = np.random.default_rng(1)
@@ -149,6 +167,32 @@ def test_a_quantized_file_is_loaded_converted_and_sharded_alike(tmp_path):
     assert plain.written.dtypes == ("bfloat16",)
     origin = json.loads((tmp_path / "native/checkpoint.json").read_text())["source"]
     assert origin["format"] == "gguf"
+
+
+@pytest.mark.parametrize("changes", [{"ggml.pre": "tekken"}, {"ggml.model": "t5"}])
+def test_a_tokenizer_that_is_not_read_may_be_put_where_the_error_says(tmp_path, changes):
+    own, other = (bpe_metadata(tiktoken_file(), **each) for each in ({}, changes))
+    metadata, tensors = small_model(layers=1, vocab=len(own["tokenizer.ggml.tokens"]))
+    convert(written(tmp_path, metadata | own, tensors, "own.gguf"), tmp_path / "own")
+    file = written(tmp_path, metadata | other, tensors)
+    with pytest.raises(ValueError, match="into the folder that `llama-jax convert` writes") as told:
+        load_tokenizer(file)
+    done = convert(file, tmp_path / "native")
+    assert done.source.warnings == (str(told.value),)
+    assert open_checkpoint(tmp_path / "native").tokenizer is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tmp_path / "own" / name, tmp_path / "native")
+    found = open_checkpoint(tmp_path / "native").tokenizer
+    want = load_tokenizer(tmp_path / "own/tokenizer.json").encode("the llama", bos=False, eos=False)
+    assert load_tokenizer(found).encode("the llama", bos=False, eos=False) == want
+
+
+def test_a_damaged_tokenizer_is_not_left_out(tmp_path):
+    tokens = bpe_metadata(tiktoken_file(), **{"ggml.merges": "no"})
+    metadata, tensors = small_model(layers=1, vocab=len(tokens["tokenizer.ggml.tokens"]))
+    file = written(tmp_path, metadata | tokens, tensors)
+    with pytest.raises(ValueError, match="merges is no list"):
+        convert(file, tmp_path / "native")
 
 
 def test_a_set_of_files_is_one_model_whichever_is_named(tmp_path):

@@ -81,6 +81,36 @@ def test_matrices_that_stay_plain_are_read_so_and_zero_biases_are_none(tmp_path)
         np.testing.assert_array_equal(found.tensors[path][...], tensor[...])
 
 
+BESIDE = [
+    ("gptq-8", "quantize_config.json", {"bits": 8, "group_size": 32, "desc_act": False}),
+    ("awq", "quant_config.json", {"w_bit": 4, "q_group_size": 32, "version": "GEMM"}),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "said"), BESIDE)
+def test_what_auto_gptq_and_auto_awq_state_beside_config_json_is_read(tmp_path, name, file, said):
+    folder, plain = written(tmp_path, FORMATS[name][0], None)
+    with pytest.raises(ValueError, match=r"or state quantization_config in config\.json"):
+        open_checkpoint(folder)
+    (folder / file).write_text(json.dumps(said))
+    found, want = open_checkpoint(folder).tensors, open_checkpoint(plain).tensors
+    for path, tensor in want.items():
+        np.testing.assert_array_equal(found[path][...], tensor[...], str(path))
+    for broken, message in ((json.dumps({**said, "bits": 3}), "'3' bits"), ("[", "is not JSON")):
+        (folder / file).write_text(broken)
+        with pytest.raises(ValueError, match=message) as caught:
+            open_checkpoint(folder)
+        assert str(folder / file) in str(caught.value)
+
+
+def test_config_json_is_believed_before_a_file_beside_it(tmp_path):
+    folder, plain = written(tmp_path, FORMATS["gptq-8"][0], FORMATS["gptq-8"][1])
+    (folder / "quantize_config.json").write_text(json.dumps({"bits": 4}))
+    found, want = open_checkpoint(folder).tensors, open_checkpoint(plain).tensors
+    for path, tensor in want.items():
+        np.testing.assert_array_equal(found[path][...], tensor[...], str(path))
+
+
 def test_a_quantized_folder_is_converted_as_it_is_or_as_arrays(tmp_path):
     folder, plain = written(tmp_path, awq, FORMATS["awq"][1])
     want = open_checkpoint(plain).tensors

@@ -118,6 +118,17 @@ def test_what_cannot_be_rounded_is_refused_in_the_words_of_the_caller(params, sa
         done = run("convert", tmp_path / "small", tmp_path / "again", "--quantize", asked)
         assert (done.exit_code, said in done.stderr) == (code, True), done.output
         assert not (tmp_path / "again").exists()
+    assert "what `llama-jax convert --quantize none` makes of this one" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_arrays_made_of_a_quantized_checkpoint_are_rounded_anew(params, tmp_path, kind):
+    llama_jax.save(llama_jax.quantize(params, "int8"), tmp_path / "small")
+    for source, destination, asked in (("small", "arrays", "none"), ("arrays", "again", kind)):
+        done = run("convert", tmp_path / source, tmp_path / destination, "--quantize", asked)
+        assert done.exit_code == 0, done.output
+    wq = llama_jax.load(tmp_path / "again").weights["layers_0"]["attention"]["wq"]
+    assert wq.kind == kind
 
 
 def test_generate_rounds_as_it_loads_and_keeps_an_int8_cache(saved):

@@ -166,6 +166,19 @@ def test_rounded_activations_give_a_row_the_same_bits_in_any_company():
     assert 0 < np.abs(back - y @ dense.T).max() < 0.03 * np.abs(back).max()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gradient_passes_the_rounding_of_activations_by(dtype, transposed):
+    weight = Int8Dynamic.of(ARRAY)
+    product = weight.matmul_transposed if transposed else weight.matmul
+    width, dense = (48, weight.dense().T) if transposed else (128, weight.dense())
+    x, g = (jnp.asarray(RNG.normal(size=(2, 3, n)), dtype) for n in (width, 176 - width))
+    (found,) = jax.vjp(product, x)[1](g)
+    assert found.dtype == x.dtype
+    want, rtol = g.astype(jnp.float32) @ dense.T, 1e-5 if dtype == "float32" else 1e-2
+    np.testing.assert_allclose(found.astype(jnp.float32), want, rtol=rtol, atol=rtol)
+
+
 def test_rounded_activations_are_cut_and_put_together_again():
     weight = Int8Dynamic.of(ARRAY)
     sharding = NamedSharding(llama_jax.make_mesh(fsdp=2, tensor=4), P("tensor", "fsdp"))

@@ -13,7 +13,7 @@ from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.huggingface.files import HFTensors, has_weights, open_tensors
 from llama_jax.checkpoint.huggingface.names import check_names, zero_biases
-from llama_jax.checkpoint.huggingface.quantization import read_quantized
+from llama_jax.checkpoint.huggingface.quantization import read_quantized, stated_beside
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.checkpoint.rope_buffers import rope_warnings
 from llama_jax.checkpoint.source import Source, StoredTensor, own_tokenizer
@@ -64,7 +64,10 @@ def open_hf(path: str | Path, *, max_seq_len: int | None = None) -> Source:
     if config.tie_embeddings:
         config, note = _tied(found, config)
         notes += [] if note is None else [note]
-    values, said_of_them = read_quantized(found, said.quantization, config, path / "config.json")
+    how, file = said.quantization, path / "config.json"
+    if said.quantized is None and (beside := stated_beside(path)):
+        file, how = beside
+    values, said_of_them = read_quantized(found, how, config, file)
     notes += [*said_of_them, *zero_biases(found, config)]
     check_names(path, found, said, config, buffers)
     if said.quantized is not None and not values:

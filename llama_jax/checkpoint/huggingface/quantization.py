@@ -13,7 +13,9 @@ import numpy as np
 
 from llama_jax.checkpoint.blocks import Stored
 from llama_jax.checkpoint.computed import ComputedTensor
+from llama_jax.checkpoint.files.json_file import read_object
 from llama_jax.checkpoint.files.messages import shorten
+from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.checkpoint.huggingface import quantized
 from llama_jax.checkpoint.huggingface.files import HFTensors
 from llama_jax.checkpoint.huggingface.packed import Tensors, half_split_order
@@ -40,6 +42,25 @@ _ACTIVATIONS = re.compile(
     r"(.*\.)?(input_scale|input_scale_ub|input_zero_point|output_scale|k_scale|v_scale|weight_format)"
 )
 _FLOATS = "get the model's float16 or bfloat16 files"
+_BESIDE = {
+    "quantize_config.json": {"quant_method": "gptq"},
+    "quant_config.json": {"quant_method": "awq"},
+}
+"""The files of AutoGPTQ and AutoAWQ, which in older folders stand for `quantization_config`."""
+
+
+def stated_beside(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The file beside config.json that says how matrices are quantized, and what it says.
+
+    In the words of `quantization_config`: AutoAWQ's `w_bit` is its `bits`.
+    """
+    for name, method in _BESIDE.items():
+        if (file := folder / name).exists():
+            check_inside(folder, file)
+            found = read_object(file)
+            bits = {"bits": found["w_bit"]} if "w_bit" in found else {}
+            return file, {**method, **bits, **found}
+    return None
 
 
 def read_quantized(
@@ -47,8 +68,9 @@ def read_quantized(
 ) -> tuple[dict[str, Stored], list[str]]:
     """The quantized matrices by name, and notes; what they are made of leaves `found`.
 
-    `said` is quantization_config of the `config_file`. ValueError names the matrix, or the variant
-    that is not read; what is of no method that is read is left to others to tell.
+    `said` is quantization_config of the `config_file`, or what another file states in its place.
+    ValueError names the matrix, or the variant that is not read; what is of no method that is read
+    is left to others to tell.
     """
     method = said.get("quant_method") if isinstance(said, Mapping) else None
     marks = _MARKS.get(method, ()) if isinstance(method, str) else ()
