@@ -22,6 +22,7 @@ from llama_jax.checkpoint.huggingface.packed import Tensors, half_split_order
 from llama_jax.checkpoint.huggingface.quantized import Arranged
 from llama_jax.checkpoint.names import WeightNames, names_table
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
 
 _MARKS = {
     "awq": ("qweight",),
@@ -55,7 +56,7 @@ def stated_beside(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     In the words of `quantization_config`: AutoAWQ's `w_bit` is its `bits`.
     """
     for name, method in _BESIDE.items():
-        if (file := folder / name).exists():
+        if is_there(file := folder / name):
             check_inside(folder, file)
             found = read_object(file)
             bits = {"bits": found["w_bit"]} if "w_bit" in found else {}
