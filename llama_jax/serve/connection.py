@@ -16,19 +16,34 @@ from llama_jax.serve import limits
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the kernel drops what it has not sent
 
 
-class _Counted(h11.Connection):
-    """h11's, which takes a body in so many pieces at most: a small one costs as much as a large."""
+class _Strict(h11.Connection):
+    """h11's, which takes no head of another size or form, and a body in so many pieces at most.
+
+    h11 bounds a head while it waits for its end alone, takes a line feed for a line's end, and
+    joins lines to a header's value. A small piece of a body costs as much as a large one.
+    """
 
     _pieces = 0
 
     def next_event(self) -> Any:
+        before = self.trailing_data[0] if self.their_state is h11.IDLE else b""
         event = super().next_event()
         if isinstance(event, h11.Request):
+            _check_head(before[: len(before) - len(self.trailing_data[0])])
             self._pieces = 0
         self._pieces += isinstance(event, h11.Data)
         if self._pieces > limits.MAX_PIECES:
             raise h11.RemoteProtocolError("the body comes in too many pieces")
         return event
+
+
+def _check_head(head: bytes) -> None:
+    """RemoteProtocolError where a request's head is too large, or a line feed stands in a line."""
+    if len(head) > limits.MAX_HEAD_BYTES:
+        raise h11.RemoteProtocolError("the head is too large")
+    lines = head.strip(b"\r\n").split(b"\r\n")
+    if any(b"\n" in line or line.startswith((b" ", b"\t")) for line in lines):
+        raise h11.RemoteProtocolError("a header has more than one line")
 
 
 class Connection(H11Protocol):
@@ -40,7 +55,7 @@ class Connection(H11Protocol):
 
     def __init__(self, *args: Any, cut: Callable[[str], None], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Counted(h11.SERVER, limits.MAX_HEAD_BYTES)
+        self.conn = _Strict(h11.SERVER, limits.MAX_HEAD_BYTES)
         self._cut = cut
 
     _head: asyncio.TimerHandle | None = None

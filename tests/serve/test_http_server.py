@@ -284,6 +284,28 @@ def test_a_body_in_crumbs_is_refused(engine, serving, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (b"X: " + b"a" * 60_000, 200),
+        (b"X: " + b"a" * 70_000, 400),
+        (b"X: a\r\n b", 400),
+        (b"X: a\r\n\tEvil: b", 400),
+        (b"X: a\nEvil: b", 400),
+    ],
+    ids=["60 KB", "70 KB", "folded", "folded by a tab", "a line feed"],
+)
+def test_a_head_is_short_and_each_header_a_line(serving, header, status):
+    url, app = serving
+    for more in (b"", b"POST"):  # a piece of the next request is none of this one's
+        opened = connect(url)
+        opened.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + header + b"\r\n\r\n" + more)
+        if status == 200:
+            opened.shutdown(socket.SHUT_WR)
+        assert read_all(opened)[0].startswith(b"HTTP/1.1 %d" % status)
+    assert sum(app.metrics.cut.values.values()) == (2 if status == 400 else 0)
+
+
+@pytest.mark.parametrize(
     ("body", "status", "said"),
     [
         (b"[" * 100_000, 400, "too deeply"),
