@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -19,6 +20,8 @@ VARIABLE = "LLAMA_JAX_CACHE"
 """Environment: `off` keeps no programs, a path keeps them there; unset, in the user's folder."""
 MAX_BYTES = 512 << 20
 """The size limit of the cache: the least recently used go first. An 8B program has a megabyte."""
+_KEPT = re.compile(r".+-[0-9a-f]{64}")
+"""How JAX, and `untraced.py`, name a program: what it is called, and a digest."""
 _UNMAPPED = 65534
 """The user that Linux shows for those whom a container's user namespace lacks, root among them."""
 DIRECTORY = "jax_compilation_cache_dir"
@@ -104,7 +107,7 @@ def _prepare(folder: Path, *, private: bool) -> None:
     try:
         # JAX's own name for it: nobody reads or writes an entry meanwhile.
         with filelock.FileLock(folder / ".lockfile", timeout=0):
-            _remove_halves(folder)
+            _remove_broken(folder)
     except filelock.Timeout:
         pass  # somebody is at work there, so it can be written
 
@@ -129,10 +132,28 @@ def _check_way(folder: Path, *, private: bool, links: int = 40) -> None:
             _check_way(one.parent / os.readlink(one), private=private, links=links - 1)
 
 
-def _remove_halves(folder: Path) -> None:
-    """Removes entries without a time of use, which JAX writes last, and times without an entry."""
-    for file in folder.iterdir():
+def _remove_broken(folder: Path) -> None:
+    """Removes entries without a time of use, which JAX writes last, and times without an entry.
+
+    And what no writing of ours makes: JAX would wait for a pipe, and for the end of a device. What
+    has another name than a kept program has is somebody's own, and JAX would remove it.
+    """
+    for file in folder.glob("*-*"):
         entry, _, kind = file.name.rpartition("-")
         other = {"cache": "atime", "atime": "cache"}.get(kind)
-        if other and not (folder / f"{entry}-{other}").exists():
-            file.unlink(missing_ok=True)
+        if other is None:
+            continue
+        if not _KEPT.fullmatch(entry):
+            raise OSError(f"{file} is no kept program, so {folder} is used for something else")
+        if not _is_kept(file) or not _is_kept(folder / f"{entry}-{other}"):
+            folder_there = file.is_dir() and not file.is_symlink()
+            file.rmdir() if folder_there else file.unlink(missing_ok=True)
+
+
+def _is_kept(file: Path) -> bool:
+    """Whether a regular file is there, itself and no link, of no more bytes than are kept."""
+    try:
+        found = file.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size <= MAX_BYTES

@@ -174,6 +174,54 @@ def test_what_a_killed_process_half_wrote_is_compiled_again(tmp_path):
     assert run(LLAMA_JAX_CACHE=str(tmp_path))["cache_misses"] == 0
 
 
+def odd_pipe(file):
+    os.mkfifo(file)
+
+
+def odd_folder(file):
+    file.mkdir()
+
+
+def odd_endless(file):
+    file.symlink_to("/dev/zero")
+
+
+def odd_link_to_nothing(file):
+    file.symlink_to(file.parent.parent / "nothing")
+
+
+def odd_huge(file):
+    with file.open("wb") as opened:
+        opened.truncate(1 << 40)
+
+
+ODD = (odd_pipe, odd_folder, odd_endless, odd_link_to_nothing, odd_huge)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pipes and devices are as Linux has them")
+@pytest.mark.parametrize("make", ODD)
+@pytest.mark.parametrize("what", ["cache", "atime"])
+def test_what_no_writing_leaves_is_removed_with_its_other_half(tmp_path, keeps_none, make, what):
+    digest = "0" * 64
+    for number in "12":
+        for kind in ("cache", "atime"):
+            (tmp_path / f"jit_{number}-{digest}-{kind}").write_bytes(b"8 bytes.")
+    (odd := tmp_path / f"jit_1-{digest}-{what}").unlink()
+    make(odd)
+    compilation._remove_broken(tmp_path)
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == [f"jit_2-{digest}-atime", f"jit_2-{digest}-cache"]
+
+
+@pytest.mark.parametrize("name", ["browser-cache", "jit_f-12-atime"])
+def test_a_folder_of_somebodys_own_files_is_not_used(tmp_path, monkeypatch, keeps_none, name):
+    (own := tmp_path / name).write_text("mine")
+    monkeypatch.setenv(compilation.VARIABLE, str(tmp_path))
+    with pytest.warns(UserWarning, match=f"not kept: .*{name} is no kept program, so .* else"):
+        compilation.keep_programs()
+    assert own.read_text() == "mine"
+
+
 def test_a_damaged_program_is_compiled_without_a_word_and_written_anew(tmp_path):
     first = run(LLAMA_JAX_CACHE=str(tmp_path))
     for n, file in enumerate(sorted(tmp_path.glob("*-cache"))):
