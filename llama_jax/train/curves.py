@@ -21,15 +21,17 @@ def read_metrics(run: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise ValueError(f"{run} {wrong}; name the folder of `llama-jax train --out`")
     lines = file.read_bytes().splitlines(keepends=True)
     # A run that is being written may have half a line at the end.
-    found = [_record(line, file, n) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
+    found = [record_of(line, file, n) for n, line in enumerate(lines, 1) if line.endswith(b"\n")]
     if not found:
         raise ValueError(f"{file} is empty: the run has taken no step yet")
     return found
 
 
-def _record(line: bytes, file: Path, number: int) -> dict[str, Any]:
+def record_of(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    """The record in a line of a run's metrics; ValueError names the line that is none."""
     with contextlib.suppress(ValueError, RecursionError):
-        if isinstance(record := json.loads(line), dict) and "step" in record:
+        record = json.loads(line)
+        if isinstance(record, dict) and type(record.get("step")) is int:
             return record
     raise ValueError(f"{file}, line {number} is no record of a run; take that line out")
 
@@ -69,7 +71,11 @@ def plot(run: str | os.PathLike[str], out: str | os.PathLike[str]) -> Path:
 
 
 def _draw(axes: Any, records: list[dict[str, Any]], name: str, label: str) -> None:
-    points = [(record["step"], record[name]) for record in records if name in record]
+    points = [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
     steps, values = zip(*points, strict=True) if points else ((), ())
     few = {"marker": "o"} if len(points) < 30 else {}  # a line between two points is no curve
     axes.plot(steps, values, label=label, linewidth=1, **few)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)

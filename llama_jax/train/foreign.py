@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_jax.checkpoint.files.regular import open_regular
+
 _HEADER = 256 * 4
 _LLM_C: dict[int, tuple[int, np.dtype]] = {
     20240520: (1, np.dtype("<u2")),
@@ -47,9 +49,8 @@ def foreign_shards(path: Path) -> dict[str, tuple[np.ndarray, ...]]:
 
 def open_foreign(file: Path) -> np.ndarray:
     """The tokens of one file of nanoGPT's or llm.c's."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        start = opened.read(_HEADER)
+    with open_regular(file) as opened:
+        start, size = opened.read(_HEADER), file.stat().st_size
     magic = int.from_bytes(start[:4], "little")
     if magic == _LLM_C_EVALUATION:
         raise ValueError(f"{file} holds questions for llm.c's evaluation, not tokens to train on")

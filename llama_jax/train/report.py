@@ -16,6 +16,8 @@ from jax.experimental import multihost_utils
 
 from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.config import Config
+from llama_jax.tokenizer.folder import is_there
+from llama_jax.train.curves import record_of
 from llama_jax.train.event_files import event_files
 from llama_jax.train.peak import Peak
 from llama_jax.train.phases import phase
@@ -192,15 +194,17 @@ def _forget_after(file: Path, step: int) -> float:
 
     Returns the lowest validation loss of those that stay; infinity where there is none.
     """
-    if not file.exists():
+    if not is_there(file):
         return math.inf
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = file.read_bytes().splitlines(keepends=True)
     # A process that was killed may have left half a line at the end.
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    replace_text(file, "".join(kept))
-    return min(
-        (json.loads(line).get("validation_loss", math.inf) for line in kept), default=math.inf
-    )
+    whole = [
+        (line, record_of(line, file, n)) for n, line in enumerate(lines, 1) if line.endswith(b"\n")
+    ]
+    kept = [(line, record) for line, record in whole if record["step"] <= step]
+    replace_text(file, b"".join(line for line, _ in kept).decode())
+    losses = (record.get("validation_loss", math.inf) for _, record in kept)
+    return min((loss for loss in losses if isinstance(loss, int | float)), default=math.inf)
 
 
 def shown_rows(ids: np.ndarray) -> str:

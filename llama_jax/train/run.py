@@ -11,7 +11,6 @@ runs/stories/
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,9 +19,11 @@ from typing import Any
 import jax
 import jax.sharding
 
-from llama_jax.checkpoint.files.json_file import replace_text
+from llama_jax.checkpoint.files.json_file import read_object, replace_text
+from llama_jax.checkpoint.native.manifest import check_spelled
 from llama_jax.sharding.arrays import mesh_of
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
+from llama_jax.tokenizer.folder import is_there
 from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.model import given, mesh_for_recipe, model_of
@@ -71,6 +72,7 @@ def train(
     ValueError where the recipe does not fit what it names, or the run that the folder has.
     """
     folder, say = Path(folder), say if jax.process_index() == 0 else _say_nothing
+    check_spelled(folder)
     with phase(say, f"comparing the sha256 of {recipe.tokens}"):
         tokens = open_tokens(given(recipe, "tokens"), check_hashes=_is_soon_read(recipe.tokens))
     mesh = mesh_for_recipe(recipe)
@@ -187,8 +189,8 @@ def _keep_recipe(recipe: Recipe, folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file, and a run is a folder; name another")
     file = folder / RECIPE
-    if file.exists():
-        before = recipe_of(json.loads(file.read_text(encoding="utf-8")), str(file))
+    if is_there(file):
+        before = recipe_of(read_object(file), str(file))
         for name, was, now in _differences(before, recipe):
             if name.split(".")[0] not in MAY_CHANGE:
                 raise ValueError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from llama_jax.checkpoint.files.json_file import read_object, shown
 from llama_jax.checkpoint.files.safe_paths import check_inside
 from llama_jax.tokenizer import Tokenizer, find_tokenizer
 from llama_jax.tokenizer.folder import is_there
-from llama_jax.tokenizer.foreign import in_words
+from llama_jax.tokenizer.foreign import in_short, in_words
 from llama_jax.train.foreign import foreign_shards
 from llama_jax.train.token_split import Packed, TokenSplit
 
@@ -27,6 +28,8 @@ FORMAT, VERSION = "llama_jax tokens", 1
 MANIFEST, STARTS = "manifest.json", "starts.npy"
 ROW_STARTS, TRAINED = "rows.npy", "trained.bin"
 TRAIN, VALIDATION = "train", "validation"
+_NAME = re.compile(r"[a-z]{1,32}/[0-9a-z]{1,32}\.(bin|npy)")
+"""What a manifest calls a file: a split and a file of it."""
 _AGAIN = "copy the folder again, or make it again with `llama-jax tokenize`"
 
 
@@ -44,6 +47,7 @@ class TokenFolder:
     """What `manifest.json` says; empty for others' files."""
 
 
+@in_short()
 def open_tokens(
     path: str | os.PathLike[str],
     *,
@@ -133,6 +137,22 @@ def _check_vocabulary(path: Path, manifest: Mapping[str, Any], tokenizer: Tokeni
         )
 
 
+def _count(record: Mapping[str, Any], name: str) -> int:
+    """A number of a manifest's; TypeError where it is none."""
+    value = record[name]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise TypeError(f"{name}={shown(value)}")
+    return value
+
+
+def _file(path: Path, stated: Mapping[str, Any]) -> Path:
+    """A file that a manifest names; TypeError where no writing of ours names one so."""
+    name = stated["file"]
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise TypeError(f"file={shown(name)}")
+    return path / name
+
+
 def _open_split(
     path: Path,
     name: str,
@@ -147,46 +167,49 @@ def _open_split(
     files = [record["starts"], *record["shards"]]
     for one in files:
         _check_file(path, one, check_hashes)
-    shards = tuple(np.memmap(path / shard["file"], kind, "r") for shard in record["shards"])
-    count = sum(map(len, shards))
-    if not shards or count != record["tokens"]:
+    shards = tuple(np.memmap(_file(path, shard), kind, "r") for shard in record["shards"])
+    count, stated = sum(map(len, shards)), _count(record, "tokens")
+    if not shards or count != stated:
         raise ValueError(
-            f"{path}'s {name} shards hold {count:,} tokens and {MANIFEST} says "
-            f"{record['tokens']:,}; {_AGAIN}"
+            f"{path}'s {name} shards hold {count:,} tokens and {MANIFEST} says {stated:,}; {_AGAIN}"
         )
-    starts = _read_starts(path / record["starts"]["file"])
-    if len(starts) != record["documents"] or not len(starts) or starts[0] != 0:
-        raise ValueError(f"{path / record['starts']['file']} was changed; {_AGAIN}")
+    starts = _read_starts(file := _file(path, record["starts"]))
+    if len(starts) != _count(record, "documents") or starts[0] != 0:
+        raise ValueError(f"{file} was changed; {_AGAIN}")
     packed = None
     if "packed" in record:
         packed = _open_packed(path, record["packed"], count, check_hashes)
-    return TokenSplit(name, shards, starts, record.get("text_bytes"), vocab_size, packed)
+    text_bytes = None if record.get("text_bytes") is None else _count(record, "text_bytes")
+    return TokenSplit(name, shards, starts, text_bytes, vocab_size, packed)
 
 
 def _open_packed(path: Path, record: Mapping[str, Any], tokens: int, check_hashes: bool) -> Packed:
     for one in (record["row_starts"], record["trained"]):
         _check_file(path, one, check_hashes)
-    row_starts = _read_starts(path / record["row_starts"]["file"])
-    trained = np.memmap(path / record["trained"]["file"], np.uint8, "r")
+    row_starts = _read_starts(_file(path, record["row_starts"]))
+    trained = np.memmap(_file(path, record["trained"]), np.uint8, "r")
     if len(row_starts) < 2 or row_starts[-1] != tokens or len(trained) != tokens:
         raise ValueError(f"{path}'s rows of dialogs are not those of its tokens; {_AGAIN}")
-    return Packed(record["time"], row_starts, trained)
+    return Packed(_count(record, "time"), row_starts, trained)
 
 
 def _read_starts(file: Path) -> np.ndarray:
     # NumPy reads a header as Python reads a program, and fails as that does.
     with in_words(f"{file} is no array of NumPy's (", f"); {_AGAIN}", but=(OSError,)):
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+    if getattr(found, "dtype", None) != np.uint64 or found.ndim != 1 or not len(found):
+        raise ValueError(f"{file} holds no positions of tokens, one after the other; {_AGAIN}")
+    return found
 
 
 def _check_file(path: Path, stated: Mapping[str, Any], check_hashes: bool) -> None:
-    file = path / stated["file"]
+    file, nbytes = _file(path, stated), _count(stated, "bytes")
     if not is_there(file):
         raise ValueError(f"{file} is missing; {_AGAIN}")
     check_inside(path, file)
-    if (size := file.stat().st_size) != stated["bytes"]:
+    if (size := file.stat().st_size) != nbytes:
         raise ValueError(
-            f"{file} has {size:,} bytes and {MANIFEST} says {stated['bytes']:,}; it was cut short "
+            f"{file} has {size:,} bytes and {MANIFEST} says {nbytes:,}; it was cut short "
             f"or changed, so {_AGAIN}"
         )
     if check_hashes and sha256_of(file) != stated["sha256"]:

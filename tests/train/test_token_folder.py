@@ -194,6 +194,46 @@ def test_a_missing_shard_and_a_damaged_manifest_are_clear(tmp_path):
             open_tokens(folder)
 
 
+SHARD = ("shards", 0, "file"), ("shards", 0, "bytes"), ("starts", "file"), ("starts", "bytes")
+WORDS = "x", "a\x1b[31m\nb", "a\0b", "\ud800", "a" * 5000, "/etc/passwd", "../train/00000.bin"
+
+
+@pytest.mark.parametrize("where", [*SHARD, ("tokens",), ("documents",), ("text_bytes",)])
+def test_what_a_manifest_says_of_a_split_has_a_form(tmp_path, where):
+    folder = token_folder(tmp_path)
+    for value in (*WORDS, -1, 1.5, True, [1], {"a": 1}):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        *way, last = ("splits", "train", *where)
+        record = manifest
+        for key in way:
+            record = record[key]
+        record[last], stated = value, record[last]
+        (file := folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=rf"manifest\.json is damaged .*{last}=") as found:
+            open_tokens(folder)
+        assert len(str(found.value)) <= 500
+        assert str(found.value).isprintable()
+        record[last] = stated
+        file.write_text(json.dumps(manifest))
+    open_tokens(folder)
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [np.array(0, "u8"), np.zeros((5, 2), "u8"), np.array([0, 1.5]), np.array([0, -5]), []],
+)
+def test_starts_are_positions_one_after_the_other(tmp_path, starts):
+    folder = token_folder(tmp_path)
+    np.save(folder / "train/starts.npy", starts)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    record = manifest["splits"]["train"]
+    record["documents"] = np.size(starts)
+    record["starts"]["bytes"] = (folder / "train/starts.npy").stat().st_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"starts\.npy holds no positions of tokens"):
+        open_tokens(folder)
+
+
 @pytest.mark.parametrize("at", [20, 30, 60, 90, 127])
 def test_a_header_of_numpys_that_is_damaged_is_said_in_words(tmp_path, at):
     folder = token_folder(tmp_path, STORIES)
@@ -289,6 +329,13 @@ def test_llm_cs_files_are_read_as_they_are(tmp_path, magic, version, dtype):
 def test_foreign_files_that_are_none_are_clear(tmp_path, name, content, error):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=error):
+        open_tokens(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda file: os.symlink("/dev/zero", file)])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "train.bin")
+    with pytest.raises(ValueError, match=r"train\.bin is a folder, a pipe, a socket or a device"):
         open_tokens(tmp_path)
 
 
