@@ -107,7 +107,7 @@ def _prepare(folder: Path, *, private: bool) -> None:
     try:
         # JAX's own name for it: nobody reads or writes an entry meanwhile.
         with filelock.FileLock(folder / ".lockfile", timeout=0):
-            _remove_broken(folder)
+            remove_broken(folder)
     except filelock.Timeout:
         pass  # somebody is at work there, so it can be written
 
@@ -132,7 +132,7 @@ def _check_way(folder: Path, *, private: bool, links: int = 40) -> None:
             _check_way(one.parent / os.readlink(one), private=private, links=links - 1)
 
 
-def _remove_broken(folder: Path) -> None:
+def remove_broken(folder: Path) -> None:
     """Removes entries without a time of use, which JAX writes last, and times without an entry.
 
     And what no writing of ours makes: JAX would wait for a pipe, and for the end of a device. What

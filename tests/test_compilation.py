@@ -208,7 +208,7 @@ def test_what_no_writing_leaves_is_removed_with_its_other_half(tmp_path, keeps_n
             (tmp_path / f"jit_{number}-{digest}-{kind}").write_bytes(b"8 bytes.")
     (odd := tmp_path / f"jit_1-{digest}-{what}").unlink()
     make(odd)
-    compilation._remove_broken(tmp_path)
+    compilation.remove_broken(tmp_path)
     left = sorted(file.name for file in tmp_path.iterdir())
     assert left == [f"jit_2-{digest}-atime", f"jit_2-{digest}-cache"]
 

@@ -85,3 +85,11 @@ def lines(folder, steps, trained, peak=None):
         told.step(step, np.arange(BATCH), Metrics(2.0, 1.0, 1e-3, float(trained), True))
     told.close()
     return said
+
+
+@pytest.mark.parametrize("line", ["[1]", '{"step": "1"}', '{"loss": 1.0}', "\x1b", "[" * 9999])
+def test_a_line_that_is_no_record_is_named_and_stays(tmp_path, line):
+    (file := tmp_path / "metrics.jsonl").write_text(text := f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is no record of a run"):
+        lines(tmp_path, range(1, 2), BATCH * TIME)
+    assert file.read_text() == text

@@ -22,9 +22,8 @@ import llama_jax
 from llama_jax.train import model, phases, report
 from llama_jax.train.recipe import Model, Optimizer
 from llama_jax.train.recipe_file import read_recipe, to_json
-from llama_jax.train.report import _forget_after
 from llama_jax.train.rows import TextRows
-from llama_jax.train.run import _keep_recipe, train
+from llama_jax.train.run import train
 from llama_jax.train.stops import asked_anywhere
 from llama_jax.train.token_folder import open_tokens
 
@@ -239,19 +238,11 @@ def test_a_file_where_a_run_is_to_be_is_refused_and_stays(tokens, tmp_path):
     ("content", "said"),
     [(b"{", "is not JSON"), (b"[1]", "holds a list"), (b"\xff", "is not JSON"), (None, "a pipe")],
 )
-def test_a_damaged_recipe_of_a_run_is_named(tmp_path, content, said):
+def test_a_damaged_recipe_of_a_run_is_named(tokens, tmp_path, content, said):
     file = tmp_path / "recipe.json"
     os.mkfifo(file) if content is None else file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"recipe\.json .*{said}"):
-        _keep_recipe(recipe_of(tmp_path), tmp_path)
-
-
-@pytest.mark.parametrize("line", ["[1]", '{"step": "1"}', '{"loss": 1.0}', "\x1b", "[" * 9999])
-def test_a_line_that_is_no_record_is_named_and_stays(tmp_path, line):
-    (file := tmp_path / "metrics.jsonl").write_text(text := f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is no record of a run"):
-        _forget_after(file, 1)
-    assert file.read_text() == text
+        train(recipe_of(tokens), tmp_path, say=lambda line: None)
 
 
 def test_sample_every_0_is_never(tokens, tmp_path):
