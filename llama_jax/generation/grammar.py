@@ -24,6 +24,7 @@ from llama_jax.generation.limits import (
     GRAMMARS,
     MAX_GRAMMAR_BYTES,
 )
+from llama_jax.tokenizer.foreign import plain
 
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
 """Every cut of a text into tokens is allowed, and not only the one that `encode` makes."""
@@ -135,4 +136,4 @@ def _in_words(error: str) -> str:
     line = re.sub(r"^at \d+\(\d+\): |failed to compile JSON schema: ", "", line)
     if line.startswith("NoExtension"):
         return "no text follows it"
-    return line if len(line) <= 200 else line[:197] + "..."
+    return plain(line, 200) if line else ""

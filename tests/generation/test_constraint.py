@@ -202,6 +202,22 @@ def test_what_is_deep_long_or_without_end_is_refused(given):
         grammar_of(**given)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"json_schema": {"type": "\x1b[31m\x9b"}},
+        {"json_schema": {"type": "\x1b[31m" * 1000}},
+        {"grammar": 'start: \x1b[31m"a"'},
+        {"grammar": "start: " + "b\x7f" * 1000},
+    ],
+)
+def test_a_compilers_words_are_short_and_without_control_characters(given):
+    with pytest.raises(ValueError, match="cannot be followed: ") as found:
+        grammar_of(**given)
+    assert len(str(found.value)) <= 500
+    assert str(found.value).isprintable()
+
+
 TREE = {
     "type": "object",
     "properties": {"value": {"type": "number"}, "left": {"$ref": "#"}},
