@@ -138,8 +138,14 @@ def typed() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, in red on a terminal."""
-    stderr.print(f"error: {message}", style="red")
+    """One line on stderr, in red on a terminal. What a name would do to a terminal is escaped."""
+    shown = "".join(ascii(c)[1:-1] if _is_control(c) else c for c in message)
+    stderr.print(f"error: {shown}", style="red")
+
+
+def _is_control(c: str) -> bool:
+    """Of what is not printable, all but halves of letters: bytes that the locale could not read."""
+    return not c.isprintable() and not "\ud800" <= c <= "\udfff"
 
 
 def said(error: Exception) -> str:

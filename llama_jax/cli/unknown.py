@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -69,7 +69,7 @@ def way_out(typed: str, commands: Mapping[str, Any]) -> str:
     from llama_jax.checkpoint.named import NAMES
 
     near = difflib.get_close_matches(word, meant, n=1, cutoff=0.7)
-    given = Path(typed).exists() or typed in NAMES or typed.startswith("hf:")
+    given = os.path.lexists(typed) or typed in NAMES or typed.startswith("hf:")
     if given or (" " in typed and not near):
         return "prompts and checkpoints come after one, such as `llama-jax generate`"
     if near:

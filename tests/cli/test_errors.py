@@ -1,6 +1,7 @@
 """Errors speak of the command's options."""
 
 import pytest
+from helpers import run
 
 from llama_jax.cli.console import said
 from llama_jax.cli.errors import in_options, names_typed, option_names
@@ -77,3 +78,13 @@ def test_what_the_system_refuses_is_said_without_its_number(error, told):
 )
 def test_an_error_is_about_what_was_typed_where_it_names_the_value(message, chosen, typed):
     assert names_typed(message, NAMES, chosen) == typed
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31m\nerror: b", "a\r\x9b2K\u202eb", "caf\u00e9 \u732b"])
+def test_a_name_says_nothing_to_a_terminal(name):
+    result = run("inspect", name)
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.isprintable()
+    assert line.startswith("error: " + name.encode("unicode_escape").decode()[:1])
+    assert ("\u732b" in line) is ("\u732b" in name)

@@ -27,6 +27,8 @@ COMMANDS = typer.main.get_command(app).commands
         ("hf:org/name", "prompts and checkpoints come after one, such as"),
         (".", "prompts and checkpoints come after one, such as"),
         ("xyzzy", "`llama-jax --help` lists them"),
+        ("x" * 256, "`llama-jax --help` lists them"),  # of a file, the system takes no such name
+        ("x/" * 2500, "`llama-jax --help` lists them"),
     ],
 )
 def test_what_was_typed_in_a_commands_place_names_the_way(typed, way_out):
