@@ -40,6 +40,8 @@ _NAME = r"(?![\w./-]*(?:--|\.\.))\w(?:[\w.-]*\w)?"
 _WRITTEN = re.compile(
     rf"(?P<repository>{_NAME}/{_NAME})(?<!\.git)(@(?P<revision>[^@\s]+))?", re.ASCII
 )
+_COMMIT = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
+"""What a snapshot's folder is called."""
 _ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
 """A repository's page, as it is copied from a browser."""
 
@@ -157,7 +159,10 @@ def _here(asked: Repository) -> Path | None:
     kept = Path(constants.HF_HUB_CACHE, f"models--{asked.name.replace('/', '--')}")
     commit = asked.revision or "main"
     if (ref := kept / "refs" / commit).is_file():
-        commit = ref.read_text(encoding="utf-8").strip()
+        with ref.open("rb") as opened:
+            commit = opened.read(256).decode(errors="replace").strip()
+        if not _COMMIT.fullmatch(commit):  # another folder's path, say
+            return None
     folder = kept / "snapshots" / commit
     return folder if folder.is_dir() and is_whole(folder) else None
 

@@ -243,6 +243,16 @@ def test_offline_takes_what_lies_here_and_says_what_does_not(server, monkeypatch
     assert not server.asked
 
 
+@pytest.mark.parametrize("ref", ["{model}", "../../outside", "a" * 5000, "\x1b[31m", "\xff", ""])
+def test_a_ref_that_names_no_commit_leads_nowhere(server, model, tmp_path, monkeypatch, ref):
+    here = hub.download(hub.repository("org/model"))
+    shutil.copytree(model[0], tmp_path / "cache/outside")
+    (here.parents[1] / "refs/main").write_bytes(ref.format(model=model[0]).encode("latin-1"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"hf:org/model is not in the Hub's cache, and HF_HUB_OFF"):
+        llama_jax.load("hf:org/model")
+
+
 @pytest.mark.parametrize(
     ("token", "words"),
     [
