@@ -138,14 +138,19 @@ def typed() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, in red on a terminal. What a name would do to a terminal is escaped."""
-    shown = "".join(ascii(c)[1:-1] if _is_control(c) else c for c in message)
-    stderr.print(f"error: {shown}", style="red")
+    """One line on stderr, in red on a terminal."""
+    stderr.print(f"error: {one_line(message)}", style="red")
 
 
-def _is_control(c: str) -> bool:
-    """Of what is not printable, all but halves of letters: bytes that the locale could not read."""
-    return not c.isprintable() and not "\ud800" <= c <= "\udfff"
+def one_line(text: str) -> str:
+    """A text that says nothing to a terminal: what a name or a file would do to it is escaped.
+
+    Halves of letters stay, which are bytes that the locale could not read.
+    """
+    if text.isprintable():
+        return text
+    kept = (c if c.isprintable() or "\ud800" <= c <= "\udfff" else ascii(c)[1:-1] for c in text)
+    return "".join(kept)
 
 
 def said(error: Exception) -> str:

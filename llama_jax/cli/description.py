@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, assert_never
 
-from llama_jax.cli.console import stderr
+from llama_jax.cli.console import one_line, stderr
 
 if TYPE_CHECKING:
     from llama_jax.config import Config
@@ -82,7 +82,7 @@ def print_rows(rows: dict[str, str]) -> None:
     indent = " " * _VALUES
     wrap = functools.partial(textwrap.fill, break_long_words=False, break_on_hyphens=False)
     for name, value in rows.items():
-        row = f"{name:>{_VALUES - 2}}  {value}"
+        row = f"{name:>{_VALUES - 2}}  {one_line(value)}"
         width = max(shutil.get_terminal_size().columns, 2 * _VALUES)
         if sys.stdout.isatty() and len(row) > width:
             row = wrap(row, width, subsequent_indent=indent)

@@ -266,6 +266,12 @@ def test_inspect_says_what_an_adapter_holds_alone_and_with_its_model(folders, ed
     said = f"targets  q_proj, k_proj, o_proj, down_proj; {matrices} matrices in {CONFIG.n_layers}"
     assert said in alone
     assert "base  someone/base" in alone
+    for base, shown in (
+        ("\x1b[31ma\n  rank  9", r"\x1b[31ma\n  rank  9"),
+        ("\x9b2J\u202e", r"\x9b2J"),
+    ):
+        spoken = run("inspect", "--adapter", edited(base_model_name_or_path=base)).stdout
+        assert f"base  {shown}" in spoken, "a terminal obeys some letters"
     both = run("inspect", folders / "base", "--adapter", folders / "peft").stdout
     assert alone in both
     assert "parameters" in both
