@@ -36,12 +36,10 @@ GGUF = ("*.gguf",)
 WEIGHTS = (("*.safetensors", "*.safetensors.index.json"), ("consolidated.*.pth",), GGUF)
 """Patterns of the weights' files; of a repository that has several kinds, the first is taken."""
 _NAME = r"(?![\w./-]*(?:--|\.\.))\w(?:[\w.-]*\w)?"
-"""What the Hub takes as the name of an organisation or a repository."""
+"""What the Hub takes as the name of an organisation or a repository; a commit is one as well."""
 _WRITTEN = re.compile(
     rf"(?P<repository>{_NAME}/{_NAME})(?<!\.git)(@(?P<revision>[^@\s]+))?", re.ASCII
 )
-_COMMIT = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
-"""What a snapshot's folder is called."""
 _ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
 """A repository's page, as it is copied from a browser."""
 
@@ -155,16 +153,13 @@ def _here(asked: Repository) -> Path | None:
     """The repository's folder in the Hub's cache, if the model there is whole."""
     from huggingface_hub import constants
 
-    # The layout is documented: a file of refs/ holds the commit that a branch or a tag was.
     kept = Path(constants.HF_HUB_CACHE, f"models--{asked.name.replace('/', '--')}")
     commit = asked.revision or "main"
-    if (ref := kept / "refs" / commit).is_file():
+    if (ref := kept / "refs" / commit).is_file():  # documented: of a branch or a tag
         with ref.open("rb") as opened:
-            commit = opened.read(256).decode(errors="replace").strip()
-        if not _COMMIT.fullmatch(commit):  # another folder's path, say
-            return None
+            commit = opened.read(99).decode(errors="replace").strip()
     folder = kept / "snapshots" / commit
-    return folder if folder.is_dir() and is_whole(folder) else None
+    return folder if re.fullmatch(_NAME, commit) and folder.is_dir() and is_whole(folder) else None
 
 
 def is_whole(folder: Path) -> bool:
