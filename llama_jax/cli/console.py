@@ -138,8 +138,9 @@ def typed() -> Iterator[None]:
 
 
 def print_error(message: str) -> None:
-    """One line on stderr, in red on a terminal."""
-    stderr.print(f"error: {one_line(message)}", style="red")
+    """One line of at most 500 characters on stderr, in red on a terminal. A name may be longer."""
+    line = one_line(f"error: {message}")
+    stderr.print(line if len(line) <= 500 else f"{line[:290]} ... {line[-205:]}", style="red")
 
 
 def one_line(text: str) -> str:

@@ -51,7 +51,8 @@ class Group(TyperGroup):
         self, ctx: typer.Context, args: list[str]
     ) -> tuple[str | None, Any, list[str]]:
         if args[0] not in self.commands and not ctx.resilient_parsing:
-            ctx.fail(f"{in_utf8(args[0])!r} is no command; {way_out(args[0], self.commands)}")
+            named = in_utf8(args[0])[:200]
+            ctx.fail(f"{named!r} is no command; {way_out(args[0], self.commands)}")
         return super().resolve_command(ctx, args)  # type: ignore[arg-type]
 
 

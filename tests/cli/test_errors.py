@@ -88,3 +88,15 @@ def test_a_name_says_nothing_to_a_terminal(name):
     assert line.isprintable()
     assert line.startswith("error: " + name.encode("unicode_escape").decode()[:1])
     assert ("\u732b" in line) is ("\u732b" in name)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [["inspect", "x" * 3000], ["inspect", "stories", "--quantize", "y" * 900], ["z" * 3000]],
+)
+def test_an_error_is_a_short_line_whatever_was_typed(typed):
+    result = run(*typed)
+    assert result.exit_code in (1, 2)
+    line = result.stderr.splitlines()[-1]
+    assert len(line) <= 500
+    assert line.lower().startswith("error: ")

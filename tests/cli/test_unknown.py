@@ -34,7 +34,7 @@ COMMANDS = typer.main.get_command(app).commands
 def test_what_was_typed_in_a_commands_place_names_the_way(typed, way_out):
     result = run(typed)
     assert result.exit_code == 2
-    assert f"Error: {typed!r} is no command; {way_out}" in result.stderr
+    assert f"Error: {typed[:200]!r} is no command; {way_out}" in result.stderr
 
 
 @pytest.mark.parametrize(
