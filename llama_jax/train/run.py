@@ -45,6 +45,7 @@ from llama_jax.train.state import (
     without_frozen,
 )
 from llama_jax.train.token_folder import TokenFolder, open_tokens
+from llama_jax.train.token_split import TokenSplit
 from llama_jax.train.trained import split
 from llama_jax.weights.params import Params
 
@@ -81,7 +82,8 @@ def train(
             f"keep_best=True compares evaluations, and {tokens.path} has no validation"
         )
     device = device_here(recipe.mesh.devices)
-    check_fits(plan(recipe, like.config, platform=device.platform), device)
+    planned = plan(recipe, like.config, platform=device.platform, frozen=split(like)[1])
+    check_fits(planned, device)
     _keep_recipe(recipe, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
@@ -174,12 +176,19 @@ def _parameters(state: TrainState) -> str:
 def _data(recipe: Recipe, tokens: TokenFolder) -> Data:
     shape: Any = {"time": recipe.step.context, "documents": recipe.step.documents}
     rows = rows_in(tokens.train, **shape)
-    validation, per_token = None, None
+    validation = None
     if tokens.validation is not None:
         validation = rows_in(tokens.validation, **shape)
-        if tokens.validation.text_bytes:
-            per_token = tokens.validation.text_bytes / len(tokens.validation)
-    return Data(rows, rows.order(recipe.step.batch, seed=recipe.seed), validation, per_token)
+    order = rows.order(recipe.step.batch, seed=recipe.seed)
+    per_token = (_bytes_per_token(split) for split in (tokens.train, tokens.validation))
+    return Data(rows, order, validation, *per_token)
+
+
+def _bytes_per_token(split: TokenSplit | None) -> float | None:
+    """UTF-8 bytes of a split's text for each token that is predicted: all but the first."""
+    if split is None or not split.text_bytes:
+        return None
+    return split.text_bytes / (len(split) - 1)
 
 
 def _keep_recipe(recipe: Recipe, folder: Path) -> None:

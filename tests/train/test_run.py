@@ -1,6 +1,7 @@
 """A run: it resumes exactly, on any mesh, after any end, and its result is a checkpoint."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -136,6 +137,28 @@ def test_first_weights_are_init_params_from_a_program_for_each_shape(axes, token
     assert model.drawing.cache_info().misses < len(jax.tree.leaves(whole))
 
 
+@pytest.mark.parametrize("every", [0, 5])
+def test_bits_per_byte_are_all_nats_over_all_bytes(every, tmp_path):
+    """Of the text of its own split: a step has them where there is no validation too."""
+    texts = [*STORIES, "x " * 50] * 8  # the last of each five is of other bytes a token
+    folder = token_folder(tmp_path, texts, validation_every=every)
+    split = open_tokens(folder)
+    _, said = trained(recipe_of(folder, run={"evaluate_batches": 0}), tmp_path / "run")
+
+    def bits(loss, of):
+        return loss * (len(of) - 1) / of.text_bytes / math.log(2)
+
+    loss = losses(tmp_path / "run")[STEPS][0]
+    assert f"loss {loss:.3f}  {bits(loss, split.train):.3f} bits/byte" in "\n".join(said)
+    found = validations(tmp_path / "run")
+    assert bool(found) == bool(every)
+    for step, loss in found.items():
+        wanted = (
+            f"step {step:,}: validation loss {loss:.4f}, {bits(loss, split.validation):.4f} bits"
+        )
+        assert wanted in "\n".join(said)
+
+
 def test_the_best_of_no_evaluations_is_refused(tokens):
     with pytest.raises(ValueError, match=r"keep_best=True .* raise evaluate_every"):
         recipe_of(tokens, run={"evaluate_every": 0, "keep_best": True})
@@ -254,10 +277,11 @@ def test_a_run_of_bad_steps_ends_and_names_rows(tokens, tmp_path):
     recipe = recipe_of(tokens, run={"bad_steps": 3})
     recipe = recipe.replace(optimizer=Optimizer(warmup=2, learning_rate=1e30))
     said = []
-    with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, "):
+    with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, ") as ended:
         train(recipe, tmp_path / "run", say=said.append)
     bad = [line for line in said if "changed nothing" in line]
     assert len(bad) == 3
+    assert f" {bad[-1].split(' changed')[0]}, read rows" in str(ended.value), "by the same number"
     assert all(re.search(r"rows \d+, \d+", line) for line in bad)
 
 
