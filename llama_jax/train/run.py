@@ -2,6 +2,7 @@
 
 runs/stories/
 ├── recipe.json      the recipe, as it runs
+├── tokens.json      the sha256 of what it is trained on
 ├── metrics.jsonl    a line for each step and each evaluation
 ├── tensorboard/     the same for TensorBoard, where it is installed
 ├── states/500/      weights, moments and counts at step 500, to go on from
@@ -10,17 +11,14 @@ runs/stories/
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.sharding
 
-from llama_jax.checkpoint.files.json_file import replace_text
 from llama_jax.sharding.arrays import mesh_of
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
 from llama_jax.train.fits import check_fits, device_here
@@ -32,9 +30,9 @@ from llama_jax.train.peak import peak_for_recipe
 from llama_jax.train.phases import phase
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
-from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
 from llama_jax.train.rows import Batch
+from llama_jax.train.same_run import keep_recipe
 from llama_jax.train.saves import Saves
 from llama_jax.train.state import (
     TrainState,
@@ -49,11 +47,9 @@ from llama_jax.train.token_split import TokenSplit
 from llama_jax.train.trained import split
 from llama_jax.weights.params import Params
 
-RECIPE, METRICS, STATES, MODEL = "recipe.json", "metrics.jsonl", "states", "model"
+METRICS, STATES, MODEL = "metrics.jsonl", "states", "model"
 HASHED_BYTES = 4 << 30
 """Folders of tokens up to this size are compared with their sha256 before a run."""
-MAY_CHANGE = ("steps", "mesh", "run")
-"""What a run may go on with: more steps, other devices, other words."""
 
 
 def train(
@@ -84,7 +80,7 @@ def train(
     device = device_here(recipe.mesh.devices)
     planned = plan(recipe, like.config, platform=device.platform, frozen=split(like)[1])
     check_fits(planned, device)
-    _keep_recipe(recipe, folder)
+    keep_recipe(recipe, tokens, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
         state = _begun(recipe, saves, like, begin, say)
@@ -189,34 +185,6 @@ def _bytes_per_token(split: TokenSplit | None) -> float | None:
     if split is None or not split.text_bytes:
         return None
     return split.text_bytes / (len(split) - 1)
-
-
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe; ValueError where the folder's run has another."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a run is a folder; name another")
-    file = folder / RECIPE
-    if file.exists():
-        before = recipe_of(json.loads(file.read_text(encoding="utf-8")), str(file))
-        for name, was, now in _differences(before, recipe):
-            if name.split(".")[0] not in MAY_CHANGE:
-                raise ValueError(
-                    f"{folder} is a run with {name}={was!r}, and the recipe has {name}={now!r}; "
-                    "choose another folder, or go on with the run's own recipe"
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        replace_text(file, to_json(recipe) + "\n")
-
-
-def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The fields in which two recipes differ, and their values: "step.batch", 8, 16."""
-    for field in dataclasses.fields(one):
-        was, now = getattr(one, field.name), getattr(other, field.name)
-        if dataclasses.is_dataclass(was) and type(was) is type(now):
-            yield from _differences(was, now, f"{prefix}{field.name}.")
-        elif was != now:
-            yield prefix + field.name, was, now
 
 
 def _report(

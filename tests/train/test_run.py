@@ -294,6 +294,23 @@ def test_a_process_hears_one_step_later_that_one_of_its_job_was_asked_to_stop():
     assert [stops(), stops()] == [False, True]
 
 
+@pytest.mark.parametrize("change", ["texts", "as many others"])
+def test_other_tokens_under_a_runs_name_are_refused_and_the_same_made_again_are_not(
+    change, tmp_path
+):
+    texts = [f"{n:03} llama" for n in range(200)]
+    folder = token_folder(tmp_path, texts, validation_every=0)
+    recipe = recipe_of(folder, run={"save_every": 0})
+    end_after(2, recipe, tmp_path / "run")
+    others = texts * 2 if change == "texts" else texts[::-1]
+    token_folder(tmp_path, others, validation_every=0, overwrite=True)
+    with pytest.raises(ValueError, match=r"is a run on other tokens than .*tokens holds now"):
+        trained(recipe, tmp_path / "run")
+    token_folder(tmp_path, texts, validation_every=0, overwrite=True)
+    _, said = trained(recipe, tmp_path / "run")
+    assert any("going on after step" in line for line in said)
+
+
 def test_another_recipe_in_a_runs_folder_is_refused(tokens, tmp_path):
     train(recipe_of(tokens), tmp_path / "run", say=lambda line: None)
     with pytest.raises(ValueError, match="is a run with seed=0, and the recipe has seed=1"):
