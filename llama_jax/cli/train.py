@@ -119,12 +119,12 @@ def _plan(recipe: Recipe, name: str | None) -> None:
     from llama_jax.checkpoint.files.messages import in_units
     from llama_jax.checkpoint.published import parameter_count
     from llama_jax.train.fits import check_fits, device_here, named_device
-    from llama_jax.train.model import config_of
+    from llama_jax.train.model import planned_model
     from llama_jax.train.plan import plan
 
-    config, s = config_of(recipe), recipe.step
+    (config, frozen), s = planned_model(recipe), recipe.step
     device = named_device(name) if name else device_here(recipe.mesh.devices)
-    found = plan(recipe, config, platform=device.platform)
+    found = plan(recipe, config, platform=device.platform, frozen=frozen)
     many = f"{found.devices} devices" if found.devices > 1 else "one device"
     print(f"{parameter_count(config):,} parameters, {s.batch} x {s.context:,} tokens, {many}")
     for part, size in found.parts.items():

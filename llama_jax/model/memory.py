@@ -73,13 +73,8 @@ def memory(
             "lower it, or convert the checkpoint with a larger --max-seq-len"
         )
     dtype = parse_dtype(dtype)
-    axes = ("data", "fsdp", "tensor")
-    mesh = AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
-    shardings = weight_shardings(config, mesh)
-    weights = sum(
-        _weight_bytes((stored or {}).get(path), row.shape, dtype, shardings[path])
-        for path, row in weight_table(config).items()
-    )
+    mesh = _abstract_mesh(data, fsdp, tensor)
+    weights = weight_bytes(config, dtype, stored or {}, data=data, fsdp=fsdp, tensor=tensor)
     rows = math.ceil(batch / (data * fsdp)) * data * fsdp
     kept = dtype if cache_dtype is None else parse_dtype(cache_dtype)
     shapes = jax.eval_shape(lambda: cache.empty(config, batch=rows, slots=context, dtype=kept))
@@ -97,6 +92,28 @@ def memory(
         cache=of_cache * devices,
         cache_per_device=of_cache,
     )
+
+
+def weight_bytes(
+    config: Config,
+    dtype: Any,
+    stored: Mapping[WeightPath, Any],
+    *,
+    data: int = 1,
+    fsdp: int = 1,
+    tensor: int = 1,
+) -> int:
+    """Bytes of a model's weights on each device, with `dtype` and `stored` as in `memory`."""
+    shardings = weight_shardings(config, _abstract_mesh(data, fsdp, tensor))
+    return sum(
+        _weight_bytes(stored.get(path), row.shape, parse_dtype(dtype), shardings[path])
+        for path, row in weight_table(config).items()
+    )
+
+
+def _abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    axes = ("data", "fsdp", "tensor")
+    return AbstractMesh((data, fsdp, tensor), axes, axis_types=(AxisType.Auto,) * 3)
 
 
 def _weight_bytes(weight: Any, shape: tuple[int, ...], dtype: Any, sharding: NamedSharding) -> int:

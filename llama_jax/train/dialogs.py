@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ _KINDS = "messages; conversations (ShareGPT's); prompt and completion"
 
 class Dialog(NamedTuple):
     """A dialog, and whether each of its messages is trained: the assistant's are, unless it says
-    `"train": false`.
+    `"train": false`, or `"weight": 0` as OpenAI's files do.
     """
 
     messages: list[dict[str, Any]]
@@ -91,18 +92,28 @@ def _dialog(value: dict[str, Any], place: str) -> Dialog:
         if not isinstance(one, dict):
             raise ValueError(f"message {index} is a {type(one).__name__}; it must be an object")
         message = dict(one)
-        is_assistant = message.get("role") == "assistant"
-        train = message.pop("train", is_assistant)
-        if not isinstance(train, bool):
-            raise ValueError(f'message {index} has "train": {train!r}; it is true or false')
-        if train and not is_assistant:
-            raise ValueError(
-                f'message {index} has "train": true and role {message.get("role")!r}; only the '
-                "assistant's messages are trained"
-            )
+        train = _popped_train(message, index)
         messages.append(message)
         trained.append(train)
     return Dialog(messages, trained, place)
+
+
+def _popped_train(message: dict[str, Any], index: int) -> bool:
+    """Whether a message is trained: by its "train", or OpenAI's "weight", or as the assistant's."""
+    is_assistant = message.get("role") == "assistant"
+    given = {key: message.pop(key) for key in ("weight", "train") if key in message}
+    if not given:
+        return is_assistant
+    key, train = given.popitem()  # "train" where there are both
+    if not isinstance(train, bool) and (key == "train" or train not in (0, 1)):
+        known = "true or false" if key == "train" else "0 or 1"
+        raise ValueError(f'message {index} has "{key}": {train!r}; it is {known}')
+    if train and not is_assistant:
+        raise ValueError(
+            f'message {index} has "{key}": {json.dumps(train)} and role '
+            f"{message.get('role')!r}; only the assistant's messages are trained"
+        )
+    return bool(train)
 
 
 def _listed(value: dict[str, Any], key: str) -> list[Any]:

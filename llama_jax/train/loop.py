@@ -32,7 +32,9 @@ class Data:
     order: Order
     validation: Rows | None
     bytes_per_token: float | None
-    """UTF-8 bytes of the validation text for each token, to tell its loss in bits per byte."""
+    """UTF-8 bytes of the text for each token, to tell the loss of steps in bits per byte."""
+    validation_bytes_per_token: float | None
+    """The same of the validation text, for evaluations."""
 
 
 def run_steps(
@@ -150,7 +152,7 @@ def evaluated(recipe: Recipe, state: TrainState, data: Data) -> Evaluated | None
                 break
             loss, count = _evaluate(recipe.step, params, batch)
             total, tokens = total + float(loss), tokens + float(count)
-    return Evaluated(total / tokens, int(tokens), data.bytes_per_token)
+    return Evaluated(total / tokens, int(tokens), data.validation_bytes_per_token)
 
 
 _evaluate = jax.jit(evaluate, static_argnums=0)
@@ -161,6 +163,6 @@ def _check_steps(recipe: Recipe, report: Report, index: int, ids: np.ndarray) ->
     if report.bad_in_a_row and report.bad_in_a_row >= recipe.run.bad_steps:
         raise RuntimeError(
             f"{report.bad_in_a_row} steps in a row had a loss or gradients that are not finite, or "
-            f"were spikes; the last, step {index}, read rows {shown_rows(ids)}. Lower "
+            f"were spikes; the last, step {index + 1:,}, read rows {shown_rows(ids)}. Lower "
             "optimizer.learning_rate, or look at those rows"
         )

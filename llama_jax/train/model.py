@@ -55,6 +55,8 @@ def model_of(
         own = load_tokenizer(find_checkpoint(model.checkpoint))
         open_tokens(tokens.path, tokenizer=own)  # refuses another vocabulary
         return of_checkpoint(recipe, model.checkpoint, mesh)
+    if recipe.lora is not None:
+        raise ValueError("[lora] trains adapters of a checkpoint: give [model] checkpoint =")
     config = _config(model.config, model.fields, tokens.tokenizer)
     shardings = _shardings(config, mesh)
     table = weight_table(config)
@@ -77,14 +79,18 @@ def gathered(params: Params) -> Params:
     return jax.tree.map(whole, params)
 
 
-def config_of(recipe: Recipe) -> Config:
-    """The config of the model that a recipe trains. Its tokens need not be there yet."""
+def planned_model(recipe: Recipe) -> tuple[Config, Params | None]:
+    """The config of the model that a recipe trains, and a checkpoint's weights as shapes.
+
+    The recipe's tokens need not be there yet.
+    """
     model = given(recipe, "model")
     if model.checkpoint:
-        return shapes(model.checkpoint, dtype="float32").config
+        found = shapes(model.checkpoint, dtype="float32")
+        return found.config, found
     there = Path(recipe.tokens or "none").exists()
     tokenizer = open_tokens(recipe.tokens).tokenizer if there else None
-    return _config(model.config, model.fields, tokenizer)
+    return _config(model.config, model.fields, tokenizer), None
 
 
 def _config(name: str, fields: dict[str, Any], tokenizer: Path | None) -> Config:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
@@ -23,11 +24,13 @@ from jax.sharding import AbstractMesh, AxisType
 from llama_jax.config import Config
 from llama_jax.kernels import PLANNED_PLATFORM, computes_again, flash_attends
 from llama_jax.kernels.causal import kept_scores, pair_scores
+from llama_jax.model.memory import weight_bytes
 from llama_jax.sharding.arrays import weight_shardings
 from llama_jax.train.loss import tile_tokens
 from llama_jax.train.recipe import Lora, Mesh, Recipe, Step
+from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.table import WeightPath, weight_table
-from llama_jax.weights.weight import padded_shape
+from llama_jax.weights.weight import is_value, padded_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,17 @@ class Plan:
         return sum(self.parts.values())
 
 
-def plan(recipe: Recipe, config: Config, *, platform: str = PLANNED_PLATFORM) -> Plan:
+def plan(
+    recipe: Recipe,
+    config: Config,
+    *,
+    platform: str = PLANNED_PLATFORM,
+    frozen: Params | None = None,
+) -> Plan:
     """What training a model by a recipe takes. The devices of its mesh need not be there.
+
+    `frozen` is the model beside adapters, of which shapes will do: quantized weights stay so.
+    Without it, its weights are counted as arrays.
 
     ValueError where the mesh does not fit the model, or the batch not the mesh.
     """
@@ -72,11 +84,13 @@ def plan(recipe: Recipe, config: Config, *, platform: str = PLANNED_PLATFORM) ->
     rows = s.batch // (m.data * m.fsdp * s.micro_batches)
     trained = numbers if recipe.lora is None else _adapter_numbers(config, m, recipe.lora)
     held = 4 * sum(trained.values())
-    frozen = 0 if recipe.lora is None else jnp.dtype(s.dtype).itemsize * sum(numbers.values())
+    values = {} if recipe.lora is None or frozen is None else _values(frozen)
+    axes = dataclasses.asdict(m)
+    stays = 0 if recipe.lora is None else weight_bytes(config, s.dtype, values, **axes)
     muon = (path for path, row in weight_table(config).items() if _is_muons(path, row.shape))
     matrices = 4 * sum(trained.get(path, 0) for path in muon)
     state = {
-        "weights that stay as they are": frozen,
+        "weights that stay as they are": stays,
         "weights": held,
         "the optimizer's moments": 2 * held - (matrices if recipe.optimizer.kind == "muon" else 0),
         "the weights' average": held if s.average else 0,
@@ -85,7 +99,16 @@ def plan(recipe: Recipe, config: Config, *, platform: str = PLANNED_PLATFORM) ->
     }
     remat = s.remat if computes_again(platform) else "none"
     moments = _moments(s, m, config, numbers, trained, rows, remat, platform)
+    layer = sum(numbers[path] for path in values if path[0] == "layers_0")
+    decoded = {"one layer's weights, dequantised": jnp.dtype(s.dtype).itemsize * layer}
+    moments = {name: parts | decoded for name, parts in moments.items()}
     return Plan(m.devices, state, moments)
+
+
+def _values(params: Params) -> dict[WeightPath, Any]:
+    """The weights that are no arrays, quantized ones."""
+    found = {path: weight_at(params.weights, path) for path in weight_table(params.config)}
+    return {path: weight for path, weight in found.items() if is_value(weight)}
 
 
 def _moments(

@@ -194,8 +194,6 @@ class Recipe:
                 f"optimizer.warmup={self.optimizer.warmup} must be below steps={self.steps}; "
                 "a few percent of the steps will do"
             )
-        if self.lora is not None and self.model is not None and not self.model.checkpoint:
-            raise ValueError("[lora] trains adapters of a checkpoint: give [model] checkpoint =")
 
     def replace(self, **changes: Any) -> Recipe:
         """This recipe with some fields changed, checked again."""

@@ -2,6 +2,7 @@
 
 runs/stories/
 ├── recipe.json      the recipe, as it runs
+├── tokens.json      the sha256 of what it is trained on
 ├── metrics.jsonl    a line for each step and each evaluation
 ├── tensorboard/     the same for TensorBoard, where it is installed
 ├── states/500/      weights, moments and counts at step 500, to go on from
@@ -10,20 +11,17 @@ runs/stories/
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.sharding
 
-from llama_jax.checkpoint.files.json_file import read_object, replace_text
 from llama_jax.checkpoint.native.manifest import check_spelled
 from llama_jax.sharding.arrays import mesh_of
 from llama_jax.tokenizer import Tokenizer, load_tokenizer
-from llama_jax.tokenizer.folder import is_there
 from llama_jax.train.fits import check_fits, device_here
 from llama_jax.train.loop import Data, run_steps
 from llama_jax.train.model import given, mesh_for_recipe, model_of
@@ -33,9 +31,9 @@ from llama_jax.train.peak import peak_for_recipe
 from llama_jax.train.phases import phase
 from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Recipe
-from llama_jax.train.recipe_file import recipe_of, to_json
 from llama_jax.train.report import Report
 from llama_jax.train.rows import Batch
+from llama_jax.train.same_run import keep_recipe
 from llama_jax.train.saves import Saves
 from llama_jax.train.state import (
     TrainState,
@@ -46,14 +44,13 @@ from llama_jax.train.state import (
     without_frozen,
 )
 from llama_jax.train.token_folder import TokenFolder, open_tokens
+from llama_jax.train.token_split import TokenSplit
 from llama_jax.train.trained import split
 from llama_jax.weights.params import Params
 
-RECIPE, METRICS, STATES, MODEL = "recipe.json", "metrics.jsonl", "states", "model"
+METRICS, STATES, MODEL = "metrics.jsonl", "states", "model"
 HASHED_BYTES = 4 << 30
 """Folders of tokens up to this size are compared with their sha256 before a run."""
-MAY_CHANGE = ("steps", "mesh", "run")
-"""What a run may go on with: more steps, other devices, other words."""
 
 
 def train(
@@ -83,8 +80,9 @@ def train(
             f"keep_best=True compares evaluations, and {tokens.path} has no validation"
         )
     device = device_here(recipe.mesh.devices)
-    check_fits(plan(recipe, like.config, platform=device.platform), device)
-    _keep_recipe(recipe, folder)
+    planned = plan(recipe, like.config, platform=device.platform, frozen=split(like)[1])
+    check_fits(planned, device)
+    keep_recipe(recipe, tokens, folder)
     saves, report = Saves(folder / STATES, keep=recipe.run.keep), None
     try:
         state = _begun(recipe, saves, like, begin, say)
@@ -176,40 +174,19 @@ def _parameters(state: TrainState) -> str:
 def _data(recipe: Recipe, tokens: TokenFolder) -> Data:
     shape: Any = {"time": recipe.step.context, "documents": recipe.step.documents}
     rows = rows_in(tokens.train, **shape)
-    validation, per_token = None, None
+    validation = None
     if tokens.validation is not None:
         validation = rows_in(tokens.validation, **shape)
-        if tokens.validation.text_bytes:
-            per_token = tokens.validation.text_bytes / len(tokens.validation)
-    return Data(rows, rows.order(recipe.step.batch, seed=recipe.seed), validation, per_token)
+    order = rows.order(recipe.step.batch, seed=recipe.seed)
+    per_token = (_bytes_per_token(split) for split in (tokens.train, tokens.validation))
+    return Data(rows, order, validation, *per_token)
 
 
-def _keep_recipe(recipe: Recipe, folder: Path) -> None:
-    """Writes the recipe; ValueError where the folder's run has another."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file, and a run is a folder; name another")
-    file = folder / RECIPE
-    if is_there(file):
-        before = recipe_of(read_object(file), str(file))
-        for name, was, now in _differences(before, recipe):
-            if name.split(".")[0] not in MAY_CHANGE:
-                raise ValueError(
-                    f"{folder} is a run with {name}={was!r}, and the recipe has {name}={now!r}; "
-                    "choose another folder, or go on with the run's own recipe"
-                )
-    folder.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        replace_text(file, to_json(recipe) + "\n")
-
-
-def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The fields in which two recipes differ, and their values: "step.batch", 8, 16."""
-    for field in dataclasses.fields(one):
-        was, now = getattr(one, field.name), getattr(other, field.name)
-        if dataclasses.is_dataclass(was) and type(was) is type(now):
-            yield from _differences(was, now, f"{prefix}{field.name}.")
-        elif was != now:
-            yield prefix + field.name, was, now
+def _bytes_per_token(split: TokenSplit | None) -> float | None:
+    """UTF-8 bytes of a split's text for each token that is predicted: all but the first."""
+    if split is None or not split.text_bytes:
+        return None
+    return split.text_bytes / max(1, len(split) - 1)
 
 
 def _report(

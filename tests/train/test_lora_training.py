@@ -279,8 +279,10 @@ def test_set_adds_a_lora_table_and_a_random_model_has_none(tmp_path):
     recipe = read_recipe(file, ["lora.rank=2", 'lora.targets=["wq", "wv"]'])
     assert recipe.lora == Lora(rank=2, targets=("wq", "wv"))
     file.write_text('steps = 10\n[model]\nconfig = "tiny"\n[optimizer]\nwarmup = 1\n[lora]\n')
+    recipe = read_recipe(file, [f'tokens="{token_folder(tmp_path)}"'])
     with pytest.raises(ValueError, match=r"\[lora\] trains adapters of a checkpoint"):
-        read_recipe(file)
+        train(recipe, tmp_path / "run", say=lambda line: None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_matrices_count_no_gradient(config):

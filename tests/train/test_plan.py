@@ -12,6 +12,7 @@ from llama_jax.train.plan import plan
 from llama_jax.train.recipe import Lora, Mesh, Model, Optimizer, Recipe, Step
 from llama_jax.train.run import train
 from llama_jax.train.state import new_state
+from llama_jax.weights.quantize import quantize
 
 CONFIG = Config.named("tiny")
 
@@ -44,6 +45,37 @@ def test_adapters_alone_have_moments_and_gradients():
     assert found.state["weights"] == adapters
     assert found.state["the optimizer's moments"] == 2 * adapters
     assert found.state["weights that stay as they are"] == whole.state["weights"] // 2
+
+
+@pytest.mark.parametrize(("kind", "width"), [("int8", 1.2), ("int4", 0.8)])
+def test_beside_adapters_quantized_weights_are_counted_as_they_are(kind, width):
+    config = CONFIG.replace(dim=256, hidden_dim=512, n_heads=8, head_dim=32, n_kv_heads=8)
+    params = quantize(init_params(jax.random.key(0), config), kind)
+    recipe = recipe_of(dtype="float32", context=16).replace(lora=Lora(rank=4))
+    found = plan(recipe, config, frozen=params)
+    stays = found.state["weights that stay as they are"]
+    assert stays == sum(x.nbytes for x in jax.tree.leaves(params.weights))
+    assert stays < width * params.size < plan(recipe, config).state["weights that stay as they are"]
+    assert found.moments["the loss"]["one layer's weights, dequantised"] > 0
+    cut = plan(recipe.replace(mesh=Mesh(fsdp=4)), config, frozen=params)
+    assert cut.state["weights that stay as they are"] < stays / 3.5
+
+
+@pytest.mark.parametrize(("lora", "fits"), [([], False), (["--set", "lora.rank=16"], True)])
+def test_adapters_of_a_published_model_are_planned_without_its_checkpoint(
+    lora, fits, tmp_path, capsys
+):
+    from llama_jax.cli import main
+
+    file = tmp_path / "r.toml"
+    file.write_text(
+        'steps = 10\n[model]\nconfig = "llama-3.1-70b"\n[optimizer]\nwarmup = 1\n'
+        "[step]\nbatch = 8\ncontext = 8192\n[mesh]\nfsdp = 8\n"
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(file), "--plan", "--device", "h100", *lora])
+    assert (not ended.value.code) == fits
+    assert ("weights that stay as they are" in capsys.readouterr().out) == fits
 
 
 def test_a_mesh_divides_what_it_cuts():

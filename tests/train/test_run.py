@@ -1,6 +1,7 @@
 """A run: it resumes exactly, on any mesh, after any end, and its result is a checkpoint."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -137,6 +138,28 @@ def test_first_weights_are_init_params_from_a_program_for_each_shape(axes, token
     assert model.drawing.cache_info().misses < len(jax.tree.leaves(whole))
 
 
+@pytest.mark.parametrize("every", [0, 5])
+def test_bits_per_byte_are_all_nats_over_all_bytes(every, tmp_path):
+    """Of the text of its own split: a step has them where there is no validation too."""
+    texts = [*STORIES, "x " * 50] * 8  # the last of each five is of other bytes a token
+    folder = token_folder(tmp_path, texts, validation_every=every)
+    split = open_tokens(folder)
+    _, said = trained(recipe_of(folder, run={"evaluate_batches": 0}), tmp_path / "run")
+
+    def bits(loss, of):
+        return loss * (len(of) - 1) / of.text_bytes / math.log(2)
+
+    loss = losses(tmp_path / "run")[STEPS][0]
+    assert f"loss {loss:.3f}  {bits(loss, split.train):.3f} bits/byte" in "\n".join(said)
+    found = validations(tmp_path / "run")
+    assert bool(found) == bool(every)
+    for step, loss in found.items():
+        wanted = (
+            f"step {step:,}: validation loss {loss:.4f}, {bits(loss, split.validation):.4f} bits"
+        )
+        assert wanted in "\n".join(said)
+
+
 def test_the_best_of_no_evaluations_is_refused(tokens):
     with pytest.raises(ValueError, match=r"keep_best=True .* raise evaluate_every"):
         recipe_of(tokens, run={"evaluate_every": 0, "keep_best": True})
@@ -266,10 +289,11 @@ def test_a_run_of_bad_steps_ends_and_names_rows(tokens, tmp_path):
     recipe = recipe_of(tokens, run={"bad_steps": 3})
     recipe = recipe.replace(optimizer=Optimizer(warmup=2, learning_rate=1e30))
     said = []
-    with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, "):
+    with pytest.raises(RuntimeError, match=r"3 steps in a row .* read rows \d+, ") as ended:
         train(recipe, tmp_path / "run", say=said.append)
     bad = [line for line in said if "changed nothing" in line]
     assert len(bad) == 3
+    assert f" {bad[-1].split(' changed')[0]}, read rows" in str(ended.value), "by the same number"
     assert all(re.search(r"rows \d+, \d+", line) for line in bad)
 
 
@@ -280,6 +304,23 @@ def test_a_process_hears_one_step_later_that_one_of_its_job_was_asked_to_stop():
     assert [stops(), stops()] == [False, False]
     asked.set()
     assert [stops(), stops()] == [False, True]
+
+
+@pytest.mark.parametrize("change", ["texts", "as many others"])
+def test_other_tokens_under_a_runs_name_are_refused_and_the_same_made_again_are_not(
+    change, tmp_path
+):
+    texts = [f"{n:03} llama" for n in range(200)]
+    folder = token_folder(tmp_path, texts, validation_every=0)
+    recipe = recipe_of(folder, run={"save_every": 0})
+    end_after(2, recipe, tmp_path / "run")
+    others = texts * 2 if change == "texts" else texts[::-1]
+    token_folder(tmp_path, others, validation_every=0, overwrite=True)
+    with pytest.raises(ValueError, match=r"is a run on other tokens than .*tokens holds now"):
+        trained(recipe, tmp_path / "run")
+    token_folder(tmp_path, texts, validation_every=0, overwrite=True)
+    _, said = trained(recipe, tmp_path / "run")
+    assert any("going on after step" in line for line in said)
 
 
 def test_another_recipe_in_a_runs_folder_is_refused(tokens, tmp_path):

@@ -205,6 +205,23 @@ def test_a_message_may_say_that_it_is_not_trained(tmp_path, format):
     assert first.ids == whole.ids[: len(first.ids)]  # up to the last that is trained
 
 
+@pytest.mark.parametrize("template", [None, CHATML, MARKED], ids=["own", "difference", "marked"])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_openais_weight_is_followed_whatever_writes_the_dialog(tmp_path, weight, template):
+    tokenizer = beside(tmp_path, "sentencepiece", template)
+    weighed = [*TURNS[:2], {**TURNS[2], "weight": weight}, *TURNS[3:]]
+    whole, one, other = examples_of(
+        tmp_path,
+        tokenizer,
+        {"messages": TURNS},
+        {"messages": weighed},
+        {"messages": [*weighed[:2], {**weighed[2], "train": weight == 0}, *weighed[3:]]},
+    )
+    assert one.ids == other.ids == whole.ids
+    assert trained_runs(one) == trained_runs(whole)[1 - weight :]
+    assert trained_runs(other) == trained_runs(whole)[weight:], "its own word goes before"
+
+
 def test_three_ways_to_write_a_dialog_are_one(tmp_path):
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     sharegpt = [{"from": names[turn["role"]], "value": turn["content"]} for turn in TURNS[:3]]
@@ -247,7 +264,12 @@ def test_a_completion_alone_is_trained(tmp_path):
         ({"messages": [*TURNS[:2], {**TURNS[2], "train": False}]}, "no message is trained"),
         ({"messages": [{**TURNS[1], "train": True}]}, "only the assistant's messages are trained"),
         ({"messages": [{**TURNS[2], "train": 1}]}, '"train": 1; it is true or false'),
-        ({"messages": [TURNS[1], {**TURNS[2], "weight": 0}]}, "message 1 has 'weight', which"),
+        (
+            {"messages": [TURNS[1], {**TURNS[2], "weight": 0.5}]},
+            'has "weight": 0.5; it is 0 or 1',
+        ),
+        ({"messages": [{**TURNS[1], "weight": 1}]}, "\"weight\": 1 and role 'user'; only the"),
+        ({"messages": [TURNS[1], {**TURNS[2], "wait": 0}]}, "message 1 has 'wait', which"),
         ({"messages": [{"role": "bot", "content": "a"}, TURNS[2]]}, "message 0 has role 'bot'"),
         (
             {"messages": [{"role": "assistant", "content": None}]},
