@@ -456,8 +456,11 @@ done([best(500), best(4000)]);
 def test_the_cost_of_hostile_markdown_grows_with_its_length_alone(opened):
     page = opened()
     for unit in ("*a ", "_a_ ", "**_", "> ", "`a", "1. ", "\n- ", "- a\n  ", "# ", "|a\n", "|-"):
-        small, large = page.run_async(GROWTH, unit)
-        assert large < 24 * small + 50, f"{unit!r}: {small} ms of 500, {large} ms of 4,000"
+        tries = []  # what grows with the square takes 64 times as long in each, whoever else works
+        while len(tries) < 10 and not any(large < 24 * small + 50 for small, large in tries):
+            tries.append(page.run_async(GROWTH, unit))
+        small, large = tries[-1]
+        assert large < 24 * small + 50, f"{unit!r}: ms of 500 and of 4,000: {tries}"
 
 
 def test_a_code_block_is_copied_with_its_button(opened, server):
