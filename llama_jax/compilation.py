@@ -146,8 +146,10 @@ def remove_broken(folder: Path) -> None:
         if not _KEPT.fullmatch(entry):
             raise OSError(f"{file} is no kept program, so {folder} is used for something else")
         if not _is_kept(file) or not _is_kept(folder / f"{entry}-{other}"):
-            folder_there = file.is_dir() and not file.is_symlink()
-            file.rmdir() if folder_there else file.unlink(missing_ok=True)
+            if file.is_dir() and not file.is_symlink():
+                file.rmdir()
+            else:
+                file.unlink(missing_ok=True)
 
 
 def _is_kept(file: Path) -> bool:

@@ -55,7 +55,7 @@ def test_a_pipe_that_takes_a_files_place_meanwhile_is_not_waited_for(
     looked = os.stat(tmp_path / "file")
     (tmp_path / "file").unlink()
     os.mkfifo(tmp_path / "file")
-    monkeypatch.setattr(regular.os, "stat", lambda path: looked)
+    monkeypatch.setattr(regular.os, "stat", lambda path, **_: looked)
     regular.open_regular(tmp_path / "file").close()
 
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from pathlib import Path
 
-from llama_jax.checkpoint.files.messages import FETCH_AGAIN
+from llama_jax.tokenizer.folder import is_there
 
 
 def open_regular(path: str | Path) -> io.FileIO:
     """The file, to be read. ValueError where a folder, a pipe, a socket or a device lies there."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(
-            f"{path} is a folder, a pipe, a socket or a device, not a file; {FETCH_AGAIN}"
-        )
+    is_there(Path(path))  # or an error says what else is; of what is absent, opening tells
     # Should a pipe take its place meanwhile, this does not wait either.
     # The name as a text: NumPy keeps no other of a file that it maps.
     name = os.fspath(path)

@@ -73,12 +73,9 @@ def check_files(folder: Path, manifest: Path, info: Mapping[str, Any]) -> None:
 
 def _check_no_more(folder: Path, manifest: Path, sums: Mapping[str, Any]) -> None:
     """ValueError where a file was added that would be read with the tokenizer."""
-    for name in READ:
-        place = folder / name
-        found = sorted(place.iterdir()) if place.is_dir() else [place]
-        for file in found:
-            name = file.relative_to(folder).as_posix()
-            if os.path.lexists(file) and name not in sums:
+    for place in (folder / name for name in READ):
+        for file in sorted(place.iterdir()) if place.is_dir() else [place]:
+            if os.path.lexists(file) and file.relative_to(folder).as_posix() not in sums:
                 raise ValueError(
                     f"{file} would be read, and {manifest.name} states no checksum of it, so it is "
                     f"not what was written: remove it{_BY_HAND}"
