@@ -77,9 +77,14 @@ def shared() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """A process can map only so many compiled programs; a module's are of no use to the next."""
+    """A process can map only so many compiled programs; a module's are of no use to the next.
+
+    Settings that it changed would be: a worker runs many modules, and fails in one of the others.
+    """
+    before = dict(jax.config.values)
     yield
     jax.clear_caches()
+    assert dict(jax.config.values) == before, "a test left settings of JAX changed"
 
 
 @pytest.fixture(scope="session")

@@ -136,12 +136,18 @@ def test_a_folder_that_cannot_be_written_is_one_warning_and_no_error(tmp_path):
 
 
 @pytest.fixture
-def keeps_none():
-    """This process has no folder of programs, and has the suite's again afterwards."""
-    folder = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", None)
+def keeps_none(monkeypatch):
+    """This process has no folder of programs, and is the suite's again afterwards."""
+    from jax._src import compilation_cache
+
+    settings = ("jax_enable_compilation_cache", compilation.DIRECTORY, *compilation.SETTINGS)
+    before = {name: getattr(jax.config, name) for name in settings}
+    monkeypatch.setattr(compilation_cache, "get_file_cache", compilation_cache.get_file_cache)
+    jax.config.update(compilation.DIRECTORY, None)
     yield
-    jax.config.update("jax_compilation_cache_dir", folder)
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="ownership is POSIX's")
