@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.asked import Asked, rows_asked
+from llama_jax.generation.batch import Form
 from llama_jax.generation.completed import (
     Gains,
     by_batches,
@@ -18,7 +19,6 @@ from llama_jax.generation.completed import (
     in_order,
     prepare_batches,
 )
-from llama_jax.generation.constraint import Form
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.prompts import Prompt
 from llama_jax.generation.results import Completion, Delta, NaNLogitsError

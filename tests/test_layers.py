@@ -71,6 +71,23 @@ def test_imports_point_up_the_list_of_rooms(file):
             assert ROOMS[other] < ROOMS[room], f"{room} may not import {other}"
 
 
+def test_no_files_import_one_another_in_a_ring():
+    """Type checking's imports count: to read one of the files would be to read all."""
+
+    def module_of(file):
+        return ".".join(("llama_jax", *Path(named(file)).with_suffix("").parts))
+
+    files = {module_of(file): file for file in FILES if file.name != "__init__.py"}
+    left = {name: imports_of(file) & files.keys() for name, file in files.items()}
+    while outside := {
+        name
+        for name, below in left.items()
+        if not below & left.keys() or not any(name in others for others in left.values())
+    }:
+        left = {name: below for name, below in left.items() if name not in outside}
+    assert not left, f"these import one another: {sorted(left)}"
+
+
 def test_a_platform_is_named_by_kernels_and_limits_alone():
     assert platforms_outside_kernels() == {
         "generation/limits.py": {"cpu"},

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from llama_jax.generation.batch import Row, rows_of
-from llama_jax.generation.constraint import Form, constrained
+from llama_jax.generation.batch import Form, Row, constrained, rows_of
 from llama_jax.generation.placement import Placement
 from llama_jax.generation.prompts import Prompt, listed, tokenizer_of
 from llama_jax.generation.settings import SamplingSettings, for_each

@@ -10,13 +10,14 @@ import dataclasses
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from llama_jax.config import Config, check_count
 from llama_jax.distributed import from_first
-from llama_jax.generation.constraint import Constraint
+from llama_jax.generation.constraint import Constraint, constraint_for
+from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.guide import Guide, allowed_words
 from llama_jax.generation.limits import (
     MAX_CACHE_BYTES,
@@ -54,6 +55,14 @@ class Row:
         if self.constraint is None:
             return None
         return Guide(self.constraint, self.settings, self.stop_ids)
+
+
+class Form(NamedTuple):
+    """The form of completions that `generate` was asked for: one of these, or none."""
+
+    json_schema: JSONSchema | None
+    regex: str | None
+    grammar: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +113,27 @@ def rows_of(
             seeded = wanted.replace(seed=(seed + j) % 2**32)
             found.append(Row(len(found), ids, seeded, context, room, stop_ids))
     return found
+
+
+def constrained(
+    rows: Sequence[Row], vocab_size: int, tokenizer: Tokenizer | None, form: Form
+) -> list[Row]:
+    """The rows, each under a constraint of this form, if there is one."""
+    given = {name: value for name, value in form._asdict().items() if value is not None}
+    if not given:
+        return list(rows)
+    if tokenizer is None:
+        raise ValueError(
+            f"{next(iter(given))} says what a text may be, and these params have no tokenizer; "
+            "pass tokenizer=llama_jax.load_tokenizer(path)"
+        )
+
+    def under(row: Row) -> Row:
+        ends, before = row.stop_ids, row.context_ids
+        made = constraint_for(tokenizer, vocab_size, **given, stop_ids=ends, after=before)
+        return dataclasses.replace(row, constraint=made)
+
+    return [under(row) for row in rows]
 
 
 def _drawn_seeds(settings: Sequence[SamplingSettings]) -> list[int]:

@@ -9,9 +9,8 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from llama_jax.generation.asked import Asked
-from llama_jax.generation.batch import Row, batch_settings, rows_of
+from llama_jax.generation.batch import Form, Row, batch_settings, constrained, rows_of
 from llama_jax.generation.completed import completed, in_order
-from llama_jax.generation.constraint import Form, constrained
 from llama_jax.generation.driver import RowWriter, compile_ahead, decode_rows, grow
 from llama_jax.generation.grammar import JSONSchema
 from llama_jax.generation.limits import answer_room, initial_slots

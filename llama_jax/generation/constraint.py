@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,9 +11,6 @@ from llama_jax.generation.grammar import JSONSchema, grammar_of
 from llama_jax.generation.masks import words_of
 from llama_jax.generation.token_table import TokenTable, table_of
 from llama_jax.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from llama_jax.generation.batch import Row
 
 
 class Constraint(Protocol):
@@ -127,35 +123,6 @@ class _Followed:
             f"the schema, regex or grammar takes too much work to follow ({reason}); "
             "make it simpler"
         )
-
-
-class Form(NamedTuple):
-    """The form of completions that `generate` was asked for: one of these, or none."""
-
-    json_schema: JSONSchema | None
-    regex: str | None
-    grammar: str | None
-
-
-def constrained(
-    rows: Sequence[Row], vocab_size: int, tokenizer: Tokenizer | None, form: Form
-) -> list[Row]:
-    """The rows, each under a constraint of this form, if there is one."""
-    given = {name: value for name, value in form._asdict().items() if value is not None}
-    if not given:
-        return list(rows)
-    if tokenizer is None:
-        raise ValueError(
-            f"{next(iter(given))} says what a text may be, and these params have no tokenizer; "
-            "pass tokenizer=llama_jax.load_tokenizer(path)"
-        )
-
-    def under(row: Row) -> Row:
-        ends, before = row.stop_ids, row.context_ids
-        made = constraint_for(tokenizer, vocab_size, **given, stop_ids=ends, after=before)
-        return dataclasses.replace(row, constraint=made)
-
-    return [under(row) for row in rows]
 
 
 def _at_start(tokenizer: Tokenizer, after: Sequence[int]) -> bool:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llama_jax.generation.constraint import Constraint
 from llama_jax.generation.masks import words_of
+from llama_jax.generation.results import FinishReason
 from llama_jax.generation.settings import SamplingSettings
-
-if TYPE_CHECKING:
-    from llama_jax.generation.constraint import Constraint
-    from llama_jax.generation.results import FinishReason
 
 
 class Guide:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_jax.tokenizer.gguf_header import UnreadTokenizer
+from llama_jax.tokenizer.gguf_vocabulary import CONTROL, UNKNOWN, USER_DEFINED, Vocabulary
 from llama_jax.tokenizer.tiktoken import WORDS
 
-if TYPE_CHECKING:
-    from llama_jax.tokenizer.gguf import Vocabulary
-
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
-_ADDED = frozenset((_UNKNOWN, _CONTROL, _USER_DEFINED))
+_ADDED = frozenset((UNKNOWN, CONTROL, USER_DEFINED))
 _GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _BYTES_ONLY = {**_GPT2, "use_regex": False}
 _LLAMA3 = {
@@ -88,7 +85,7 @@ def _vocab(said: Vocabulary) -> dict[str, int]:
 def _added(said: Vocabulary) -> list[dict[str, Any]]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return [
-        {"id": id, "content": said.tokens[id], **plain, "special": kind != _USER_DEFINED}
+        {"id": id, "content": said.tokens[id], **plain, "special": kind != USER_DEFINED}
         for id, kind in enumerate(said.kinds)
         if kind in _ADDED
     ]

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from llama_jax.tokenizer.gguf_bpe import WORD_CUTS
+from llama_jax.tokenizer.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from llama_jax.tokenizer.hf_decoder import BYTE_OF
 from llama_jax.tokenizer.huggingface import HuggingFaceTokenizer
 from llama_jax.tokenizer.protocol import Tokenizer
 from llama_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from llama_jax.tokenizer.tiktoken import TiktokenTokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _NONE = {"tokenizer.ggml.model": "no_vocab"}
 _CHARACTER = {byte: character for character, byte in BYTE_OF.items()}
 
@@ -53,10 +53,10 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     for id in range(len(tokens), tokenizer.vocab_size):
         token = added.get(id)
         tokens.append(f"[PAD{id}]" if token is None else token.text)
-        kinds.append(_UNUSED if token is None else _CONTROL if token.special else _USER_DEFINED)
+        kinds.append(UNUSED if token is None else CONTROL if token.special else USER_DEFINED)
         scores.append(-1000.0)
     for id, token in added.items():
-        kinds[id] = _CONTROL if token.special else _USER_DEFINED
+        kinds[id] = CONTROL if token.special else USER_DEFINED
     return {
         "model": "llama",
         "tokens": tokens,
@@ -68,14 +68,14 @@ def _of_sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 def _piece_kind(model: Any, id: int) -> int:
     for is_kind, kind in (
-        (model.is_unknown, _UNKNOWN),
-        (model.is_control, _CONTROL),
-        (model.is_byte, _BYTE),
-        (model.is_unused, _UNUSED),
+        (model.is_unknown, UNKNOWN),
+        (model.is_control, CONTROL),
+        (model.is_byte, BYTE),
+        (model.is_unused, UNUSED),
     ):
         if is_kind(id):
             return kind
-    return _NORMAL
+    return NORMAL
 
 
 def _of_tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def _of_tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
         merges += [f"{spelled[a]} {spelled[b]}" for _, _, a, b in sorted(pairs)]
     names = {id: name for name, id in tokenizer.special.items()}
     added = tokenizer._added.by_id
-    tokens, kinds = list(spelled.values()), [_NORMAL] * len(ranks)
+    tokens, kinds = list(spelled.values()), [NORMAL] * len(ranks)
     for id in range(len(ranks), tokenizer.vocab_size):
         plain = added[id].text if id in added else f"[PAD{id}]"
         tokens.append(names.get(id, plain))
-        kinds.append(_CONTROL if id in names else _USER_DEFINED if id in added else _UNUSED)
+        kinds.append(CONTROL if id in names else USER_DEFINED if id in added else UNUSED)
     kinds_of = np.array(kinds, np.int32)
     return _bpe("llama-bpe", tokens, kinds_of, merges)
 
@@ -114,8 +114,8 @@ def _of_library(tokenizer: HuggingFaceTokenizer) -> tuple[dict[str, Any], str]:
         known = id in text_of and id not in fillers
         tokens.append(text_of[id] if known else f"[PAD{id}]")
         control = id in tokenizer._control_ids
-        other = _USER_DEFINED if id in added else _NORMAL
-        kinds.append(_UNUSED if not known else _CONTROL if control else other)
+        other = USER_DEFINED if id in added else NORMAL
+        kinds.append(UNUSED if not known else CONTROL if control else other)
     merges = [one if isinstance(one, str) else " ".join(one) for one in model["merges"]]
     return _bpe(pre, tokens, np.array(kinds, np.int32), merges), ""
 
@@ -136,7 +136,7 @@ def _fill(found: dict[str, Any], size: int) -> None:
     """Adds tokens that no text has, up to the model's size."""
     more = size - len(found["tokens"])
     found["tokens"] = found["tokens"] + [f"[PAD{size - more + n}]" for n in range(more)]
-    found["token_type"] = np.append(found["token_type"], np.full(more, _UNUSED, np.int32))
+    found["token_type"] = np.append(found["token_type"], np.full(more, UNUSED, np.int32))
     if "scores" in found:
         found["scores"] = np.append(found["scores"], np.full(more, -1000, np.float32))
 

@@ -7,12 +7,10 @@ and 2: BPE with a fallback to bytes, and texts taken as they are but for the spa
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from llama_jax.tokenizer.gguf import Vocabulary
+from llama_jax.tokenizer.gguf_vocabulary import BYTE, UNKNOWN, Vocabulary
 
-_BPE, _UNKNOWN, _BYTE = 2, 2, 6
+_BPE = 2  # of the kinds of model
 
 
 def tokenizer_model(said: Vocabulary) -> bytes:
@@ -21,14 +19,14 @@ def tokenizer_model(said: Vocabulary) -> bytes:
         _field(1, _field(1, text.encode()) + _float(2, score) + _number(3, kind))
         for text, score, kind in zip(said.tokens, said.scores.tolist(), said.kinds, strict=True)
     )
-    unknown = [id for id, kind in enumerate(said.kinds) if kind == _UNKNOWN]
+    unknown = [id for id, kind in enumerate(said.kinds) if kind == UNKNOWN]
     if len(unknown) != 1 or said.bos is None:
         raise ValueError(
             f"it has {len(unknown)} tokens for what is unknown and bos {said.bos}; a SentencePiece "
             "vocabulary has one of each"
         )
     trainer = _number(3, _BPE) + _number(4, len(said.tokens))
-    trainer += _number(35, _BYTE in said.kinds)
+    trainer += _number(35, BYTE in said.kinds)
     ends = {40: unknown[0], 41: said.bos, 42: said.eos}
     trainer += b"".join(_number(field, id) for field, id in ends.items())
     trainer += _number(43, 2**64 - 1)  # -1: it has no token to pad with

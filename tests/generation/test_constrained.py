@@ -13,9 +13,9 @@ import llama_jax
 from llama_jax import chat, generate, stream
 from llama_jax.generation import chat as chat_module
 from llama_jax.generation.asked import Asked
-from llama_jax.generation.batch import rows_of
+from llama_jax.generation.batch import Form, constrained, rows_of
 from llama_jax.generation.completed import completed, in_order
-from llama_jax.generation.constraint import Form, constrained, constraint_for
+from llama_jax.generation.constraint import constraint_for
 from llama_jax.generation.placement import Placement
 from llama_jax.generation.settings import for_each
 from llama_jax.ops.sampling import allowed_only

@@ -12,8 +12,8 @@ from helpers import Letters, config_of
 
 from llama_jax.completions import as_finished, generate, stream
 from llama_jax.generation.asked import rows_asked
+from llama_jax.generation.batch import Form
 from llama_jax.generation.completed import completed
-from llama_jax.generation.constraint import Form
 from llama_jax.generation.driver import wait_for
 from llama_jax.generation.limits import ACCELERATOR, CPU
 from llama_jax.generation.settings import SamplingSettings

@@ -132,7 +132,7 @@ def test_arrays_made_of_a_quantized_checkpoint_are_rounded_anew(params, tmp_path
 
 
 def test_generate_rounds_as_it_loads_and_keeps_an_int8_cache(saved):
-    asked = ("--ids", "-n", "6", "-t", "0", "--quantize", "int4", "--kv-cache", "int8", "--json")
+    asked = ("--ids", "-n", "6", "-t", "0", "--quantize", "int4", "--cache", "int8", "--json")
     done = run("generate", saved, "1 2 3", *asked)
     assert done.exit_code == 0, done.output
     small = llama_jax.load(saved, quantize="int4")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llama_jax.generation.constraint import Constraint, constraint_for
 from llama_jax.serve.openai.errors import bad
 from llama_jax.serve.openai.requests import Request, ResponseFormat, StructuredOutputs
-
-if TYPE_CHECKING:
-    from llama_jax.serve.openai.served import Served
+from llama_jax.tokenizer import Tokenizer
 
 
 def constraint_of(
-    served: Served,
     request: Request,
+    tokenizer: Tokenizer,
+    vocab_size: int,
     schema: Mapping[str, Any] | None,
     *,
     stop_ids: Sequence[int] | None,
@@ -33,9 +32,8 @@ def constraint_of(
         (first, _), (second, _), *_ = asked
         raise bad(f"{first} and {second} both say what the answer is; keep one", second)
     ((param, wanted),) = asked
-    size = served.engine.config.vocab_size
     try:
-        return constraint_for(served.tokenizer, size, stop_ids=stop_ids, after=after, **wanted)
+        return constraint_for(tokenizer, vocab_size, stop_ids=stop_ids, after=after, **wanted)
     except ValueError as error:
         raise bad(f"{param} is refused: {error}", param, "invalid_value") from None
     except ImportError:

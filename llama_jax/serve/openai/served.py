@@ -162,7 +162,10 @@ def asked_of(
         prompt_logprobs=prompt_logprobs,
         stop_ids=stop_ids,
     )
-    constraint = constraint_of(served, request, schema, stop_ids=stop_ids, after=after)
+    size = served.engine.config.vocab_size
+    constraint = constraint_of(
+        request, served.tokenizer, size, schema, stop_ids=stop_ids, after=after
+    )
     return Asked(settings, request.n, request.cache_salt, param, constraint)
 
 
