@@ -44,7 +44,7 @@ def chat(
     sampling: options.Sampling = USUAL,
     weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
-    cache: options.Cache = True,
+    no_cache: options.NoCache = False,
     devices: Devices,
 ) -> None:
     """Talk with a chat model, one that was trained on dialogs.

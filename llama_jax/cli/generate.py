@@ -74,7 +74,7 @@ def generate(
     output: Output,
     weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
-    cache: options.Cache = True,
+    no_cache: options.NoCache = False,
     devices: Devices,
 ) -> None:
     """Continue texts; answer questions with --chat.

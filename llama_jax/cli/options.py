@@ -90,6 +90,7 @@ KVCache = Annotated[
     KVCacheKind,
     typer.Option(
         "--kv-cache",
+        "--cache",
         help="Keep the keys and values whole, or as int8: a quarter of float32's memory",
     ),
 ]
@@ -108,18 +109,19 @@ TextKey = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object")]
 
 
-def _kept(kept: bool) -> bool:
-    if not kept:
+def _off(asked: bool) -> bool:
+    if asked:
         os.environ["LLAMA_JAX_CACHE"] = "off"
-    return kept
+    return asked
 
 
-Cache = Annotated[
+NoCache = Annotated[
     bool,
     typer.Option(
-        "--cache/--no-cache",
-        callback=_kept,
-        help="Keep compiled programs for the next run, in $LLAMA_JAX_CACHE or your cache folder",
+        "--no-cache",
+        callback=_off,
+        help="Keep no compiled programs: those of other runs lie in $LLAMA_JAX_CACHE or in your "
+        "cache folder",
     ),
 ]
 

@@ -40,7 +40,7 @@ def perplexity(
             min=1,
         ),
     ] = None,
-    cache: options.Cache = True,
+    no_cache: options.NoCache = False,
     as_json: options.AsJson = False,
     *,
     weights: options.Weights,

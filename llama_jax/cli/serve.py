@@ -36,7 +36,7 @@ def serve(
     requests: Requests,
     weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
-    cache: options.Cache = True,
+    no_cache: options.NoCache = False,
     replica: OneReplica,
 ) -> None:
     """Answer OpenAI's clients over HTTP, and show a chat page.
