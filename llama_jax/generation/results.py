@@ -11,8 +11,9 @@ import numpy as np
 
 from llama_jax.field_docs import with_field_docs
 
-FinishReason = Literal["stop", "length", "error"]
-"""A stop id or a stop string; `max_new_tokens` or the context's end; logits that are no numbers."""
+FinishReason = Literal["stop", "length", "error", "cancelled"]
+"""A stop id or a stop string; `max_new_tokens` or the context's end; logits that are no numbers; a
+request to an engine that was cancelled."""
 
 
 @with_field_docs
@@ -67,8 +68,8 @@ class Completion:
     tokens: list[int]
     """The new tokens, without the prompt's and without a stop token."""
     finish_reason: FinishReason
-    """Why it ended: at a stop, at `max_new_tokens` or the context's end ("length"), or because its
-    logits were NaN or infinite ("error", in a `NaNLogitsError` alone)."""
+    """Why it ended: at a stop, at `max_new_tokens` or the context's end ("length"), because its
+    logits were NaN or infinite ("error", in a `NaNLogitsError` alone), or by `Stream.cancel`."""
     logprobs: list[TokenLogprob] | None = None
     """One entry for each new token, if the settings asked for them."""
     prompt_logprobs: list[TokenLogprob | None] | None = None
@@ -92,7 +93,7 @@ class Completion:
         return cls(
             text="".join(part.text for part in parts) if spelled else None,
             tokens=[token for part in parts for token in part.tokens],
-            finish_reason=end.finish_reason or "length",
+            finish_reason=end.finish_reason or "cancelled",
             logprobs=[x for part in parts for x in part.logprobs or []] if wanted else None,
             prompt_logprobs=prompt_logprobs,
             stop_token=end.stop_token,

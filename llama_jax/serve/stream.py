@@ -66,7 +66,10 @@ class Stream:
         self._event: asyncio.Event | None = None
 
     def cancel(self) -> None:
-        """Ends the request within a round; its iteration ends with what was there. Idempotent."""
+        """Ends the request within a round; its iteration ends with what was there. Idempotent.
+
+        Who leaves an iteration before its end cancels: the engine would go on.
+        """
         self._cancel(self)
 
     def __iter__(self) -> Iterator[Delta]:
@@ -94,7 +97,10 @@ class Stream:
             yield self._next()
 
     def completions(self) -> list[Completion]:
-        """Waits for all rows; `NaNLogitsError`, with all of them, where some have failed."""
+        """Waits for all rows; `NaNLogitsError`, with all of them, where some have failed.
+
+        A row that was cancelled has what it wrote until then, and "cancelled" as finish_reason.
+        """
         parts: dict[int, list[Delta]] = {row: [] for row in range(self.n)}
         for delta in self:
             parts[delta.row].append(delta)
