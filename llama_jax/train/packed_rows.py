@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from llama_jax.checkpoint.files.mapped import still_whole
 from llama_jax.train.order import Order
 from llama_jax.train.rows import Batch, TextRows
 from llama_jax.train.token_folder import Packed, TokenSplit
@@ -44,13 +45,14 @@ class PackedRows:
         tokens, targets, positions = (np.zeros(shape, np.int32) for _ in range(3))
         weights = np.zeros(shape, np.float32)
         starts, index = self.split.document_starts(), np.arange(self.time)
+        row_starts, trained = map(still_whole, (self.packed.row_starts, self.packed.trained))
         for row, id in enumerate(ids.tolist()):
-            begin, end = (int(self.packed.row_starts[id + i]) for i in range(2))
+            begin, end = (int(row_starts[id + i]) for i in range(2))
             found, count = self.split.read(begin, end), end - begin
             first, last = np.searchsorted(starts, [begin, end])
             dialogs = starts[first:last].astype(np.int64) - begin
             tokens[row, :count], targets[row, : count - 1] = found, found[1:]
-            weights[row, : count - 1] = self.packed.trained[begin + 1 : end]
+            weights[row, : count - 1] = trained[begin + 1 : end]
             weights[row, dialogs[1:] - 1] = 0
             inside = np.append(dialogs, count)
             positions[row] = index - inside[np.searchsorted(inside, index, side="right") - 1]

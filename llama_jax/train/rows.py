@@ -121,9 +121,9 @@ class TextRows:
     def _positions(self, begin: int) -> np.ndarray:
         """How far each of the row's tokens is from its document's start, or from the row's."""
         index = np.arange(begin, begin + self.time)
-        starts = self.split.starts
-        if self.documents == JOINED or starts is None:
+        if self.documents == JOINED or self.split.starts is None:
             return index - begin
+        starts = self.split.document_starts()
         first, last = np.searchsorted(starts, [begin, begin + self.time])
         inside = np.concatenate([[begin], starts[first:last].astype(np.int64)])
         return index - inside[np.searchsorted(inside, index, side="right") - 1]

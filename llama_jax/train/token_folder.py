@@ -199,6 +199,8 @@ def _read_starts(file: Path) -> np.ndarray:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     if getattr(found, "dtype", None) != np.uint64 or found.ndim != 1 or not len(found):
         raise ValueError(f"{file} holds no positions of tokens, one after the other; {_AGAIN}")
+    if (found[1:] < found[:-1]).any():
+        raise ValueError(f"{file} was changed: its positions do not ascend; {_AGAIN}")
     return found
 
 

@@ -8,6 +8,8 @@ import itertools
 
 import numpy as np
 
+from llama_jax.checkpoint.files.mapped import still_whole
+
 
 @dataclasses.dataclass(frozen=True)
 class Packed:
@@ -51,14 +53,17 @@ class TokenSplit:
                 "these files do not say where a document starts; use documents='joined', or make "
                 "the tokens with `llama-jax tokenize`"
             )
-        return self.starts
+        return still_whole(self.starts)
 
     def read(self, begin: int, end: int) -> np.ndarray:
-        """Tokens `begin` to `end` as int32: fewer where the split ends before."""
+        """Tokens `begin` to `end` as int32: fewer where the split ends before.
+
+        ValueError where a shard became shorter since it was opened, or holds a token that is none.
+        """
         parts, first = [], 0
         for shard, last in zip(self.shards, self._ends, strict=True):
             if begin < last and first < end:
-                parts.append(shard[max(begin - first, 0) : end - first])
+                parts.append(still_whole(shard)[max(begin - first, 0) : end - first])
             first = last
         found: np.ndarray = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
         known = 2**31 if self.vocab_size is None else self.vocab_size

@@ -9,7 +9,9 @@ from token_files import STORIES, json_lines, split_of_tokens, token_folder, toke
 from llama_jax.tokenizer import load_tokenizer
 from llama_jax.train import split as split_module
 from llama_jax.train import tokens as tokens_module
+from llama_jax.train.rows import TextRows
 from llama_jax.train.token_folder import open_tokens, vocabulary_hash
+from llama_jax.train.token_writer import file_record
 from llama_jax.train.tokens import tokenize
 
 
@@ -172,6 +174,31 @@ def test_a_changed_byte_is_noticed_by_its_sha256(tmp_path, name):
     open_tokens(folder)
     with pytest.raises(ValueError, match=f"{name} was changed: its sha256 is not the one"):
         open_tokens(folder, check_hashes=True)
+
+
+@pytest.mark.parametrize("positions", [[0, 90, 40], [0, 2**63, 5]])
+def test_documents_start_one_after_the_other(tmp_path, positions):
+    folder = token_folder(tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    np.save(folder / "train/starts.npy", np.array(positions, "<u8"))
+    record = manifest["splits"]["train"]
+    record["starts"] |= file_record(folder / "train/starts.npy")
+    record["documents"] = len(positions)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r"train/starts\.npy was changed: its positions do not asc"
+    ):
+        open_tokens(folder, check_hashes=True)
+
+
+@pytest.mark.parametrize("name", ["train/00001.bin", "train/starts.npy"])
+def test_a_file_that_shrinks_during_training_is_an_error(tmp_path, name):
+    folder = token_folder(tmp_path, shard_tokens=100)
+    rows = TextRows(open_tokens(folder).train, 30, "separate")
+    rows.read(np.arange(rows.whole))
+    os.truncate(folder / name, 10)
+    with pytest.raises(ValueError, match=rf"{name} had [0-9,]* bytes when it was opened and has 1"):
+        rows.read(np.arange(rows.whole))
 
 
 def test_a_missing_shard_and_a_damaged_manifest_are_clear(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -328,6 +329,15 @@ def packed(tmp_path, count=40, context=400, **settings):
         [lines(tmp_path, *dialogs(count))], tokenizer, out, context=context, **settings
     )
     return done, open_tokens(out, check_hashes=True)
+
+
+@pytest.mark.parametrize("name", ["trained.bin", "rows.npy"])
+def test_a_file_of_packed_rows_that_shrinks_is_an_error(tmp_path, name):
+    _, folder = packed(tmp_path)
+    rows = rows_in(folder.train, time=400, documents="separate")
+    os.truncate(folder.path / "train" / name, 10)
+    with pytest.raises(ValueError, match=rf"{name} had [0-9,]* bytes when it was opened and has 1"):
+        rows.read(np.arange(2))
 
 
 def test_rows_hold_every_example_once_with_its_own_positions_and_weights(tmp_path):
