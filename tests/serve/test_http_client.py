@@ -217,6 +217,49 @@ def test_content_in_parts_and_the_developers_role_are_understood(client):
     assert longer.usage.prompt_tokens > one.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("tokens", [2, 5])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_begun_answer_is_continued(client, engine, tokenizer, tokens, in_parts):
+    (answer,) = engine.submit(DIALOG, max_new_tokens=12, temperature=0).completions()
+    begun = tokenizer.decode(answer.tokens[:tokens])
+    content = [{"type": "text", "text": text} for text in (begun[:2], begun[2:])]
+    said = {"role": "assistant", "content": content if in_parts else begun}
+    got = client.chat.completions.create(
+        model=NAME,
+        messages=[*DIALOG, said],
+        max_tokens=12 - tokens,
+        temperature=0,
+        extra_body={"continue_final_message": True, "add_generation_prompt": False},
+    )
+    assert begun + got.choices[0].message.content == answer.text
+
+
+BEGUN = {"continue_final_message": True}
+SAID = {"role": "assistant", "content": "Well"}
+
+
+@pytest.mark.parametrize(
+    ("last", "extra", "param", "said"),
+    [
+        (SAID, BEGUN | {"add_generation_prompt": True}, "continue_final_message", "send one of"),
+        (DIALOG[0], BEGUN, "continue_final_message", "not the assistant's or has no text"),
+        (SAID | {"content": ""}, BEGUN, "continue_final_message", "has no text"),
+        (DIALOG[0], {"add_generation_prompt": False}, "add_generation_prompt", "asks for no"),
+        (SAID, {}, "messages", "assistant"),
+    ],
+)
+def test_whether_an_answer_begins_or_goes_on_is_clear(client, last, extra, param, said):
+    with pytest.raises(openai.BadRequestError, match=said) as error:
+        client.chat.completions.create(model=NAME, messages=[*DIALOG, last], extra_body=extra)
+    assert error.value.param == param
+
+
+def test_no_answer_is_begun_before_a_question(client):
+    with pytest.raises(openai.BadRequestError) as error:
+        client.chat.completions.create(model=NAME, messages=[SAID], extra_body=BEGUN)
+    assert error.value.param == "messages"
+
+
 @pytest.mark.parametrize("empty", [{"annotations": [], "refusal": None}, {"tool_calls": []}])
 def test_an_answer_is_sent_back_as_it_came(client, empty):
     given = {"model": NAME, "max_tokens": 3, "temperature": 0}

@@ -29,11 +29,14 @@ def asked_for(served: Served, request: ChatRequest) -> tuple[list[Any], Asked]:
         raise bad("top_logprobs needs logprobs=true; add it", "top_logprobs")
     messages = messages_of(served, request.messages)
     tools = tools_of(request)
-    prompt: Any = messages
+    dialog, start = _dialog_and_start(request, messages)
+    prompt: Any = dialog
     try:
-        end = _turn_end(served, messages, tools)
-        if tools is not None:
-            prompt = served.tokenizer.encode_dialog(messages, tools=tools)
+        end = _turn_end(served, dialog, tools)
+        if tools is not None or start is not None:
+            prompt = served.tokenizer.encode_dialog(dialog, tools=tools)
+        if start is not None:  # by the ids that the model itself would have written
+            prompt = [*prompt, *served.tokenizer.encode(start, bos=False, eos=False)]
     except ValueError as error:
         raise refused(error, "messages" if tools is None else "tools") from None
     most = request.max_completion_tokens
@@ -43,11 +46,35 @@ def asked_for(served: Served, request: ChatRequest) -> tuple[list[Any], Asked]:
         param="messages",
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         max_tokens=request.max_tokens if most is None else most,
-        after=(),  # an answer stands alone
+        after=() if start is None else prompt,  # a whole answer stands alone
         turn_end=end,
         schema=_schema(request),
     )
     return [prompt], asked
+
+
+def _dialog_and_start(request: ChatRequest, messages: Messages) -> tuple[Messages, str | None]:
+    """The dialog to be answered, and how the answer starts: as the last message, or freely.
+
+    A 400 where the request does not say clearly which.
+    """
+    begins, name = request.add_generation_prompt, "continue_final_message"
+    if not request.continue_final_message:
+        if begins is False:
+            said = "add_generation_prompt=false asks for no answer; leave it out, or add "
+            raise bad(f"{said}{name}=true", "add_generation_prompt", "invalid_value")
+        return messages, None
+    if begins:
+        said = f"{name}=true goes on with the last message, and add_generation_prompt=true begins "
+        raise bad(said + "another; send one of them", name, "invalid_value")
+    *dialog, last = messages
+    content = last.get("content")
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    if last.get("role") != "assistant" or not isinstance(content, str) or not content:
+        said = f"{name}=true goes on with the assistant's last message, and the last here is not "
+        raise bad(said + "the assistant's or has no text", name, "invalid_value")
+    return dialog, content
 
 
 def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:

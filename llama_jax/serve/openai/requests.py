@@ -153,6 +153,8 @@ class ChatRequest(Request, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=limits.MAX_TOOLS)] = []
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: Any = None
+    continue_final_message: bool = False
+    add_generation_prompt: bool | None = None
 
 
 class TokenizeRequest(Struct, kw_only=True):
@@ -182,8 +184,6 @@ INERT: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
     "return_tokens_as_token_ids": (False,),
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
     "modalities": (["text"],),
     "functions": ([],),
     "function_call": ("none",),
