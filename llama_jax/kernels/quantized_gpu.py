@@ -1,8 +1,9 @@
 """Products of activations and quantized weights on every platform but a CPU.
 
 Scales of one an output are applied after the product, so XLA widens the weight inside it. Scales of
-groups cannot be. There, few rows are multiplied number by number and summed by group, which reads
-the weight once and writes no decoded copy. For many rows the weight is decoded first.
+groups cannot be. There, one row is multiplied number by number and summed by group, and a few rows
+of `Int8` group by group: this reads the weight once and writes no decoded copy. For more rows the
+weight is decoded first.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from llama_jax.kernels.rows import in_pairs
-from llama_jax.ops.linear import dot
+from llama_jax.ops.linear import dot, product_precision
 from llama_jax.ops.swiglu import swiglu
 from llama_jax.weights.int4 import MIDDLE, NIBBLES, WORDS, Int4
+from llama_jax.weights.int8 import Int8
 from llama_jax.weights.weight import Weight
 
 FEW = 8
@@ -29,8 +31,10 @@ def product(x: Array, w: Weight) -> Array:
     parts = w.parts()
     if parts["scale"].ndim == 1:
         return _per_channel(x, w, over=0)
-    if len(x) <= FEW:
+    if len(x) == 1:
         return _by_groups(x, w)
+    if isinstance(w, Int8) and len(x) <= FEW:
+        return _by_products_of_groups(x, w)
     return in_pairs(x, lambda rows: dot(rows, w.dense().astype(x.dtype), over=0)).astype(x.dtype)
 
 
@@ -67,7 +71,10 @@ def _per_channel(x: Array, w: Any, over: int) -> Array:
 
 
 def _by_groups(x: Array, w: Any) -> Array:
-    """Products summed in each group, then scaled, then summed: [n, groups, out] is in memory."""
+    """One row: numbers times inputs summed in each group, then scaled, then summed.
+
+    The sums [1, groups, out] are in memory.
+    """
     parts = w.parts()
     scale, inputs = parts["scale"].astype(jnp.float32), w.shape[0]
     groups = x.astype(jnp.float32).reshape(len(x), len(scale), inputs // len(scale))
@@ -90,3 +97,23 @@ def _by_groups(x: Array, w: Any) -> Array:
     if "minimum" in parts:
         sums = sums + whole * parts["minimum"].astype(jnp.float32)
     return sums.sum(axis=1).astype(x.dtype)
+
+
+def _by_products_of_groups(x: Array, w: Int8) -> Array:
+    """Few rows: a matrix product a group, then scaled, then summed: [groups, n, out] is in memory.
+
+    XLA widens the numbers inside the products. Of 4-bit ones it writes a decoded copy first.
+    """
+    scale, minimum = w.scale, w.minimum
+    groups = x.reshape(len(x), len(scale), -1)
+    sums = jax.lax.dot_general(
+        groups,
+        w.values.reshape(len(scale), -1, w.shape[1]).astype(x.dtype),
+        (((2,), (1,)), ((1,), (0,))),
+        precision=product_precision(x.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    out = (sums * scale[:, None].astype(jnp.float32)).sum(axis=0)
+    if minimum is not None:
+        out += dot(groups.astype(jnp.float32).sum(axis=2), minimum.astype(jnp.float32), over=0)
+    return out.astype(x.dtype)

@@ -48,10 +48,7 @@ def step_of(devices, kind, batch, **sizes):
 
 @pytest.mark.parametrize(
     ("kind", "batch"),
-    [
-        *((kind, 1) for kind in KINDS),
-        *(pytest.param(kind, 8, marks=pytest.mark.slow) for kind in ("int8_channel", "fp8")),
-    ],
+    [*((kind, 1) for kind in KINDS), ("int8_channel", 8), ("fp8", 8)],
 )
 def test_each_quantized_weight_is_read_once_and_no_other_form_of_it_written(h100s, kind, batch):
     """Sums by group, float32, are a quarter of int4's words and an eighth of int8's numbers at one
@@ -72,13 +69,25 @@ def test_each_quantized_weight_is_read_once_and_no_other_form_of_it_written(h100
     assert temporaries < (2 * SMALLEST if kind in IN_GROUPS else SMALLEST / 2)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "int8_channel",
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("int8", "fp8", "int4")),
-    ],
-)
+@pytest.mark.parametrize("rows", [2, 8])
+def test_a_few_rows_read_int8_in_groups_once_and_write_sums_by_group(h100s, rows):
+    """[groups, rows, out] in float32: at eight rows as many bytes as the weight's numbers."""
+    compiled = step_of(h100s, "int8", rows)
+    text = program(compiled.as_text())
+    of_weights = {
+        name: [kernel.name for kernel in kernels]
+        for name, kernels in text.readers(SMALLEST // 8).items()
+        if text.array(name).shape.startswith("s8[")
+    }
+    assert len(of_weights) == 7 * LAYERS + 1
+    assert {name: by for name, by in of_weights.items() if len(by) != 1} == {}
+    for kernel in text.large_outputs(SMALLEST):
+        assert re.search(rf" writes f32\[\d+,{rows},\d+\]", str(kernel)), kernel
+    sums = 4 * rows * LLAMA_8B.vocab_size * LLAMA_8B.dim // 32
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.02 * sums
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_tensor_parallel_quantized_weights_cost_the_same_collectives(h100s, kind):
     whole = program(step_of(h100s, None, 8, tensor=8).as_text()).collectives()
     found = program(step_of(h100s, kind, 8, tensor=8).as_text()).collectives()
