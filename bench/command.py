@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(options: argparse.Namespace) -> None:
     """Whatever ends a run, what was measured until then is shown and kept."""
     earlier = against.read(options.against) if options.against else None
+    if earlier:
+        _check_peers(options, earlier)
     result: dict[str, Any] = {}
     try:
         with contextlib.closing(_results(options)) as results:
@@ -77,6 +79,21 @@ def _run(options: argparse.Namespace) -> None:
     if options.docs:
         table.write_docs(DOCUMENT, options.name, text)
         _tell(record.publish(record.PUBLISHED, options.name, result))
+
+
+def _check_peers(options: argparse.Namespace, earlier: dict[str, Any]) -> None:
+    """ValueError if no peer of the earlier run takes part: runs are compared by ratios to peers."""
+    before = {(model, peer) for _, model, peer, _ in against.ratios(earlier)}
+    reasons = {}
+    for name, peer in sorted(before & {(m, p) for m in options.names for p in options.contestants}):
+        of = config_of(name, options.checkpoint), options.dtype, options.device, options.llama2c
+        reasons[peer] = absent(peer, *of)
+    if not reasons or all(reasons.values()):
+        why = "; ".join(f"{peer}: {why}" for peer, why in reasons.items())
+        raise ValueError(
+            "runs are compared by their ratios to peers, and no peer of the earlier run takes part "
+            f"in this one ({why or 'it has none of these models and contestants'})"
+        )
 
 
 def _table(options: argparse.Namespace, result: dict[str, Any]) -> str:

@@ -40,8 +40,8 @@ _NAME = r"(?![\w./-]*(?:--|\.\.))\w(?:[\w.-]*\w)?"
 _WRITTEN = re.compile(
     rf"(?P<repository>{_NAME}/{_NAME})(?<!\.git)(@(?P<revision>[^@\s]+))?", re.ASCII
 )
-_ADDRESS = re.compile(rf"(?:https?://)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
-"""A repository's page, as it is copied from a browser."""
+ADDRESS = re.compile(rf"(?:https?://?)?(?:huggingface\.co|hf\.co)/({_NAME}/{_NAME})\b.*", re.ASCII)
+"""A repository's page, as it is copied from a browser; a `Path` makes one slash of two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ def repository(text: str) -> Repository:
     """The repository that "ORG/NAME", "hf:ORG/NAME" or "hf:ORG/NAME@REVISION" names; ValueError."""
     found = _WRITTEN.fullmatch(text.removeprefix(HUB))
     if found is None:
-        page = _ADDRESS.fullmatch(text.removeprefix(HUB))
+        page = ADDRESS.fullmatch(text.removeprefix(HUB))
         way_out = (
             HUB + page[1].removesuffix(".git") if page else "hf:ORG/NAME or hf:ORG/NAME@REVISION"
         )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from llama_jax.checkpoint.hub import HUB, hub_checkpoint
+from llama_jax.checkpoint.hub import ADDRESS, HUB, hub_checkpoint
 from llama_jax.compilation import cache_folder
 from llama_jax.tokenizer.folder import given_path, path_text
 
@@ -77,4 +77,6 @@ def find_checkpoint(given: str | os.PathLike[str] | None) -> Path:
     if text.startswith(HUB):
         return hub_checkpoint(text)
     path = given_path(text)
+    if ADDRESS.fullmatch(text) and not path.exists():
+        return hub_checkpoint(text)  # a ValueError that says what to write in its place
     return NAMES[text]() if text in NAMES and not path.exists() else path

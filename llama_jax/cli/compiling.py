@@ -15,7 +15,7 @@ from llama_jax.cli.console import stderr
 if TYPE_CHECKING:
     from llama_jax.generation.results import Delta
 
-LINE = "compiling the model's programs for this machine; they are kept, so the next start is faster"
+LINE = "compiling the model's programs; they are kept, so the next start is faster"
 COMPILED = "/jax/core/compile/backend_compile_duration"
 _PATIENCE = 0.5  # seconds: trifles are compiled sooner
 

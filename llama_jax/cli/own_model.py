@@ -19,7 +19,7 @@ OwnOrNamed = Annotated[
         show_default=False,
     ),
 ]
-OWN = "no checkpoint is named, so this is the model that comes with the package; it tells stories"
+OWN = "no checkpoint is named; the model that comes with the package tells stories"
 
 
 def named_and_prompts(first: str | None, rest: Sequence[str]) -> tuple[Path | None, list[str]]:

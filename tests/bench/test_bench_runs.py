@@ -32,10 +32,13 @@ class Standing:
         return {"tokens": tokens, "rate": 2.0, "bytes": 9, "logits": [0.0, 1.0]}
 
 
-def ended(tmp_path, monkeypatch, ends, shapes="tiny", more="", unloaded=None, unwritten=()):
+def ended(
+    tmp_path, monkeypatch, ends, shapes="tiny", more="", unloaded=None, unwritten=(), peers=()
+):
     """What a run of nine rounds exits with, and its file, if `ends` comes at the last shape.
 
     Of the peers transformers alone is here: it is not loaded, or its format not written, if said.
+    Otherwise `peers` are here.
     """
     prepared = []
 
@@ -53,7 +56,7 @@ def ended(tmp_path, monkeypatch, ends, shapes="tiny", more="", unloaded=None, un
             failed,
         )
 
-    here = ("llama_jax", "transformers") if unloaded or unwritten else ("llama_jax",)
+    here = ("llama_jax", "transformers") if unloaded or unwritten else ("llama_jax", *peers)
     replaced = {
         "running": running,
         "prepared": prepare,
@@ -210,10 +213,29 @@ def test_a_run_shows_how_well_it_repeats_beside_its_table(tmp_path, monkeypatch,
     (tmp_path / "old.json").write_text(json.dumps(contest(llama_jax=3, transformers=1)))
     monkeypatch.setattr(against, "comparison", lambda now, before: f"{len(now)} {before['date']}")
     more = f"--against {tmp_path / 'old.json'}"
-    code, result = ended(tmp_path, monkeypatch, None, more=more)
+    code, result = ended(tmp_path, monkeypatch, None, more=more, peers=["transformers"])
     assert code == 0
     assert "| llama_jax | 2.00" in (shown := capsys.readouterr().out)
     assert shown.endswith(f"{len(result)} today\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "peers", "why"),
+    [
+        ("", [], "transformers: not here"),
+        ("--contestants llama_jax,llama.cpp", ["llama.cpp"], "none of these models"),
+    ],
+    ids=["not installed", "left out"],
+)
+def test_a_repeat_without_the_earlier_runs_peers_is_refused_before_it_is_measured(
+    tmp_path, monkeypatch, more, peers, why
+):
+    (tmp_path / "old.json").write_text(json.dumps(contest(llama_jax=3, transformers=1)))
+    monkeypatch.setattr(command, "absent", lambda name, *of: None if name in peers else "not here")
+    given = f"--against {tmp_path}/old.json --shapes tiny --work {tmp_path}/work {more}"
+    with pytest.raises(SystemExit, match=f"no peer of the earlier run takes part .*{why}"):
+        command.main(given.split())
+    assert not list((tmp_path / "work").glob("*.json"))
 
 
 def test_runs_that_are_no_repeat_of_one_another_are_not_compared(tmp_path):

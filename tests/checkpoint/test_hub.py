@@ -18,7 +18,7 @@ from huggingface_hub.utils import close_session
 
 import llama_jax
 from llama_jax.checkpoint import hub
-from llama_jax.checkpoint.named import PRETRAINED
+from llama_jax.checkpoint.named import PRETRAINED, find_checkpoint
 from llama_jax.checkpoint.origin import repository_of
 from llama_jax.checkpoint.reading import open_checkpoint
 
@@ -321,6 +321,16 @@ def test_what_the_hub_takes_as_a_name_names_a_repository(text):
 def test_a_page_of_the_hub_is_answered_with_the_name_to_write(end):
     with pytest.raises(ValueError, match=r"names no repository; write hf:org/a\.b$"):
         hub.repository("https://huggingface.co/org/a.b" + end)
+
+
+@pytest.mark.parametrize("page", ["https://huggingface.co/org/a.b/tree/main", "hf.co/org/a.b"])
+def test_so_it_is_wherever_a_checkpoint_is_taken_unless_it_is_a_folder(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for asked in (page, Path(page)):  # which has one slash where the address has two
+        with pytest.raises(ValueError, match=r"names no repository; write hf:org/a\.b$"):
+            find_checkpoint(asked)
+    Path(page).mkdir(parents=True)
+    assert find_checkpoint(page) == Path(page)
 
 
 @pytest.mark.parametrize(

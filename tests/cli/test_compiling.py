@@ -6,7 +6,7 @@ import time
 import jax
 import pytest
 
-from llama_jax.cli import compiling
+from llama_jax.cli import compiling, own_model
 from llama_jax.kept_programs import MISSED, check_entries
 
 COMPILED = compiling.COMPILED
@@ -29,6 +29,11 @@ def test_a_long_compilation_is_said_once():
         notice.hear(MISSED)
         time.sleep(0.3)
     assert said == [compiling.LINE]
+
+
+@pytest.mark.parametrize("line", [own_model.OWN, compiling.LINE])
+def test_what_a_first_run_says_has_a_line_of_80_columns_to_itself(line):
+    assert len(line) <= 80
 
 
 def test_what_is_soon_there_is_not_said():
