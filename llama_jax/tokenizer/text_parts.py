@@ -13,6 +13,7 @@ from typing import Any
 
 Messages = Sequence[Mapping[str, Any]]
 _LOOKS = re.compile(r"""\.text\b|['"]text['"]""")
+_WHOLE_PART = re.compile(r"""['"]type['"]: *['"]text['"]""")
 
 
 def may_take_parts(source: str) -> bool:
@@ -23,8 +24,8 @@ def may_take_parts(source: str) -> bool:
 def written_with_parts(messages: Messages, write: Callable[..., str]) -> str:
     """What a template writes; where it lacks users' contents, with those as parts that it lacks.
 
-    The parts stay where more of the users' contents come of them: answers may be left out on
-    purpose. `write(messages=...)` tells the template of other messages.
+    The parts stay where more of the users' contents come of them, and no part itself: a template
+    may cut a text, and would write a list out. `write(messages=...)` tells it of other messages.
     """
     text = write()
     if not (missing := _lost(messages, text, "user")):
@@ -33,7 +34,8 @@ def written_with_parts(messages: Messages, write: Callable[..., str]) -> str:
     parted = [_in_parts(said) if n in lost else said for n, said in enumerate(messages)]
     with contextlib.suppress(Exception):  # a template can fail at a list in any way, too
         other = write(messages=parted)
-        return other if len(_lost(messages, other, "user")) < len(missing) else text
+        better = len(_lost(messages, other, "user")) < len(missing)
+        return other if better and not _WHOLE_PART.search(other) else text
     return text
 
 

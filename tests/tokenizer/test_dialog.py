@@ -311,6 +311,13 @@ def test_a_template_that_leaves_contents_out_is_not_told_of_parts():
     assert text_of(encode(roles, [user("a")])) == "[user]"
 
 
+@pytest.mark.parametrize("look", ["[:3]", "|truncate(3, true, '', 0)", "|upper", "|first"])
+def test_a_template_that_changes_contents_writes_no_list_of_parts(look):
+    source = "{% for m in messages %}{{ m.content" + look + " }}{% endfor %}{{ x.text if x }}"
+    expected = {"|upper": "HELLO", "|first": "h"}.get(look, "hel")
+    assert text_of(encode(source, [user("hello")])) == expected
+
+
 def test_llama_2s_format_has_no_place_for_tools():
     tokenizer = tokenizer_of(LLAMA2)
     with pytest.raises(ValueError, match="Llama 2's format has no place for tools="):
