@@ -183,6 +183,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _write(path: Path, messages: list[Any]) -> None:
     """Writes a conversation whole or not at all, over nothing but another one."""
+    if path.exists() and not path.is_file():  # of a device there may be no end
+        raise ValueError(f"{path} is a folder, a pipe, a socket or a device; name a file")
     if path.exists():
         try:
             _read(path)

@@ -14,6 +14,7 @@ from llama_jax.tokenizer.folder import beside, is_there, read_bounded, read_obje
 from llama_jax.tokenizer.hidden_controls import Encode, HiddenControls
 from llama_jax.tokenizer.messages import checked_messages, checked_tools, rebuilt
 from llama_jax.tokenizer.protocol import Message, Tools
+from llama_jax.tokenizer.text_parts import may_take_parts
 
 _NO_DEFAULT = "{{ raise_exception('of several templates none is named default') }}"
 ROLES = ("system", "developer", "user", "assistant", "tool", "ipython", "function")
@@ -78,7 +79,11 @@ class ChatTemplate:
             **dict(zip(ANSWER, marks, strict=True)),
         }
         with self._named():
-            return render(template, {**variables, "add_generation_prompt": opened})
+            return render(
+                template,
+                {**variables, "add_generation_prompt": opened},
+                may_take_parts=may_take_parts(self.source_for(tools)),
+            )
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:

@@ -25,6 +25,20 @@ def spelling_of(decoder: Any, added: Collection[str] = ()) -> Spelling | None:
     return _sentencepiece(steps) if steps else None
 
 
+def part_of_character(token: str, decoder: Any, added: Collection[str]) -> bytes | None:
+    """The bytes of a token that spells no whole characters, by a decoder of any kind; or None.
+
+    The library decodes whole texts: part of a character by itself is U+FFFD to it.
+    """
+    kinds = {step.get("type") for step in _steps(decoder)}
+    if "ByteFallback" in kinds and (byte := _BYTE.fullmatch(token)):
+        return bytes.fromhex(byte[1])
+    if "ByteLevel" in kinds and token not in added and BYTE_OF.keys() >= set(token):
+        spelled = bytes(BYTE_OF[character] for character in token)
+        return spelled if "\ufffd" in spelled.decode(errors="replace") else None
+    return None
+
+
 def _steps(decoder: Any) -> Iterator[dict[str, Any]]:
     if isinstance(decoder, dict) and decoder.get("type") == "Sequence":
         for step in decoder.get("decoders", ()):

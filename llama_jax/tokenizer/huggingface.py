@@ -10,7 +10,7 @@ from llama_jax.tokenizer.beside import Stated
 from llama_jax.tokenizer.chat_template import ChatTemplate
 from llama_jax.tokenizer.detokenizer import detokenize
 from llama_jax.tokenizer.hf_bounds import read_bounded_json
-from llama_jax.tokenizer.hf_decoder import spelling_of
+from llama_jax.tokenizer.hf_decoder import part_of_character, spelling_of
 from llama_jax.tokenizer.hf_library import (
     add,
     finding_no_controls,
@@ -69,7 +69,8 @@ class HuggingFaceTokenizer(WithTemplate):
         fillers = {token.id for token in self._joined} - {token.id for token in joining}
         named = sorted(controls & added.keys() - fillers)
         self.special = {added[id].content: id for id in named}
-        self._spelling = spelling_of(said.get("decoder"), {t.content for t in added.values()})
+        self._decoder, self._added = said.get("decoder"), {t.content for t in added.values()}
+        self._spelling = spelling_of(self._decoder, self._added)
         self._spelled: dict[tuple[int, bool], tuple[bytes, bool]] = {}
 
     @staticmethod
@@ -136,6 +137,8 @@ class HuggingFaceTokenizer(WithTemplate):
             return b"", at_start  # ids need not follow each other
         if self._spelling is not None:
             return self._spelling(token, at_start)
+        if (part := part_of_character(token, self._decoder, self._added)) is not None:
+            return part, False
         # Of a kind unknown: what the library adds to a text for it, or begins one with.
         with in_words():
             a = self._controls_too.encode("a", add_special_tokens=False).ids

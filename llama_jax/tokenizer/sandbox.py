@@ -27,6 +27,7 @@ from llama_jax.tokenizer.template_filters import NO_FILTERS, OF_FILTERS, items_o
 from llama_jax.tokenizer.template_globals import GLOBALS
 from llama_jax.tokenizer.template_tree import CONCAT, COUNTED, MADE, TICKED, check_source, measured
 from llama_jax.tokenizer.template_values import check_format, check_method, check_operation
+from llama_jax.tokenizer.text_parts import written_with_parts
 
 MAX_CHARACTERS, MAX_TIMES = 500_000, 8
 """One rendering writes at most so many characters, and so many times what the dialog has.
@@ -63,9 +64,13 @@ def variables_of(source: str) -> set[str]:
         return meta.find_undeclared_variables(measured(_Sandbox().parse(source)))
 
 
-def render(template: Template, variables: Mapping[str, Any]) -> str:
-    """What the template writes; ValueError where it refuses, fails or does not come to an end."""
-    parts, length = [], 0
+def render(
+    template: Template, variables: Mapping[str, Any], *, may_take_parts: bool = False
+) -> str:
+    """What the template writes; ValueError where it refuses, fails or does not come to an end.
+
+    If it `may_take_parts`, a content that it does not write is given to it as a part of text.
+    """
     given = [variables.get("messages"), variables.get("tools")]
     limit = MAX_CHARACTERS + MAX_TIMES * _characters(given)
     begun = template_budget.begin()
@@ -75,15 +80,21 @@ def render(template: Template, variables: Mapping[str, Any]) -> str:
             "the model's chat template does not take this dialog: ",
             "; change the dialog, or encode it in a format of your own",
         ):
-            for part in template.generate(variables):
-                parts.append(part)
-                length += len(part)
-                if length > limit:
-                    raise SecurityError(f"it writes more than {limit:,} characters")
-            text = "".join(parts)
-            text.encode()
+            write = functools.partial(_text, template, variables, limit)
+            return written_with_parts(variables["messages"], write) if may_take_parts else write()
     finally:
         template_budget.end(begun)
+
+
+def _text(template: Template, variables: Mapping[str, Any], limit: int, **more: Any) -> str:
+    parts, length = [], 0
+    for part in template.generate(variables, **more):
+        parts.append(part)
+        length += len(part)
+        if length > limit:
+            raise SecurityError(f"it writes more than {limit:,} characters")
+    text = "".join(parts)
+    text.encode()
     return text
 
 

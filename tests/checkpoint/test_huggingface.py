@@ -21,6 +21,7 @@ from memory import AnonymousPeak
 
 import llama_jax
 from llama_jax.checkpoint.convert import convert
+from llama_jax.checkpoint.files.torch_file import is_torch_file
 from llama_jax.checkpoint.huggingface import is_hf, open_hf
 from llama_jax.checkpoint.huggingface.config import read_hf_config
 from llama_jax.checkpoint.names import names_table
@@ -350,6 +351,32 @@ def test_a_bin_is_read_like_safetensors(tmp_path):
     for folder in (one, many):
         found = open_hf(folder).tensors
         assert all(found[p][...].tobytes() == wanted[p][...].tobytes() for p in wanted)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "before version 1.6"),
+        (b"\x80\x04\x95\x00\x00\x00\x00\x00}.", "a bare pickle"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_pickle_in_a_weight_files_place_is_called_what_it_is(tmp_path, name, content, message):
+    folder = write_folder(tmp_path / "a", tensors_of(SMALL))
+    (folder / SINGLE).unlink()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        open_hf(folder)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x280, 0x480])
+def test_a_header_whose_length_begins_as_a_pickle_is_a_header(tmp_path, length):
+    written = write_safetensors(tmp_path / "a.safetensors", {"w": np.ones(3, np.float32)})
+    begin, content = 8, written.read_bytes()
+    end = begin + int.from_bytes(content[:begin], "little")
+    header = content[begin:end].rstrip().ljust(length)
+    written.write_bytes(length.to_bytes(begin, "little") + header + content[end:])
+    assert not is_torch_file(written)
 
 
 def test_buffers_are_skipped_by_name_and_noted(tmp_path):

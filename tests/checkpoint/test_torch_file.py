@@ -233,6 +233,17 @@ def test_a_tensor_outside_its_record_is_refused_by_name(tmp_path, name):
 
 
 @pytest.mark.parametrize(
+    ("size", "stride"), [((3, 4), (0, 1)), ((9,), (0,)), ((2, 2, 2), (2, 1, 0))]
+)
+def test_a_tensor_that_repeats_its_storage_is_told_the_way_out(tmp_path, size, stride):
+    tensor = Storages().tensor(np.ones((2, 2), np.float32), size=size, stride=stride)
+    data = torch_zip.pickled(torch_zip.dump({"the.tensor": tensor}))
+    message = refusal(tmp_path / "a.pth", data, np.ones(4, np.float32))
+    assert "'the.tensor' repeats 4 numbers" in message
+    assert "tensor.clone()" in message
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"offset": -1},

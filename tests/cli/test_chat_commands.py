@@ -2,6 +2,7 @@
 
 import json
 import locale
+import os
 
 import pytest
 
@@ -74,6 +75,14 @@ def test_a_conversation_that_cannot_be_saved_names_the_file_that_was_asked_for(
         run_command(session, "/save", str(tmp_path / place))
     assert str(caught.value).startswith(f"{tmp_path / place} ")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "/dev/zero", "pipe", "."])
+def test_save_reads_no_pipe_and_no_device_to_see_what_is_there(session, tmp_path, place):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a folder, a pipe, a socket or a device; name a file"):
+        run_command(session, "/save", str(tmp_path / place))
+    assert [file.name for file in tmp_path.iterdir()] == ["pipe"]
 
 
 @pytest.mark.parametrize("content", [b"years of work", b"{}", b'["a"]', b"\xff", b"[" * 100_000])

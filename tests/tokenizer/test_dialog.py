@@ -281,6 +281,43 @@ def test_the_text_parts_of_a_content_are_joined(name):
     assert ids([]) == ids("")
 
 
+LOOKS_INTO_PARTS = {
+    "a loop": "{% for p in m.content if p.type == 'text' %}{{ p.text }}{% endfor %}",
+    "a filter": "{{ m.content|selectattr('type', 'equalto', 'text')|map(attribute='text')|join }}",
+    "the first": "{{ m['content'][0]['text'] }}",
+    "where it is no text": "{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ p['text'] }}!{% endfor %}{% endif %}",
+    "beside a system text": "{% if m.role == 'system' %}{{ m.content|trim }}{% else %}"
+    "{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}",
+}
+
+
+@pytest.mark.parametrize(
+    "content", ["How? ", [{"type": "text", "text": "How"}, {"type": "text", "text": "? "}]]
+)
+@pytest.mark.parametrize("look", LOOKS_INTO_PARTS.values(), ids=LOOKS_INTO_PARTS)
+def test_a_template_that_takes_contents_as_parts_of_text_writes_them(look, content):
+    source = "{% for m in messages %}[{{ m.role }}]" + look + "{% endfor %}"
+    dialog = [system("Be </s> brief."), user(content), assistant("So.</s>"), user("Why?")]
+    ids = encode(source, dialog)
+    assert text_of(ids) == "[system]Be </s> brief.[user]How? [assistant]So.</s>[user]Why?"
+    assert controls_of(ids) == []
+
+
+def test_a_template_that_leaves_contents_out_is_not_told_of_parts():
+    last = "{{ messages[-1].content }}{% if false %}{{ x.text }}{% endif %}"
+    assert text_of(encode(last, [user("a"), assistant("b"), user("c")])) == "c"
+    roles = "{% for m in messages %}[{{ m.role }}]{% endfor %}{% if false %}{{ x.text }}{% endif %}"
+    assert text_of(encode(roles, [user("a")])) == "[user]"
+
+
+@pytest.mark.parametrize("look", ["[:3]", "|truncate(3, true, '', 0)", "|upper", "|first"])
+def test_a_template_that_changes_contents_writes_no_list_of_parts(look):
+    source = "{% for m in messages %}{{ m.content" + look + " }}{% endfor %}{{ x.text if x }}"
+    expected = {"|upper": "HELLO", "|first": "h"}.get(look, "hel")
+    assert text_of(encode(source, [user("hello")])) == expected
+
+
 def test_llama_2s_format_has_no_place_for_tools():
     tokenizer = tokenizer_of(LLAMA2)
     with pytest.raises(ValueError, match="Llama 2's format has no place for tools="):

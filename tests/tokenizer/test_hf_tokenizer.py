@@ -176,6 +176,24 @@ def test_an_unknown_decoder_is_asked_what_each_token_adds(tmp_path):
     assert tokenizer.decode(ids) == library.decode(ids) == "a little girl"
 
 
+@pytest.mark.parametrize("text", ["na\u00efve", "a \U0001f999 x", "e\u0301"])
+@pytest.mark.parametrize("kind", ["ByteLevel", "ByteFallback"])
+def test_characters_of_several_tokens_are_whole_by_an_unknown_decoder_too(tmp_path, kind, text):
+    spaces = decoders.Replace(tokenizers.Regex("\u2581+"), " ")
+    if kind == "ByteLevel":
+        library = tokenizers.Tokenizer.from_str(trained("byte-level"))
+        library.decoder = decoders.Sequence([decoders.ByteLevel(), spaces])
+    else:
+        known = {"<unk>": 0, "<s>": 1, "</s>": 2, **{c: 3 + n for n, c in enumerate("naivex e")}}
+        known |= {f"<0x{byte:02X}>": 16 + byte for byte in range(256)}
+        bpe = tokenizers.models.BPE(known, [], unk_token="<unk>", byte_fallback=True)
+        library = tokenizers.Tokenizer(bpe)
+        library.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = load_tokenizer(folder_of(tmp_path, library))
+    ids = tokenizer.encode(text, bos=False, eos=False)
+    assert tokenizer.decode(ids) == library.decode(ids) == text
+
+
 @pytest.mark.parametrize("text", ["<s>", "a</s>b", "<|end|> x", "<s></s>", "<unk>"])
 def test_text_that_spells_a_control_token_stays_text(tmp_path, library, text):
     tokenizer = load_tokenizer(folder_of(tmp_path, library))

@@ -44,9 +44,14 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def is_torch_file(path: str | Path) -> bool:
-    """Whether a file begins as the zip that `torch.save` writes."""
+    """Whether a file begins as the zip that `torch.save` writes, or as a pickle.
+
+    torch wrote pickles before version 1.6: `read_state_dict` says what to do about one. A header's
+    length may begin as a pickle does, and the header follows it.
+    """
     with open_regular(path) as file:
-        return file.read(4) == b"PK\x03\x04"
+        head = file.read(9)
+    return head[:4] == b"PK\x03\x04" or (head[:1] == b"\x80" and head[8:] != b"{")
 
 
 def _read(file: io.BufferedReader) -> dict[str, np.ndarray]:
@@ -162,6 +167,11 @@ def _view(name: str, tensor: Tensor, records: dict[str, np.ndarray], prefix: str
     steps = zip(tensor.size, tensor.stride, strict=True)
     last = tensor.offset + sum((n - 1) * step for n, step in steps)
     # A stride of 0 could make petabytes of one number: no tensor is larger than its storage.
+    if last < storage.numel < numel:
+        raise Refused(
+            f"{shown} repeats {storage.numel:,} numbers to be {numel:,}, as no model's does; save "
+            "it as a tensor of its own: tensor.clone()"
+        )
     if numel > storage.numel or (numel and last >= storage.numel):
         raise Refused(
             f"{shown} reaches outside its storage of {storage.numel:,} numbers; {FETCH_AGAIN}"
