@@ -7,7 +7,7 @@ them equal. A program gets the implementation of the platform that it is compile
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,6 @@ from llama_jax.kernels.platforms import (
 )
 from llama_jax.ops import embedding, rope
 from llama_jax.ops.attention import Lengths, NewKeys, Queries
-from llama_jax.ops.swiglu import swiglu
 from llama_jax.sharding.arrays import cuts_evenly, per_device
 from llama_jax.sharding.specs import LENGTHS, NEW_KEYS, POOL, QUERIES, TABLE
 from llama_jax.weights.by_outputs import ByOutputs
@@ -53,6 +52,7 @@ __all__ = [
     "embed",
     "flash_attends",
     "gated",
+    "has_gated_form",
     "keeps_collective_order",
     "linear",
     "linear_transposed",
@@ -99,12 +99,20 @@ PRODUCTS: dict[type, Callable[[Array, Any], Array]] = {
 that hold a weight of such a kind."""
 
 
-def gated(x: Float[Array, "*batch dim"], w1: Any, w3: Any, w2: Any) -> Float[Array, "*batch dim"]:
-    """`swiglu(x @ w1, x @ w3) @ w2`: on one device quantized weights have a form of all three."""
-    ours = all(isinstance(w, quantized.QUANTIZED) for w in (w1, w3, w2))
-    if ours and jax.sharding.get_abstract_mesh().empty:
-        return quantized.feed_forward(x, w1, w3, w2)
-    return linear(swiglu(linear(x, w1), linear(x, w3)), w2)
+def has_gated_form(weights: Mapping[str, Any]) -> bool:
+    """Whether a feed-forward layer of these weights has one form: quantized ones on one device.
+
+    A layer with biases has none.
+    """
+    ours = all(isinstance(w, quantized.QUANTIZED) for w in weights.values())
+    return ours and jax.sharding.get_abstract_mesh().empty
+
+
+def gated(
+    x: Float[Array, "*batch dim"], w1: Weight, w3: Weight, w2: Weight
+) -> Float[Array, "*batch dim"]:
+    """`swiglu(x @ w1, x @ w3) @ w2` of weights that have such a form."""
+    return quantized.feed_forward(x, w1, w3, w2)
 
 
 def embed(

@@ -24,7 +24,7 @@ from jaxtyping import Array, Complex64, Float, Float32, Int, PRNGKeyArray
 
 from llama_jax.config import Config
 from llama_jax.jax_settings import AS_TRACED, as_written
-from llama_jax.kernels import embed, gated, linear, linear_transposed, rotations
+from llama_jax.kernels import embed, gated, has_gated_form, linear, linear_transposed, rotations
 from llama_jax.model.cache import ModelCache, Past, Positions, Uncached
 from llama_jax.model.inputs import check_inputs, checked_positions
 from llama_jax.ops import rope
@@ -147,7 +147,7 @@ def attention(
 @jax.named_scope("feed_forward")
 def feed_forward(w: Weights, x: Hidden) -> Hidden:
     """`w2(swiglu(w1(x), w3(x)))`, through a width of `hidden_dim`."""
-    if "b1" not in w:  # all of LLaMA's own: the same three products, of which a kernel may make one
+    if has_gated_form(w):  # the same three products at once
         return gated(x, w["w1"], w["w3"], w["w2"])
     h = swiglu(_plus(linear(x, w["w1"]), w, "b1"), _plus(linear(x, w["w3"]), w, "b3"))
     return _plus(linear(h, w["w2"]), w, "b2")

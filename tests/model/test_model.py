@@ -10,7 +10,6 @@ import pytest
 
 import llama_jax
 from llama_jax.config import Config
-from llama_jax.kernels import gated
 from llama_jax.model import transformer as model
 from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
@@ -199,7 +198,8 @@ def test_decode_never_copies_the_cache(params, config):
 
 def test_a_layer_is_traced_and_lowered_once_however_many_there_are(config, monkeypatch):
     traced = []
-    monkeypatch.setattr(model, "gated", lambda *x: traced.append(x) or gated(*x))
+    plain = model.feed_forward
+    monkeypatch.setattr(model, "feed_forward", lambda *x: traced.append(x) or plain(*x))
     twelve = config.replace(n_layers=12, norm_eps=1e-4)  # of its own: no test traced it before
     shapes = jax.eval_shape(init_params, jax.random.key(0), twelve)
     del traced[:]
