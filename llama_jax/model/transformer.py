@@ -7,7 +7,8 @@
 
 `forward` serves training, prefill and decoding alike. Weights meet activations only through
 `linear`, `gated` and `embed`, and the cache computes attention and stores keys and values. So the
-model never asks whether a weight is quantized, a cache paged, or an array sharded.
+model never asks whether a weight is quantized, a cache paged, or an array sharded. Of a layer's
+feed-forward weights it asks whether their three products have one form.
 
 The same model as a Flax module, `Transformer`, is `model/module.py`: a file of its own, because a
 class of Flax's cannot be stated before Flax is imported, and `forward` need not wait for that.

@@ -68,7 +68,7 @@ class Stream:
     def cancel(self) -> None:
         """Ends the request within a round; its iteration ends with what was there. Idempotent.
 
-        Who leaves an iteration before its end cancels: the engine would go on.
+        Call it where you leave an iteration before its end: the engine goes on otherwise.
         """
         self._cancel(self)
 

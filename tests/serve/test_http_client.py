@@ -244,6 +244,7 @@ SAID = {"role": "assistant", "content": "Well"}
         (SAID, BEGUN | {"add_generation_prompt": True}, "continue_final_message", "send one of"),
         (DIALOG[0], BEGUN, "continue_final_message", "not the assistant's or has no text"),
         (SAID | {"content": ""}, BEGUN, "continue_final_message", "has no text"),
+        (SAID | {"content": [{"type": "image_url"}]}, BEGUN, "messages", "image_url"),
         (DIALOG[0], {"add_generation_prompt": False}, "add_generation_prompt", "asks for no"),
         (SAID, {}, "messages", "assistant"),
     ],

@@ -18,6 +18,8 @@ from llama_jax.serve.openai.requests import ChatRequest
 from llama_jax.serve.openai.served import Asked, Served, asked_of
 from llama_jax.serve.tools import parser_of, schema_for
 from llama_jax.tokenizer import Tools
+from llama_jax.tokenizer.chat_template import ROLES
+from llama_jax.tokenizer.messages import checked_messages
 
 Messages = list[dict[str, Any]]
 
@@ -67,14 +69,14 @@ def _dialog_and_start(request: ChatRequest, messages: Messages) -> tuple[Message
     if begins:
         said = f"{name}=true goes on with the last message, and add_generation_prompt=true begins "
         raise bad(said + "another; send one of them", name, "invalid_value")
-    *dialog, last = messages
-    content = last.get("content")
-    if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    if last.get("role") != "assistant" or not isinstance(content, str) or not content:
+    try:
+        *dialog, last = checked_messages(messages, ROLES)
+    except ValueError as error:
+        raise refused(error, "messages") from None
+    if last["role"] != "assistant" or not last.get("content"):
         said = f"{name}=true goes on with the assistant's last message, and the last here is not "
         raise bad(said + "the assistant's or has no text", name, "invalid_value")
-    return dialog, content
+    return dialog, last["content"]
 
 
 def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
