@@ -17,9 +17,9 @@ import llama_jax
 from llama_jax.checkpoint.named import find_checkpoint
 from llama_jax.checkpoint.reading import open_checkpoint
 from llama_jax.cli.dialogs import can_chat
+from llama_jax.generation.few_rows import for_few_rows
 from llama_jax.serve import limits
 from llama_jax.serve.engine import Engine
-from llama_jax.serve.few_rows import for_few_rows
 from llama_jax.serve.http import application
 from llama_jax.serve.keys import read_keys
 from llama_jax.serve.openai.served import Served

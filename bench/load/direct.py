@@ -27,7 +27,7 @@ class Direct:
     def load(cls, checkpoint: Path) -> Direct:
         """The engine of a checkpoint, as `llama-jax serve` makes it, once all is compiled."""
         import llama_jax
-        from llama_jax.serve.few_rows import for_few_rows
+        from llama_jax.generation.few_rows import for_few_rows
 
         engine = llama_jax.Engine(for_few_rows(llama_jax.load(checkpoint)))
         while engine.compiling and engine.failure is None:

@@ -42,10 +42,12 @@ class Devices(Processes, options.Mesh):
         weights: options.Weights,
         cache: Callable[[Source], tuple[int, int]],
         prepare: Callable[[Params], Iterator[None]] | None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[Params, Callable[[], None]]:
         """`load`, while a thread takes the steps of `prepare`, which gets the weights' shapes.
 
-        On one device alone; the function returned waits for the thread's end.
+        On one device alone; the function returned waits for the thread's end. What is to be done
+        `meanwhile` is done before the weights are read.
         """
 
         import llama_jax
@@ -62,7 +64,8 @@ class Devices(Processes, options.Mesh):
             _check_fits(needed)
         with status(f"loading {checkpoint}"):
             if mesh is None and prepare is not None:
-                return load_ahead(checkpoint, prepare, **weights.how)
+                return load_ahead(checkpoint, prepare, meanwhile, **weights.how)
+            meanwhile()
             return llama_jax.load(checkpoint, mesh=mesh, **weights.how), lambda: None
 
     def __str__(self) -> str:

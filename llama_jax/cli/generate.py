@@ -174,7 +174,15 @@ class _Model:
         return [one.asked.tools for one in self.requests]
 
     def _load(self) -> tuple[Params, Callable[[], None]]:
-        return self.devices.load_ahead(self.checkpoint, self.weights, self._sizes, self._prepare)
+        load = self.devices.load_ahead
+        params, ready = load(self.checkpoint, self.weights, self._sizes, self._prepare)
+        return self._stored(params), ready
+
+    def _stored(self, params: Params) -> Params:
+        """The weights, or their shapes, as so many rows are multiplied fastest."""
+        from llama_jax.generation.few_rows import for_few_rows
+
+        return for_few_rows(params) if len(self.requests) * self.samples > 1 else params
 
     def _prepare(self, shapes: Params) -> Iterator[None]:
         """Compiles for as many rows as there will be."""
@@ -182,7 +190,7 @@ class _Model:
 
         rows = [one for one in self.requests for _ in range(self.samples)]
         return prepare(
-            shapes,
+            self._stored(shapes),
             [one.prompt for one in rows],
             [one.settings for one in rows],
             tools=[one.asked.tools for one in rows],

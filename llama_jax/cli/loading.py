@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 def load_ahead(
-    checkpoint: Path, prepare: Callable[[Params], Iterator[None]], **how: Any
+    checkpoint: Path,
+    prepare: Callable[[Params], Iterator[None]],
+    meanwhile: Callable[[], None] = lambda: None,
+    **how: Any,
 ) -> tuple[Params, Callable[[], None]]:
     """The model, once its weights are read and the first step of `prepare` is done.
 
     `prepare` is given the weights' shapes, in a thread, and goes on in it; the function returned
-    waits for its end. `how` is what `llama_jax.load` takes: `dtype`, `quantize`, `adapter`.
+    waits for its end. This thread does `meanwhile` before it reads the weights. `how` is what
+    `llama_jax.load` takes: `dtype`, `quantize`, `adapter`.
     """
     import jax  # noqa: F401  before both, which would wait for one another over it
 
@@ -43,6 +47,7 @@ def load_ahead(
     thread = threading.Thread(target=ahead)
     thread.start()
     try:
+        meanwhile()
         params = llama_jax.load(checkpoint, **how)
         first.wait()
     except BaseException:

@@ -47,7 +47,7 @@ def serve(
     """
     _check_installed()
     from llama_jax.serve.keys import read_keys
-    from llama_jax.serve.server import listen
+    from llama_jax.serve.listening import listen
 
     keys = read_keys(network.api_key_file)
     with listen(network.host, network.port) as listening:  # before the weights: it may be taken
@@ -67,19 +67,17 @@ def _serve(
     replica: OneReplica,
 ) -> None:
     """Loads the model, and answers until a signal ends it."""
-    import llama_jax
     from llama_jax.checkpoint.named import find_checkpoint
     from llama_jax.checkpoint.reading import open_checkpoint
+    from llama_jax.generation.few_rows import for_few_rows
     from llama_jax.serve.engine import Engine
-    from llama_jax.serve.few_rows import for_few_rows
     from llama_jax.serve.programs import prepare
+    from llama_jax.tokenizer import shared_tokenizer
 
     place = find_checkpoint(checkpoint)
     source = open_checkpoint(place)
     if source.tokenizer is None:
         raise ValueError(f"{place} has no tokenizer, and a server answers in text; put it there")
-    tokenizer = llama_jax.load_tokenizer(source.tokenizer)
-    say_notes(source.notes_with(tokenizer))
     if checkpoint is None:
         stderr.print(OWN, style="dim")
     devices = Devices(tensor=replica.tensor, cpu_devices=replica.cpu_devices)
@@ -93,7 +91,14 @@ def _serve(
         "exact": requests.exact,
     }
     ahead = lambda shapes: prepare(for_few_rows(shapes), **programs)  # noqa: E731
-    params, _ = devices.load_ahead(place, weights, sizes, ahead)
+
+    def meanwhile() -> None:
+        """What Python does alone, while XLA takes in programs that are kept."""
+        say_notes(source.notes_with(shared_tokenizer(source.tokenizer)))
+        import llama_jax.serve.server  # noqa: F401  with uvicorn and the rest of HTTP
+
+    params, _ = devices.load_ahead(place, weights, sizes, ahead, meanwhile)
+    tokenizer = shared_tokenizer(source.tokenizer)
     with Engine(
         for_few_rows(params),
         **programs,
@@ -115,8 +120,9 @@ def _answer(
 ) -> None:
     from llama_jax.serve.http import application
     from llama_jax.serve.keys import is_local
+    from llama_jax.serve.listening import url_of
     from llama_jax.serve.openai.served import Served
-    from llama_jax.serve.server import Server, serve, url_of
+    from llama_jax.serve.server import Server, serve
 
     local, url = is_local(network.host), url_of(listening)
     if not (local or keys):

@@ -73,6 +73,7 @@ def begun(completion):
     )
 
 
+@pytest.mark.bits
 def test_a_row_is_the_same_in_any_company(model):
     prompts, settings = prompts_of(model, (1, 2, 3, 5, 9, 11, 14, 16)), settings_of(8)
     alone = [generate(model, [p], s)[0] for p, s in zip(prompts, settings, strict=True)]
@@ -120,6 +121,7 @@ def test_a_row_is_the_same_in_any_company(model):
     assert max(apart) <= BOUND
 
 
+@pytest.mark.bits
 def test_a_row_of_quantized_weights_is_the_same_in_any_company():
     """int8, int4 and fp8: one row meets a weight in another form than several rows do."""
     model = of_every_kind()
@@ -130,6 +132,7 @@ def test_a_row_of_quantized_weights_is_the_same_in_any_company():
         assert difference(alone, together[row]) <= BOUND
 
 
+@pytest.mark.bits
 def test_a_row_is_the_same_where_its_own_budget_is_larger(params):
     prompts = prompts_of(params, (3, 12))
     short = generate(params, prompts, settings_of(2))
@@ -138,6 +141,7 @@ def test_a_row_is_the_same_where_its_own_budget_is_larger(params):
     assert max(apart) <= BOUND
 
 
+@pytest.mark.bits
 def test_a_row_is_the_same_streamed_and_in_any_list(params):
     """Rows of several batches, and both ways of running the loop."""
     prompts = prompts_of(params, [1 + i % 16 for i in range(40)])
@@ -155,6 +159,7 @@ def test_a_row_is_the_same_streamed_and_in_any_list(params):
             assert difference(whole, alone) <= BOUND
 
 
+@pytest.mark.bits
 def test_completions_of_one_prompt_are_those_of_their_seeds(params):
     prompts, settings = [[1, 2, 3], [9, 8]], {"temperature": 1.0, "max_new_tokens": 12}
     several = generate(params, prompts, n=3, seed=[10, 20], **settings)

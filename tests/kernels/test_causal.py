@@ -8,6 +8,8 @@ import pytest
 from llama_jax.kernels import causal
 from llama_jax.kernels.causal import causal_attention
 
+pytestmark = pytest.mark.bits
+
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 
 

@@ -19,6 +19,8 @@ from llama_jax.model.cache import KVCache
 from llama_jax.model.transformer import forward, init_params
 from llama_jax.ops.linear import dot
 
+pytestmark = pytest.mark.bits
+
 SLOTS = 4096
 
 

@@ -14,6 +14,8 @@ from llama_jax.kernels.decode_attention import BLOCK, decode_attention
 from llama_jax.model.int8_cache import decoded, rounded
 from llama_jax.ops.attention import attention
 
+pytestmark = pytest.mark.bits
+
 
 def case(*, batch=2, heads=4, kv_heads=2, head_dim=64, slots=128, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 5)

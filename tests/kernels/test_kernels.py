@@ -9,6 +9,8 @@ from llama_jax.kernels.decode_attention import decode_attention
 from llama_jax.sharding.mesh import make_mesh
 from llama_jax.sharding.specs import CACHE
 
+pytestmark = pytest.mark.bits
+
 BF16, F32 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)
 TAKEN = {"dtype": F32, "past_dtype": F32, "group": 4, "slots": 64, "head_dim": 64}
 

@@ -9,6 +9,8 @@ from llama_jax.kernels import paged
 from llama_jax.kernels.paged import Pages
 from llama_jax.ops.attention import attention
 
+pytestmark = pytest.mark.bits
+
 PAGE, WIDTH = 8, 20
 
 

@@ -16,6 +16,8 @@ from llama_jax.weights.int4 import Int4
 from llama_jax.weights.int8 import Int8
 from llama_jax.weights.quantize import ROUNDED
 
+pytestmark = pytest.mark.bits
+
 RNG = np.random.default_rng(0)
 INPUTS, OUTPUTS = 512, 256
 ARRAY = RNG.normal(size=(INPUTS, OUTPUTS)).astype(np.float32)

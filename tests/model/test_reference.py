@@ -13,6 +13,8 @@ from helpers import GOLDEN
 import llama_jax
 from llama_jax.model.cache import KVCache
 
+pytestmark = pytest.mark.bits
+
 TOLERANCE = 2e-4
 forward = jax.jit(llama_jax.forward)
 

@@ -15,8 +15,9 @@ NAME = "stories"
 def served(engine, *, chats=True, **options):
     """The address of a server over an engine, and its application."""
     from llama_jax.serve.http import application
+    from llama_jax.serve.listening import listen
     from llama_jax.serve.openai.served import Served
-    from llama_jax.serve.server import Server, listen, serve
+    from llama_jax.serve.server import Server, serve
 
     app, outer = application(Served(engine, NAME, 1, chats), **options)
     listening = listen("127.0.0.1", 0)

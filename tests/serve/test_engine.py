@@ -14,6 +14,7 @@ from helpers import Letters, config_of
 
 from llama_jax.completions import generate
 from llama_jax.generation.constraint import constraint_for
+from llama_jax.generation.few_rows import for_few_rows
 from llama_jax.generation.results import NaNLogitsError
 from llama_jax.generation.score import score
 from llama_jax.generation.settings import SamplingSettings
@@ -22,7 +23,6 @@ from llama_jax.model.int8_cache import Int8KVCache
 from llama_jax.model.transformer import init_params
 from llama_jax.serve import programs
 from llama_jax.serve.engine import Engine
-from llama_jax.serve.few_rows import for_few_rows
 from llama_jax.serve.programs import sizes_of
 from llama_jax.serve.stream import (
     EngineClosedError,
@@ -77,6 +77,7 @@ def alike(found, wanted):
     return True
 
 
+@pytest.mark.bits
 def test_two_hundred_requests_get_what_generate_gives_them(model, engine):
     draw = random.Random(0)
     asked = list(requests_of(draw, 200))
@@ -129,6 +130,7 @@ def in_company(engine, regexes, **settings):
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.bits
 def test_a_constraint_holds_in_company_and_after_a_preemption(model, exact):
     pytest.importorskip("llguidance")
     letters, settings = Letters(), {"temperature": 1.3, "seed": 5, "max_new_tokens": 90}
@@ -204,6 +206,7 @@ def logprobs_of(stream):
 
 
 @pytest.mark.parametrize("few", [FEW, pytest.param(FEW_INT8, marks=pytest.mark.slow)])
+@pytest.mark.bits
 def test_an_exact_engine_gives_the_same_bits_alone_and_in_company(model, few):
     draw = random.Random(1)
     shared = [draw.randrange(3, 256) for _ in range(130)]
@@ -291,6 +294,7 @@ def test_a_stream_is_read_in_an_event_loop(engine):
 
 
 @pytest.mark.parametrize("length", [1, 64, 200])
+@pytest.mark.bits
 def test_prompt_log_probabilities_are_those_of_score(model, engine, length):
     prompt = [1, *range(3, length + 2)]
     (scored,) = score(model, [prompt])
@@ -377,6 +381,7 @@ def test_a_step_that_fails_fails_its_rows_alone(model, monkeypatch):
             engine.submit([3])
 
 
+@pytest.mark.bits
 def test_a_mesh_of_tensor_gives_the_same_tokens(model):
     sharded = shard_params(model, make_mesh(tensor=2))
     kept = {"temperature": 0, "max_new_tokens": 12}

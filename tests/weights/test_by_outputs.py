@@ -7,8 +7,8 @@ import pytest
 from jax.sharding import NamedSharding
 
 from llama_jax import generate, make_mesh
+from llama_jax.generation.few_rows import for_few_rows
 from llama_jax.kernels import linear, linear_transposed
-from llama_jax.serve.few_rows import for_few_rows
 from llama_jax.weights.by_outputs import ByOutputs, by_outputs
 from llama_jax.weights.params import Params, weight_at
 from llama_jax.weights.quantize import quantize
