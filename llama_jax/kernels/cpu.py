@@ -133,4 +133,5 @@ def _by_partial_sums_jvp(
 
 def widened(bits: Array) -> Array:
     """bfloat16 numbers, given as bits, in float32: a bfloat16 is the upper half of a float32."""
-    return jax.lax.bitcast_convert_type(bits.astype(jnp.uint32) << 16, jnp.float32)
+    upper = jax.lax.shift_left(bits.astype(jnp.uint32), jnp.uint32(16))
+    return jax.lax.bitcast_convert_type(upper, jnp.float32)
