@@ -25,7 +25,7 @@ from llama_jax.tokenizer.chat_template import ChatTemplate
 
 MAX_SECONDS, MAX_SAID, MAX_MIB = 5.0, 500, 572  # 3 times 200 MB
 HANGS = 60
-"""Seconds after which a reader is ended with its traceback; its file lies in `keep`/now/FORMAT."""
+"""Seconds after which a reader is ended with its traceback; `_place` says where its file lies."""
 SAYS = 30
 """Seconds between two writings of `keep`/report."""
 RUNS_CODE = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect")
@@ -70,8 +70,9 @@ def fuzz(seconds: float, first: int, formats: Sequence[str], keep: Path) -> Repo
             seeds = without_sums(seeds, Path(root))
         shutil.rmtree(keep / "now", ignore_errors=True)
         keep.mkdir(parents=True, exist_ok=True)
-        for seed in seeds.values():  # sound as they are
-            seed.read(seed.folder)
+        for name in {*seeds} & {*formats}:  # sound as they are, and where they are changed
+            shutil.copytree(seeds[name].folder, place := _place(keep, name))
+            seeds[name].read(place)
         beat()
         with contextlib.suppress(KeyboardInterrupt):
             _try_all(until, seeds, formats, keep, report, beat)
@@ -102,15 +103,13 @@ def _try_all(
 
 
 def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) -> None:
-    rng, now = random.Random(f"{name} {number}"), keep / "now" / name
+    rng, now = random.Random(f"{name} {number}"), _place(keep, name)
     resident = _resident()
     if seed is None:
         now.mkdir(parents=True, exist_ok=True)
         file, sound = now / "template", b""
         file.write_text(source := template(rng))
     else:
-        if not now.exists():
-            shutil.copytree(seed.folder, now)
         file = now / rng.choice(seed.files)
         sound = file.read_bytes()
         file.write_bytes(change(str(file), sound, rng))
@@ -143,6 +142,11 @@ def _try(name: str, seed: Seed | None, number: int, keep: Path, report: Report) 
         with contextlib.suppress(FileExistsError):
             shutil.copytree(now, kept)
     file.write_bytes(sound)
+
+
+def _place(keep: Path, name: str) -> Path:
+    """Where a format's files are changed. Some readers also look into the folder above."""
+    return keep / "now" / name / "files"
 
 
 def wrong_words(said: str) -> str | None:
