@@ -1,5 +1,6 @@
 """The native checkpoint: whole or absent, streamed, restored onto any sharding."""
 
+import contextlib
 import json
 import os
 import re
@@ -418,18 +419,35 @@ def test_a_full_disk_is_refused_beforehand_with_both_numbers(tmp_path, small, te
     assert entries(tmp_path) == ["fits"]
 
 
-def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path, small, tensors):
+@contextlib.contextmanager
+def files_no_larger_than(size):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*tok_embeddings.weight: .*too large"):
-            native.write(tmp_path / "model", small, tensors)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
+
+
+def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path, small, tensors):
+    named = pytest.raises(OSError, match=r"cannot write .*tok_embeddings.weight: .*too large")
+    with files_no_larger_than(20_000), named:
+        native.write(tmp_path / "model", small, tensors)
     assert entries(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [100, 1500])  # of a weight's description; of all weights'
+def test_a_description_that_cannot_be_written_is_one_error_and_no_log(
+    tmp_path, small, tensors, caplog, size
+):
+    named = pytest.raises(OSError, match=r"cannot write the checkpoint .*/model: .*too large")
+    with files_no_larger_than(size), named:
+        native.write(tmp_path / "model", small, tensors)
+    assert entries(tmp_path) == []
+    assert caplog.records == []
 
 
 def test_a_system_error_names_the_checkpoint(tmp_path, small, tensors):

@@ -234,10 +234,11 @@ def _file_sides(store: ts.TensorStore) -> Sequence[int]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Orbax's warnings of what is so by design: no database to merge, no `jax.Array`."""
+    """Without Orbax's log: its warnings are of what is so by design (no database to merge, no
+    `jax.Array`), and its errors are the tracebacks of what it raises too."""
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
