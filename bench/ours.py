@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import llama_jax
 from bench.contestant import Loading, Logits, Run
 from bench.memory import peak_resident
+from llama_jax.generation.few_rows import for_few_rows
 
 _GREEDY: dict[str, Any] = {"temperature": 0, "stop_ids": ()}
 
 
 def load(loading: Loading) -> Ours:
-    """The native checkpoint on the default device."""
-    return Ours(llama_jax.load(loading.path, dtype=loading.dtype))
+    """The native checkpoint on the default device, stored as the command stores it for a batch."""
+    return Ours(for_few_rows(llama_jax.load(loading.path, dtype=loading.dtype)))
 
 
 class Ours:

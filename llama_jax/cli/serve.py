@@ -76,7 +76,7 @@ def _serve(
 
     place = find_checkpoint(checkpoint)
     source = open_checkpoint(place)
-    if source.tokenizer is None:
+    if (tokenizer_file := source.tokenizer) is None:
         raise ValueError(f"{place} has no tokenizer, and a server answers in text; put it there")
     if checkpoint is None:
         stderr.print(OWN, style="dim")
@@ -94,11 +94,11 @@ def _serve(
 
     def meanwhile() -> None:
         """What Python does alone, while XLA takes in programs that are kept."""
-        say_notes(source.notes_with(shared_tokenizer(source.tokenizer)))
+        say_notes(source.notes_with(shared_tokenizer(tokenizer_file)))
         import llama_jax.serve.server  # noqa: F401  with uvicorn and the rest of HTTP
 
     params, _ = devices.load_ahead(place, weights, sizes, ahead, meanwhile)
-    tokenizer = shared_tokenizer(source.tokenizer)
+    tokenizer = shared_tokenizer(tokenizer_file)
     with Engine(
         for_few_rows(params),
         **programs,

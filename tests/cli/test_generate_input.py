@@ -22,6 +22,7 @@ from llama_jax.cli.text_output import in_order
 from llama_jax.completions import as_finished
 from llama_jax.generation.results import Delta
 from llama_jax.generation.settings import SamplingSettings
+from llama_jax.weights.by_outputs import ByOutputs
 
 LLAMA3 = GOLDEN_META / "llama3"
 FEW = ("-n", 3, "-t", 0)
@@ -103,6 +104,25 @@ def test_json_lines_come_back_by_their_place(writer):
     ):
         assert found[i]["error"].startswith(f"stdin, line {i + 1}: ")
         assert said in found[i]["error"]
+
+
+@pytest.mark.parametrize(
+    ("more", "turned"), [([], False), (["One day"], True), (["--num-samples", "2"], True)]
+)
+def test_weights_are_turned_for_several_rows_alone(writer, monkeypatch, more, turned):
+    kinds = set()
+
+    def stream(params, *given, **options):
+        kinds.add(type(params.weights["output"]["weight"]) is ByOutputs)
+        return llama_jax.completions.stream(params, *given, **options)
+
+    monkeypatch.setattr(llama_jax, "stream", stream)
+    result = run("generate", writer, "Once", *more, *FEW)
+    assert result.exit_code == 0
+    assert kinds == {turned}
+    assert (
+        result.stdout == run("generate", writer, "Once", *more, *FEW, "--dtype", "float32").stdout
+    )
 
 
 def test_a_question_goes_through_the_template(talker):
