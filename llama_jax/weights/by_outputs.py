@@ -70,26 +70,23 @@ class ByOutputs:
 def by_outputs(params: Params) -> Params:
     """The same model, each matrix but the embedding by its outputs.
 
-    It takes `params` over: each matrix is deleted as it is turned, two at a time, so memory holds
-    two more at most. Weights that are quantized or have adapters stay as they are. Weights that are
-    shapes (`checkpoint.shapes`) become the shapes of the turned.
+    It takes `params` over: each matrix is deleted once it is turned, so memory holds one more at
+    most. Weights that are quantized or have adapters stay as they are. Weights that are shapes
+    (`checkpoint.shapes`) become the shapes of the turned.
     """
-    weights, before = {}, None
+    weights = {}
     for path in weight_table(params.config):
         weight = weight_at(params.weights, path)
         if path != EMBEDDING and not is_value(weight) and weight.ndim == 2:
             weight = ByOutputs(_turned(weight))
-            jax.block_until_ready(before)
-            before = weight
         weights[path] = weight
     return params.replace(weights=nested(weights))
 
 
 def _turned(matrix: Any) -> Any:
-    """A matrix [in, out] as [out, in]. It may still be being written; its memory is given back."""
     if isinstance(matrix, jax.ShapeDtypeStruct):
         return matrix.update(shape=matrix.shape[::-1])
-    turned = _turn(matrix)
+    turned = jax.block_until_ready(_turn(matrix))
     matrix.delete()
     return turned
 
