@@ -67,7 +67,7 @@ def attention(
     spans: list[Span | OwnKeys] = [OwnKeys(k.swapaxes(1, 2), v.swapaxes(1, 2))]
     if past is not None:
         keys, values, *scales = past
-        slots = jnp.arange(keys.shape[2])[None]
+        slots = jnp.arange(keys.shape[2]).reshape(1, -1)
         spans.insert(0, Span(keys, values, slots, lengths[:, None] - 1, *scales))
     return over_spans(q, spans)
 
@@ -116,7 +116,7 @@ def _visible(spans: tuple[Span | OwnKeys, ...], first: int, q: Array) -> tuple[S
         if isinstance(span, Span):
             return span
         k, v = span.k[:, :, :end], span.v[:, :, :end]
-        return Span(k, v, jnp.arange(end)[None], jnp.arange(first, end)[None])
+        return Span(k, v, jnp.arange(end).reshape(1, -1), jnp.arange(first, end).reshape(1, -1))
 
     return tuple(map(one, spans))
 
