@@ -140,10 +140,11 @@ def hush_log() -> None:
     """Silences what is printed beside the OSError of a state that cannot be written.
 
     Orbax logs a traceback for each file, asyncio one for each task that nobody waits for any more,
-    and TensorStore calls back into a loop that is closed.
+    Python warns of those that never began, and TensorStore calls back into a loop that is closed.
     """
     import orbax.checkpoint  # noqa: F401  # it sets its log up
 
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     logging.getLogger("absl").addFilter(lambda record: record.levelno > logging.ERROR)
     logging.getLogger("asyncio").addFilter(
         lambda record: "was never retrieved" not in record.getMessage()
