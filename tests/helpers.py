@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from types import MappingProxyType
 import jax
 import ml_dtypes
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from llama_jax import compilation
@@ -126,3 +129,17 @@ def check_same(one, other):
     for a, b in zip(jax.tree.leaves(one.weights), jax.tree.leaves(other.weights), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size):
+    """A disk that is full, as far as a process can have one."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)

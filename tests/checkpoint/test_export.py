@@ -13,7 +13,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch_zip
-from helpers import GOLDEN_META, ROOT, config_of, in_a_process, run, two_shards
+from helpers import (
+    GOLDEN_META,
+    ROOT,
+    config_of,
+    files_no_larger_than,
+    in_a_process,
+    run,
+    two_shards,
+)
 from memory import AnonymousPeak
 from meta_folder import assert_holds, cut, weights_of
 
@@ -502,16 +510,9 @@ def test_a_full_disk_is_refused_beforehand(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_meanwhile_is_named_and_left_clean(tmp_path):
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"cannot write the checkpoint .*out: .*too large"):
-            export(GOLDEN_META / "llama1", tmp_path / "out", format="meta")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
+    named = pytest.raises(OSError, match=r"cannot write the checkpoint .*out: .*too large")
+    with files_no_larger_than(20_000), named:
+        export(GOLDEN_META / "llama1", tmp_path / "out", format="meta")
     assert entries(tmp_path) == []
 
 

@@ -1,6 +1,5 @@
 """The native checkpoint: whole or absent, streamed, restored onto any sharding."""
 
-import contextlib
 import json
 import os
 import re
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import ROOT, config_of, in_a_process, two_shards
+from helpers import ROOT, config_of, files_no_larger_than, in_a_process, two_shards
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from memory import AnonymousPeak
@@ -417,19 +416,6 @@ def test_a_full_disk_is_refused_beforehand_with_both_numbers(tmp_path, small, te
     with pytest.raises(OSError, match=r"full needs [\d.]+ kB and .* has 1.0 kB free; make room"):
         native.write(tmp_path / "full", small, tensors)
     assert entries(tmp_path) == ["fits"]
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size):
-    resource = pytest.importorskip("resource")
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_disk_that_fills_up_meanwhile_is_named(tmp_path, small, tensors):

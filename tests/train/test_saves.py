@@ -1,12 +1,12 @@
 """States that cannot be written: the error is all that is said."""
 
 import gc
-import resource
 import sys
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from helpers import files_no_larger_than
 
 from llama_jax.train.saves import Saves, hush_log
 from llama_jax.train.state import TrainState
@@ -33,14 +33,10 @@ def test_a_state_whose_files_cannot_grow_is_one_error_and_nothing_is_printed_bes
     saves = Saves(tmp_path / "states", keep=2)
     saves.save(state(1))
     saves.wait()
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in (250, 400, 600):  # which of the files fails first, and how many more
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-        try:
-            with pytest.raises(OSError, match=r"^a state cannot be written to [^\n]{1,450}$"):
-                save_twice(saves)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        named = pytest.raises(OSError, match=r"^a state cannot be written to [^\n]{1,450}$")
+        with files_no_larger_than(size), named:
+            save_twice(saves)
     saves.close()
     gc.collect()  # what nobody waits for is told then
     assert printed == []
