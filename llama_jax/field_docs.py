@@ -28,9 +28,7 @@ class _Doc:
         self._text = text
 
     def __get__(self, instance: Any, cls: type) -> str:
-        try:
-            fields = _documented(cls)
-        except (OSError, TypeError, SyntaxError):  # no source to read
+        if not (fields := field_docs(cls)):
             return self._text
         lines = [
             textwrap.fill(f"{name}: {text}", 96, initial_indent="  ", subsequent_indent="    ")
@@ -39,9 +37,12 @@ class _Doc:
         return "\n".join([inspect.cleandoc(self._text), "", "Fields:", *lines])
 
 
-def _documented(cls: type) -> dict[str, str]:
-    """The strings under a class's fields, by the fields' names."""
-    source = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+def field_docs(cls: type) -> dict[str, str]:
+    """The strings under a class's fields, by the fields' names; none where there is no source."""
+    try:
+        source = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return {}
     body = [line for node in source.body if isinstance(node, ast.ClassDef) for line in node.body]
     found = {}
     for field, after in itertools.pairwise(body):

@@ -47,11 +47,11 @@ def test_help_and_a_missing_prompt_are_answered_without_jax():
 
 def test_the_public_names_are_listed_once_and_each_is_there():
     assert llama_jax.__all__ == sorted(set(llama_jax.__all__))
-    tree = ast.parse(inspect.getsource(llama_jax))
+    tree = ast.parse((ROOT / "llama_jax/__init__.pyi").read_text())
     imported = {
         (alias.name, alias.asname)
         for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("llama_jax")
+        if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
     # `x as x` is how a type checker is told that a name is public.

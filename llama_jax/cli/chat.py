@@ -22,6 +22,7 @@ from llama_jax.cli.dialogs import check_dialogs, format_notes
 from llama_jax.cli.errors import in_options, leave_at_once
 from llama_jax.cli.own_model import OwnOrNamed
 from llama_jax.cli.processes import over_devices
+from llama_jax.cli.sampling import Sampling
 from llama_jax.cli.speed import counted
 from llama_jax.cli.text_input import argument
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from llama_jax.generation.settings import SamplingSettings
     from llama_jax.weights.params import Params
 
-USUAL = options.Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
+USUAL = Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 
 @over_devices
@@ -41,7 +42,7 @@ def chat(
         typer.Option(metavar="TEXT", help="The system message: how the model is to answer"),
     ] = None,
     *,
-    sampling: options.Sampling = USUAL,
+    sampling: Sampling = USUAL,
     weights: options.Weights,
     kv_cache: options.KVCache = options.KVCacheKind.WHOLE,
     no_cache: options.NoCache = False,

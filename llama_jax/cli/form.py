@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-from llama_jax.cli import options
 from llama_jax.cli.console import UsageError
+from llama_jax.cli.options import sampling_option
 from llama_jax.cli.text_input import argument, read_text
 
 
@@ -17,13 +17,13 @@ class Form:
 
     json_schema: Annotated[
         Path | None,
-        options.sampling_option(
+        sampling_option(
             metavar="FILE", help="Write JSON that follows the JSON schema in this file"
         ),
     ] = None
     regex: Annotated[
         str | None,
-        options.sampling_option(
+        sampling_option(
             metavar="TEXT", help="Write a text that matches this regular expression as a whole"
         ),
     ] = None

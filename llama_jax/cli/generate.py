@@ -24,7 +24,7 @@ from llama_jax.cli.own_model import OWN, OwnOrNamed, named_and_prompts
 from llama_jax.cli.processes import over_devices
 from llama_jax.cli.prompts import Asked, Reading
 from llama_jax.cli.requests import Maker, Request
-from llama_jax.cli.sampling import Sampling
+from llama_jax.cli.sampling import TextSampling
 from llama_jax.cli.speed import Speed
 from llama_jax.cli.text_output import JsonRows, print_text
 
@@ -69,7 +69,7 @@ def generate(
     ] = None,
     *,
     reading: Reading,
-    sampling: Sampling,
+    sampling: TextSampling,
     form: Form,
     output: Output,
     weights: options.Weights,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from llama_jax.generation.settings import SamplingSettings
     from llama_jax.model.cache import Cache as ModelCache
 
 Checkpoint = Annotated[
@@ -163,77 +162,3 @@ class Mesh:
 
 
 sampling_option = functools.partial(typer.Option, rich_help_panel="Sampling")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """The settings that everything takes which writes text."""
-
-    max_new_tokens: Annotated[
-        int,
-        sampling_option(
-            "--max-new-tokens", "-n", metavar="N", help="Stop after so many new tokens", min=0
-        ),
-    ] = 256
-    temperature: Annotated[
-        float,
-        sampling_option(
-            "--temperature",
-            "-t",
-            metavar="T",
-            help="How random the draw is; 0 always takes the likeliest token",
-            min=0.0,
-        ),
-    ] = 0.8
-    top_p: Annotated[
-        float,
-        sampling_option(
-            "--top-p",
-            "-p",
-            metavar="P",
-            help="Draw from the likeliest tokens that together have probability P; 1 keeps all",
-            min=0.0,
-            max=1.0,
-        ),
-    ] = 0.95
-    top_k: Annotated[
-        int,
-        sampling_option(
-            "--top-k", "-k", metavar="K", help="Draw from the K likeliest; 0 keeps all", min=0
-        ),
-    ] = 0
-    min_p: Annotated[
-        float,
-        sampling_option(
-            metavar="P",
-            help="Draw from tokens at least P times as likely as the likeliest; 0 keeps all",
-            min=0.0,
-            max=1.0,
-        ),
-    ] = 0.0
-    repetition_penalty: Annotated[
-        float,
-        sampling_option(
-            metavar="X",
-            help="Above 1, tokens already in prompt or text become less likely; 1 is none. X is "
-            "above 0",
-        ),
-    ] = 1.0
-    seed: Annotated[
-        int,
-        sampling_option(
-            "--seed",
-            "-s",
-            metavar="N",
-            help="Start of the random draws: the same seed gives the same text again",
-            min=0,
-            max=2**32 - 1,
-            show_default=True,
-        ),
-    ] = 0
-
-    def settings(self) -> SamplingSettings:
-        """The same, checked; what was not asked for is as it always is."""
-        from llama_jax.generation.settings import SamplingSettings
-
-        return SamplingSettings(**{k: v for k, v in vars(self).items() if v is not None})

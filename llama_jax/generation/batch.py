@@ -191,11 +191,11 @@ def batch_settings(config: Config, rows: Sequence[Row], size: int) -> BatchSetti
         # An id beyond the vocabulary, a tokenizer's say, is never met.
         mask[[id for id in row.stop_ids if 0 <= id < config.vocab_size]] = True
     numbers = {}
-    for name, (dtype, neutral) in ON_DEVICE.items():
+    for name, field in ON_DEVICE.items():
         values = [getattr(row.settings, name) for row in rows]
         if name == "top_k":  # a larger one keeps all, and may be no int32
             values = [min(value, config.vocab_size) for value in values]
-        numbers[name] = padded(values, dtype, neutral)
+        numbers[name] = padded(values, field.metadata["on_device"], field.metadata["neutral"])
     least = [min(row.settings.min_new_tokens, row.max_new_tokens) for row in rows]
     guides = [row.guide() for row in rows]
     most = [

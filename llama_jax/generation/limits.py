@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 MAX_ROWS = 32
 """Rows of a batch. More gain little, and a batch waits for its longest row."""
 MAX_CACHE_BYTES = 4 << 30
@@ -37,8 +35,8 @@ SCORE_TEXTS = 8
 ANSWER_TOKENS = 256
 """A conversation forgets its oldest turns until an answer of so many tokens has room, or of a
 quarter of the context if that is less."""
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest number in a setting. On the device it is a float32, in which more is infinite."""
+LARGEST = (2 - 2**-23) * 2.0**127
+"""The largest number in a setting. On the device it is a float32, and this the largest of them."""
 NO_LIMIT = 2**31 - 1
 
 MAX_GRAMMAR_BYTES = 64 << 10

@@ -1,4 +1,8 @@
-"""How to sample, as one value."""
+"""How to sample, as one value. A number is said once: here.
+
+The options of `generate` and `chat` and the fields of a server's requests are made of these fields,
+with their bounds. This file imports nothing heavy, because `--help` reads it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,6 @@ import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from llama_jax.field_docs import with_field_docs
 from llama_jax.generation.limits import LARGEST, MAX_LOGPROBS
@@ -50,7 +52,7 @@ class SamplingSettings:
     max_new_tokens: int = _number(256, 0, integer=True)
     """A text ends after so many new tokens, if nothing ended it before."""
     temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
-    """Divides the logits; 0 takes the likeliest token."""
+    """How random the draw is: divides the logits; 0 takes the likeliest token."""
     top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)
     """Keeps the likeliest tokens until their probabilities sum to more than this; 1 keeps all."""
     top_k: int = _number(0, 0, integer=True, on_device="int32", neutral=0)
@@ -62,11 +64,12 @@ class SamplingSettings:
     )
     """A draw depends on it and on the position in the text alone; None is a new one each time."""
     repetition_penalty: float = _number(1.0, 0, is_open=True, on_device="float32", neutral=1)
-    """Divides positive logits of tokens in prompt or text, multiplies negative ones; 1 is none."""
+    """Above 1, tokens of prompt and text become less likely: divides their positive logits,
+    multiplies negative ones; 1 is none."""
     presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
-    """Subtracted from the logit of each token that the text has used."""
+    """Subtracted from the logit of each token that the text has used; 0 is none."""
     frequency_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
-    """Subtracted from a token's logit as often as the text has used it."""
+    """Subtracted from a token's logit as often as the text has used it; 0 is none."""
     logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
     """Added to the logits of these ids; minus infinity forbids one."""
     forbidden_ids: Sequence[int] = ()
@@ -85,9 +88,8 @@ class SamplingSettings:
     """The same for the prompt's tokens. The first has none."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            if field.metadata:
-                _check(field, getattr(self, field.name))
+        for name, field in NUMBERS.items():
+            _check(field, getattr(self, name))
         copies: dict[str, Any] = {
             "logit_bias": _biases(self.logit_bias),
             "forbidden_ids": _ids("forbidden_ids", self.forbidden_ids),
@@ -102,12 +104,10 @@ class SamplingSettings:
         return dataclasses.replace(self, **changes)
 
 
-ON_DEVICE = {
-    field.name: (np.dtype(field.metadata["on_device"]), field.metadata["neutral"])
-    for field in dataclasses.fields(SamplingSettings)
-    if field.metadata and field.metadata["on_device"]
-}
-"""The settings of which a batch has an array: by name, its dtype and the neutral value."""
+NUMBERS = {field.name: field for field in dataclasses.fields(SamplingSettings) if field.metadata}
+"""The settings that are a number, by name; `metadata` has what `_number` was given."""
+ON_DEVICE = {name: field for name, field in NUMBERS.items() if field.metadata["on_device"]}
+"""Those of which a batch has an array."""
 
 
 def for_each(
@@ -129,7 +129,7 @@ def for_each(
     for name, value in changes.items():
         if name not in known:
             raise TypeError(f"{name!r} is no setting; the settings are {', '.join(known)}")
-        if name in _LISTS or value is None or np.ndim(value) == 0:
+        if name in _LISTS or value is None or _is_one(value):
             common[name] = value
         elif len(value) != rows:
             raise ValueError(
@@ -161,7 +161,14 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool) and np.ndim(value) == 0
+    return hasattr(value, "__float__") and not isinstance(value, bool) and _is_one(value)
+
+
+def _is_one(value: Any) -> bool:
+    """Whether it is one value, and no list or array of them."""
+    if hasattr(value, "ndim"):
+        return value.ndim == 0
+    return not isinstance(value, Sequence) or isinstance(value, str | bytes)
 
 
 def _texts(stop: Any) -> tuple[str, ...]:

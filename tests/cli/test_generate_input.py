@@ -16,7 +16,7 @@ from llama_jax.cli import text_output
 from llama_jax.cli.dialogs import is_instruct
 from llama_jax.cli.prompts import Asked
 from llama_jax.cli.requests import Request
-from llama_jax.cli.sampling import Sampling
+from llama_jax.cli.sampling import TextSampling
 from llama_jax.cli.text_input import unescaped
 from llama_jax.cli.text_output import in_order
 from llama_jax.completions import as_finished
@@ -380,7 +380,7 @@ def test_a_stop_string_has_escapes(typed, meant):
 )
 def test_a_stop_string_that_is_none_is_told_by_its_option(typed, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        Sampling(stop=["ok", typed]).settings()
+        TextSampling(stop=["ok", typed]).settings()
 
 
 @pytest.mark.parametrize("id", [-1, "x"])
@@ -392,7 +392,7 @@ def test_a_stop_id_that_is_none_is_a_wrong_option(writer, id):
 
 def test_a_stop_string_is_utf_8_whatever_the_locale():
     typed = "é".encode().decode("ascii", "surrogateescape")
-    assert Sampling(stop=[typed]).settings().stop == ("é",)
+    assert TextSampling(stop=[typed]).settings().stop == ("é",)
 
 
 def test_what_is_found_out_of_order_waits_for_its_turn():

@@ -7,9 +7,8 @@ from typing import get_type_hints
 import typer
 from typer.testing import CliRunner
 
-from llama_jax.cli import sampling
 from llama_jax.cli.groups import grouped
-from llama_jax.cli.options import Sampling
+from llama_jax.cli.sampling import Sampling, TextSampling
 from llama_jax.generation.settings import SamplingSettings
 
 USUAL = Sampling(top_k=3, temperature=0.5)
@@ -46,8 +45,7 @@ def test_what_is_not_asked_for_is_what_the_library_does():
 
 
 def test_an_options_range_is_its_settings():
-    """What an option says of a number is written for whoever types it; what it takes is one."""
-    options = get_type_hints(sampling.Sampling, include_extras=True)
+    options = get_type_hints(TextSampling, include_extras=True)
     ranges = {
         field.name: (field.metadata["low"], field.metadata["high"])
         for field in dataclasses.fields(SamplingSettings)
@@ -61,3 +59,12 @@ def test_an_options_range_is_its_settings():
             assert said == (-math.inf, math.inf)
         else:
             assert said == (low, high), name
+
+
+def test_what_help_says_of_a_number_is_what_its_field_says():
+    (option,) = get_type_hints(Sampling, include_extras=True)["min_p"].__metadata__
+    assert option.help == (
+        "Keeps tokens at least this many times as likely as the likeliest; 0 keeps all"
+    )
+    penalty = get_type_hints(Sampling, include_extras=True)["repetition_penalty"]
+    assert penalty.__metadata__[0].help.endswith("1 is none. X is above 0")

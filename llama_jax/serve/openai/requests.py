@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, defstruct
 
+from llama_jax.generation.settings import LARGEST, ON_DEVICE
 from llama_jax.serve import limits
 
 Name = Annotated[str, Meta(max_length=limits.MAX_NAME_CHARACTERS)]
@@ -60,8 +61,27 @@ class StructuredOutputs(Struct, forbid_unknown_fields=True):
     grammar: Grammar | None = None
 
 
-class Request(Struct, kw_only=True):
-    """What completions and chat have in common."""
+def _numbers() -> Any:
+    """A struct with a field for each setting that is a number, with its default and its bounds."""
+    fields = []
+    for name, setting in ON_DEVICE.items():
+        bounds = setting.metadata
+        kind: Any = int if bounds["integer"] else float
+        low, high = max(bounds["low"], -LARGEST), min(bounds["high"], LARGEST)
+        from_low = {"gt" if bounds["is_open"] else "ge": kind(low)}
+        kind = Annotated[kind, Meta(le=kind(high), **from_low)]
+        fields.append((name, kind | None if bounds["optional"] else kind, setting.default))
+    return defstruct("Numbers", fields, kw_only=True, module=__name__)
+
+
+Numbers: Any = _numbers()
+
+
+class Request(Numbers, Struct, kw_only=True):
+    """What completions and chat have in common.
+
+    A sampling setting is stated here where the protocol gives it another default or other bounds.
+    """
 
     model: Name | None = None
     n: Annotated[int, Meta(ge=1, le=limits.MAX_COMPLETIONS)] = 1
@@ -70,7 +90,6 @@ class Request(Struct, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_p: Share = 1.0
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] = 0
-    min_p: Share = 0.0
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
