@@ -25,7 +25,7 @@ def register_dataclass(kind: Class) -> Class:
     found_of, constants_of = _getter(leaves), _getter(static)
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return found_of(value), constants_of(value)
+        return found_of(value) if leaves else (), constants_of(value) if static else ()
 
     def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         found, constants = flatten(value)

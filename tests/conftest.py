@@ -7,6 +7,7 @@ compiled without LLVM's optimizations, and kept in pytest's own cache (`--cache-
 
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from jax.experimental.compilation_cache import compilation_cache
 # Nothing in the user's folder; the commands tested inherit it.
 os.environ["LLAMA_JAX_CACHE"] = "off"
 os.environ["LLAMA_JAX_HISTORY"] = "off"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # `pytest &`, which the commands inherit too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # A third of the time to compile for a CPU, or two thirds. JAX reads it once; commands inherit it.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if jax.__version_info__ < (0, 11):  # later ones end at a flag that they do not know

@@ -2,7 +2,6 @@
 
 import html
 import importlib.util
-import inspect
 import os
 import re
 import subprocess
@@ -32,8 +31,8 @@ def home_of(name):
         return value.__name__
     module = getattr(value, "__module__", "")
     if not module.startswith("llama_jax"):  # a name for a type of Python's
-        imported = re.search(rf"from (\S+) import {name} as", inspect.getsource(llama_jax))
-        module = imported[1]
+        names = (ROOT / "llama_jax/__init__.pyi").read_text()
+        module = "llama_jax" + re.search(rf"from (\S+) import {name} as", names)[1]
     return f"{module}.{name}"
 
 

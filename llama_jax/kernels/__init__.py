@@ -138,7 +138,7 @@ def rotations(
     element of every head.
     """
     found = rope.rotations(positions, frequencies)
-    parts = jax.lax.optimization_barrier(jnp.stack([found.real, found.imag]))
+    parts = jax.lax.optimization_barrier(jnp.stack([jax.lax.real(found), jax.lax.imag(found)]))
     return jax.lax.complex(parts[0], parts[1])
 
 

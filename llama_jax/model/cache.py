@@ -181,7 +181,7 @@ def write_slots(slots: Array, new: Array, positions: Positions) -> Array:
 
     # Row by row and head by head, so that XLA sees that both stay where they are when they are
     # cut. XLA for a GPU turns a cache around to write all heads of a position at once.
-    places = jnp.broadcast_to(positions[:, None], new.shape[:3])
+    places = jax.lax.broadcast_in_dim(positions, new.shape[:3], (0, 2))
     return jax.vmap(jax.vmap(write))(slots, new.astype(slots.dtype), places)
 
 

@@ -136,7 +136,7 @@ def check_held(
     None in the shape stands for any number.
     """
     given = [getattr(array, "shape", ()) for array in jax.tree.leaves(held)]
-    if len(given) != 2 * layers or not all(_is_like(one, shape) for one in given):
+    if len(given) != 2 * layers or not all(_is_like(one, shape) for one in set(given)):
         of_each = f" of {list(given[0])}" if given else ""
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(

@@ -100,4 +100,5 @@ def rotate(
     """Rotates each pair of each head of `x`, in float32, and returns to the dtype of `x`."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     rotated = jax.lax.complex(pairs[..., 0], pairs[..., 1]) * rotations[:, :, None, :]
-    return jnp.stack([rotated.real, rotated.imag], axis=-1).reshape(x.shape).astype(x.dtype)
+    pairs = jnp.stack([jax.lax.real(rotated), jax.lax.imag(rotated)], axis=-1)
+    return pairs.reshape(x.shape).astype(x.dtype)

@@ -151,6 +151,8 @@ def cuts_evenly(x: Array, spec: P) -> bool:
 
 def gather_weights(weights: Weights, specs: Specs) -> Weights:
     """Groups of weights, all-gathered over `fsdp` and still sharded over `tensor`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return {group: weights[group] for group in specs}
     return {
         group: {name: gather_fsdp(weights[group][name], spec) for name, spec in names.items()}
         for group, names in specs.items()

@@ -51,14 +51,20 @@ class WeightRow(NamedTuple):
 
 def weight_table(config: Config) -> dict[WeightPath, WeightRow]:
     """Every weight of a model by its path, in the order in which activations meet them."""
-    c = config
-    rows = [WeightRow(EMBEDDING, (c.vocab_size, c.dim), P(TENSOR, "fsdp"), _normal, padded=0)]
-    for i in range(c.n_layers):
-        rows += [row._replace(path=(f"layers_{i}", *row.path)) for row in layer_table(c)]
-    rows.append(WeightRow(NORM, (c.dim,), REPLICATED, _ones))
-    if not c.tie_embeddings:
-        rows.append(WeightRow(OUTPUT, (c.dim, c.vocab_size), COLUMN, _normal, padded=1))
-    return {row.path: row for row in rows}
+    embedding, *output = model_table(config)
+    rows = [embedding]
+    for i in range(config.n_layers):
+        rows += [row._replace(path=(f"layers_{i}", *row.path)) for row in layer_table(config)]
+    return {row.path: row for row in (*rows, *output)}
+
+
+@functools.cache
+def model_table(c: Config) -> tuple[WeightRow, ...]:
+    """The weights outside the layers: the embedding, and those of the output."""
+    embedding = WeightRow(EMBEDDING, (c.vocab_size, c.dim), P(TENSOR, "fsdp"), _normal, padded=0)
+    norm = WeightRow(NORM, (c.dim,), REPLICATED, _ones)
+    output = WeightRow(OUTPUT, (c.dim, c.vocab_size), COLUMN, _normal, padded=1)
+    return (embedding, norm) if c.tie_embeddings else (embedding, norm, output)
 
 
 @functools.cache
@@ -107,7 +113,7 @@ def layer_specs(c: Config) -> Specs:
 @functools.cache
 def model_specs(c: Config) -> Specs:
     """How each weight outside the layers is cut."""
-    return _by_group([row for row in weight_table(c).values() if len(row.path) == 2])
+    return _by_group(model_table(c))
 
 
 def _by_group(rows: Iterable[WeightRow]) -> Specs:
