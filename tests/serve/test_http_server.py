@@ -14,6 +14,7 @@ import pytest
 from scripted import Scripted, delta
 from serving import NAME, served
 
+from llama_jax.generation.settings import ON_DEVICE
 from llama_jax.serve import limits
 from llama_jax.serve.http import App
 from llama_jax.serve.openai.served import Served
@@ -319,6 +320,8 @@ def test_a_head_is_short_and_each_header_a_line(serving, header, status):
         (b'{"prompt": "a", "logit_bias": {"1": 101}}', 400, "logit_bias"),
         (b'{"prompt": "a", "seed": ' + b"9" * 40 + b"}", 400, "seed"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "got bool"),
+        (b'{"prompt": "a", "min_p": 1.5}', 400, "min_p=1.5 is refused: expected float <= 1.0"),
+        (b'{"prompt": "a", "temperature": 2.5}', 400, "expected float <= 2.0"),
         (b'{"prompt": "a", "model": "' + b"m" * 999 + b'"}', 400, "length <= 256"),
     ],
 )
@@ -327,6 +330,12 @@ def test_a_body_that_is_no_request_is_refused(url, body, status, said):
     assert got[0] == status
     assert said in got[2]["error"]["message"]
     assert len(got[2]["error"]["message"]) < 400
+
+
+def test_a_request_may_state_every_number_of_the_settings(url):
+    schemas = ask(url, path="/openapi.json")[2]["components"]["schemas"]
+    for kind in ("CompletionRequest", "ChatRequest"):
+        assert set(ON_DEVICE) <= schemas[kind]["properties"].keys()
 
 
 def test_a_model_that_only_continues_texts_answers_no_messages(engine):
