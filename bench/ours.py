@@ -17,18 +17,38 @@ _GREEDY: dict[str, Any] = {"temperature": 0, "stop_ids": ()}
 
 
 def load(loading: Loading) -> Ours:
-    """The native checkpoint on the default device, stored as the command stores it for a batch."""
-    return Ours(for_few_rows(llama_jax.load(loading.path, dtype=loading.dtype)))
+    """The native checkpoint on the default device."""
+    return Ours(loading)
 
 
 class Ours:
-    """`generate`, whose time for all tokens less that for the first is the loop's."""
+    """`generate`, whose time for all tokens less that for the first is the loop's.
 
-    def __init__(self, params: llama_jax.Params) -> None:
-        self.params = params
+    The weights are stored as the command stores them: for a batch by `for_few_rows`.
+    """
+
+    def __init__(self, loading: Loading) -> None:
+        self.loading = loading
+        self.params = self._loaded()
+        self.is_for_a_batch = False
         self.forward = jax.jit(llama_jax.forward)
 
+    def _loaded(self) -> llama_jax.Params:
+        return llama_jax.load(self.loading.path, dtype=self.loading.dtype)
+
+    def _store(self, rows: int) -> None:
+        """Stores the weights for so many rows; never timed."""
+        if self.is_for_a_batch == (rows > 1):
+            return
+        if rows > 1:
+            self.params = for_few_rows(self.params)
+        else:
+            del self.params  # or two models would be in memory
+            self.params = self._loaded()
+        self.is_for_a_batch = rows > 1
+
     def decode(self, prompts: list[list[int]], new: int) -> Run:
+        self._store(len(prompts))
         tokens, to_last = self._generate(prompts, new)
         _, to_first = self._generate(prompts, 1)
         return Run(tokens, len(prompts) * (new - 1), to_last - to_first)
@@ -40,16 +60,19 @@ class Ours:
 
     def pace(self, prompt: list[int], new: int) -> float:
         """Seconds from the first new token to the last, of one text: its prefill is not in it."""
+        self._store(1)
         deltas = llama_jax.stream(self.params, [prompt], max_new_tokens=new, **_GREEDY)
         times = [time.perf_counter() for delta in deltas if delta.tokens]
         return times[-1] - times[0]
 
     def prefill(self, prompt: list[int]) -> float:
+        self._store(1)
         start = time.perf_counter()
         llama_jax.generate(self.params, [prompt], max_new_tokens=1, **_GREEDY)
         return time.perf_counter() - start
 
     def logits(self, prompt: list[int]) -> Logits:
+        self._store(1)
         tokens = jnp.asarray([prompt])
         positions = jnp.arange(len(prompt))[None]
         last = jnp.asarray([[len(prompt) - 1]])

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from llama_jax.kernels.platforms import multiplies_by_outputs
 from llama_jax.kernels.rows import in_pairs, over_rows
 from llama_jax.ops.embedding import embed
 from llama_jax.ops.linear import dot, product_precision
@@ -36,7 +37,8 @@ def product(x: Array, w: Array, over: int) -> Array:
         return _by_row_blocks(x, w) if over == 0 else _by_row_blocks_transposed(x, w)
     if len(x) == 1 and x.dtype == w.dtype == jnp.bfloat16 and _is_large(w, over, PARTIAL_SUMS):
         return _by_partial_sums(x, w, over)
-    if over == 1 and len(x) < FEW and x.dtype == w.dtype == jnp.float32 and _is_large(w, 0, 1):
+    by_outputs = over == 1 and x.dtype == w.dtype and multiplies_by_outputs("cpu", w.dtype)
+    if by_outputs and len(x) < FEW and _is_large(w, 0, 1):
         return _weight_first(x, w)
     return in_pairs(x, lambda rows: _in_float32(rows, w, over))
 
@@ -99,7 +101,8 @@ def _weight_first(x: Array, w: Array) -> Array:
     XLA's library packs the second matrix of a product for every call, and reads the first as it
     is. The barrier keeps XLA from exchanging the two again.
     """
-    return jax.lax.optimization_barrier(dot(w, x, 1)).T
+    out = jax.lax.optimization_barrier(dot(w, x, 1, preferred_element_type=jnp.float32))
+    return out.T.astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

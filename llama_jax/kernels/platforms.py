@@ -32,7 +32,7 @@ def cache_dtype(platform: str, dtype: Any) -> Any:
 
 def multiplies_by_outputs(platform: str, dtype: Any) -> bool:
     """Whether several rows are multiplied faster with a weight that lies [out, in]."""
-    return platform == "cpu" and jnp.dtype(dtype) == jnp.float32
+    return platform == "cpu" and jnp.dtype(dtype) in (jnp.float32, jnp.bfloat16)
 
 
 def on_platform(of: Callable[..., Any], *arrays: Any) -> Any:

@@ -35,17 +35,27 @@ def test_a_cpus_products_equal_the_plain_ones(rows):
     np.testing.assert_allclose(linear_transposed(x, w.T), plain, atol=1e-4)
 
 
-def test_a_few_rows_meet_the_weight_as_the_first_matrix():
+@pytest.mark.parametrize("rows", [1, 2, 16, 127, 128])
+def test_so_do_those_of_bfloat16_summed_in_float32(rows):
+    x, w = draw(rows, 512, seed=1).astype("bfloat16"), draw(512, 640).astype("bfloat16")
+    exact = jnp.matmul(x.astype("float32"), w.astype("float32"), precision="highest")
+    found = linear(x, ByOutputs(w.T))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype("float32"), exact, rtol=2**-8, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("float32", "f32"), ("bfloat16", "bf16")])
+def test_a_few_rows_meet_the_weight_as_the_first_matrix(dtype, name):
     """XLA packs the second one for every call."""
 
     def first_shape(rows):
-        x, w = draw(rows, 512), draw(640, 512)
+        x, w = draw(rows, 512).astype(dtype), draw(640, 512).astype(dtype)
         text = jax.jit(linear_transposed).lower(x, w).as_text()
         (product,) = [line for line in text.splitlines() if "dot_general" in line]
         return product.split(": (tensor<")[1].split(">")[0]
 
-    assert first_shape(2) == first_shape(127) == "640x512xf32"
-    assert first_shape(128) == "128x512xf32"
+    assert first_shape(2) == first_shape(127) == f"640x512x{name}"
+    assert first_shape(128) == f"128x512x{name}"
 
 
 def test_its_gradient_is_the_plain_products():
@@ -94,9 +104,12 @@ def test_what_is_no_array_stays(own):
     assert jax.tree.structure(after) == jax.tree.structure(quantized)
 
 
-def test_a_server_turns_float32_weights_of_a_cpu_alone(own):
-    narrow = jax.tree.map(lambda w: w.astype(jnp.bfloat16), own)
-    assert for_few_rows(narrow) is narrow
-    turned = for_few_rows(own)
-    assert isinstance(turned, Params)
-    assert isinstance(turned.weights["layers_0"]["attention"]["wq"], ByOutputs)
+@pytest.mark.parametrize(
+    ("dtype", "turns"), [("float32", True), ("bfloat16", True), ("float16", False)]
+)
+def test_a_cpu_turns_what_it_multiplies_faster_so(own, dtype, turns):
+    params = jax.tree.map(lambda w: w.astype(dtype), own)
+    after = for_few_rows(params)
+    assert isinstance(after, Params)
+    assert isinstance(after.weights["layers_0"]["attention"]["wq"], ByOutputs) == turns
+    assert turns or after is params
