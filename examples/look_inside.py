@@ -2,8 +2,9 @@
 
     python examples/look_inside.py [CHECKPOINT]
 
-Run it from the repository's root. The model is a few pure functions, in
-`llama_jax/model/transformer.py`. This page calls them layer by layer and keeps what they give.
+Run it from the repository's root; without a checkpoint it looks into the small model that comes
+with the package. A model is a few pure functions, in `llama_jax/model/transformer.py`. This page
+calls them layer by layer and keeps what they give.
 """
 
 import dataclasses
@@ -30,14 +31,12 @@ class Watched:
         return out, attention_weights(q, k, None, positions[:, 0])  # [batch, heads, time, keys]
 
 
-checkpoint = sys.argv[1] if len(sys.argv) > 1 else "tests/golden/hf/llama2"
-params = llama_jax.load(checkpoint, dtype="float32")
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None, dtype="float32")
 c, w = params.config, params.weights
-ids = [39, 145, 38, 101, 176, 203]
-if params.tokenizer is not None:
-    ids = llama_jax.load_tokenizer(params.tokenizer).encode("Once upon a time", bos=True, eos=False)
+tokenizer = llama_jax.load_tokenizer(params.tokenizer)
+ids = tokenizer.encode("Lily saw a dog. She said to the", bos=True, eos=False)
+words = [tokenizer.decode([id]) or "<s>" for id in ids]
 tokens, positions = jnp.array([ids]), jnp.arange(len(ids))[None]  # both [batch, time]
-
 
 x = embed(w["tok_embeddings"]["weight"], tokens)  # [batch, time, dim]
 rotation = rotations_of(c, positions)  # [batch, time, head_dim / 2]
@@ -47,14 +46,17 @@ for i in range(c.n_layers):
     residuals.append(x)  # to patch the residual stream, change x here
     attentions.append(weights)  # attentions[layer] is [batch, heads, time, keys]
 
-print("The residual stream at the last token, and the next token that it gives (logit lens):")
+print(f"After {' '.join(words)!r}: the residual stream, and the token that it gives (logit lens):")
 for i, x in enumerate(residuals):
     probs = jax.nn.softmax(output(c, w, x)[0, -1])  # [vocab]
     norm, best = jnp.linalg.norm(x[0, -1]), int(jnp.argmax(probs))
-    print(f"  after {i:>2} layers: norm {norm:7.2f}, token {best:>6} with {probs[best]:.3f}")
+    word = repr(tokenizer.decode([best]))
+    print(f"  after {i:>2} layers: norm {norm:6.2f}, {word:>8} with {probs[best]:.3f}")
 
-print("\nLayer 0, head 1: how much each token (row) attends to each (column)")
-print(jnp.array_str(attentions[0][0, 1], precision=2, suppress_small=True))  # [time, keys]
+print("\nThe last layer's head 0: how much each token (row) attends to each (column)")
+print(" " * 8 + "".join(f"{word:>6.5}" for word in words))
+for word, row in zip(words, attentions[-1][0, 0], strict=True):  # [time, keys]
+    print(f"{word:>8.7}" + "".join(f"{share:6.2f}" for share in row))
 
 logits, _ = llama_jax.forward(params, tokens, positions)
 assert jnp.allclose(output(c, w, x), logits, rtol=1e-4, atol=1e-4)  # `x` is the last residual

@@ -2,8 +2,8 @@
 
     python examples/score.py [CHECKPOINT]
 
-Run it from the repository's root. Without a checkpoint it runs a small random model, which has no
-tokenizer: the texts are then token ids.
+Run it from the repository's root. Without a checkpoint it runs the small model that comes with the
+package.
 """
 
 import math
@@ -11,29 +11,20 @@ import sys
 
 import llama_jax
 
-checkpoint = sys.argv[1] if len(sys.argv) > 1 else "tests/golden/hf/llama2"
-params = llama_jax.load(checkpoint)
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None)
+tokenizer = llama_jax.load_tokenizer(params.tokenizer)
 
 # `score` takes texts, which get bos before them, or token ids, which it takes as they are.
-if params.tokenizer is None:
-    # The first 6 ids are a prompt. The others are what this model writes after it.
-    ids = [39, 145, 38, 101, 176, 203, 212, 114, 53, 130, 237, 247, 3, 182, 146, 121, 163, 255]
-    ids += [222, 178, 33, 130, 233, 237, 24, 227, 105, 164, 92, 244, 105, 222, 232, 39, 40, 187]
-    texts = [ids, ids[::-1]]
-else:
-    texts = [
-        "Once upon a time there was a little girl.",
-        "Girl little a was there time a upon once.",
-    ]
-
-likely, unlikely = llama_jax.score(params, texts)
-print(f"The text:           perplexity {likely.perplexity:.2f}")
-print(f"The same backwards: perplexity {unlikely.perplexity:.2f}")
+text = "Once upon a time, there was a little girl named Lily. She loved to play with her toys."
+backwards = " ".join(reversed(text.split()))
+likely, unlikely = llama_jax.score(params, [text, backwards])
+print(f"{text}\n  perplexity {likely.perplexity:.2f}")
+print(f"{backwards}\n  perplexity {unlikely.perplexity:.2f}")
 
 # The first token follows nothing, so there is one log-probability fewer than tokens.
 print("\nLog-probabilities of its first tokens, each given those before it:")
 for token, logprob in zip(likely.tokens[1:9], likely.logprobs, strict=False):
-    print(f"  token {token:>6}: {logprob:6.2f}")
+    print(f"  {tokenizer.decode([token])!r:>8}: {logprob:6.2f}")
 
 # `perplexity` reads a text of any length through windows, and yields the perplexity so far. Each
 # window of 8 tokens begins 4 after the one before. So a token is given 4 to 7 tokens before it, and
