@@ -62,4 +62,5 @@ from .weights.quantize import Rule as Rule
 from .weights.quantize import quantize as quantize
 from .weights.table import WeightPath as WeightPath
 
+__all__: list[str]
 __version__: str

@@ -12,6 +12,7 @@ from llama_jax.cli.console import UsageError
 from llama_jax.cli.options import sampling_option
 from llama_jax.cli.text_input import argument, unescaped
 from llama_jax.field_docs import field_docs
+from llama_jax.generation.limits import LARGEST
 from llama_jax.generation.settings import NUMBERS, ON_DEVICE, SamplingSettings
 
 _LETTERS = {
@@ -120,8 +121,9 @@ def _stop(given: str) -> str:
 def _bias(given: str) -> tuple[int, float]:
     id, _, bias = given.partition("=")
     with contextlib.suppress(ValueError):
-        if float(bias) < math.inf:  # nor is NaN
+        if float(bias) == -math.inf or abs(float(bias)) <= LARGEST:  # which no NaN is
             return int(id), float(bias)
     raise UsageError(
-        f"--logit-bias {given!r} must be a token id and a number, such as 42=-1.5 or 42=-inf"
+        f"--logit-bias {given!r} must be a token id and a float32 number, such as 42=-1.5 or "
+        "42=-inf"
     )

@@ -1,7 +1,8 @@
-"""How to sample, as one value. A number is said once: here.
+"""How to sample, as one value. The default and the bounds of each number are stated here.
 
-The options of `generate` and `chat` and the fields of a server's requests are made of these fields,
-with their bounds. This file imports nothing heavy, because `--help` reads it.
+The options of `generate` and `chat` are made of these fields. So is every field of a server's
+request for which OpenAI's protocol has no default or bounds of its own. This file imports nothing
+heavy, because `--help` reads it.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class SamplingSettings:
     )
     """A draw depends on it and on the position in the text alone; None is a new one each time."""
     repetition_penalty: float = _number(1.0, 0, is_open=True, on_device="float32", neutral=1)
-    """Above 1, tokens of prompt and text become less likely: divides their positive logits,
-    multiplies negative ones; 1 is none."""
+    """Divides the positive logits of tokens in prompt or text, and multiplies the negative ones:
+    above 1 they become less likely; 1 is none."""
     presence_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
     """Subtracted from the logit of each token that the text has used; 0 is none."""
     frequency_penalty: float = _number(0.0, -math.inf, on_device="float32", neutral=0)
@@ -117,7 +118,7 @@ def for_each(
 ) -> list[SamplingSettings]:
     """One settings a row: the one given or one each, with the changes, which may be one each."""
     settings = SamplingSettings() if settings is None else settings
-    if not isinstance(settings, SamplingSettings | Iterable):
+    if not isinstance(settings, SamplingSettings | Iterable) or isinstance(settings, Mapping):
         raise wrong_kind("settings", settings, "give SamplingSettings, or keywords")
     each = [settings] * rows if isinstance(settings, SamplingSettings) else list(settings)
     if wrong := [one for one in each if not isinstance(one, SamplingSettings)]:
@@ -152,12 +153,22 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     if field.metadata["integer"]:
         if not low <= _integer(name, value) <= high:
             raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
-    elif field.metadata["is_open"] and _is_number(value) and value == low:
-        raise ValueError(
-            f"{name}={value!r} must be a number above {low}; {field.default:g} is none"
-        )
-    elif not (_is_number(value) and abs(value) <= LARGEST and low <= value <= high):
+        return
+    is_open = field.metadata["is_open"]
+    if not (_is_number(value) and low <= value <= high and not (is_open and value == low)):
+        if is_open:
+            raise ValueError(
+                f"{name}={value!r} must be a number above {low}; {field.default:g} is none"
+            )
         raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
+    if abs(value) == math.inf:
+        raise ValueError(f"{name}={value!r} must be a finite number")
+    _check_size(f"{name}={value!r}", value)
+
+
+def _check_size(said: str, value: Any) -> None:
+    if abs(value) > LARGEST:
+        raise ValueError(f"{said} is too large; the largest number is float32's, {LARGEST:.2e}")
 
 
 def _is_number(value: Any) -> bool:
@@ -192,20 +203,23 @@ def _biases(biases: Any) -> dict[int, float]:
     if not isinstance(biases, Mapping):
         raise ValueError(f"logit_bias={biases!r} must be a dict from token ids to numbers")
     for id, bias in biases.items():
-        if not (_is_number(bias) and (bias == -math.inf or abs(bias) <= LARGEST)):
+        if not _is_number(bias) or not bias < math.inf:
             raise ValueError(
                 f"logit_bias of {id} is {bias!r}; it must be a finite number, or minus infinity"
             )
-    return {_integer("logit_bias", id): float(bias) for id, bias in biases.items()}
+        if bias > -math.inf:
+            _check_size(f"logit_bias of {id} is {bias!r}, which", bias)
+    said = "logit_bias has the id {value!r}, which"
+    return {_integer("", id, said): float(bias) for id, bias in biases.items()}
 
 
-def _integer(name: str, value: Any) -> int:
+def _integer(name: str, value: Any, said: str = "{name}={value!r}") -> int:
     try:
         if isinstance(value, bool):
             raise TypeError
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{name}={value!r} must be an integer") from None
+        raise ValueError(f"{said.format(name=name, value=value)} must be an integer") from None
 
 
 def _bounds(low: float, high: float) -> str:

@@ -30,6 +30,7 @@ TYPED = [
     ((*IDS, "1", "--logit-bias", "x=1"), "--logit-bias 'x=1' must be"),
     ((*IDS, "1", "--logit-bias", "1=nan"), "--logit-bias '1=nan' must be"),
     ((*IDS, "1", "--logit-bias", "1=inf"), "--logit-bias '1=inf' must be"),
+    ((*IDS, "1", "--logit-bias", "1=-1e39"), "--logit-bias '1=-1e39' must be"),
     ((*IDS, "1", "--seed", "-1"), "'-1'"),
     ((*IDS, "1", "--stop-id", "x"), "'x'"),
     (("serve", MODEL, "--port", 99999), "99999"),

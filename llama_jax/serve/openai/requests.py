@@ -5,11 +5,12 @@ Fields are named as in OpenAI's protocol; those that it does not have are named 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct, defstruct
 
-from llama_jax.generation.settings import LARGEST, ON_DEVICE
+from llama_jax.generation.limits import LARGEST
+from llama_jax.generation.settings import ON_DEVICE
 from llama_jax.serve import limits
 
 Name = Annotated[str, Meta(max_length=limits.MAX_NAME_CHARACTERS)]
@@ -74,7 +75,13 @@ def _numbers() -> Any:
     return defstruct("Numbers", fields, kw_only=True, module=__name__)
 
 
-Numbers: Any = _numbers()
+if TYPE_CHECKING:
+
+    class Numbers(Struct, kw_only=True):
+        """No field that is read by its name."""
+
+else:
+    Numbers = _numbers()
 
 
 class Request(Numbers, Struct, kw_only=True):
