@@ -14,6 +14,7 @@ import llama_jax
 from llama_jax.checkpoint import convert
 from llama_jax.cli.compiling import LINE
 from llama_jax.cli.own_model import OWN as OWN_MODEL
+from llama_jax.generation.settings import ON_DEVICE
 
 DOCS = ROOT / "docs"
 OWN = [ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")]
@@ -44,6 +45,12 @@ def test_every_public_name_is_in_the_reference(name):
     pages = "\n".join(page.read_text() for page in DOCS.glob("api/*.md"))
     described = re.findall(r"^::: (\S+)$", pages, flags=re.MULTILINE)
     assert home in described or home.rpartition(".")[0] in described, f"no page describes {home}"
+
+
+def test_the_order_of_the_settings_has_each_of_them():
+    order = (DOCS / "promises.md").read_text().split("in this order:")[1].split("##")[0]
+    missing = [name for name in ON_DEVICE if f"`{name}`" not in order]
+    assert not missing, f"docs/promises.md does not say when {missing} act"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,7 +20,7 @@ from llama_jax.cli.description import say_notes
 from llama_jax.cli.devices import Devices
 from llama_jax.cli.dialogs import check_dialogs, format_notes
 from llama_jax.cli.errors import in_options, leave_at_once
-from llama_jax.cli.own_model import OwnOrNamed
+from llama_jax.cli.own_model import ChatModel
 from llama_jax.cli.processes import over_devices
 from llama_jax.cli.sampling import Sampling
 from llama_jax.cli.speed import counted
@@ -36,7 +36,7 @@ USUAL = Sampling(max_new_tokens=1024, temperature=0.6, top_p=0.9)
 
 @over_devices
 def chat(
-    checkpoint: OwnOrNamed = None,
+    checkpoint: ChatModel = None,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="The system message: how the model is to answer"),

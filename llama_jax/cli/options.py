@@ -50,9 +50,9 @@ Quantize = Annotated[
     str | None,
     typer.Option(
         metavar="KIND",
-        help="Round the matrices to int8, int4 or fp8: a quarter or an eighth of float32's memory; "
-        "int8_channel is the int8 that a GPU multiplies fastest; int8_dynamic rounds the "
-        "activations too; none makes arrays of what a file holds so",
+        help="Round the matrices, all but the embedding, to int8 or fp8 (a quarter of float32's "
+        "memory) or int4 (a sixth); int8_channel is the int8 that a GPU multiplies fastest; "
+        "int8_dynamic rounds the activations too; none dequantizes what a file holds so",
     ),
 ]
 

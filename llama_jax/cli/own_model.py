@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+_FILES = (
+    "A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; a GGUF "
+    "file; hf:ORG/NAME of the Hub; or a name: "
+)
+
+
+def _model(said: str) -> Any:
+    return typer.Argument(metavar="CHECKPOINT", help=_FILES + said, show_default=False)
+
+
 OwnOrNamed = Annotated[
     str | None,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="A folder with a model: Meta's download, Hugging Face's, or one that `convert` wrote; "
-        "a GGUF file; hf:ORG/NAME of the Hub; or a name: stories, smollm2. Without one, it is the "
-        "model that comes with the package, which tells stories",
-        show_default=False,
+    _model(
+        "stories, smollm2. Without one, it is the model that comes with the package, which tells "
+        "stories"
     ),
+]
+ChatModel = Annotated[
+    str | None,
+    _model("smollm2. The model that comes with the package only tells stories, so name one"),
 ]
 OWN = "no checkpoint is named; the model that comes with the package tells stories"
 

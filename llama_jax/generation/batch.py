@@ -45,7 +45,7 @@ class Row:
     context_ids: Sequence[int]
     """The ids that its text continues: the prompt, or none where the text stands alone."""
     max_new_tokens: int
-    """By its settings and by the context's end."""
+    """What its settings allow, or the room left in the context if that is less."""
     stop_ids: tuple[int, ...]
     constraint: Constraint | None = None
     """What the completion may be; each `guide` works on a copy."""

@@ -1,4 +1,4 @@
-"""Rows to completions: what each gains, batch by batch, and what that makes in the end."""
+"""Runs batches of rows, and joins the deltas of each row to a completion."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_jax.tokenizer import Tokenizer, detokenize
 from llama_jax.weights.params import Params
 
 Gains = Iterator[tuple[Row, Delta]]
-"""What each row gains while the others still run; the last of a failed row says so."""
+"""Pairs of a row and its new text, as it comes. The last delta of a failed row says so."""
 
 
 def by_batches(params: Params, asked: Asked, *, stream: bool) -> Gains:

@@ -55,7 +55,7 @@ _grow = jax.jit(lambda cache, slots: cache.grown(slots), static_argnames="slots"
 
 
 class Prefill(NamedTuple):
-    """A call of `prefill`: its arguments, in its order."""
+    """The arguments of one call of `prefill`, in its order."""
 
     params: Params
     cache: Cache | NewCache
@@ -66,9 +66,9 @@ class Prefill(NamedTuple):
     tokens_per_read: int
 
     def run(self) -> DecodeState:
-        """Reads the prompts, in a mesh's context: each row then has its first new token.
+        """Reads the prompts: each row then has its first new token. The cache is donated.
 
-        It gives the cache away.
+        Call it in the mesh's context (`Placement.use_mesh`).
         """
         *arguments, tokens = self
         return runner(prefill, *arguments, tokens_per_read=tokens)(*arguments)
@@ -180,7 +180,7 @@ def _tokens_per_check(place: Placement, settings: BatchSettings) -> int:
 
 
 def _pauses(writers: Sequence[RowWriter], often: int) -> tuple[int, int]:
-    """After how many tokens the host looks: each time, and the first time.
+    """The tokens between two looks of the host, and before its first look.
 
     For stop strings it looks often, because only the text tells where one is.
     """

@@ -15,7 +15,7 @@ def for_few_rows(params: Params) -> Params:
     prompts up to 2.6 times as fast (docs/notes/benchmarks.md), and an `Engine` gains as much. Long
     prompts take as long as before, and so does one row in float32; in bfloat16 it takes 1.2 times
     as long. Elsewhere the params stay as they are. It deletes the weights of `params` as it turns
-    them: do not use them afterwards. They may be shapes, for `prepare`.
+    them: do not use `params` afterwards. They may be shapes, for `prepare`.
     """
     place = Placement.of(params)
     if place.mesh is not None or not multiplies_by_outputs(place.platform, params.dtype):

@@ -14,10 +14,11 @@ from llama_jax.generation.settings import SamplingSettings
 
 
 class Guide:
-    """A row's constraint, at the row's present token. Settings may forbid tokens too. Host state.
+    """The state of a row's constraint after the tokens so far, kept on the host.
 
-    A text is over where nothing may follow it. The reason is "stop" where it may end there, even
-    before `min_new_tokens`, and "length" where settings forbid all that could follow.
+    Its masks also exclude the tokens that settings forbid. A text is over where nothing may follow
+    it. The reason is "stop" where it may end there, even before `min_new_tokens`, and "length"
+    where settings forbid all that could follow.
     """
 
     def __init__(

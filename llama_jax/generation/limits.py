@@ -55,10 +55,11 @@ MAX_LEXER_STATES = 100_000
 """States that one completion under a grammar may make. A state takes 1 or 2 KB."""
 
 GRAMMAR_REQUEST_SECONDS = 2.0
-"""The processor time that an engine spends on what one request's completions may be, and"""
+"""The processor time that an engine spends on the constraint of one request."""
 GRAMMAR_TOKEN_SECONDS = 0.01
-"""so much more for each of their tokens: all requests wait meanwhile. With Llama 3's vocabulary a
-schema of 100 objects takes 2 ms a token, an ambiguous grammar of one line 640 ms at its 60th."""
+"""How much more it spends for each new token. All other requests wait meanwhile. With Llama 3's
+vocabulary a schema of 100 objects takes 2 ms a token, an ambiguous grammar of one line 640 ms at
+its 60th."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,8 @@ class Limits:
     seats: int
     """Requests that a server takes on together. A GPU multiplies 128 rows as fast as one."""
     bytes_per_second: int
-    """How fast a slow machine reads weights: it decides how many tokens a round has. A clock could
-    not decide it, because all processes of a job must count alike."""
+    """The memory bandwidth that is assumed of a slow machine; it sets the tokens of a round. A
+    constant, because all processes of a job must agree."""
 
 
 PREFILL_TOKENS_A_ROW = 512

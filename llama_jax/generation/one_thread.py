@@ -1,4 +1,4 @@
-"""Turns of a conversation that several threads hold: one at a time, and the others are told."""
+"""A guard of a conversation: one thread iterates at a time, and another gets a ValueError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The programs of a conversation's turns: one reads what is new, one decodes; all turns share them.
+"""Two programs serve every turn of a conversation: one prefills the new tokens, one decodes.
 
 They are compiled before the first turn runs either, so that an answer does not pause after its
 first word.

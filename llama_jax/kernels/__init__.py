@@ -1,7 +1,9 @@
 """LLaMA's arithmetic, computed fast: the functions that the model and generation call.
 
-Each computes what its reference in `ops` computes (`argmax` and `top_k`: what JAX's do); tests hold
-them equal. A program gets the implementation of the platform that it is compiled for.
+A function of the name of one in `ops` computes what that one does. `causal_attention` and
+`paged_attention` are `ops.attention` over no past and over pages, `gated` is three products and
+`swiglu`, `argmax` and `top_k` are JAX's. Tests hold them equal. A program gets the implementation
+of the platform that it is compiled for. What a platform is given besides is from `platforms.py`.
 """
 
 from __future__ import annotations
@@ -100,9 +102,9 @@ that hold a weight of such a kind."""
 
 
 def has_gated_form(weights: Mapping[str, Any]) -> bool:
-    """Whether a feed-forward layer of these weights has one form: quantized ones on one device.
+    """Whether `gated` computes a feed-forward layer of these weights.
 
-    A layer with biases has none.
+    It does where they are quantized, lie on one device and have no biases.
     """
     ours = all(isinstance(w, quantized.QUANTIZED) for w in weights.values())
     return ours and jax.sharding.get_abstract_mesh().empty
@@ -111,7 +113,7 @@ def has_gated_form(weights: Mapping[str, Any]) -> bool:
 def gated(
     x: Float[Array, "*batch dim"], w1: Weight, w3: Weight, w2: Weight
 ) -> Float[Array, "*batch dim"]:
-    """`swiglu(x @ w1, x @ w3) @ w2` of weights that have such a form."""
+    """`swiglu(x @ w1, x @ w3) @ w2` of quantized weights (`has_gated_form`)."""
     return quantized.feed_forward(x, w1, w3, w2)
 
 
@@ -145,7 +147,7 @@ def rotations(
 def attention(
     q: Queries, k: NewKeys, v: NewKeys, past: tuple[Array, ...] | None, lengths: Lengths
 ) -> Queries:
-    """What a step's queries read from the first `lengths` slots of `past` and from its own keys.
+    """Attention of a step's queries over the first `lengths` slots of `past` and over its own keys.
 
     `past` is keys and values, and of int8 their scales too. A GPU takes cuDNN's kernel for a prompt
     and ours for a decode step, where it has them.

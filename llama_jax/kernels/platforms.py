@@ -52,7 +52,7 @@ def tokens_in_cache(platform: str, vocab: int) -> int | None:
 
 
 def computes_again(platform: str) -> bool:
-    """Whether XLA really computes again what `jax.checkpoint` drops. On a CPU it keeps it."""
+    """Whether rematerialization (`jax.checkpoint`) saves memory. On a CPU, XLA undoes it."""
     return platform != "cpu"
 
 

@@ -21,9 +21,9 @@ from llama_jax.weights.int4 import GROUP, Int4
 from llama_jax.weights.weight import Weight
 
 PANELS, WIDEST = 128, 512
-"""A block is a multiple of the one wide, since XLA's library deals out 64 columns at a time and two
-cores are to get as many, and at most as wide as the other: wider blocks were slower. Of `Int4`,
-whose inputs are copied into another order, half as wide: it takes no longer and 7 MB less."""
+"""The width of a block is a multiple of PANELS: XLA's library hands out 64 columns at a time, and
+two cores are to get as many. It is at most WIDEST: wider blocks were slower. `Int4` copies its
+inputs into another order, and takes half of WIDEST: no slower, and 7 MB less."""
 
 
 def feed_forward(x: Array, w1: Weight, w3: Weight, w2: Weight) -> Array:

@@ -126,7 +126,7 @@ def constrain_weights(params: Params) -> Params:
 def per_device(f: Callable[..., Array], specs: tuple[Any, ...], out: P) -> Callable[..., Array]:
     """`jax.shard_map` of `f` on the mesh of `jax.set_mesh`; without a mesh, `f` itself.
 
-    For what XLA cannot partition: a kernel. `specs` are the arguments' trees of specs.
+    Use it for kernels, which XLA cannot partition. `specs` are the arguments' trees of specs.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

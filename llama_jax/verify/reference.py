@@ -7,7 +7,7 @@ weight is read a band at a time, so the memory this takes does not grow with the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
@@ -128,6 +128,7 @@ def _slowed(frequency: float, pair: int, c: Config) -> float:
             return (1 - slow) * frequency + slow * frequency / s.factor
         case None | DynamicScaling():  # the latter's change lies beyond the model's positions
             return frequency
+    assert_never(c.rope_scaling)
 
 
 def _pair_that_turns(times: float, c: Config, s: YarnScaling) -> float:

@@ -24,9 +24,9 @@ class Int8Dynamic:
     """A weight [in, out] of int8 `values` [out, in] and scales [out], for rounded activations.
 
     A product rounds each row of its activations to integers from -127 to 127 and one scale. Sums of
-    integers are exact, so a row's result is the same to the bit beside any other rows. A gradient
-    passes the rounding by, as if activations were multiplied as they are. `values` lie by outputs,
-    as a CPU's product of integers reads them.
+    integers are exact, so a row's result is the same to the bit beside any other rows. The
+    gradient ignores the rounding (straight-through). `values` lie by outputs, as a CPU's product of
+    integers reads them.
     """
 
     kind: ClassVar[str] = "int8_dynamic"

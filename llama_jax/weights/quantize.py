@@ -46,8 +46,8 @@ def quantize(params: Params, kind: Rule) -> Params:
     is given each matrix's name, as "layers_0.attention.wq", and returns its kind, or None where it
     is to stay. Each 32 inputs of an output share a scale in "int8" and "int4", all of them in the
     others. A matrix whose inputs are no multiple of 32 cannot be int4; it becomes int8 with a
-    scale an output. Activations stay as they are but for "int8_dynamic", which rounds the rows
-    that a matrix multiplies to 8 bits too.
+    scale an output. Only "int8_dynamic" also rounds activations,
+    the rows that a matrix multiplies, to 8 bits.
 
     One matrix at a time is in memory besides `params` and the result. ValueError where the kind is
     unknown, or a weight is quantized already.

@@ -1,6 +1,7 @@
-"""The `Weight` protocol. A weight is an array, or a value that multiplies: quantized, adapted.
+"""The `Weight` protocol. A weight is an array, or an object with a `matmul`: an int8 matrix, say.
 
-A value is made of arrays, its parts. `layout` maps each axis of a part to an axis of the weight:
+Such an object is called a value. It is made of arrays, its parts. `layout` maps each axis of a part
+to an axis of the weight:
 
     Scaled: an int8 array [in, out] and a float32 scale [out], for a weight of shape [in, out]
     parts()   {"values": int8[in, out], "scale": float32[out]}

@@ -317,7 +317,7 @@ def test_a_head_is_short_and_each_header_a_line(serving, header, status):
         (b"[]", 400, "send a JSON object"),
         (b"{}", 400, "no prompt"),
         (b"", 400, "no JSON"),
-        (b'{"prompt": "a", "logit_bias": {"1": 101}}', 400, "logit_bias"),
+        (b'{"prompt": "a", "logit_bias": {"1": 101}}', 400, "logit_bias={'1': 101} is refused"),
         (b'{"prompt": "a", "seed": ' + b"9" * 40 + b"}", 400, "seed"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "got bool"),
         (b'{"prompt": "a", "min_p": 1.5}', 400, "min_p=1.5 is refused: expected float <= 1.0"),

@@ -54,6 +54,7 @@ def _counts(name: str, value: Any) -> bool:
 def _worded(message: str, given: Any) -> Exception:
     found = _PLACED.fullmatch(message)
     rule, path = (found[1], found[2] or "") if found else (message, "")
+    path = path.replace("[...]", "")  # msgspec's word for a value of a dict
     if missing := _MISSING.fullmatch(rule):
         path = ".".join(filter(None, (path, missing[1])))
         return bad(f"the request has no {path}", path, "missing_field")
