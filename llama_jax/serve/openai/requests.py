@@ -68,7 +68,8 @@ def _numbers() -> Any:
     for name, setting in ON_DEVICE.items():
         bounds = setting.metadata
         kind: Any = int if bounds["integer"] else float
-        low, high = max(bounds["low"], -LARGEST), min(bounds["high"], LARGEST)
+        largest = 2**63 - 1 if bounds["integer"] else LARGEST
+        low, high = max(bounds["low"], -largest), min(bounds["high"], largest)
         from_low = {"gt" if bounds["is_open"] else "ge": kind(low)}
         kind = Annotated[kind, Meta(le=kind(high), **from_low)]
         fields.append((name, kind | None if bounds["optional"] else kind, setting.default))
