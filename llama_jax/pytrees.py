@@ -25,7 +25,7 @@ def register_dataclass(kind: Class) -> Class:
     found_of, constants_of = _getter(leaves), _getter(static)
 
     def flatten(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        return found_of(value) if leaves else (), constants_of(value) if static else ()
+        return found_of(value), constants_of(value)
 
     def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         found, constants = flatten(value)
@@ -40,6 +40,7 @@ def register_dataclass(kind: Class) -> Class:
 
 def _getter(names: Sequence[str]) -> Callable[[Any], tuple[Any, ...]]:
     """The attributes of these names, as a tuple; a model may have hundreds of values to ask."""
-    if len(names) > 1:
-        return operator.attrgetter(*names)
-    return lambda value: tuple([getattr(value, name) for name in names])
+    if not names:
+        return lambda value: ()
+    get = operator.attrgetter(*names)
+    return get if len(names) > 1 else lambda value: (get(value),)
