@@ -4,7 +4,8 @@ A program is compiled once per shape, so shapes are rounded up to buckets: a bat
 20 tokens runs as 4 rows of 32.
 
 What a kernel or a layout is made of stands beside it, because `kernels/` and `model/` cannot import
-this file: a kernel's blocks, the 64 positions of a page. HTTP's limits are in `serve/limits.py`.
+this file: a kernel's blocks, the 64 positions of a page. HTTP's limits are in `serve/limits.py`, the
+sizes of an engine's pool and programs in `serve/pool.py` and `serve/programs.py`.
 """
 
 from __future__ import annotations
