@@ -46,6 +46,12 @@ def turned(names: list[str], count: int) -> list[str]:
     return order[::-1] if count % 2 else order
 
 
+def _store(workers: dict[str, Worker], rows: int) -> None:
+    """Has each store its weights for so many rows, before anything is timed."""
+    for worker in workers.values():
+        worker.ask("store", rows=rows)
+
+
 def _round(
     workers: dict[str, Worker], machine: Worker, model: Model, effort: Effort, rates: Rates
 ) -> None:
@@ -63,6 +69,7 @@ def _round(
         keep(MACHINE, f"matrix {dtype}", machine.ask("matrix", dtype=dtype)["rate"])
     for batch in BATCHES:
         measure, rows = f"bandwidth {batch}", prompts(model, PROMPT, batch)
+        _store(workers, batch)
         before = keep(MACHINE, measure, machine.ask("bandwidth")["rate"])
         for name, worker in workers.items():
             if batch in CONTESTANTS[name].batches:
@@ -72,6 +79,7 @@ def _round(
                 keep(name, measure, (before + after) / 2)
                 before = after
     prompt = prompts(model, effort.prefill, 1)[0]
+    _store(workers, 1)
     for name, worker in workers.items():
         if CONTESTANTS[name].prefills:
             keep(name, "prefill", worker.ask("prefill", prompt=prompt)["rate"])

@@ -36,7 +36,7 @@ class Ours:
     def _loaded(self) -> llama_jax.Params:
         return llama_jax.load(self.loading.path, dtype=self.loading.dtype)
 
-    def _store(self, rows: int) -> None:
+    def store(self, rows: int) -> None:
         """Stores the weights for so many rows; never timed."""
         if self.is_for_a_batch == (rows > 1):
             return
@@ -48,7 +48,7 @@ class Ours:
         self.is_for_a_batch = rows > 1
 
     def decode(self, prompts: list[list[int]], new: int) -> Run:
-        self._store(len(prompts))
+        self.store(len(prompts))
         tokens, to_last = self._generate(prompts, new)
         _, to_first = self._generate(prompts, 1)
         return Run(tokens, len(prompts) * (new - 1), to_last - to_first)
@@ -60,19 +60,19 @@ class Ours:
 
     def pace(self, prompt: list[int], new: int) -> float:
         """Seconds from the first new token to the last, of one text: its prefill is not in it."""
-        self._store(1)
+        self.store(1)
         deltas = llama_jax.stream(self.params, [prompt], max_new_tokens=new, **_GREEDY)
         times = [time.perf_counter() for delta in deltas if delta.tokens]
         return times[-1] - times[0]
 
     def prefill(self, prompt: list[int]) -> float:
-        self._store(1)
+        self.store(1)
         start = time.perf_counter()
         llama_jax.generate(self.params, [prompt], max_new_tokens=1, **_GREEDY)
         return time.perf_counter() - start
 
     def logits(self, prompt: list[int]) -> Logits:
-        self._store(1)
+        self.store(1)
         tokens = jnp.asarray([prompt])
         positions = jnp.arange(len(prompt))[None]
         last = jnp.asarray([[len(prompt) - 1]])

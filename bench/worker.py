@@ -63,6 +63,10 @@ def answered(subject: Any, request: dict[str, Any]) -> dict[str, Any]:
             return {"rate": subject.matrix(dtype)}
         case {"do": "peak_memory"}:
             return {"bytes": subject.peak_memory()}
+        case {"do": "store", "rows": rows}:
+            if hasattr(subject, "store"):
+                subject.store(rows)
+            return {}
     return _measured(subject, request)
 
 

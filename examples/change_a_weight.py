@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 import llama_jax
 
-params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None)
+params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None, quantize="none")
 c = params.config
 tokenizer = llama_jax.load_tokenizer(params.tokenizer)
 text = "Once upon a time, there was a little girl named"

@@ -27,7 +27,7 @@ with llama_jax.Engine(params, rows=4) as engine:
     for question in ("The dog was", "Tom was"):
         stream = engine.submit(story + question, temperature=0, max_new_tokens=8)
         (done,) = stream.completions()
-        print(f"{stream.cached_tokens} of {len(stream.prompt)} tokens were there: {done.text!r}")
+        print(f"{stream.cached_tokens} of {len(stream.prompt)} tokens were cached: {done.text!r}")
 
     # In an event loop a stream is an asynchronous iterator. Another one is cancelled half way.
     async def race() -> None:

@@ -10,7 +10,8 @@ import sys
 
 import llama_jax
 
-params = llama_jax.load(sys.argv[1] if len(sys.argv) > 1 else None, dtype="float32")
+checkpoint = sys.argv[1] if len(sys.argv) > 1 else None
+params = llama_jax.load(checkpoint, dtype="float32", quantize="none")  # plain, whatever it holds
 text = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "
     "One day, she saw a big dog. The dog wanted to play with her, and they were very happy."

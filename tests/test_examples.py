@@ -104,7 +104,7 @@ def training_step_shows_a_falling_loss(out):
 def engine_shows_requests_that_share_and_leave(out):
     assert re.search(r"^Once upon a time\|, there was", out, flags=re.MULTILINE)
     there = [
-        tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) tokens were there", out)
+        tuple(map(int, found)) for found in re.findall(r"(\d+) of (\d+) tokens were cached", out)
     ]
     assert there[0][0] == 0
     assert 0 < there[1][0] < there[1][1]

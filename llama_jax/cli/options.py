@@ -52,7 +52,7 @@ Quantize = Annotated[
         metavar="KIND",
         help="Round the matrices, all but the embedding, to int8 or fp8 (a quarter of float32's "
         "memory) or int4 (a sixth); int8_channel is the int8 that a GPU multiplies fastest; "
-        "int8_dynamic rounds the activations too; none dequantizes what a file holds so",
+        "int8_dynamic rounds the activations too; none dequantizes a file that is quantized",
     ),
 ]
 

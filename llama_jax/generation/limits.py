@@ -4,8 +4,8 @@ A program is compiled once per shape, so shapes are rounded up to buckets: a bat
 20 tokens runs as 4 rows of 32.
 
 What a kernel or a layout is made of stands beside it, because `kernels/` and `model/` cannot import
-this file: a kernel's blocks, the 64 positions of a page. HTTP's limits are in `serve/limits.py`, the
-sizes of an engine's pool and programs in `serve/pool.py` and `serve/programs.py`.
+this file: a kernel's blocks, the 64 positions of a page. HTTP's limits are in `serve/limits.py`,
+the sizes of an engine's pool and programs in `serve/pool.py` and `serve/programs.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ ANSWER_TOKENS = 256
 quarter of the context if that is less."""
 LARGEST = (2 - 2**-23) * 2.0**127
 """The largest number in a setting. On the device it is a float32, and this the largest of them."""
+SMALLEST = 2.0**-126
+"""The smallest number above 0: less is 0 on a device that flushes what float32 denormalizes."""
 NO_LIMIT = 2**31 - 1
 
 MAX_GRAMMAR_BYTES = 64 << 10

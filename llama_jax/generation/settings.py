@@ -1,8 +1,8 @@
 """How to sample, as one value. The default and the bounds of each number are stated here.
 
-The options of `generate` and `chat` are made of these fields. So is every field of a server's
-request for which OpenAI's protocol has no default or bounds of its own. This file imports nothing
-heavy, because `--help` reads it.
+The options of `generate` and `chat` are made of these fields. So are the fields of a server's
+requests, unless `serve/openai/requests.py` states one otherwise. This file imports nothing heavy,
+because `--help` reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llama_jax.field_docs import with_field_docs
-from llama_jax.generation.limits import LARGEST, MAX_LOGPROBS
+from llama_jax.generation.limits import LARGEST, MAX_LOGPROBS, SMALLEST
 from llama_jax.validation import wrong_kind
 
 
@@ -51,7 +51,7 @@ class SamplingSettings:
     """
 
     max_new_tokens: int = _number(256, 0, integer=True)
-    """A text ends after so many new tokens, if nothing ended it before."""
+    """Ends a text after so many new tokens, if nothing ended it before."""
     temperature: float = _number(0.8, 0, on_device="float32", neutral=0)
     """How random the draw is: divides the logits; 0 takes the likeliest token."""
     top_p: float = _number(0.95, 0, 1, on_device="float32", neutral=1)
@@ -59,7 +59,7 @@ class SamplingSettings:
     top_k: int = _number(0, 0, integer=True, on_device="int32", neutral=0)
     """Keeps this many of the likeliest tokens; 0 keeps all."""
     min_p: float = _number(0.0, 0, 1, on_device="float32", neutral=0)
-    """Keeps tokens at least this many times as likely as the likeliest; 0 keeps all."""
+    """Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all."""
     seed: int | None = _number(
         0, 0, 2**32 - 1, integer=True, optional=True, on_device="uint32", neutral=0
     )
@@ -89,9 +89,10 @@ class SamplingSettings:
     """The same for the prompt's tokens. The first has none."""
 
     def __post_init__(self) -> None:
-        for name, field in NUMBERS.items():
-            _check(field, getattr(self, name))
         copies: dict[str, Any] = {
+            name: _checked(field, getattr(self, name)) for name, field in NUMBERS.items()
+        }
+        copies |= {
             "logit_bias": _biases(self.logit_bias),
             "forbidden_ids": _ids("forbidden_ids", self.forbidden_ids),
             "stop_ids": None if self.stop_ids is None else _ids("stop_ids", self.stop_ids),
@@ -146,33 +147,48 @@ def for_each(
 _LISTS = {"logit_bias", "forbidden_ids", "stop_ids", "stop"}
 
 
-def _check(field: dataclasses.Field[Any], value: Any) -> None:
+def _checked(field: dataclasses.Field[Any], value: Any) -> int | float | None:
+    """The value as a number of Python's, whoever's it was; ValueError if it is not allowed."""
     name, low, high = field.name, field.metadata["low"], field.metadata["high"]
     if value is None and field.metadata["optional"]:
-        return
+        return None
     if field.metadata["integer"]:
-        if not low <= _integer(name, value) <= high:
+        integer = _integer(name, value)
+        if not low <= integer <= high:
             raise ValueError(f"{name}={value!r} must be an integer {_bounds(low, high)}")
-        return
-    is_open = field.metadata["is_open"]
-    if not (_is_number(value) and low <= value <= high and not (is_open and value == low)):
-        if is_open:
-            raise ValueError(
-                f"{name}={value!r} must be a number above {low}; {field.default:g} is none"
-            )
+        return integer
+    number, is_open = _float(value), field.metadata["is_open"]
+    if is_open and not low + SMALLEST <= number <= high:
+        raise ValueError(
+            f"{name}={value!r} must be a number above {low}; {field.default:g} is none"
+        )
+    if not (low <= number <= high and math.isfinite(number)):
         raise ValueError(f"{name}={value!r} must be a finite number {_bounds(low, high)}".rstrip())
-    if abs(value) == math.inf:
-        raise ValueError(f"{name}={value!r} must be a finite number")
-    _check_size(f"{name}={value!r}", value)
+    return _of_float32(f"{name}={value!r}", number)
 
 
-def _check_size(said: str, value: Any) -> None:
-    if abs(value) > LARGEST:
+def _of_float32(said: str, number: float) -> float:
+    if abs(number) > LARGEST:
         raise ValueError(f"{said} is too large; the largest number is float32's, {LARGEST:.2e}")
+    return number
 
 
-def _is_number(value: Any) -> bool:
-    return hasattr(value, "__float__") and not isinstance(value, bool) and _is_one(value)
+def _float(value: Any) -> float:
+    """A real number as a float; NaN for everything else."""
+    is_real = hasattr(value, "__float__") and not isinstance(value, bool) and _is_one(value)
+    if not is_real or _kind(value) in ("b", "c"):  # bool and complex
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # of a larger integer
+        return 2 * LARGEST if value > 0 else -2 * LARGEST
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _kind(value: Any) -> str:
+    """NumPy's letter for the kind of an array's numbers; "" of what is no array."""
+    return getattr(getattr(value, "dtype", None), "kind", "")
 
 
 def _is_one(value: Any) -> bool:
@@ -202,20 +218,22 @@ def _ids(name: str, ids: Any) -> tuple[int, ...]:
 def _biases(biases: Any) -> dict[int, float]:
     if not isinstance(biases, Mapping):
         raise ValueError(f"logit_bias={biases!r} must be a dict from token ids to numbers")
+    said, checked = "logit_bias has the id {value!r}, which", {}
     for id, bias in biases.items():
-        if not _is_number(bias) or not bias < math.inf:
+        number = _float(bias)
+        if not number < math.inf:
             raise ValueError(
                 f"logit_bias of {id} is {bias!r}; it must be a finite number, or minus infinity"
             )
-        if bias > -math.inf:
-            _check_size(f"logit_bias of {id} is {bias!r}, which", bias)
-    said = "logit_bias has the id {value!r}, which"
-    return {_integer("", id, said): float(bias) for id, bias in biases.items()}
+        if number > -math.inf:
+            _of_float32(f"logit_bias of {id} is {bias!r}, which", number)
+        checked[_integer("", id, said)] = number
+    return checked
 
 
 def _integer(name: str, value: Any, said: str = "{name}={value!r}") -> int:
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or _kind(value) == "b":
             raise TypeError
         return operator.index(value)
     except TypeError:

@@ -18,6 +18,8 @@ from bench.entrants import absent, versions
 from bench.models import Model
 from bench.shapes import SHAPES
 from bench.worker import MACHINE, TIMES, answered
+from llama_jax.weights.by_outputs import ByOutputs
+from llama_jax.weights.params import weight_at
 
 BENCH = [sys.executable, "-m", "bench"]
 
@@ -53,7 +55,12 @@ def test_our_worker_measures_what_generate_writes(tmp_path):
     written = llama_jax.generate(ours.params, rows, max_new_tokens=6, temperature=0, stop_ids=())
     assert answer["tokens"] == [done.tokens for done in written]
     assert answer["rate"] > 0
+    wq = ("layers_0", "attention", "wq")
+    assert isinstance(weight_at(ours.params.weights, wq), ByOutputs), "of a batch"
     assert answered(ours, {"do": "prefill", "prompt": rows[0]})["rate"] > 0
+    assert isinstance(weight_at(ours.params.weights, wq), jax.Array), "of one row"
+    assert answered(ours, {"do": "store", "rows": 8}) == {}
+    assert isinstance(weight_at(ours.params.weights, wq), ByOutputs)
     assert (
         np.argmax(answered(ours, {"do": "logits", "prompt": rows[0]})["logits"])
         == (written[0].tokens[0])

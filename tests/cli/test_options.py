@@ -1,7 +1,5 @@
 """Options in groups: a dataclass is an option a field."""
 
-import dataclasses
-import math
 from typing import get_type_hints
 
 import typer
@@ -9,7 +7,7 @@ from typer.testing import CliRunner
 
 from llama_jax.cli.groups import grouped
 from llama_jax.cli.sampling import Sampling, TextSampling
-from llama_jax.generation.settings import SamplingSettings
+from llama_jax.generation.settings import NUMBERS, SamplingSettings
 
 USUAL = Sampling(top_k=3, temperature=0.5)
 
@@ -46,25 +44,28 @@ def test_what_is_not_asked_for_is_what_the_library_does():
 
 def test_an_options_range_is_its_settings():
     options = get_type_hints(TextSampling, include_extras=True)
-    ranges = {
-        field.name: (field.metadata["low"], field.metadata["high"])
-        for field in dataclasses.fields(SamplingSettings)
-        if field.metadata
+    assert options.keys() >= NUMBERS.keys(), "every number can be asked for"
+    found = {name: options[name].__metadata__[0] for name in NUMBERS}
+    assert {name: (option.min, option.max) for name, option in found.items()} == {
+        "max_new_tokens": (0, None),
+        "temperature": (0, None),
+        "top_p": (0, 1),
+        "top_k": (0, None),
+        "min_p": (0, 1),
+        "seed": (0, 2**32 - 1),
+        "repetition_penalty": (None, None),  # above 0, which no option can say
+        "presence_penalty": (None, None),
+        "frequency_penalty": (None, None),
+        "min_new_tokens": (0, None),
+        "logprobs": (0, 20),
+        "prompt_logprobs": (0, 20),
     }
-    assert options.keys() >= ranges.keys(), "every number can be asked for"
-    for name, (low, high) in ranges.items():
-        (option,) = options[name].__metadata__
-        said = -math.inf if option.min is None else option.min, option.max or math.inf
-        if name == "repetition_penalty":  # above 0, which no option can say
-            assert said == (-math.inf, math.inf)
-        else:
-            assert said == (low, high), name
 
 
 def test_what_help_says_of_a_number_is_what_its_field_says():
     (option,) = get_type_hints(Sampling, include_extras=True)["min_p"].__metadata__
     assert option.help == (
-        "Keeps tokens at least this many times as likely as the likeliest; 0 keeps all"
+        "Keeps tokens at least this fraction as likely as the likeliest; 0 keeps all"
     )
     penalty = get_type_hints(Sampling, include_extras=True)["repetition_penalty"]
     assert penalty.__metadata__[0].help.endswith("1 is none. X is above 0")

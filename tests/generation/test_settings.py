@@ -1,6 +1,8 @@
 """What `SamplingSettings` accepts, and how settings are given to many prompts."""
 
 import dataclasses
+from decimal import Decimal
+from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,27 @@ import pytest
 
 from llama_jax import generate, stream
 from llama_jax.generation.settings import SamplingSettings, for_each
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.array, jnp.array])
+def test_a_number_of_numpy_or_jax_is_a_number_of_pythons(params, kind):
+    """Somebody else may change an array, and a program takes it for another constant."""
+    numbers = {"max_new_tokens": kind(3), "top_k": kind(5), "seed": kind(7), "logprobs": kind(2)}
+    plain = {"max_new_tokens": 3, "top_k": 5, "seed": 7, "logprobs": 2}
+    settings = SamplingSettings(**numbers)
+    assert settings == SamplingSettings(**plain)
+    assert {type(getattr(settings, name)) for name in numbers} == {int}
+    (found,), (same,) = generate(params, [[1, 2]], **numbers), generate(params, [[1, 2]], **plain)
+    assert found.tokens == same.tokens
+    several = generate(params, [[1, 2], [1, 2]], max_new_tokens=np.array([2, 3]))
+    assert [len(done.tokens) for done in several] == [2, 3]
+
+
+@pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), Decimal("0.5"), Fraction(1, 2)])
+def test_a_real_number_of_any_kind_is_a_float(value):
+    settings = SamplingSettings(temperature=value, repetition_penalty=value)
+    assert (settings.temperature, settings.repetition_penalty) == (0.5, 0.5)
+    assert type(settings.temperature) is float
 
 
 @pytest.mark.parametrize(
@@ -25,6 +48,13 @@ from llama_jax.generation.settings import SamplingSettings, for_each
         ({"temperature": "hot"}, "temperature='hot' must be a finite number of at least 0"),
         ({"temperature": None}, "temperature=None"),
         ({"temperature": True}, "temperature=True"),
+        ({"temperature": np.True_}, "temperature=np.True_ must be a finite number"),
+        ({"temperature": np.complex64(1)}, "must be a finite number of at least 0"),
+        ({"temperature": np.array("x")}, "must be a finite number of at least 0"),
+        ({"temperature": Decimal("NaN")}, "must be a finite number of at least 0"),
+        ({"temperature": np.inf}, "temperature=inf must be a finite number of at least 0"),
+        ({"top_k": np.True_}, "top_k=np.True_ must be an integer"),
+        ({"repetition_penalty": 1e-46}, "repetition_penalty=1e-46 must be a number above 0"),
         ({"temperature": 1e39}, "temperature=1e.39"),
         ({"min_p": -0.1}, "min_p=-0.1 must be a finite number from 0 to 1"),
         ({"min_p": 1.01}, "min_p=1.01"),

@@ -317,7 +317,12 @@ def test_a_head_is_short_and_each_header_a_line(serving, header, status):
         (b"[]", 400, "send a JSON object"),
         (b"{}", 400, "no prompt"),
         (b"", 400, "no JSON"),
-        (b'{"prompt": "a", "logit_bias": {"1": 101}}', 400, "logit_bias={'1': 101} is refused"),
+        (
+            b'{"prompt": "a", "logit_bias": {"1": 1, "7": 101}}',
+            400,
+            "logit_bias['7']=101 is refused",
+        ),
+        (b'{"prompt": "a", "logit_bias": {"1": "x"}}', 400, "logit_bias['1']='x' is refused"),
         (b'{"prompt": "a", "seed": ' + b"9" * 40 + b"}", 400, "seed"),
         (b'{"prompt": "a", "max_tokens": true}', 400, "got bool"),
         (b'{"prompt": "a", "min_p": 1.5}', 400, "min_p=1.5 is refused: expected float <= 1.0"),
@@ -332,10 +337,14 @@ def test_a_body_that_is_no_request_is_refused(url, body, status, said):
     assert len(got[2]["error"]["message"]) < 400
 
 
-def test_a_request_may_state_every_number_of_the_settings(url):
-    schemas = ask(url, path="/openapi.json")[2]["components"]["schemas"]
-    for kind in ("CompletionRequest", "ChatRequest"):
-        assert set(ON_DEVICE) <= schemas[kind]["properties"].keys()
+def test_every_number_of_the_settings_reaches_the_engine(engine, url):
+    numbers = dict.fromkeys(ON_DEVICE, 0.25) | {"top_k": 3, "seed": 7}
+    threading.Thread(
+        target=lambda: engine.say(engine.wait_for_stream(), delta("x", "stop"))
+    ).start()
+    assert ask(url, "POST", "/v1/completions", {"prompt": "a", **numbers})[0] == 200
+    ((_, settings, *_),) = engine.asked
+    assert {name: getattr(settings, name) for name in numbers} == numbers
 
 
 def test_a_model_that_only_continues_texts_answers_no_messages(engine):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
+from llama_jax.serve.limits import MAX_BIASES
 from llama_jax.serve.openai.errors import bad
 from llama_jax.serve.openai.requests import INERT
 
@@ -30,7 +32,8 @@ def read_request(kind: type[T], body: bytes) -> T:
     except RecursionError:
         raise bad("the body nests lists or objects too deeply", code="invalid_json") from None
     except ValueError as error:  # msgspec's own, and Python's of bytes that are not UTF-8
-        raise bad(f"the body is no JSON: {error}", code="invalid_json") from None
+        said = str(error).partition(" - at `$")[0]  # a place that msgspec knows only in part
+        raise bad(f"the body is no JSON: {said}", code="invalid_json") from None
     if not isinstance(given, dict):
         raise bad(f"the body is a {type(given).__name__}; send a JSON object", code="invalid_json")
     given = {name: value for name, value in given.items() if value is not None}
@@ -39,7 +42,7 @@ def read_request(kind: type[T], body: bytes) -> T:
     try:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
-        raise _worded(str(error), given) from None
+        raise _worded(str(error), given, kind) from None
 
 
 def _counts(name: str, value: Any) -> bool:
@@ -51,16 +54,30 @@ def _counts(name: str, value: Any) -> bool:
     raise bad(f"{name[:60]}{rest}: {reason}; leave it out", name[:60], "unknown_field")
 
 
-def _worded(message: str, given: Any) -> Exception:
+def _worded(message: str, given: Any, kind: type[Any]) -> Exception:
     found = _PLACED.fullmatch(message)
     rule, path = (found[1], found[2] or "") if found else (message, "")
-    path = path.replace("[...]", "")  # msgspec's word for a value of a dict
+    is_entry = path.endswith("[...]")  # msgspec's word for any value of a dict
+    path = path.removesuffix("[...]")
     if missing := _MISSING.fullmatch(rule):
         path = ".".join(filter(None, (path, missing[1])))
         return bad(f"the request has no {path}", path, "missing_field")
     rule = rule[:1].lower() + rule[1:].replace("`", "")
     shown = f"{path}={_at(path, given)!r:.60}"
+    if is_entry:
+        shown = _refused_entry(path, given, kind) or shown
     return bad(f"{shown} is refused: {rule}", path or None, "invalid_value")
+
+
+def _refused_entry(name: str, given: Any, kind: type[Any]) -> str:
+    """The refused entry of a dict, `logit_bias['77']=101` say; "" if it is not found soon."""
+    hint = get_type_hints(kind, include_extras=True).get(name, Any)
+    for key, value in itertools.islice(given.get(name, {}).items(), MAX_BIASES):
+        try:
+            msgspec.convert({key: value}, hint)
+        except msgspec.ValidationError:
+            return f"{name}[{key!r:.60}]={value!r:.60}"
+    return ""
 
 
 def _at(path: str, value: Any) -> Any:

@@ -88,7 +88,8 @@ else:
 class Request(Numbers, Struct, kw_only=True):
     """What completions and chat have in common.
 
-    A sampling setting is stated here where the protocol gives it another default or other bounds.
+    A number of `SamplingSettings` is stated here where a request has another default or other
+    bounds than Python: OpenAI's, and for `top_k` and `repetition_penalty` vLLM's and our own.
     """
 
     model: Name | None = None

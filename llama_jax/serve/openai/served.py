@@ -171,9 +171,7 @@ def asked_of(
 
 def _settings(served: Served, request: Request, **more: Any) -> SamplingSettings:
     """The settings of a request: fields of the same name, and those that are named otherwise."""
-    alike = {
-        name: getattr(request, name) for name in ON_DEVICE if name in request.__struct_fields__
-    }
+    alike = {name: getattr(request, name) for name in ON_DEVICE}
     otherwise = {
         "min_new_tokens": request.min_tokens,
         "top_k": max(request.top_k, 0),
