@@ -71,8 +71,10 @@ def _worded(message: str, given: Any, kind: type[Any]) -> Exception:
 
 def _refused_entry(name: str, given: Any, kind: type[Any]) -> str:
     """The refused entry of a dict, `logit_bias['77']=101` say; "" if it is not found soon."""
-    hint = get_type_hints(kind, include_extras=True).get(name, Any)
-    for key, value in itertools.islice(given.get(name, {}).items(), MAX_BIASES):
+    hint, entries = get_type_hints(kind, include_extras=True).get(name, Any), given.get(name)
+    if not isinstance(entries, dict):
+        return ""
+    for key, value in itertools.islice(entries.items(), MAX_BIASES):
         try:
             msgspec.convert({key: value}, hint)
         except msgspec.ValidationError:
