@@ -38,8 +38,8 @@ ANSWER_TOKENS = 256
 quarter of the context if that is less."""
 LARGEST = (2 - 2**-23) * 2.0**127
 """The largest number in a setting. On the device it is a float32, and this the largest of them."""
-SMALLEST = 2.0**-126
-"""The smallest number above 0: less is 0 on a device that flushes what float32 denormalizes."""
+SMALLEST = 2.0**-149
+"""The smallest number above 0 that float32 has: less is 0 on the device."""
 NO_LIMIT = 2**31 - 1
 
 MAX_GRAMMAR_BYTES = 64 << 10
