@@ -79,7 +79,7 @@ def _numbers() -> Any:
 if TYPE_CHECKING:
 
     class Numbers(Struct, kw_only=True):
-        """No field that is read by its name."""
+        """As type checkers see it: its fields are read with `getattr` alone."""
 
 else:
     Numbers = _numbers()
